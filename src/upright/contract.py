@@ -1,0 +1,418 @@
+"""The lowest floor: what a method, a task and a run promise each other.
+
+Standard library only, so that a method's native door runs on a bare accelerator image.
+
+* `Config` is a frozen dataclass whose fields carry ranges; every method, task and audit is configured by one.
+* `method` marks a function as a method and records what `upright check` derives its tests from.
+* `Run` and `Task` are the two protocols a method meets: where randomness, logging and checkpoints come
+  from, and what data it may see.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Protocol, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+
+__all__ = [
+    "Arm",
+    "Config",
+    "InputError",
+    "MethodSpec",
+    "Metric",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "PositiveFloat",
+    "PositiveInt",
+    "Range",
+    "Run",
+    "Task",
+    "UnitScores",
+    "method",
+    "spec_of",
+    "stream",
+]
+
+
+class InputError(ValueError):
+    """Bad input from a person, in three parts.
+
+    Parameters
+    ----------
+    got : str
+        What was got.
+    accepted : str
+        What is accepted.
+    todo : str
+        What to do.
+    """
+
+    def __init__(self, got: str, accepted: str, todo: str) -> None:
+        super().__init__(got, accepted, todo)
+        self.got, self.accepted, self.todo = got, accepted, todo
+
+    def __str__(self) -> str:
+        return f"{self.got}\n  accepted: {self.accepted}\n  to do:    {self.todo}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Bounds of a number, carried in `Annotated[float, Range(ge=0)]`."""
+
+    gt: float | None = None
+    ge: float | None = None
+    lt: float | None = None
+    le: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            not (isinstance(value, float) and math.isnan(value))
+            and (self.gt is None or value > self.gt)
+            and (self.ge is None or value >= self.ge)
+            and (self.lt is None or value < self.lt)
+            and (self.le is None or value <= self.le)
+        )
+
+    def __str__(self) -> str:
+        signs = ((self.gt, ">"), (self.ge, ">="), (self.lt, "<"), (self.le, "<="))
+        return " and ".join(f"{sign} {bound:g}" for bound, sign in signs if bound is not None)
+
+
+PositiveInt = Annotated[int, Range(gt=0)]
+NonNegativeInt = Annotated[int, Range(ge=0)]
+PositiveFloat = Annotated[float, Range(gt=0)]
+NonNegativeFloat = Annotated[float, Range(ge=0)]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Config:
+    """Settings that may not lie: a frozen, keyword-only dataclass checked when it is made.
+
+    Subclasses declare annotated fields with defaults, each followed by a docstring. Numbers carry their
+    bounds as `Annotated[float, Range(...)]`, choices are `Literal`.
+
+    Raises
+    ------
+    InputError
+        When a value lies outside its range or choices.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self), include_extras=True)
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            _check_value(type(self).__name__, field.name, getattr(self, field.name), hints[field.name])
+
+    def replace(self, **changes: Any) -> Any:
+        """Return a copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as plain Python values, in order of declaration."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """Return the members of a union with `Annotated` kept whole."""
+    origin = get_origin(hint)
+    if origin is Annotated or origin is Literal or origin is None:
+        return [hint]
+    return list(get_args(hint)) if str(origin).endswith(("Union", "UnionType'>")) else [hint]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether one value is allowed by one alternative of a field's type."""
+    origin = get_origin(hint)
+    if hint is Any:
+        return True
+    if hint is None or hint is type(None):
+        return value is None
+    if origin is Literal:
+        return value in get_args(hint) and not (isinstance(value, bool) and True not in get_args(hint))
+    if origin is Annotated:
+        base, *marks = get_args(hint)
+        return any(_fits(value, h) for h in _alternatives(base)) and all(
+            value in mark for mark in marks if isinstance(mark, Range)
+        )
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if origin in (tuple, list):
+        inner = get_args(hint)[0] if get_args(hint) else Any
+        return isinstance(value, tuple | list) and all(any(_fits(v, h) for h in _alternatives(inner)) for v in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping)
+    return isinstance(value, origin or hint)
+
+
+def accepted(hint: Any) -> str:
+    """Say in words what a field's type accepts."""
+    words = []
+    for one in _alternatives(hint):
+        origin = get_origin(one)
+        if origin is Literal:
+            words.append(" | ".join(repr(v) for v in get_args(one)))
+        elif origin is Annotated:
+            base, *marks = get_args(one)
+            words.append(f"{accepted(base)} {' and '.join(str(m) for m in marks if isinstance(m, Range))}".strip())
+        elif one is type(None) or one is None:
+            words.append("none")
+        elif origin is not None:
+            words.append(str(one).replace("typing.", ""))
+        else:
+            words.append(getattr(one, "__name__", str(one)))
+    return " or ".join(words)
+
+
+def _check_value(owner: str, name: str, value: Any, hint: Any) -> None:
+    if not any(_fits(value, one) for one in _alternatives(hint)):
+        raise InputError(
+            f"{owner}.{name} = {value!r}", accepted(hint), f"set {name} to a value inside that range"
+        )
+
+
+def stream(seed: int, *name: str | int) -> int:
+    """Derive the seed of a named random stream.
+
+    ``stream(seed, *name) = first 8 bytes of SHA-256(json([seed, *name]))``: a function of the name alone, so
+    that skipping one client or arm changes nobody else's numbers.
+
+    Returns
+    -------
+    int
+        Unsigned, below 2**63.
+    """
+    digest = hashlib.sha256(json.dumps([seed, *name]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """What a metric's values mean, as data.
+
+    Parameters
+    ----------
+    name : str
+        Field vocabulary, for example ``ndcg@10``.
+    direction : {"higher", "lower"}
+        Which way is better.
+    low, high : float
+        Range of one unit's value.
+    margin : float
+        Largest change of the mean that counts as equal, in the metric's own unit.
+    title : str
+        How a report writes it.
+    """
+
+    name: str
+    direction: Literal["higher", "lower"] = "higher"
+    low: float = 0.0
+    high: float = 1.0
+    margin: float = 0.01
+    title: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitScores:
+    """Scores of one result on one split, one value per unit.
+
+    Parameters
+    ----------
+    unit_kind : str
+        What is counted: ``user``, ``item``, ``client``, ``row`` ...
+    unit : sequence of int or str, shape (U,)
+        Identifier of each unit.
+    values : mapping of metric name to sequence of float, shape (U,)
+        NaN where a metric is not defined for a unit.
+    by : mapping of grouping name to sequence of str, shape (U,)
+        Group of each unit under each grouping.
+    totals : mapping of name to float
+        Quantities of the whole result that are no mean over units (catalogue coverage, Gini of exposure).
+    """
+
+    unit_kind: str
+    unit: Sequence[Any]
+    values: Mapping[str, Sequence[float]]
+    by: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    totals: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Run(Protocol):
+    """What a method may ask of the run it is part of."""
+
+    seed: int
+    arm: str
+
+    def rng(self, *name: str | int) -> Any:
+        """Return a NumPy generator for a named stream; the same name gives the same numbers in every arm."""
+
+    def torch_rng(self, *name: str | int) -> Any:
+        """Return a CPU `torch.Generator` for a named stream."""
+
+    def log(self, step: int, **values: float) -> None:
+        """Append one line to ``metrics.jsonl``."""
+
+    def save(self, step: int, state: Mapping[str, Any], *, best: bool = False) -> None:
+        """Checkpoint a state; ``best`` keeps it beside the last one."""
+
+    def restore(self, which: Literal["last", "best"] = "last") -> dict[str, Any] | None:
+        """Return the last (or best) checkpoint of this arm, None when there is none."""
+
+    def note(self, name: str, value: Any) -> None:
+        """Record a diagnostic or a condition (JSON-able) under this arm in ``summary.json``."""
+
+    def warn(self, text: str) -> None:
+        """Say what is correct but probably a mistake; the report repeats it."""
+
+    def progress(self, total: int, label: str) -> Any:
+        """Return a context manager whose value is a callable ``advance(n=1)``."""
+
+
+class Task(Protocol):
+    """Data and how an answer to it is scored per unit. Methods see train and validation only."""
+
+    unit_kind: str
+    metrics: Mapping[str, Metric]
+    train: Any
+    valid: Any
+
+    def score(self, result: Any, split: Literal["valid", "test"], run: Run) -> UnitScores:
+        """Score a result per unit; the runner alone asks for ``test``, once, at the end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One of the paired results of a run.
+
+    Parameters
+    ----------
+    name : str
+        As stored in ``units.parquet``.
+    role : {"baseline", "remedy", "trivial", "placebo"}
+        What the arm controls for.
+    settings : mapping
+        Config fields that make this arm out of the user's config.
+    title : str
+        How a report writes it.
+    """
+
+    name: str
+    role: Literal["baseline", "remedy", "trivial", "placebo"]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    title: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodSpec:
+    """What `@method` records about a method function."""
+
+    name: str
+    run: Callable[..., Any]
+    config: type[Config]
+    task: str
+    title: str
+    mends: str
+    neutral: tuple[Mapping[str, Any], ...]
+    arms: tuple[Arm, ...]
+    statistics: tuple[str, ...]
+    primary: str
+    cost: str
+    presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    tune: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def arm(self, role: str) -> Arm:
+        """Return the first arm with a role."""
+        return next(arm for arm in self.arms if arm.role == role)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def method(
+    name: str,
+    *,
+    task: str,
+    config: type[Config],
+    title: str,
+    mends: str,
+    neutral: Sequence[Mapping[str, Any]],
+    arms: Sequence[Arm],
+    statistics: Sequence[str],
+    primary: str,
+    cost: str,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    tune: Mapping[str, Sequence[Any]] | None = None,
+    tiny: Mapping[str, Any] | None = None,
+) -> Callable[[F], F]:
+    """Mark ``f(task, config, run) -> result`` as a method.
+
+    Parameters
+    ----------
+    name : str
+        Registered name.
+    task : str
+        ``module:Class`` of the task; the class has ``Config``, ``load(config, ...)`` and ``tiny(seed)``.
+    config : type of Config
+        The method's settings.
+    title, mends : str
+        Full name, and in a few words what it mends.
+    neutral : sequence of settings
+        Settings at which the remedy must equal the baseline within 1e-9 in float64.
+    arms : sequence of Arm
+        Exactly one baseline and one remedy, at least one trivial remedy and one placebo.
+    statistics : sequence of str
+        Statistics of `units.parquet` that a report shows, as ``name:metric[:grouping]``.
+    primary, cost : str
+        The statistic that decides whether the remedy works, and the one that may not get worse.
+    presets : mapping of preset name to mapping with the keys ``method`` and ``task``
+        Sizes: ``quick`` and ``full``.
+    tune : mapping of field name to candidate values
+        Grid on which every arm but the baseline is tuned on validation.
+    tiny : mapping
+        Settings under which `upright check` runs the method in seconds.
+
+    Raises
+    ------
+    TypeError
+        When the declaration is incomplete.
+    """
+    roles = [arm.role for arm in arms]
+    if roles.count("baseline") != 1 or roles.count("remedy") != 1 or not {"trivial", "placebo"} <= set(roles):
+        raise TypeError(
+            f"method {name!r} declares arms with roles {roles}; accepted: one baseline, one remedy, at least one "
+            "trivial and one placebo; add the missing arm"
+        )
+    if not neutral:
+        raise TypeError(f"method {name!r} declares no neutral setting; declare where it equals its baseline")
+
+    def mark(f: F) -> F:
+        f.__upright__ = MethodSpec(  # type: ignore[attr-defined]
+            name=name, run=f, config=config, task=task, title=title, mends=mends, neutral=tuple(neutral),
+            arms=tuple(arms), statistics=tuple(statistics), primary=primary, cost=cost, presets=presets or {},
+            tune=tune or {}, tiny=tiny or {},
+        )  # fmt: skip
+        return f
+
+    return mark
+
+
+def spec_of(f: Callable[..., Any]) -> MethodSpec:
+    """Return the declaration of a marked function.
+
+    Raises
+    ------
+    TypeError
+        When the function carries no `@method` mark.
+    """
+    spec = getattr(f, "__upright__", None)
+    if not isinstance(spec, MethodSpec):
+        raise TypeError(f"{f!r} is not a method; accepted: a function marked with @upright.contract.method; mark it")
+    return spec
