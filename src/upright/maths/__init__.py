@@ -1,0 +1,1 @@
+"""Mathematics: pure functions of arrays, without config, files or logging."""

@@ -1,0 +1,1 @@
+"""The ten methods, one file each."""

@@ -1,0 +1,1 @@
+"""The shell: config, registry, runs, units, evidence, checks."""

@@ -1,0 +1,217 @@
+"""Next-item recommendation: who gets good lists.
+
+The unit is the user. Every metric is one value a user, under three protocols, because the sign of a gap between
+groups depends on the protocol: full ranking of the catalogue, full ranking with a matched number of positives, and
+the sampled one-against-ninety-nine protocol of older papers.
+
+Groups are read off the training interactions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+
+from upright.contract import Config, InputError, Metric, NonNegativeInt, PositiveInt, Range, Run, UnitScores, stream
+from upright.data.catalogue import load_split
+from upright.data.interactions import Interactions, Split, synthetic
+from upright.metrics import ranking
+from upright.models.recommenders import build
+
+__all__ = ["ADVANTAGED", "DISADVANTAGED", "NextItem", "NextItemConfig", "activity_groups", "activity_score"]
+
+ADVANTAGED, DISADVANTAGED = "advantaged", "disadvantaged"
+Rule = Literal["value_sum", "count", "spend", "recency"]
+
+
+class NextItemConfig(Config):
+    """Data, backbone and groups of a next-item task."""
+
+    data: str = "ml100k"
+    """Name in the catalogue, `synthetic`, or path of a CSV, TSV or Parquet file of interactions."""
+    split_seed: NonNegativeInt = 0
+    """Seed of the random 70/10/20 split; every run of a comparison shares it, so users stay paired."""
+    backbone: Literal["bprmf", "neumf", "lightgcn"] = "bprmf"
+    """Recommender whose user representations a method may shape."""
+    dim: PositiveInt = 64
+    """Embedding width (each table of NeuMF has half of it)."""
+    layers: PositiveInt = 2
+    """Propagation layers of LightGCN."""
+    group_rule: Rule = "value_sum"
+    """What activity is: the sum of the value column, the number of interactions, spend (a value column of money), or
+    the latest time stamp; all over training rows."""
+    group_share: Annotated[float, Range(ge=0, le=1)] = 0.05
+    """Share of users, the most active ones, that counts as advantaged."""
+    k: PositiveInt = 10
+    """Length of the lists."""
+    matched: PositiveInt = 5
+    """Test positives a user keeps under the matched protocol."""
+    draws: PositiveInt = 20
+    """Draws of those positives."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Floating-point type of the model."""
+
+
+def activity_score(log: Interactions, rule: Rule) -> NDArray[np.float64]:
+    """Return how active each user is on a continuous scale, shape (U,).
+
+    ``value_sum`` and ``spend`` add the value column, ``count`` counts rows, ``recency`` is the latest time stamp.
+
+    Raises
+    ------
+    InputError
+        For ``recency`` without time stamps.
+    """
+    if rule == "count":
+        return np.bincount(log.user, minlength=log.n_users).astype(np.float64)
+    if rule == "recency":
+        if log.time is None:
+            raise InputError(
+                "group_rule='recency' on interactions without a time column",
+                "value_sum, count or spend; recency where every row has a time",
+                "name the time column of your file, or take another rule",
+            )
+        latest = np.full(log.n_users, -np.inf)
+        np.maximum.at(latest, log.user, log.time.astype(np.float64))
+        return latest
+    return np.bincount(log.user, weights=log.value, minlength=log.n_users)
+
+
+def activity_groups(score: NDArray[np.float64], share: float) -> NDArray[np.str_]:
+    """Label the ``int(share * U)`` highest scores advantaged, the others disadvantaged; ties go to the lower id.
+
+    Returns
+    -------
+    array of str, shape (U,)
+    """
+    top = np.argsort(-score, kind="stable")[: int(share * len(score))]
+    label = np.full(len(score), DISADVANTAGED, dtype=object)
+    label[top] = ADVANTAGED
+    return label.astype(str)
+
+
+class NextItem:
+    """A split of interactions, a backbone, and the per-user scores of a trained model.
+
+    Parameters
+    ----------
+    split : Split
+        Interactions; the test part is kept out of reach until the runner opens it.
+    config : NextItemConfig
+    """
+
+    unit_kind = "user"
+    Config = NextItemConfig
+
+    def __init__(self, split: Split, config: NextItemConfig) -> None:
+        self.config, self.train, self.valid = config, split.train, split.valid
+        self.n_users, self.n_items = split.train.n_users, split.train.n_items
+        self.seen: sparse.csr_array = split.train.csr()
+        self.groups = activity_groups(activity_score(split.train, config.group_rule), config.group_share)
+        self.user_columns: Mapping[str, Any] = split.user_columns
+        self._test, self._open = split.test, False
+        self.facts = {
+            "name": split.name, "licence": split.licence, "users": self.n_users, "items": self.n_items,
+            "train": len(split.train.user), "valid": len(split.valid.user), "test": len(split.test.user),
+            "fingerprint": split.fingerprint,
+        }  # fmt: skip
+        k = config.k
+        names = [f"ndcg@{k}", f"recall@{k}", f"mrr@{k}", f"hit@{k}"]
+        names += [f"ndcg@{k}_matched{config.matched}", f"ndcg@{k}_sampled"]
+        self.metrics: dict[str, Metric] = {name: Metric(name, title=_title(name)) for name in names}
+
+    @classmethod
+    def load(cls, config: NextItemConfig, data_dir: str | None = None) -> NextItem:
+        """Load the data that a config names."""
+        if config.data == "synthetic":
+            return cls(synthetic(), config)
+        return cls(load_split(config.data, data_dir=data_dir, split_seed=config.split_seed), config)
+
+    @classmethod
+    def tiny(cls, seed: int = 0, **changes: Any) -> NextItem:
+        """Return a task on a small planted world, for tests and `upright check`; float64."""
+        settings = {"data": "synthetic", "precision": "float64", "dim": 8, "group_share": 0.2, "draws": 3} | changes
+        return cls(synthetic(seed=seed), NextItemConfig(**settings))
+
+    def open_test(self) -> None:
+        """Let `score` see the test split; the runner calls it after every arm is trained."""
+        self._open = True
+
+    def model(self, run: Run) -> Any:
+        """Return a fresh backbone, initialised from the stream ``init`` that all arms share."""
+        c = self.config
+        return build(
+            c.backbone, self.n_users, self.n_items, self.seen, c.dim, c.layers, run.torch_rng("init"),
+            getattr(torch, c.precision),
+        )  # fmt: skip
+
+    def score(self, result: Any, split: Literal["valid", "test"], run: Run) -> UnitScores:
+        """Score a model per user.
+
+        Parameters
+        ----------
+        result : recommender with ``tables`` and ``score_all``
+        split : {"valid", "test"}
+            Validation gives the full-ranking metrics only. Candidates for test exclude training and validation items.
+
+        Raises
+        ------
+        InputError
+            When the test split is asked for before the runner opened it, or scores are NaN.
+        """
+        if split == "test" and not self._open:
+            raise InputError("the test split inside a method", "split='valid'", "select on validation; the runner scores")
+        c = self.config
+        part = self._test if split == "test" else self.valid
+        seen = self.seen if split == "valid" else _union(self.seen, self.valid.csr())
+        relevant = part.csr()
+        users = np.arange(self.n_users)
+        with torch.no_grad():
+            user_table, item_table = (t.detach() for t in result.tables())
+
+            def scores_of(some: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
+                rows = user_table[torch.from_numpy(np.ascontiguousarray(some))]
+                return np.asarray(result.score_all(rows, item_table).numpy())
+
+            full = ranking.evaluate_full(scores_of, users, seen, relevant, ks=(c.k,))
+            values = {name: full[name] for name in self.metrics if name in full}
+            exposure = full[f"exposure@{c.k}"]
+            if split == "test":
+                # the draws are named by the split alone: every arm and seed meets the same candidates
+                draws = np.random.default_rng(stream(c.split_seed, "protocol", "matched"))
+                values[f"ndcg@{c.k}_matched{c.matched}"] = ranking.matched_positives(
+                    scores_of, users, seen, relevant, n=c.matched, draws=c.draws, rng=draws, k=c.k
+                )
+                draws = np.random.default_rng(stream(c.split_seed, "protocol", "sampled"))
+                values[f"ndcg@{c.k}_sampled"] = ranking.sampled_protocol(
+                    scores_of, users, seen, relevant, negatives=99, rng=draws, k=c.k, first_item=_first(part)
+                )
+        totals = {f"coverage@{c.k}": ranking.coverage(exposure), f"gini_exposure@{c.k}": ranking.gini(exposure)}
+        return UnitScores("user", users.tolist(), values, {"activity": self.groups.tolist()}, totals)
+
+
+def _title(name: str) -> str:
+    base, _, rest = name.partition("@")
+    at, _, protocol = rest.partition("_")
+    words = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit": "Hit rate"}[base] + "@" + at
+    if protocol == "sampled":
+        return words + ", one positive among 99 sampled negatives"
+    return f"{words}, {protocol.removeprefix('matched')} positives a user" if protocol else words
+
+
+def _union(a: sparse.csr_array, b: sparse.csr_array) -> sparse.csr_array:
+    both = (a + b).tocsr()
+    both.data[:] = 1.0
+    return both
+
+
+def _first(part: Interactions) -> NDArray[np.int64]:
+    """First item of each user in file order, -1 for a user without one, shape (U,)."""
+    first = np.full(part.n_users, -1, dtype=np.int64)
+    first[part.user[::-1]] = part.item[::-1]
+    return first
