@@ -120,10 +120,14 @@ class NextItem:
             "train": len(split.train.user), "valid": len(split.valid.user), "test": len(split.test.user),
             "fingerprint": split.fingerprint,
         }  # fmt: skip
-        k = config.k
-        names = [f"ndcg@{k}", f"recall@{k}", f"mrr@{k}", f"hit@{k}"]
-        names += [f"ndcg@{k}_matched{config.matched}", f"ndcg@{k}_sampled"]
-        self.metrics: dict[str, Metric] = {name: Metric(name, title=_title(name)) for name in names}
+        self.metrics = self.metrics_of({"k": config.k, "matched": config.matched})
+
+    @staticmethod
+    def metrics_of(settings: Mapping[str, Any]) -> dict[str, Metric]:
+        """Return what the task's values mean under some settings of the task."""
+        k, matched = settings["k"], settings["matched"]
+        names = [f"ndcg@{k}", f"recall@{k}", f"mrr@{k}", f"hit@{k}", f"ndcg@{k}_matched{matched}", f"ndcg@{k}_sampled"]
+        return {name: Metric(name, title=_title(name)) for name in names}
 
     @classmethod
     def load(cls, config: NextItemConfig, data_dir: str | None = None) -> NextItem:

@@ -1,0 +1,78 @@
+"""Methods by name, found through the entry-point group ``upright.methods`` and loaded when asked for."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from upright.contract import InputError, MethodSpec, spec_of
+from upright.shell.config import suggest
+
+__all__ = ["PLANNED", "find", "load_method", "load_object", "names"]
+
+#: what the ten methods mend, and the module that will hold each; the order of the documentation
+PLANNED = {
+    "eisam": "tail items ignored by LLM-based recommenders",
+    "raid": "private attributes readable from user embeddings",
+    "in_ucds": "worse lists for inactive users",
+    "fedrecgel": "federated recommendation with item embeddings that do not generalise",
+    "fedfact": "unequal treatment of groups, globally and inside each client",
+    "mrd": "LLM unlearning blind to how hard each sample is",
+    "u2a": "alignment with negatives only",
+    "odedit": "multimodal edits that do not generalise or that leak",
+    "copyguard": "vision-language models that reproduce protected text",
+    "physrvg": "video generators that break rigid-body mechanics",
+}
+
+
+def find() -> dict[str, EntryPoint]:
+    """Return the entry point of each installed method, without importing any."""
+    return {point.name: point for point in entry_points(group="upright.methods")}
+
+
+def names() -> list[dict[str, str]]:
+    """List the ten methods and all plugins with their state, importing nothing."""
+    installed = find()
+    rows = [
+        {"name": name, "mends": mends, "state": "works" if name in installed else "not yet", "package": "upright"}
+        for name, mends in PLANNED.items()
+    ]
+    for name, point in sorted(installed.items()):
+        if name not in PLANNED:
+            package = point.dist.name if point.dist else point.value.partition(":")[0]
+            rows.append({"name": name, "mends": "", "state": "plugin", "package": package})
+    return rows
+
+
+def load_object(path: str) -> Any:
+    """Import ``module:attribute``."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def load_method(name: str) -> MethodSpec:
+    """Load one method.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, or a plugin that does not import (a warning names its package first).
+    """
+    installed = find()
+    if name not in installed:
+        known = sorted(installed)
+        state = "is planned but not built yet" if name in PLANNED else "is not a method"
+        raise InputError(f"method {name!r} {state}", ", ".join(known), suggest(name, known))
+    point = installed[name]
+    try:
+        return spec_of(point.load())
+    except Exception as error:
+        package = point.dist.name if point.dist else point.value
+        warnings.warn(f"method {name!r} of package {package} does not load: {error}", stacklevel=2)
+        raise InputError(
+            f"method {name!r} of package {package} does not load: {type(error).__name__}: {error}",
+            "an installed package whose entry point is a function marked with @upright.contract.method",
+            f"repair or uninstall {package}",
+        ) from error

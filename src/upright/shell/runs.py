@@ -1,0 +1,265 @@
+"""The run folder: atomic status, named streams, checkpoints, resume after a kill to the same result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from upright.contract import InputError, stream
+
+__all__ = ["ArmRun", "RunFolder", "read_json", "write_json"]
+
+PACKAGES = ("upright", "torch", "numpy", "scipy", "pydantic", "polars", "pyarrow")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically: a reader sees the old file or the new one, never half of it. NaN becomes null."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w", encoding="utf-8") as f:
+        json.dump(_plain(value), f, indent=1, ensure_ascii=False, allow_nan=False)
+        f.write("\n")
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item") and not isinstance(value, str | bytes):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run folder.
+
+    Raises
+    ------
+    InputError
+        When it is missing or broken.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path.parent.name}/{path.name}: {error}", "the folder of a run", "check the path, or run it again"
+        ) from None
+
+
+def environment() -> dict[str, Any]:
+    """Return interpreter, platform and the versions of the packages that numbers depend on."""
+    packages = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    return {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}",
+            "packages": packages}  # fmt: skip
+
+
+class RunFolder:
+    """One folder, one process, one seed.
+
+    Parameters
+    ----------
+    path : Path
+        Made when it does not exist.
+
+    Raises
+    ------
+    InputError
+        When another living process holds the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        for name in ("checkpoints", "artifacts"):
+            (path / name).mkdir(exist_ok=True)
+        self._lock: Any = None
+
+    @property
+    def status(self) -> str | None:
+        """``running``, ``done``, ``failed``, ``killed``, or None before the first start."""
+        file = self.path / "run.json"
+        return str(read_json(file)["status"]) if file.exists() else None
+
+    @contextlib.contextmanager
+    def running(self, *, method: str, seed: int, command: str) -> Iterator[None]:
+        """Hold the lock and keep ``run.json`` true while the body runs."""
+        import fcntl
+
+        lock = (self.path / ".lock").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise InputError(
+                f"run folder {self.path.name} is held by another process", "one process a folder",
+                "wait for it, or choose another folder",
+            ) from None  # fmt: skip
+        file = self.path / "run.json"
+        before = read_json(file) if file.exists() else {}
+        start, cpu = time.time(), time.process_time()
+        record = {
+            "schema": 1, "status": "running", "method": method, "seed": seed, "pid": os.getpid(),
+            "started": before.get("started") or _now(), "resumed": int(before.get("resumed", -1)) + 1,
+            "finished": None, "wall_s": before.get("wall_s") or 0.0, "cpu_s": before.get("cpu_s") or 0.0,
+            "command": command, "environment": environment(), "traceback": None,
+        }  # fmt: skip
+        write_json(file, record)
+        try:
+            yield
+            record["status"] = "done"
+        except BaseException as error:
+            record["status"] = "killed" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+            record["traceback"] = _public_traceback()
+            raise
+        finally:
+            record["finished"] = _now()
+            record["wall_s"] += round(time.time() - start, 3)
+            record["cpu_s"] += round(time.process_time() - cpu, 3)
+            write_json(file, record)
+            lock.close()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _public_traceback() -> str:
+    kind, error, tb = sys.exc_info()
+    lines = [f"{Path(f.filename).name}:{f.lineno} in {f.name}" for f in traceback.extract_tb(tb)]
+    return "\n".join([*lines, f"{kind.__name__ if kind else 'Error'}: {error}"])
+
+
+class ArmRun:
+    """What a method sees of its run: see `upright.contract.Run`.
+
+    Parameters
+    ----------
+    folder : RunFolder or None
+        None keeps everything in memory (a native use, or a conformance check).
+    seed : int
+        Seed of the run; arms share it.
+    arm : str
+        Name of the arm.
+    quiet : bool
+        No progress bars.
+    """
+
+    def __init__(self, folder: RunFolder | None, seed: int, arm: str, *, quiet: bool = True) -> None:
+        self.folder, self.seed, self.arm, self.quiet = folder, seed, arm, quiet
+        self.notes: dict[str, Any] = {}
+        self.warnings: list[str] = []
+        self.metrics: list[dict[str, Any]] = []
+        self._kept: dict[str, Any] = {}
+        self._saved = self._read("last")
+        self._truncate()
+
+    def rng(self, *name: str | int) -> Any:
+        """Return the NumPy generator of a named stream."""
+        import numpy as np
+
+        return np.random.default_rng(stream(self.seed, *name))
+
+    def torch_rng(self, *name: str | int) -> Any:
+        """Return the torch generator of a named stream."""
+        import torch
+
+        return torch.Generator().manual_seed(stream(self.seed, *name))
+
+    def log(self, step: int, **values: float) -> None:
+        """Append to ``metrics.jsonl``."""
+        line = {"arm": self.arm, "step": step, **values}
+        self.metrics.append(line)
+        if self.folder is not None:
+            with (self.folder.path / "metrics.jsonl").open("a", encoding="utf-8") as f:
+                f.write(json.dumps(_plain(line)) + "\n")
+
+    def save(self, step: int, state: Mapping[str, Any], *, best: bool = False) -> None:
+        """Keep the last checkpoint, and the best one beside it; both are replaced in one step."""
+        if self.folder is None:
+            import copy
+
+            kept = copy.deepcopy(dict(state))
+            self._kept |= {"last": kept} | ({"best": kept} if best else {})
+            return
+        import torch
+
+        log = self.folder.path / "metrics.jsonl"
+        size = log.stat().st_size if log.exists() else 0
+        payload = {"state": dict(state), "log_size": size, "notes": self.notes, "warnings": self.warnings}
+        for which in ("best", "last") if best else ("last",):  # best first: a kill between the two repeats the step
+            path = self._checkpoint(which)
+            torch.save(payload, path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
+
+    def restore(self, which: Literal["last", "best"] = "last") -> dict[str, Any] | None:
+        """Return a checkpoint of this arm."""
+        if self.folder is None:
+            return self._kept.get(which)
+        found = self._read(which)
+        return None if found is None else dict(found["state"])
+
+    def note(self, name: str, value: Any) -> None:
+        """Record a diagnostic."""
+        self.notes[name] = value
+
+    def warn(self, text: str) -> None:
+        """Record a warning once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def progress(self, total: int, label: str) -> Any:
+        """Return a progress bar that stays silent when quiet or away from a terminal."""
+        return _progress(total, label, self.quiet)
+
+    def _checkpoint(self, which: str) -> Path:
+        assert self.folder is not None
+        return self.folder.path / "checkpoints" / f"{self.arm}.{which}.pt"
+
+    def _read(self, which: str) -> dict[str, Any] | None:
+        if self.folder is None or not self._checkpoint(which).exists():
+            return None
+        import torch
+
+        return dict(torch.load(self._checkpoint(which), weights_only=True))
+
+    def _truncate(self) -> None:
+        """Drop log lines written after the last checkpoint, so that a resumed log equals an uninterrupted one."""
+        if self.folder is None or self._saved is None:
+            return
+        self.notes, self.warnings = dict(self._saved["notes"]), list(self._saved["warnings"])
+        log = self.folder.path / "metrics.jsonl"
+        if log.exists() and log.stat().st_size > self._saved["log_size"]:
+            os.truncate(log, self._saved["log_size"])
+
+
+@contextlib.contextmanager
+def _progress(total: int, label: str, quiet: bool) -> Iterator[Any]:
+    if quiet or not sys.stderr.isatty():
+        yield lambda n=1: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn()]  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        job = bar.add_task(label, total=total)
+        yield lambda n=1: bar.advance(job, n)
