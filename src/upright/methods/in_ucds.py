@@ -328,8 +328,8 @@ def _concentration(weights: sparse.csr_array) -> dict[str, Any]:
 class UserPullLoss(nn.Module):
     """``lam * mean_{t in D cap batch} sum_v W_tv || e_t - sg(e_v) ||^2`` for any table of user vectors.
 
-    With m_t = sum_v W_tv e_v / w_t and w_t = sum_v W_tv the sum is ``w_t ||e_t||^2 - 2 e_t' (w_t m_t) + const``; the
-    neighbours are averaged by one sparse product, so a step costs O(nnz of the batch's rows).
+    With w_t = sum_v W_tv the inner sum is ``w_t ||e_t||^2 - 2 e_t' sum_v W_tv e_v + sum_v W_tv ||e_v||^2``: one
+    product of the batch's rows of W with the neighbours' vectors.
 
     Parameters
     ----------
@@ -349,12 +349,26 @@ class UserPullLoss(nn.Module):
         super().__init__()
         self.lam, self.stop_grad = float(lam), stop_grad
         csr = sparse.csr_array(weights)
-        self._indptr, self._indices = csr.indptr.astype(np.int64), csr.indices.astype(np.int64)
-        self._data = csr.data.astype(np.float64)
+        columns = np.unique(csr.indices)  # the neighbours that occur at all
+        self._columns = torch.from_numpy(columns.astype(np.int64))  # (n,)
+        self._csr = sparse.csr_array(csr[:, columns]) if len(columns) else sparse.csr_array((csr.shape[0], 0))
+        # a set that spreads over a small pool is nearly dense: one BLAS product then beats a sparse one
+        dense = self._csr.nnz > 0.05 * np.prod(self._csr.shape) and np.prod(self._csr.shape) < 2e7
+        self._dense = torch.from_numpy(self._csr.toarray()) if dense else None
         total = np.asarray(csr.sum(1), dtype=np.float64)
         if zero_targets is not None:
             total[np.asarray(zero_targets, dtype=np.int64)] = 1.0
         self._total = total  # (U,)
+
+    def _block(self, rows: Tensor) -> Tensor:
+        """Weights of some users over the neighbours that occur, shape (b, n)."""
+        if self._dense is not None:
+            return self._dense.index_select(0, rows)
+        own = self._csr[rows.numpy()].tocoo()
+        return torch.sparse_coo_tensor(
+            np.stack([own.row, own.col]).astype(np.int64), torch.from_numpy(own.data), own.shape, is_coalesced=True,
+            check_invariants=False,
+        )  # fmt: skip
 
     def forward(self, table: Tensor, users: Tensor) -> Tensor:
         """Return the scalar pull.
@@ -375,21 +389,14 @@ class UserPullLoss(nn.Module):
         own = own[self._total[own] > 0]  # (b,)
         if not len(own):
             return table.sum() * 0.0
-        length = self._indptr[own + 1] - self._indptr[own]
-        ends = np.cumsum(length)
-        flat = np.arange(ends[-1]) + np.repeat(self._indptr[own] - ends + length, length)  # (nnz,)
-        row = torch.from_numpy(np.repeat(np.arange(len(own)), length)).to(table.device)
-        column = torch.from_numpy(self._indices[flat]).to(table.device)
-        weight = torch.from_numpy(self._data[flat]).to(table)
+        rows = torch.from_numpy(own)
         total = torch.from_numpy(self._total[own]).to(table)
-        target = table[torch.from_numpy(own).to(table.device)]  # (b, d)
+        target = table.index_select(0, rows.to(table.device))  # (b, d)
         other = table.detach() if self.stop_grad else table
-        norm = other.square().sum(1)  # (U,)
-        sparse_rows = torch.sparse_coo_tensor(
-            torch.stack([row, column]), weight, (len(own), table.shape[0]), check_invariants=False
-        )
-        toward = torch.sparse.mm(sparse_rows, other)  # (b, d) = sum_v W_tv e_v
-        constant = torch.sparse.mm(sparse_rows, norm[:, None]).squeeze(1)  # (b,)
+        other = other.index_select(0, self._columns.to(table.device))  # (n, d)
+        other = torch.cat([other, other.square().sum(1, keepdim=True)], 1)  # (n, d + 1), last column ||e_v||^2
+        sums = self._block(rows).to(table) @ other  # (b, d + 1) = sum_v W_tv (e_v, ||e_v||^2)
+        toward, constant = sums[:, :-1], sums[:, -1]
         per_user = total * target.square().sum(1) - 2.0 * (target * toward).sum(1) + constant  # (b,)
         return self.lam * per_user.mean()
 
@@ -503,7 +510,9 @@ def run(task: Task, config: InUCDSConfig, run: Run) -> nn.Module:
                 rows = torch.from_numpy(order[start : start + config.batch_size])
                 u, i, j = user[rows], item[rows], negatives[rows, 0]
                 users, items = model.tables()  # (U, d), (I, d)
-                positive, negative = model.score(users[u], items[i]), model.score(users[u], items[j])  # (B,)
+                own = users.index_select(0, u)  # (B, d); index_select has a much cheaper backward than indexing
+                positive = model.score(own, items.index_select(0, i))  # (B,)
+                negative = model.score(own, items.index_select(0, j))  # (B,)
                 decay = sum(row.square().sum(1).mean() for row in model.ego(u, torch.cat([i, j])))
                 rec, fair = loss_of(positive, negative).mean(), pull(users, u)  # step 4
                 optimiser.zero_grad(set_to_none=True)

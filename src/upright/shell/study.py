@@ -1,0 +1,187 @@
+"""A published study: settings chosen on validation with a stated budget, seeds run, results kept small.
+
+1. *select*: optimiser settings on the baseline's validation score, the same for every arm
+2. *tune*: the remedy's strength for every pulled arm, on its own seeds: among values whose mean validation cost score
+   is within the metric's margin of the baseline's, the one with the smallest primary statistic on validation
+3. *run*: every arm at every seed, scored once on test; one comparison
+
+Every job writes its own file, so a study that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upright.shell.registry import load_method, load_object
+from upright.shell.runner import compare_runs, execute, resolve
+from upright.shell.runs import ArmRun, environment, read_json, write_json
+from upright.shell.units import Block, read_units, write_units
+
+__all__ = ["Study", "publish", "run_study"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is asked of one method on one data set.
+
+    Parameters
+    ----------
+    name : str
+        Folder below ``results/``.
+    method : str
+        Registered method.
+    settings : mapping
+        Settings of method and task, as for `upright run --set`.
+    select : mapping of field to values
+        Grid of step 1.
+    tune : mapping of field to values
+        Grid of step 2 (one field).
+    arms : sequence of str
+        Arms to run.
+    seeds, tune_seeds : sequence of int
+        Disjoint.
+    score, gap : str
+        Statistics on validation: the mean that is selected on, and the gap that tuning shrinks.
+    """
+
+    name: str
+    method: str
+    settings: Mapping[str, Any]
+    select: Mapping[str, Sequence[Any]]
+    tune: Mapping[str, Sequence[Any]]
+    arms: Sequence[str]
+    seeds: Sequence[int] = (0, 1, 2, 3, 4, 5)
+    tune_seeds: Sequence[int] = (100, 101)
+    score: str = "ndcg@10"
+    grouping: str = "activity"
+    margin: float = 0.01
+
+
+def _grid(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(values, combo, strict=True)) for combo in itertools.product(*values.values())]
+
+
+def _job_file(work: Path, job: Mapping[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
+    return work / "jobs" / f"{digest}.json"
+
+
+def _validate(job: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Train one arm and return its validation mean and gap; kept on disk."""
+    file = _job_file(Path(job[0]), job[1])
+    if file.exists():
+        return dict(read_json(file))
+    about = job[1]
+    spec = load_method(about["method"])
+    config, task_config = resolve(spec, about["settings"])
+    arm = next(a for a in spec.arms if a.name == about["arm"])
+    task = load_object(spec.task).load(task_config)
+    run = ArmRun(None, about["seed"], arm.name)
+    result = spec.run(task, config.replace(**{**about["extra"], **arm.settings}), run)
+    scores = task.score(result, "valid", run)
+    values = np.asarray(scores.values[about["score"]])
+    groups = np.asarray(scores.by[about["grouping"]])
+    means = [float(np.nanmean(values[groups == g])) for g in sorted(set(groups.tolist()))]
+    found = {"job": about, "mean": float(np.nanmean(values)), "gap": means[0] - means[-1], "notes": run.notes}
+    write_json(file, found)
+    return found
+
+
+def _run_seed(job: tuple[str, str, Mapping[str, Any], int, Sequence[str], Mapping[str, Any]]) -> str:
+    work, method, settings, seed, arms, arm_settings = job
+    out = Path(work) / f"s{seed}"
+    execute(method, settings=settings, seed=seed, arms=list(arms), folder=out, arm_settings=arm_settings)
+    return str(out)
+
+
+Map = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
+
+
+def run_study(study: Study, work: Path, run_all: Map) -> Path:
+    """Run what is missing and return the comparison's folder.
+
+    Parameters
+    ----------
+    study : Study
+    work : Path
+        Scratch folder of the study.
+    run_all : callable
+        ``map`` over jobs, for example of a process pool.
+    """
+    (work / "jobs").mkdir(parents=True, exist_ok=True)
+    spec = load_method(study.method)
+    base = {"method": study.method, "score": study.score, "grouping": study.grouping}
+
+    def job(settings: Mapping[str, Any], arm: str, seed: int, extra: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        return str(work), {**base, "settings": dict(settings), "arm": arm, "seed": seed, "extra": dict(extra)}
+
+    baseline = spec.arm("baseline").name
+    jobs = [job({**study.settings, **point}, baseline, study.tune_seeds[0], {}) for point in _grid(study.select)]
+    selected = max(run_all(_validate, jobs), key=lambda r: r["mean"])
+    settings = selected["job"]["settings"]
+    floor = [job(settings, baseline, s, {}) for s in study.tune_seeds]
+    pulled = [a for a in study.arms if a != baseline]
+    points = _grid(study.tune)
+    tuning = [job(settings, a, s, p) for a in pulled for p in points for s in study.tune_seeds]
+    done = run_all(_validate, floor + tuning)
+    reference = float(np.mean([r["mean"] for r in done[: len(floor)]]))
+    chosen, curves = _choose(done[len(floor) :], pulled, points, reference - study.margin)
+    seeds = [(str(work), study.method, settings, s, tuple(study.arms), chosen) for s in study.seeds]
+    folders = [Path(p) for p in run_all(_run_seed, seeds)]
+    write_json(
+        work / "choice.json",
+        {"select": {"grid": study.select, "chosen": settings, "validation": selected["mean"]},
+         "tune": {"grid": study.tune, "seeds": list(study.tune_seeds), "baseline": reference, "curves": curves,
+                  "chosen": chosen}},
+    )  # fmt: skip
+    return compare_runs(folders, work / "comparison")
+
+
+def _choose(
+    done: Sequence[Mapping[str, Any]], arms: Sequence[str], points: Sequence[Mapping[str, Any]], floor: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    chosen: dict[str, Any] = {}
+    curves: dict[str, Any] = {}
+    for arm in arms:
+        rows = []
+        for point in points:
+            own = [r for r in done if r["job"]["arm"] == arm and r["job"]["extra"] == point]
+            mean, gap = float(np.mean([r["mean"] for r in own])), float(np.mean([r["gap"] for r in own]))
+            rows.append({**point, "mean": mean, "gap": gap})
+        affordable = [r for r in rows if r["mean"] >= floor]
+        best = min(affordable, key=lambda r: abs(r["gap"])) if affordable else max(rows, key=lambda r: r["mean"])
+        chosen[arm] = {k: best[k] for k in points[0]}
+        curves[arm] = rows
+    return chosen, curves
+
+
+def publish(study: Study, work: Path, results: Path, command: str) -> Path:
+    """Write the small, shareable part of a study: unit identifiers become run-local integers, no paths or times."""
+    target = results / study.name
+    target.mkdir(parents=True, exist_ok=True)
+    comparison = read_json(work / "comparison" / "comparison.json")
+    write_json(target / "summary.json", comparison)
+    write_json(target / "config.json", {
+        "study": dataclasses.asdict(study), "choice": read_json(work / "choice.json"), "command": command,
+        "resolved": read_json(work / f"s{study.seeds[0]}" / "config.json")["resolved"],
+    })  # fmt: skip
+    cost = [read_json(work / f"s{s}" / "run.json") for s in study.seeds]
+    write_json(target / "environment.json", {
+        **environment(), "cpu_s": sum(c["cpu_s"] for c in cost), "threads": int(os.environ.get("OMP_NUM_THREADS", 0)),
+    })  # fmt: skip
+    blocks = []
+    for seed in study.seeds:
+        for block in read_units(work / f"s{seed}" / "units.parquet"):
+            scores = dataclasses.replace(block.scores, unit=range(len(block.scores.unit)))
+            blocks.append(Block(f"s{seed}", block.arm, block.seed, scores))
+    write_units(target / "units.parquet", blocks, "test")
+    return target
