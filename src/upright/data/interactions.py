@@ -1,0 +1,316 @@
+"""Interaction logs: reading a person's file, k-core, the seeded 70/10/20 split and a planted synthetic world.
+
+Sizes of the split (as in the published splits of Epinions, Gowalla and MovieLens-100K, reproduced exactly)::
+
+    n_test  = ceil(f_test * N)
+    n_valid = ceil(f_valid / (f_train + f_valid) * (N - n_test))
+    n_train = N - n_test - n_valid
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upright.contract import InputError, stream
+from upright.data.log import Interactions, Split, fingerprint
+
+__all__ = ["Interactions", "Split", "core_filter", "fingerprint", "random_split", "read_interactions", "synthetic"]
+
+
+def random_split(
+    log: Interactions, *, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2), seed: int = 0
+) -> tuple[Interactions, Interactions, Interactions]:
+    """Split the whole log at random, not user by user.
+
+    A user whom chance left without a training row gets one in exchange for a row of a user who has several, so
+    the sizes stay as the module's formulas give them.
+
+    Parameters
+    ----------
+    log : Interactions
+        N rows.
+    fractions : tuple of three float
+        Train, validation and test share; each at least 0, train above 0, sum 1.
+    seed : int
+        Seed of the stream ``split``.
+
+    Returns
+    -------
+    train, valid, test : Interactions
+        Disjoint, together the log; each in the row order of the log, with the codes of the log.
+
+    Raises
+    ------
+    InputError
+        When the fractions do not fit, or train would have fewer rows than there are users.
+
+    Guarantee
+    ---------
+    Every user of the log has at least one row in train. A pure function of log, fractions and seed.
+    """
+    if len(fractions) != 3 or not fractions[0] > 0 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise InputError(
+            f"fractions = {fractions!r}",
+            "three shares of at least 0 that sum to 1, train above 0",
+            "use (0.7, 0.1, 0.2)",
+        )
+    rows = len(log)
+    # The small subtraction keeps 0.2 * 5 = 1.0000000000000002 from becoming 2.
+    n_test = math.ceil(fractions[2] * rows - 1e-9)
+    n_valid = math.ceil(fractions[1] / (fractions[0] + fractions[1]) * (rows - n_test) - 1e-9)
+    n_train = rows - n_test - n_valid
+    counts = log.counts("user")
+    present = int((counts > 0).sum())
+    if n_train < max(present, 1):
+        raise InputError(
+            f"{n_train} training rows for {present} users in a log of {rows} rows",
+            "at least one training row a user",
+            "raise the training fraction, or drop users with few rows by core_filter or min_user",
+        )
+    order = np.random.default_rng(stream(seed, "split")).permutation(rows)
+    in_train = np.bincount(log.user[order[:n_train]], minlength=log.n_users)
+    donor = n_train - 1
+    for position in range(n_train, rows):
+        user = log.user[order[position]]
+        if in_train[user]:
+            continue
+        # One way is enough: a user passed over holds one row, and nobody's count rises but from 0 to 1.
+        while in_train[log.user[order[donor]]] < 2:
+            donor -= 1
+        in_train[log.user[order[donor]]] -= 1
+        in_train[user] += 1
+        order[position], order[donor] = order[donor], order[position]
+    train, valid, test = np.split(order, [n_train, n_train + n_valid])
+    return log.take(np.sort(train)), log.take(np.sort(valid)), log.take(np.sort(test))
+
+
+def _core_rows(log: Interactions, min_item: int, min_user: int) -> NDArray[np.int64]:
+    """Return the rows of the largest sub-log in which every item and user has enough rows."""
+    rows = np.arange(len(log))
+    while True:
+        items = np.bincount(log.item[rows], minlength=log.n_items)
+        kept = rows[items[log.item[rows]] >= min_item]
+        users = np.bincount(log.user[kept], minlength=log.n_users)
+        kept = kept[users[log.user[kept]] >= min_user]
+        if len(kept) == len(rows):
+            return rows
+        rows = kept
+
+
+def _compact(log: Interactions, rows: NDArray[np.int64]) -> Interactions:
+    """Take rows and give the users and items that are left new dense codes in the old order."""
+    users, user = np.unique(log.user[rows], return_inverse=True)
+    items, item = np.unique(log.item[rows], return_inverse=True)
+    return Interactions(
+        user.astype(np.int64), item.astype(np.int64), log.value[rows], None if log.time is None else log.time[rows],
+        len(users), len(items), tuple(log.user_ids[u] for u in users), tuple(log.item_ids[i] for i in items),
+    )  # fmt: skip
+
+
+def core_filter(log: Interactions, *, min_item: int = 5, min_user: int = 5) -> Interactions:
+    """Return the largest sub-log with ``count(item) >= min_item`` and ``count(user) >= min_user``.
+
+    Items and users are removed in turn until nothing changes; the fixed point does not depend on the order.
+    The rest gets new dense codes; `user_ids` and `item_ids` keep the original ids.
+
+    Parameters
+    ----------
+    log : Interactions
+        N rows.
+    min_item, min_user : int
+        At least 0; 0 or 1 leaves that side alone.
+
+    Returns
+    -------
+    Interactions
+        In the row order of the log.
+
+    Raises
+    ------
+    InputError
+        When a bound is negative or nothing is left.
+    """
+    if min_item < 0 or min_user < 0:
+        raise InputError(
+            f"min_item = {min_item}, min_user = {min_user}", "whole numbers from 0", "raise the negative one"
+        )
+    rows = _core_rows(log, min_item, min_user)
+    if not len(rows):
+        raise InputError(
+            f"nothing is left of {len(log)} rows with min_item = {min_item} and min_user = {min_user}",
+            "bounds that leave some users and items",
+            "lower the bounds",
+        )
+    return _compact(log, rows)
+
+
+def read_interactions(
+    path: str | Path,
+    *,
+    user: str = "user",
+    item: str = "item",
+    value: str | None = "rating",
+    time: str | None = None,
+    duplicates: Literal["error", "last", "sum"] = "error",
+    ids: Literal["auto", "text"] = "auto",
+    min_user: int | None = None,
+    min_item: int | None = None,
+) -> Interactions:
+    """Read a person's log from CSV (``.csv``), TSV (``.tsv``, ``.tab``) or Parquet (``.parquet``, ``.pq``).
+
+    Parameters
+    ----------
+    path : str or Path
+        Text files are UTF-8 with a header in line 1.
+    user, item : str
+        Columns of ids: whole numbers or text. Blanks around an id are no part of it.
+    value : str or None
+        Column of ratings, counts or spend; None gives every row 1.0.
+    time : str or None
+        Column of whole numbers, for example seconds since 1970; a Parquet date-time becomes microseconds.
+    duplicates : {"error", "last", "sum"}
+        What happens to rows with the same user and item: refuse them, keep the latest (by `time` where given,
+        ties and files without time by order in the file), or keep the latest with the sum of the values.
+    ids : {"auto", "text"}
+        ``auto`` refuses a column in which most ids are numbers and some are not; ``text`` accepts any mixture.
+    min_user, min_item : int or None
+        Drop users and items with fewer rows (see `core_filter`). With None for `min_user` nobody is dropped and
+        users with a single row, who cannot be split, are refused; 1 accepts them (their row goes to train).
+
+    Returns
+    -------
+    Interactions
+        In the order of the file; codes follow the sorted ids (as numbers where all are numbers), so reordering
+        the file changes no code.
+
+    Raises
+    ------
+    InputError
+        With the lines concerned (1-based, the header is line 1; rows in Parquet): unreadable or empty file,
+        missing columns, missing or mixed ids, values or times that are no finite numbers, repeated pairs, users
+        with one row.
+    """
+    from upright.data.readers import read_log
+
+    for name, bound in (("min_user", min_user), ("min_item", min_item)):
+        if bound is not None and bound < 1:
+            raise InputError(f"{name} = {bound}", "a whole number from 1, or None", "raise it")
+    raw = read_log(path, user=user, item=item, value=value, time=time, duplicates=duplicates, ids=ids)
+    log = Interactions(
+        raw.user, raw.item, raw.value, raw.time, len(raw.user_ids), len(raw.item_ids), raw.user_ids, raw.item_ids
+    )
+    rows = _core_rows(log, min_item or 1, min_user or 1)
+    if not len(rows):
+        raise InputError(
+            f"{raw.source.path.name}: nothing is left of {len(log)} rows with min_item = {min_item}, "
+            f"min_user = {min_user}",
+            "bounds that leave some users and items",
+            "lower the bounds",
+        )
+    if min_user is None:
+        counts = np.bincount(log.user[rows], minlength=log.n_users)
+        lonely = rows[counts[log.user[rows]] == 1]
+        if len(lonely):
+            raise raw.source.refuse(
+                raw.row[lonely],
+                f"{len(lonely)} of {int((counts > 0).sum())} users have one interaction and cannot be split",
+                "at least two interactions a user",
+                "pass min_user=2 (or more) to drop them, or min_user=1 to keep them in train only",
+            )
+    return log if len(rows) == len(log) else _compact(log, rows)
+
+
+def synthetic(
+    n_users: int = 120,
+    n_items: int = 80,
+    seed: int = 0,
+    *,
+    n_communities: int = 3,
+    item_exponent: float = 0.8,
+    activity_exponent: float = 0.4,
+    min_items: int = 8,
+    max_share: float = 0.5,
+    affinity: float = 30.0,
+) -> Split:
+    """Draw a small world with a Zipf item law, an activity law and planted communities.
+
+    ``P(u picks i) ∝ (1 + rank_i)^-item_exponent * (affinity if community(u) = community(i) else 1)``, without
+    replacement, ``n_u = clip(max_share * n_items * (1 + rank_u)^-activity_exponent)`` picks a user. Communities go
+    round the ranks of both users and items, so each holds active users and popular items. Ratings are 4 or 5
+    inside the own community and 2 or 3 outside; times are positions in a shuffled log.
+
+    Parameters
+    ----------
+    n_users, n_items : int
+        At least 2.
+    seed : int
+        Seed of the streams ``synthetic`` and ``split``.
+    n_communities : int
+        From 1 to the smaller of n_users and n_items.
+    item_exponent, activity_exponent : float
+        At least 0; 0 makes items equally popular, users equally active.
+    min_items : int
+        Fewest picks of a user, from 2.
+    max_share : float
+        Share of the catalogue that the most active user picks, above 0, at most 1.
+    affinity : float
+        Preference for the own community, above 0; 1 plants nothing.
+
+    Returns
+    -------
+    Split
+        70/10/20 by `random_split`; ``user_columns["community"]`` is int64, shape (n_users,), and community of
+        item ``i`` stands in ``item_titles[i]`` as ``item <rank> (community <c>)``.
+
+    Raises
+    ------
+    InputError
+        When an argument lies outside its range.
+    """
+    for name, number, fits, words in (
+        ("n_users", n_users, n_users >= 2, "a whole number from 2"),
+        ("n_items", n_items, n_items >= 2, "a whole number from 2"),
+        (
+            "n_communities",
+            n_communities,
+            1 <= n_communities <= min(n_users, n_items),
+            "from 1 to min(n_users, n_items)",
+        ),
+        ("min_items", min_items, 2 <= min_items <= n_items, "from 2 to n_items"),
+        ("max_share", max_share, 0 < max_share <= 1, "above 0, at most 1"),
+        ("item_exponent", item_exponent, 0 <= item_exponent < math.inf, "a number from 0"),
+        ("activity_exponent", activity_exponent, 0 <= activity_exponent < math.inf, "a number from 0"),
+        ("affinity", affinity, 0 < affinity < math.inf, "a number above 0"),
+    ):
+        if not fits:
+            raise InputError(f"synthetic: {name} = {number!r}", words, f"set {name} inside that range")
+    rng = np.random.default_rng(stream(seed, "synthetic"))
+    # Codes are shuffled ranks: nothing may be learnt from the number of a user or an item.
+    user_rank, item_rank = rng.permutation(n_users), rng.permutation(n_items)
+    community, shelf = user_rank % n_communities, item_rank % n_communities
+    log_weight = -item_exponent * np.log1p(item_rank)[None, :]  # (1, I)
+    log_weight = log_weight + math.log(affinity) * (community[:, None] == shelf[None, :])  # (U, I)
+    picks = np.round(max_share * n_items * (1.0 + user_rank) ** -activity_exponent).astype(np.int64)
+    picks = np.clip(picks, min_items, n_items)
+    # The n largest of log-weight plus Gumbel noise are n draws without replacement.
+    ranking = np.argsort(-(log_weight + rng.gumbel(size=(n_users, n_items))), axis=1)
+    chosen = np.arange(n_items)[None, :] < picks[:, None]
+    user = np.repeat(np.arange(n_users), picks)
+    item = ranking[chosen]
+    value = 2.0 + rng.integers(0, 2, size=len(user)) + 2.0 * (community[user] == shelf[item])
+    shuffled = rng.permutation(len(user))
+    log = Interactions(
+        user[shuffled], item[shuffled], value[shuffled], np.arange(len(user), dtype=np.int64), n_users, n_items,
+        tuple(f"u{u}" for u in range(n_users)), tuple(f"i{i}" for i in range(n_items)),
+    )  # fmt: skip
+    train, valid, test = random_split(log, seed=seed)
+    return Split(
+        train, valid, test, name="synthetic", licence="none: drawn by upright.data.interactions.synthetic",
+        user_columns={"community": community.astype(np.int64)},
+        item_titles=tuple(f"item {rank} (community {c})" for rank, c in zip(item_rank, shelf, strict=True)),
+    )  # fmt: skip
