@@ -173,9 +173,7 @@ def accepted(hint: Any) -> str:
 
 def _check_value(owner: str, name: str, value: Any, hint: Any) -> None:
     if not any(_fits(value, one) for one in _alternatives(hint)):
-        raise InputError(
-            f"{owner}.{name} = {value!r}", accepted(hint), f"set {name} to a value inside that range"
-        )
+        raise InputError(f"{owner}.{name} = {value!r}", accepted(hint), f"set {name} to a value inside that range")
 
 
 def stream(seed: int, *name: str | int) -> int:

@@ -313,7 +313,7 @@ def _concentration(weights: sparse.csr_array) -> dict[str, Any]:
     size = np.diff(weights.indptr)
     picked = np.sort(weights.sum(0))[::-1]
     linked = size[size > 0]
-    facts: dict[str, Any] = {"targets": int(len(size)), "targets_without_neighbours": int((size == 0).sum())}
+    facts: dict[str, Any] = {"targets": len(size), "targets_without_neighbours": int((size == 0).sum())}
     if len(linked):
         low, middle, high = np.percentile(linked, [10, 50, 90])
         facts["cluster_size"] = {"p10": float(low), "median": float(middle), "p90": float(high)}

@@ -45,10 +45,7 @@ class _Samples:
             return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
         statistic, flat = intervals.STATISTICS[name], values.ravel()
         return np.array(
-            [
-                statistic(flat, np.outer(a, b).ravel())
-                for a, b in zip(self.seed_weight, self.unit_weight, strict=True)
-            ]
+            [statistic(flat, np.outer(a, b).ravel()) for a, b in zip(self.seed_weight, self.unit_weight, strict=True)]
         )
 
 
@@ -161,9 +158,7 @@ def _cell(
     groups: list[str], cell: str | None,
 ) -> Array:  # fmt: skip
     if name in ("gap", "abs_gap"):
-        first, second = (
-            _cell(samples, known, "mean", arm, metric, grouping, groups, group) for group in groups
-        )
+        first, second = (_cell(samples, known, "mean", arm, metric, grouping, groups, group) for group in groups)
         return first - second if name == "gap" else np.abs(first - second)
     key = (name, arm, metric, cell)
     if key not in known:
@@ -269,7 +264,9 @@ def _verdict(
         sentence = f"{title} closes the gap but {state}: {change}."
     else:
         lack = f"{seeds} seed{'s' * (seeds != 1)}" if seeds < 6 else "a missing control"
-        sentence = f"{title} is better than {', '.join(map(repr, beaten))}, but not shown to work with {lack}: {change}."
+        sentence = (
+            f"{title} is better than {', '.join(map(repr, beaten))}, but not shown to work with {lack}: {change}."
+        )
     if seeds < 6:
         notes.append(f"{seeds} seed{'s' * (seeds != 1)}: at least 6 paired seeds are needed before anything is shown.")
     groups = [d for d in differences if d["role"] == "baseline" and primary and d["statistic"].startswith(

@@ -15,7 +15,7 @@ from upright.shell.registry import load_method, load_object
 from upright.shell.runs import ArmRun, RunFolder, read_json, write_json
 from upright.shell.units import Block, Units, read_units, write_units
 
-__all__ = ["compare_runs", "deviations", "execute", "resolve", "run_seeds", "run_task"]
+__all__ = ["compare_runs", "deviations", "execute", "resolve", "resume", "run_seeds", "run_task"]
 
 
 def resolve(
@@ -106,6 +106,7 @@ def execute(
     path = folder or _new_folder(out, name, str(getattr(task_config, "data", "task")), seed)
     asked = {
         "passed": passed, "preset": preset, "arms": list(arms) if arms else None, "seed": seed, "method": name,
+        "data": data,
         "arm_settings": {k: dict(v) for k, v in (arm_settings or {}).items()},
         "resolved": {"method": config.as_dict(), "task": task_config.as_dict()},
     }  # fmt: skip
@@ -132,6 +133,21 @@ def execute(
         }  # fmt: skip
         write_json(path / "summary.json", summary)
     return path
+
+
+def resume(folder: Path, *, data_dir: str | None = None, quiet: bool = True) -> Path:
+    """Go on with a run that was killed or failed; a finished one is returned as it is.
+
+    Raises
+    ------
+    InputError
+        When the folder holds no run.
+    """
+    asked = read_json(folder / "config.json")
+    return execute(
+        asked["method"], data_dir=data_dir, settings=asked["passed"], preset=asked["preset"], seed=asked["seed"],
+        arms=asked["arms"], folder=folder, quiet=quiet, arm_settings=asked["arm_settings"], data=asked["data"],
+    )  # fmt: skip
 
 
 def _json_equal(value: Any) -> Any:
@@ -176,9 +192,13 @@ def deviations(spec: MethodSpec) -> list[str]:
     return [" ".join(part.split()) for part in parts if part.strip()]
 
 
-def run_seeds(seeds: Sequence[int], name: str, *, out: Path = Path("runs"), **options: Any) -> tuple[list[Path], Path]:
-    """Run several seeds and compare them; returns the run folders and the comparison's folder."""
+def run_seeds(
+    seeds: Sequence[int], name: str, *, out: Path = Path("runs"), **options: Any
+) -> tuple[list[Path], Path | None]:
+    """Run seeds and compare them; returns the run folders and, for more than one, the comparison's folder."""
     folders = [execute(name, seed=seed, out=out, **options) for seed in seeds]
+    if len(folders) == 1:
+        return folders, None
     stem = folders[0].name.rsplit("-s", 1)[0]
     target, number = out / f"{stem}-x{len(folders)}", 2
     while target.exists():

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from upright.contract import InputError, stream
 
-__all__ = ["ArmRun", "RunFolder", "read_json", "write_json"]
+__all__ = ["ArmRun", "RunFolder", "environment", "plain", "prune", "read_json", "write_json"]
 
 PACKAGES = ("upright", "torch", "numpy", "scipy", "pydantic", "polars", "pyarrow")
 
@@ -26,18 +26,19 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically: a reader sees the old file or the new one, never half of it. NaN becomes null."""
     temporary = path.with_name(path.name + ".part")
     with temporary.open("w", encoding="utf-8") as f:
-        json.dump(_plain(value), f, indent=1, ensure_ascii=False, allow_nan=False)
+        json.dump(plain(value), f, indent=1, ensure_ascii=False, allow_nan=False)
         f.write("\n")
         f.flush()
         os.fsync(f.fileno())
     temporary.replace(path)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: NaN and infinity become None, arrays and scalars of NumPy plain."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if hasattr(value, "item") and not isinstance(value, str | bytes):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -69,6 +70,18 @@ def environment() -> dict[str, Any]:
             packages[name] = version(name)
     return {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}",
             "packages": packages}  # fmt: skip
+
+
+def prune(folder: Path) -> dict[str, int]:
+    """Delete the checkpoints of finished runs below a folder; returns the bytes freed by run."""
+    freed = {}
+    for run in sorted(folder.glob("*/run.json")):
+        if read_json(run)["status"] == "done":
+            files = list((run.parent / "checkpoints").glob("*.pt"))
+            freed[run.parent.name] = sum(f.stat().st_size for f in files)
+            for file in files:
+                file.unlink()
+    return freed
 
 
 class RunFolder:
@@ -189,7 +202,7 @@ class ArmRun:
         self.metrics.append(line)
         if self.folder is not None:
             with (self.folder.path / "metrics.jsonl").open("a", encoding="utf-8") as f:
-                f.write(json.dumps(_plain(line)) + "\n")
+                f.write(json.dumps(plain(line)) + "\n")
 
     def save(self, step: int, state: Mapping[str, Any], *, best: bool = False) -> None:
         """Keep the last checkpoint, and the best one beside it; both are replaced in one step."""
@@ -256,7 +269,14 @@ def _progress(total: int, label: str, quiet: bool) -> Iterator[Any]:
         yield lambda n=1: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn()]  # fmt: skip

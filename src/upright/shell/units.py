@@ -128,7 +128,9 @@ def read_units(path: Path) -> list[Block]:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path.name}: {error}", "the units.parquet of a finished run", "finish the run first") from None
+        raise InputError(
+            f"{path.name}: {error}", "the units.parquet of a finished run", "finish the run first"
+        ) from None
     version = (table.schema.metadata or {}).get(b"upright.units", b"?").decode()
     if version != SCHEMA:
         raise InputError(f"units schema {version}", f"schema {SCHEMA}", "read it with the version that wrote it")

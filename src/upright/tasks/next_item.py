@@ -169,7 +169,9 @@ class NextItem:
             When the test split is asked for before the runner opened it, or scores are NaN.
         """
         if split == "test" and not self._open:
-            raise InputError("the test split inside a method", "split='valid'", "select on validation; the runner scores")
+            raise InputError(
+                "the test split inside a method", "split='valid'", "select on validation; the runner scores"
+            )
         c = self.config
         part = self._test if split == "test" else self.valid
         seen = self.seen if split == "valid" else _union(self.seen, self.valid.csr())

@@ -1,0 +1,112 @@
+"""The Python door: the same verbs as the command line, returning objects."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Result", "check", "compare", "load", "run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A finished run, comparison or audit on disk.
+
+    Parameters
+    ----------
+    folder : Path
+        Its folder.
+    """
+
+    folder: Path
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What ``summary.json`` or ``comparison.json`` says."""
+        from upright.shell.runs import read_json
+
+        name = "comparison.json" if (self.folder / "comparison.json").exists() else "summary.json"
+        return dict(read_json(self.folder / name))
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """Levels, paired differences and the verdict."""
+        return dict(self.summary["evidence"])
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in one sentence."""
+        return str(self.evidence["verdict"]["sentence"])
+
+    def report(self, out: Path | None = None) -> Path:
+        """Write the HTML report and return its path."""
+        from upright.report import build_report
+
+        return build_report(self.folder, out)
+
+
+def run(
+    method: str, *, data: str | None = None, data_dir: str | None = None, settings: Mapping[str, Any] | None = None,
+    preset: str = "full", seeds: int | Sequence[int] = 1, arms: Sequence[str] | None = None,
+    out: str | Path = "runs", quiet: bool = True,
+) -> Result:  # fmt: skip
+    """Run a method with its controls and return the run, or the comparison when there are several seeds.
+
+    Parameters
+    ----------
+    method : str
+        Registered name, for example ``in_ucds``.
+    data : str, optional
+        Name in the catalogue or path of a file; the task's default otherwise.
+    settings : mapping, optional
+        Fields of the method's or the task's config.
+    preset : {"quick", "full"}
+        Size.
+    seeds : int or sequence of int
+        How many (0, 1, ...), or which. Six is the least that can show anything.
+    arms : sequence of str, optional
+        Some of the arms; all by default.
+    out : path
+        Where run folders go.
+
+    Raises
+    ------
+    upright.contract.InputError
+        For bad settings or data.
+    """
+    from upright.shell.runner import run_seeds
+
+    wanted = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    options = {"data": data, "data_dir": data_dir, "settings": settings, "preset": preset, "arms": arms}
+    folders, comparison = run_seeds(wanted, method, out=Path(out), quiet=quiet, **options)
+    return Result(comparison if comparison is not None else folders[0])
+
+
+def load(folder: str | Path) -> Result:
+    """Return a run, comparison or audit that is on disk.
+
+    Raises
+    ------
+    upright.contract.InputError
+        When the folder holds none.
+    """
+    result = Result(Path(folder))
+    _ = result.summary
+    return result
+
+
+def compare(folders: Sequence[str | Path], out: str | Path) -> Path:
+    """Write a page that sets runs side by side and return its path."""
+    from upright.report import build_compare
+
+    return build_compare([Path(f) for f in folders], Path(out))
+
+
+def check(method: str) -> list[Any]:
+    """Run the conformance suite on a method and return its checks."""
+    from upright.shell.checks import conformance
+
+    return list(conformance(method))

@@ -1,0 +1,298 @@
+"""The command line: verbs only. Exit status: 0 fine, 1 a gate failed, 2 bad input, 3 our fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from upright.contract import InputError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="Measure how a trained model breaks trust, mend it, and show what that gained and cost.")  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, describe, fetch, verify.")
+audit_app = typer.Typer(no_args_is_help=True, help="Score what you already have; nothing is trained.")
+runs_app = typer.Typer(no_args_is_help=True, help="Keep run folders small.")
+app.add_typer(data_app, name="data")
+app.add_typer(audit_app, name="audit")
+app.add_typer(runs_app, name="runs")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DataDir = Annotated[str | None, typer.Option(help="Folder that holds data sets; UPRIGHT_DATA otherwise.")]
+Out = Annotated[Path, typer.Option(help="Where run folders go.")]
+FailIf = Annotated[str | None, typer.Option(help="Exit with 1 when this holds, e.g. 'abs_gap[\"ndcg@10\"] > 0.1'.")]
+
+
+def _print(value: Any, as_json: bool, text: str) -> None:
+    if not as_json:
+        typer.echo(text)
+        return
+    from upright.shell.runs import plain
+
+    typer.echo(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _table(rows: list[dict[str, Any]], columns: list[str]) -> str:
+    widths = {c: max([len(c), *(len(str(r[c])) for r in rows)]) for c in columns}
+    lines = ["  ".join(c.ljust(widths[c]) for c in columns)]
+    lines += ["  ".join(str(r[c]).ljust(widths[c]) for c in columns).rstrip() for r in rows]
+    return "\n".join(lines)
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List the ten methods and installed plugins with their state."""
+    from upright.shell.registry import names
+
+    rows = names()
+    _print(rows, as_json, _table(rows, ["name", "state", "mends"]))
+
+
+@app.command()
+def show(name: str, as_json: Json = False) -> None:
+    """Describe a method: what it mends, its settings, arms and presets."""
+    from upright.shell.config import describe
+    from upright.shell.registry import load_method, load_object
+    from upright.shell.runner import deviations
+
+    spec = load_method(name)
+    tables = {"method": describe(spec.config), "task": describe(load_object(spec.task).Config)}
+    arms = [{"name": a.name, "role": a.role, "title": a.title} for a in spec.arms]
+    lines = [f"{spec.title}: mends {spec.mends}", "", _table(arms, ["name", "role", "title"])]
+    for owner, rows in tables.items():
+        lines += ["", f"settings of the {owner} (--set key=value)"]
+        for row in rows:
+            lines += [f"  {row['name']} = {row['default']!r}   [{row['type']}]", f"      {row['doc']}"]
+    lines += ["", "deviations from the paper", *[f"  {d}" for d in deviations(spec)]]
+    found = {"name": name, "title": spec.title, "mends": spec.mends, "arms": arms, "settings": tables,
+             "presets": {k: dict(v) for k, v in spec.presets.items()}, "deviations": deviations(spec)}  # fmt: skip
+    _print(found, as_json, "\n".join(lines))
+
+
+@app.command()
+def run(
+    name: Annotated[str | None, typer.Argument(help="Method.")] = None,
+    data: Annotated[str | None, typer.Option(help="Name in the catalogue, or a CSV, TSV or Parquet file.")] = None,
+    data_dir: DataDir = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, repeatable.")] = None,
+    preset: Annotated[str, typer.Option(help="quick or full.")] = "full",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from --seed on.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
+    arms: Annotated[str | None, typer.Option(help="Some arms, comma-separated.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.")] = None,
+    out: Out = Path("runs"),
+    fail_if: FailIf = None,
+    as_json: Json = False,
+) -> None:
+    """Train a method with its controls, score it once, and write the report."""
+    from upright.api import Result
+    from upright.report import build_report
+    from upright.shell.config import parse_assignments
+    from upright.shell.runner import resume as go_on
+    from upright.shell.runner import run_seeds
+
+    if (name is None) == (resume is None):
+        raise InputError(
+            f"method {name!r} and --resume {resume}", "a method, or --resume FOLDER", "give one of the two"
+        )
+    if resume is not None:
+        folders, comparison = [go_on(resume, data_dir=data_dir, quiet=False)], None
+    else:
+        folders, comparison = run_seeds(
+            range(seed, seed + seeds), str(name), out=out, data=data, data_dir=data_dir, preset=preset, quiet=False,
+            settings=parse_assignments(settings or []), arms=arms.split(",") if arms else None,
+        )  # fmt: skip
+    target = comparison or folders[0]
+    _finish(Result(target).summary, target, build_report(target), as_json, fail_if)
+
+
+def _finish(summary: dict[str, Any], folder: Path, report: Path, as_json: bool, fail_if: str | None) -> None:
+    verdict = summary["evidence"]["verdict"]
+    words = [verdict["sentence"], verdict["cost"], *verdict["notes"], *(f"warning: {w}" for w in summary["warnings"])]
+    _print({**summary, "folder": str(folder), "report": str(report)}, as_json,
+           "\n".join([w for w in words if w] + ["", f"folder: {folder}", f"report: {report}"]))  # fmt: skip
+    if fail_if:
+        from upright.shell.gates import fail_if as gate
+
+        if gate(summary, fail_if):
+            typer.echo(f"gate failed: {fail_if}", err=True)
+            raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Two or more runs or comparisons.")],
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("compare.html"),
+) -> None:
+    """Set runs side by side in one page."""
+    from upright.report import build_compare
+
+    typer.echo(str(build_compare(folders, out)))
+
+
+@app.command()
+def report(folder: Path, out: Annotated[Path | None, typer.Option(help="Page to write.")] = None) -> None:
+    """Write the HTML report of a run, comparison or audit again."""
+    from upright.report import build_report
+
+    typer.echo(str(build_report(folder, out)))
+
+
+@app.command()
+def check(name: str, as_json: Json = False) -> None:
+    """Run the conformance suite on a method, ours or a plugin's."""
+    from upright.shell.checks import conformance
+
+    rows = [{"check": c.name, "passed": c.passed, "detail": c.detail} for c in conformance(name)]
+    shown = [{**r, "passed": "ok" if r["passed"] else "FAILED"} for r in rows]
+    _print(rows, as_json, _table(shown, ["passed", "check", "detail"]))
+    if not all(r["passed"] for r in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demonstration.")] = Path("demo"),
+    data_dir: DataDir = None,
+) -> None:
+    """Run every built method in its quick preset on real data and write one page."""
+    from upright.report import build_demo, build_report
+    from upright.shell.demo import run_demo
+
+    folders = run_demo(out, data_dir)
+    for folder in folders:
+        build_report(folder)
+    page = build_demo(folders, out / "index.html", "What upright shows")
+    typer.echo(f"open {page}")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what is here and what is missing."""
+    from upright.shell.doctor import examine
+
+    rows = examine()
+    _print(rows, as_json, _table(rows, ["what", "state", "note"]))
+
+
+@app.command()
+def export(
+    folder: Path, kind: Annotated[str, typer.Argument(help="card, parquet, tensorboard or mlflow.")],
+    out: Annotated[Path | None, typer.Option(help="File or folder to write.")] = None,
+) -> None:  # fmt: skip
+    """Take a run elsewhere: a model card, the unit table, or a tracker's own format."""
+    if kind in ("tensorboard", "mlflow"):
+        from upright.shell.sinks import replay
+
+        typer.echo(str(replay(folder, kind, out)))
+        return
+    from upright.shell.export import export_run
+
+    typer.echo(str(export_run(folder, kind, out)))
+
+
+@runs_app.command("prune")
+def runs_prune(folder: Annotated[Path, typer.Argument(help="Folder that holds runs.")] = Path("runs")) -> None:
+    """Delete the checkpoints of finished runs; results stay."""
+    from upright.shell.runs import prune
+
+    freed = prune(folder)
+    typer.echo(f"{len(freed)} runs, {sum(freed.values()) / 2**20:.1f} MiB freed")
+
+
+@audit_app.command("ranking")
+def audit_ranking_(
+    lists: Annotated[Path, typer.Argument(help="Your lists: user, item, and rank or score.")],
+    held_out: Annotated[Path | None, typer.Option(help="Held-out items: user, item.")] = None,
+    users: Annotated[Path | None, typer.Option(help="Groups: user, group.")] = None,
+    items: Annotated[Path | None, typer.Option(help="Popularity: item, count.")] = None,
+    k: Annotated[int, typer.Option(min=1, help="Length of the lists.")] = 10,
+    out: Annotated[Path, typer.Option(help="Folder of the audit.")] = Path("audit"),
+    fail_if: FailIf = None,
+    as_json: Json = False,
+) -> None:
+    """Audit top-K lists by user group and item popularity."""
+    from upright.api import Result
+    from upright.report import build_report
+    from upright.shell.audit import audit_ranking
+
+    folder = audit_ranking(lists, held_out=held_out, users=users, items=items, k=k, out=out)
+    _finish(Result(folder).summary, folder, build_report(folder), as_json, fail_if)
+
+
+@data_app.command("list")
+def data_list(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List the catalogue and what of it is here."""
+    from upright.data.catalogue import CATALOGUE, locate
+
+    rows = []
+    for name, entry in CATALOGUE.items():
+        try:
+            locate(name, data_dir)
+            here = "here"
+        except InputError:
+            here = "missing"
+        rows.append({"name": name, "state": here, "MB": f"{entry.size / 1e6:.1f}", "licence": entry.licence})
+    _print(rows, as_json, _table(rows, ["name", "state", "MB", "licence"]))
+
+
+@data_app.command("info")
+def data_info(name: str, as_json: Json = False) -> None:
+    """Describe one data set: source, licence, size, checksums."""
+    import dataclasses
+
+    from upright.data.catalogue import entry_of
+
+    facts = dataclasses.asdict(entry_of(name))
+    _print(facts, as_json, "\n".join(f"{key}: {value}" for key, value in facts.items()))
+
+
+@data_app.command("fetch")
+def data_fetch(name: str, data_dir: DataDir = None) -> None:
+    """Put a data set into the cache, checked by its checksums."""
+    from upright.data.catalogue import fetch
+
+    typer.echo(str(fetch(name, data_dir)))
+
+
+@data_app.command("verify")
+def data_verify(name: str, data_dir: DataDir = None) -> None:
+    """Compare the files that are here with the catalogue's checksums."""
+    from upright.data.catalogue import verify
+
+    problems = verify(name, data_dir)
+    typer.echo("\n".join(problems) or f"{name}: every file matches")
+    if problems:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line; a person never sees a bare traceback."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("stopped; go on with `upright run --resume FOLDER`", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("UPRIGHT_DEBUG"):
+            raise
+        typer.echo(
+            f"internal error: {type(error).__name__}: {error}\n"
+            "  this is a defect of upright, not of your input; the run folder keeps the traceback\n"
+            "  to do:    set UPRIGHT_DEBUG=1 to see it, and report it",
+            err=True,
+        )
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Metrics: NumPy in, one value per unit out."""

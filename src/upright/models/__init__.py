@@ -1,0 +1,1 @@
+"""Models that methods train: plain `torch.nn.Module`, no config, no training loop."""
