@@ -15,7 +15,7 @@ from upright.contract import InputError
 __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="Measure how a trained model breaks trust, mend it, and show what that gained and cost.")  # fmt: skip
+                  help="Measure how a trained model breaks trust, mend it, show what that gained and cost.")  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, describe, fetch, verify.")
 audit_app = typer.Typer(no_args_is_help=True, help="Score what you already have; nothing is trained.")
 runs_app = typer.Typer(no_args_is_help=True, help="Keep run folders small.")

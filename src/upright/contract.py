@@ -237,7 +237,7 @@ class UnitScores:
 
     unit_kind: str
     unit: Sequence[Any]
-    values: Mapping[str, Sequence[float]]
+    values: Mapping[str, Any]
     by: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     totals: Mapping[str, float] = dataclasses.field(default_factory=dict)
 

@@ -366,7 +366,7 @@ class UserPullLoss(nn.Module):
             return self._dense.index_select(0, rows)
         own = self._csr[rows.numpy()].tocoo()
         return torch.sparse_coo_tensor(
-            np.stack([own.row, own.col]).astype(np.int64), torch.from_numpy(own.data), own.shape, is_coalesced=True,
+            torch.from_numpy(np.stack([own.row, own.col]).astype(np.int64)), torch.from_numpy(own.data), own.shape, is_coalesced=True,
             check_invariants=False,
         )  # fmt: skip
 

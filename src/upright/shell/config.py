@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import itertools
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -93,7 +94,7 @@ def describe(cls: type[Config]) -> list[dict[str, Any]]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     docs: dict[str, str] = {}
     body = tree.body if isinstance(tree, ast.ClassDef) else []
-    for before, after in zip(body, body[1:], strict=False):
+    for before, after in itertools.pairwise(body):
         if (
             isinstance(before, ast.AnnAssign)
             and isinstance(before.target, ast.Name)

@@ -42,7 +42,7 @@ class _Samples:
             top = self.unit_weight @ np.where(ok, values, 0.0).T  # (1 + draws, S)
             bottom = self.unit_weight @ ok.T.astype(np.float64)
             top, bottom = (top * self.seed_weight).sum(1), (bottom * self.seed_weight).sum(1)
-            return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
+            return np.asarray(np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0))
         statistic, flat = intervals.STATISTICS[name], values.ravel()
         return np.array(
             [statistic(flat, np.outer(a, b).ravel()) for a, b in zip(self.seed_weight, self.unit_weight, strict=True)]

@@ -232,7 +232,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
     spec = load_method(first["method"])
     blocks = [b for f in folders for b in read_units(f / "units.parquet")]
     task_type = load_object(spec.task)
-    metrics = getattr(task_type, "metrics_of", lambda c: {})(configs[0]["resolved"]["task"])
+    metrics: Mapping[str, Any] = getattr(task_type, "metrics_of", lambda c: {})(configs[0]["resolved"]["task"])
     out.mkdir(parents=True, exist_ok=True)
     comparison = {
         "schema": 1, "runs": [f.name for f in folders], "method": first["method"], "title": first["title"],

@@ -128,7 +128,7 @@ class RunFolder:
         file = self.path / "run.json"
         before = read_json(file) if file.exists() else {}
         start, cpu = time.time(), time.process_time()
-        record = {
+        record: dict[str, Any] = {
             "schema": 1, "status": "running", "method": method, "seed": seed, "pid": os.getpid(),
             "started": before.get("started") or _now(), "resumed": int(before.get("resumed", -1)) + 1,
             "finished": None, "wall_s": before.get("wall_s") or 0.0, "cpu_s": before.get("cpu_s") or 0.0,

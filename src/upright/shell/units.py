@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +103,8 @@ def write_units(path: Path, blocks: Iterable[Block], split: str) -> None:
             columns["value"].extend(float(v) for v in values)
             for name, labels in scores.by.items():
                 by.setdefault(f"by_{name}", [None] * before).extend(str(label) for label in labels)
-    for labels in by.values():
-        labels.extend([None] * (len(columns["run"]) - len(labels)))
+    for column in by.values():
+        column.extend([None] * (len(columns["run"]) - len(column)))
     table = pa.table({**columns, **by})
     for name in ("run", "arm", "split", "unit_kind", "metric", *by):
         index = table.schema.get_field_index(name)
@@ -151,8 +150,3 @@ def read_units(path: Path) -> list[Block]:
         )
         blocks.append(Block(str(run), str(arm), int(seed), scores))
     return blocks
-
-
-def is_nan(value: float) -> bool:
-    """Whether a value is undefined."""
-    return math.isnan(value)

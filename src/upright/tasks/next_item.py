@@ -79,7 +79,7 @@ def activity_score(log: Interactions, rule: Rule) -> NDArray[np.float64]:
         latest = np.full(log.n_users, -np.inf)
         np.maximum.at(latest, log.user, log.time.astype(np.float64))
         return latest
-    return np.bincount(log.user, weights=log.value, minlength=log.n_users)
+    return np.asarray(np.bincount(log.user, weights=log.value, minlength=log.n_users), dtype=np.float64)
 
 
 def activity_groups(score: NDArray[np.float64], share: float) -> NDArray[np.str_]:
@@ -139,7 +139,13 @@ class NextItem:
     @classmethod
     def tiny(cls, seed: int = 0, **changes: Any) -> NextItem:
         """Return a task on a small planted world, for tests and `upright check`; float64."""
-        settings = {"data": "synthetic", "precision": "float64", "dim": 8, "group_share": 0.2, "draws": 3} | changes
+        settings: dict[str, Any] = {
+            "data": "synthetic",
+            "precision": "float64",
+            "dim": 8,
+            "group_share": 0.2,
+            "draws": 3,
+        } | changes
         return cls(synthetic(seed=seed), NextItemConfig(**settings))
 
     def open_test(self) -> None:
