@@ -32,5 +32,8 @@ test-all: $(STAMP) lint
 demo: $(STAMP)
 	.venv/bin/upright demo
 
+results: $(STAMP)
+	$(PY) -m upright.report.results
+
 clean:
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache

@@ -149,7 +149,7 @@ def evidence(
         "resampling": f"paired bootstrap, {draws} draws, percentile: {len(units.seeds)} seeds, then "
         f"{len(units.units)} {units.unit_kind}s, each with all its seeds",
         "levels": levels, "differences": differences,
-        "verdict": _verdict(levels, differences, remedy, primary, cost, title, len(units.seeds), units),
+        "verdict": _verdict(levels, differences, arms, primary, cost, title, len(units.seeds)),
     }  # fmt: skip
 
 
@@ -217,15 +217,21 @@ def _adjust(differences: list[dict[str, Any]]) -> None:
             row["holm_p"] = float(p)
 
 
+def _gain(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the worst end and the value of a change, with the sign that makes more better."""
+    return (row["low"], row["value"]) if row["direction"] == "higher" else (-row["high"], -row["value"])
+
+
 def _interval(row: Mapping[str, Any]) -> str:
     return f"{row['value']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
 
 
 def _verdict(
-    levels: list[dict[str, Any]], differences: list[dict[str, Any]], remedy: Arm | None, primary: str | None,
-    cost: str | None, title: str, seeds: int, units: Units,
+    levels: list[dict[str, Any]], differences: list[dict[str, Any]], arms: Sequence[Arm], primary: str | None,
+    cost: str | None, title: str, seeds: int,
 ) -> dict[str, Any]:  # fmt: skip
-    if remedy is None:
+    named = {arm.name: arm.title or arm.name for arm in arms}
+    if all(arm.role != "remedy" for arm in arms):
         gaps = [x for x in levels if x["statistic"].startswith("gap:")]
         found = [x for x in gaps if x["low"] > 0 or x["high"] < 0]
         sentence = (
@@ -240,13 +246,16 @@ def _verdict(
     paid = [d for d in differences if d["statistic"] == cost and d["role"] == "baseline"]
     notes: list[str] = []
     if not main:
+        shown = any(x["statistic"] == primary for x in levels)
+        why = "the run has no other arm to compare with" if shown else "there are not two groups"
         return {
             "works": False, "word": "inconclusive", "cost": "", "not_significant": [],
-            "sentence": f"{title}: there is no gap to compare, because there are not two groups.", "notes": notes,
+            "sentence": f"{title}: there is no gap to compare, because {why}.", "notes": notes,
         }  # fmt: skip
     words = {d["verdict"] for d in main}
-    affordable = bool(paid) and not (paid[0]["verdict"] == "harms" and paid[0]["value"] < -paid[0]["margin"])
-    within = bool(paid) and (paid[0]["low"] >= -paid[0]["margin"] or paid[0]["verdict"] == "helps")
+    gained = [_gain(d) for d in paid]  # (worst end, value) with more being better
+    affordable = bool(paid) and not (paid[0]["verdict"] == "harms" and gained[0][1] < -paid[0]["margin"])
+    within = bool(paid) and (gained[0][0] >= -paid[0]["margin"] or paid[0]["verdict"] == "helps")
     roles = {d["role"] for d in main}
     enough = seeds >= 6 and {"baseline", "trivial", "placebo"} <= roles
     works = words == {"helps"} and within and enough
@@ -254,31 +263,30 @@ def _verdict(
     word = "works" if works else against_none["verdict"]
     beaten = [d["against"] for d in main if d["verdict"] == "helps"]
     rest = [d["against"] for d in main if d["verdict"] != "helps"]
-    change = f"{against_none['label']} changes by {_interval(against_none)} against {against_none['against']!r}"
+    change = f"{against_none['label']} changes by {_interval(against_none)} against {named[against_none['against']]}"
     if works:
         sentence = f"{title} works here: {change}, and it is better than every control."
     elif rest:
-        sentence = f"{title} is not shown to work: {change}; it is not better than {', '.join(map(repr, rest))}."
-    elif not within:
+        sentence = f"{title} is not shown to work: {change}; it is not better than {', '.join(named[r] for r in rest)}."
+    elif paid and not within:
         state = "costs more than its margin" if not affordable else "may cost more than its margin"
         sentence = f"{title} closes the gap but {state}: {change}."
     else:
         lack = f"{seeds} seed{'s' * (seeds != 1)}" if seeds < 6 else "a missing control"
-        sentence = (
-            f"{title} is better than {', '.join(map(repr, beaten))}, but not shown to work with {lack}: {change}."
-        )
+        over = ", ".join(named[b] for b in beaten)
+        sentence = f"{title} is better than {over}, but not shown to work with {lack}: {change}."
     if seeds < 6:
         notes.append(f"{seeds} seed{'s' * (seeds != 1)}: at least 6 paired seeds are needed before anything is shown.")
     groups = [d for d in differences if d["role"] == "baseline" and primary and d["statistic"].startswith(
         "mean:" + primary.split(":", 1)[1] + "=")]  # fmt: skip
-    if against_none["value"] < 0 and groups and all(d["value"] <= 0 for d in groups):
+    if against_none["value"] < 0 and groups and all(_gain(d)[1] <= 0 for d in groups):
         notes.append("Levelling down: the gap is smaller although no group's mean rose.")
     quiet = [
-        f"{d['label']} against {d['against']!r}: {_interval(d)} ({d['verdict']})"
+        f"{d['label']} against {named[d['against']]}: {_interval(d)} ({d['verdict']})"
         for d in differences
         if d["verdict"] in ("inconclusive", "equal")
     ]
     return {
         "works": works, "word": word, "sentence": sentence, "notes": notes, "not_significant": quiet,
-        "cost": f"{paid[0]['label']} changes by {_interval(paid[0])} against {paid[0]['against']!r}." if paid else "",
+        "cost": "".join(f"{d['label']} changes by {_interval(d)} against {named[d['against']]}." for d in paid[:1]),
     }  # fmt: skip

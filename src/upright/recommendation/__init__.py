@@ -1,0 +1,1 @@
+"""The recommendation wing: similar users, dominant sets of users, and the pull between user vectors."""
