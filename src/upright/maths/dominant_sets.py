@@ -21,7 +21,8 @@ left in finitely many steps, and its first step is the closed form on full suppo
     u = K^-1 s ,  w = K^-1 1 ,  q = s'u ,  p = s'w ,  r = 1'w :   c = q / (1 + p) ,  v = u - c w
 
 From ``s'v = c`` and ``v'(s - K v - c 1) = 0`` follows ``c (1 - 1'v) = v'Kv >= 0``: the target holds at least half
-of the mass.
+of the mass. A maximiser of the program must hold the target, so the point found is the global one: without it the
+value ``-y'Ky`` is negative, and the target alone has value 0.
 
 References
 ----------
@@ -32,11 +33,12 @@ sets on M-matrices.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import linalg, sparse
 
 from upright.contract import InputError
@@ -185,7 +187,6 @@ def solve_pool(factor: PoolFactor, affinity: Array, *, tol: float = 1e-12, max_r
     """
     affinity = np.asarray(affinity, dtype=np.float64)
     _check_targets(affinity, factor.size)
-    count = affinity.shape[0]
     scale = affinity.max(1, initial=0.0)  # (T,)
     u = linalg.cho_solve(factor.factor, affinity.T).T if factor.size else affinity  # (T, n), one solve for all
     p = affinity @ factor.ones  # (T,)
@@ -198,62 +199,72 @@ def solve_pool(factor: PoolFactor, affinity: Array, *, tol: float = 1e-12, max_r
     v = np.maximum(v, 0.0)
     v[scale == 0] = 0.0
     mass = 1.0 / (1.0 + v.sum(1))  # (T,)
-    assert mass.shape == (count,)
     return Solution(mass, v * mass[:, None], c * mass, rounds)
 
 
 def _active_set(
-    factor: PoolFactor, s: Array, u: Array, c: float, support: NDArray[np.bool_], tol: float, max_rounds: int
+    factor: PoolFactor,
+    s: Array,
+    u: Array,
+    c: float,
+    support: NDArray[np.bool_],
+    tol: float,
+    max_rounds: int,
+    patience: int = 10,
 ) -> tuple[Array, float, int]:
     """Exchange drops and re-admissions until the conditions hold; returns v, c and the rounds used.
 
     With D the dropped indices, ``K^-1 (s - c 1 + E_D m)`` vanishes on D for ``m = -inv(Kinv_DD) (...)_D``, so a round
     costs |D|^3 / 3 and never touches the factor.
+
+    Plain rounds move c and the support together: fast, but without a proof that they end. After ``patience`` rounds
+    without fewer violations the iteration starts again from c = 0, where the support is that of u, and holds c until
+    its own complementarity problem is solved before each Newton step. Both levels are finite: exchange at a fixed c
+    is a primal-dual active set on an M-matrix, whose iterates rise from the second on, and Newton's c climbs while
+    the support shrinks.
     """
     inverse, ones = factor.inverse, factor.ones
-    best, patience = np.inf, 10
-    fixed: float | None = None  # c held while the inner, monotone problem settles
+    nested = held = False
+    fewest, left = np.inf, patience
     for used in range(2, max_rounds):
+        us, ws = u, ones  # K_FF^-1 s and K_FF^-1 1 on the support F, 0 on D
         dropped = np.flatnonzero(~support)
-        block = linalg.cho_factor(inverse[np.ix_(dropped, dropped)])
-        us = u - inverse[:, dropped] @ linalg.cho_solve(block, u[dropped])  # K_FF^-1 s on F, 0 on D
-        ws = ones - inverse[:, dropped] @ linalg.cho_solve(block, ones[dropped])
-        if fixed is None:
+        if dropped.size:
+            block = linalg.cho_factor(inverse[np.ix_(dropped, dropped)])
+            us = u - inverse[:, dropped] @ linalg.cho_solve(block, u[dropped])
+            ws = ones - inverse[:, dropped] @ linalg.cho_solve(block, ones[dropped])
+        if not held:
             c = float(s @ us) / (1.0 + float(s @ ws))
-        v = us - c * ws
-        v[dropped] = 0.0
+        v = np.where(support, us - c * ws, 0.0)
         excess = s - factor.matrix @ v - c  # payoff above the common one, 0 on F
         admit = ~support & (excess > tol)
-        drop = support & (v < 0) & (v * factor.alpha < -tol)
+        drop = support & (v * factor.alpha < -tol)
         wrong = int(admit.sum() + drop.sum())
+        if wrong == 0 and not held:
+            return v, c, used
         if wrong == 0:
-            if fixed is None:
-                return v, c, used
-            fixed = None  # inner problem solved at this c: take the next Newton step
+            held = False  # solved at this c: Newton's step follows, from the same support
             continue
-        if fixed is None:
-            # plain exchange while it makes progress, the nested iteration (provably finite) once it does not
-            patience = 10 if wrong < best else patience - 1
-            best = min(best, wrong)
-            if patience <= 0:
-                c = fixed = 0.0
-                support = np.ones_like(support)
-                support[s == 0] &= u[s == 0] > 0
-                patience = max_rounds
-                continue
         support = (support & ~drop) | admit
+        left = patience if wrong < fewest else left - 1
+        fewest = min(fewest, wrong)
+        if nested:
+            held = True
+        elif left <= 0:
+            nested, held, c, support = True, True, 0.0, u > 0
     raise RuntimeError(f"the active set did not settle in {max_rounds} rounds; please report the pool that does this")
 
 
 def solve_candidates(
-    affinity: Array | torch.Tensor,
-    candidates: NDArray[np.int64] | torch.Tensor,
+    affinity: ArrayLike,
+    candidates: ArrayLike,
     pool: sparse.csr_array,
     *,
     alpha_factor: float = 1.05,
-    chunk: int = 2_048,
+    chunk: int = 128,
     tol: float = 1e-11,
-    progress: object = None,
+    workers: int = 1,
+    progress: Callable[[int], object] | None = None,
 ) -> tuple[Array, Array]:
     """Solve each target within its own candidate list, never forming the pool's matrix.
 
@@ -266,13 +277,16 @@ def solve_candidates(
     pool : scipy.sparse CSR, shape (P, P)
         Symmetric, non-negative pool similarity with zero diagonal.
     alpha_factor : float
-        alpha of a target = factor x the largest row sum of its own candidate block; at least 1 + 1e-9.
+        alpha of a target = factor x the largest row sum of its own candidate block; above 1.
     chunk : int
-        Targets solved at once; memory grows with ``chunk * (m * m + m * nnz per pool row)``.
+        Targets solved at once. A worker's memory grows with ``chunk * (P + m * m + m * stored entries a pool row)``;
+        what fits the processor's cache is fastest.
     tol : float
         As in `solve_pool`.
+    workers : int
+        Threads; NumPy lets go of the interpreter during the work.
     progress : callable, optional
-        Called with the number of targets done after each chunk.
+        Called with the number of targets done after each chunk, from the worker's thread.
 
     Returns
     -------
@@ -282,89 +296,132 @@ def solve_candidates(
     Raises
     ------
     InputError
-        When shapes disagree or ``alpha_factor`` is not above 1.
+        When shapes disagree, a number is negative or not finite, a list repeats a member, or ``alpha_factor`` is not
+        above 1.
     """
     cand = np.ascontiguousarray(candidates, dtype=np.int64)
     s_all = np.ascontiguousarray(affinity, dtype=np.float64)
-    if cand.shape != s_all.shape or cand.ndim != 2 or cand.max(initial=-1) >= pool.shape[0]:
+    if cand.shape != s_all.shape or cand.ndim != 2 or cand.max(initial=-1) >= pool.shape[0] or cand.min(initial=0) < -1:
         raise InputError(
             f"candidates of shape {cand.shape}, affinities of shape {s_all.shape}, a pool of {pool.shape[0]}",
             "two arrays of one shape (targets, m) with pool indices below the pool's size, -1 as padding",
             "build both from the same candidate search",
         )
-    if not alpha_factor > 1.0:
-        raise InputError(f"alpha_factor = {alpha_factor!r}", "a number above 1", "take the default 1.05")
+    _check_targets(s_all, s_all.shape[1])
+    if not 1.0 < alpha_factor < np.inf or workers < 1 or chunk < 1:
+        raise InputError(
+            f"alpha_factor = {alpha_factor!r}, workers = {workers!r}, chunk = {chunk!r}",
+            "a finite alpha_factor above 1, at least one worker, at least one target in a chunk",
+            "take the defaults 1.05, 1 and 128",
+        )
     count, m = cand.shape
     mass, weights = np.ones(count), np.zeros((count, m))
-    for start in range(0, count, chunk):
-        rows = slice(start, min(start + chunk, count))
-        block = torch.from_numpy(_candidate_blocks(cand[rows], pool))  # (b, m, m)
-        s = torch.from_numpy(np.where(cand[rows] >= 0, s_all[rows], 0.0))  # (b, m)
-        x, y = _solve_blocks(block, s, alpha_factor, tol)
-        mass[rows], weights[rows] = x.numpy(), y.numpy()
-        if callable(progress):
-            progress(rows.stop - rows.start)
+
+    def work(first: int) -> None:
+        blocks = _CandidateBlocks(pool, chunk, m)
+        for start in range(first * chunk, count, workers * chunk):
+            rows = slice(start, min(start + chunk, count))
+            s = np.where(cand[rows] >= 0, s_all[rows], 0.0)  # (b, m)
+            mass[rows], weights[rows] = _solve_blocks(blocks(cand[rows]), s, alpha_factor, tol)
+            if progress is not None:
+                progress(rows.stop - rows.start)
+
+    if workers == 1:
+        work(0)
+    else:
+        with ThreadPoolExecutor(workers) as threads:
+            list(threads.map(work, range(workers)))  # a list, so that an error of a thread is raised here
     return mass, weights
 
 
-def _candidate_blocks(cand: NDArray[np.int64], pool: sparse.csr_array) -> Array:
-    """Return the dense pool similarity inside each candidate list, shape (b, m, m)."""
-    b, m = cand.shape
-    blocks = np.zeros((b, m, m))
-    where = np.full(pool.shape[0] + 1, -1, dtype=np.int16)  # position of a pool member in the current list
-    indptr, indices, data = pool.indptr, pool.indices, pool.data
-    for i in range(b):
-        own = cand[i]
-        where[own] = np.arange(m)
-        where[-1] = -1  # padding points at the extra slot
-        lo, length = indptr[own], indptr[own + 1] - indptr[own]
-        length = np.where(own >= 0, length, 0)
-        ends = np.cumsum(length)
-        flat = np.arange(ends[-1]) + np.repeat(lo - ends + length, length)  # entries of all rows in one run
-        column = where[indices[flat]]
-        hit = column >= 0
-        blocks[i, np.repeat(np.arange(m), length)[hit], column[hit]] = data[flat[hit]]
-        where[own] = -1
-    return blocks
+class _CandidateBlocks:
+    """The dense pool similarity inside each candidate list of a chunk, shape (b, m, m)."""
+
+    def __init__(self, pool: sparse.csr_array, chunk: int, m: int) -> None:
+        self.indptr, self.indices, self.data = pool.indptr.astype(np.int64), pool.indices, pool.data
+        self.width = pool.shape[0] + 1  # one slot more, where padding points
+        # position of a pool member in each list of the chunk, -1 outside
+        self.where = np.full(chunk * self.width, -1, dtype=np.int8 if m < 128 else np.int32)
+
+    def __call__(self, cand: NDArray[np.int64]) -> Array:
+        b, m = cand.shape
+        base = np.arange(b)[:, None] * self.width
+        own = (cand + base).ravel()
+        real = np.flatnonzero(cand.ravel() >= 0)
+        place = real % max(m, 1)
+        self.where[own[real]] = place
+        if (self.where[own[real]] != place).any():
+            raise InputError(
+                "a candidate list that names a pool member twice",
+                "distinct pool indices in each row",
+                "drop the repeats",
+            )
+        member = cand.ravel()[real]
+        lo, length = self.indptr[member], self.indptr[member + 1] - self.indptr[member]
+        before = np.cumsum(length) - length
+        entry = np.arange(length.sum()) + np.repeat(lo - before, length)  # every stored entry of every candidate
+        column = self.where[self.indices[entry] + np.repeat(base.ravel()[real // max(m, 1)], length)]
+        hit = np.flatnonzero(column >= 0)
+        blocks = np.zeros(b * m * m)
+        blocks[np.repeat(real * m, length)[hit] + column[hit]] = self.data[entry[hit]]
+        self.where[own[real]] = -1
+        return blocks.reshape(b, m, m)
 
 
-def _solve_blocks(block: torch.Tensor, s: torch.Tensor, factor: float, tol: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Batched exact solve: masked Cholesky systems, exchange of drops and re-admissions, only the unsettled again."""
-    b, m, _ = block.shape
-    alpha = factor * block.sum(2).amax(1).clamp(min=1e-300)  # (b,)
-    alpha = torch.where(block.sum((1, 2)) > 0, alpha, s.amax(1).clamp(min=1.0))
-    eye = torch.eye(m, dtype=block.dtype)
-    matrix = alpha[:, None, None] * eye - block  # (b, m, m)
-    support = torch.ones_like(s, dtype=torch.bool)
-    v = torch.zeros_like(s)
-    scale = s.amax(1)
-    todo = torch.nonzero(scale > 0).squeeze(1)
-    fallback: list[int] = []
-    for attempt in range(60):
-        if todo.numel() == 0:
+def _solve_blocks(block: Array, s: Array, factor: float, tol: float) -> tuple[Array, Array]:
+    """Solve a batch exactly: guess each support by cheap sweeps, then exchange on systems of the support's size."""
+    bound, scale = block.sum(2).max(1, initial=0.0), s.max(1, initial=0.0)  # (b,), (b,)
+    alpha = np.where(bound > 0, factor * bound, np.maximum(scale, 1.0))
+    v, todo = np.zeros_like(s), np.flatnonzero(scale > 0)
+    support = _guess(block, s, alpha)
+    for _ in range(_ROUNDS):
+        if not todo.size:
             break
-        on = support[todo].to(block.dtype)  # (a, m)
-        masked = matrix[todo] * on[:, :, None] * on[:, None, :] + torch.diag_embed(1.0 - on)
-        rhs = torch.stack([s[todo] * on, on], 2)  # (a, m, 2)
-        both = torch.cholesky_solve(rhs, torch.linalg.cholesky(masked))
-        u, w = both[..., 0], both[..., 1]
-        c = (s[todo] * u).sum(1) / (1.0 + (s[todo] * w).sum(1))  # (a,)
-        part = (u - c[:, None] * w) * on
-        excess = s[todo] - torch.bmm(matrix[todo], part[:, :, None]).squeeze(2) - c[:, None]
-        limit = tol * scale[todo][:, None]
-        admit = ~support[todo] & (excess > limit)
-        drop = support[todo] & (part * alpha[todo][:, None] < -limit)
-        v[todo] = part
-        support[todo] = (support[todo] & ~drop) | admit
+        some = slice(None) if todo.size == len(s) else todo
+        own, near, on = s[some], block[some], support[some]
+        part, c = _restricted(near, own, alpha[some], on)
+        excess = own + np.matmul(near, part[:, :, None])[:, :, 0] - alpha[some, None] * part - c[:, None]
+        limit = (tol * scale[some])[:, None]
+        admit, drop = ~on & (excess > limit), on & (part * alpha[some, None] < -limit)
+        v[some], support[some] = part, (on & ~drop) | admit
         todo = todo[(admit | drop).any(1)]
-        if attempt == 59:
-            fallback = todo.tolist()
-    for i in fallback:
-        one = solve_pool(PoolFactor(block[i].numpy(), float(alpha[i])), s[i : i + 1].numpy(), tol=tol)
-        v[i] = torch.from_numpy(one.weights[0] / one.target_mass[0])
-    v = v.clamp(min=0.0)
+    for i in todo:  # the plain exchange has not settled: the solver that is proven to
+        one = solve_pool(PoolFactor(block[i], float(alpha[i])), s[i : i + 1], tol=tol)
+        v[i] = one.weights[0] / one.target_mass[0]
+    v = np.maximum(v, 0.0)
     mass = 1.0 / (1.0 + v.sum(1))
     return mass, v * mass[:, None]
+
+
+_ROUNDS, _SWEEPS = 40, 8
+
+
+def _guess(block: Array, s: Array, alpha: Array) -> NDArray[np.bool_]:
+    """Guess supports by projected Jacobi sweeps ``v <- max(s + A v - c, 0) / alpha``; a guess only costs rounds."""
+    payoff, c = s, np.zeros(len(s))
+    for _ in range(_SWEEPS):
+        on = s * (payoff > c[:, None])
+        c = (on * payoff).sum(1) / (alpha + on.sum(1))
+        v = np.maximum(payoff - c[:, None], 0.0) / alpha[:, None]
+        payoff = s + np.matmul(block, v[:, :, None])[:, :, 0]
+    return np.asarray(payoff > c[:, None])
+
+
+def _restricted(block: Array, s: Array, alpha: Array, on: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Return v (b, m) and c (b,) on given supports, from systems as large as the largest support."""
+    k = int(on.sum(1).max(initial=0))
+    order = np.argsort(~on, axis=1, kind="stable")[:, :k]  # members of the support first
+    live = np.take_along_axis(on, order, 1)
+    matrix = -block[np.arange(len(s))[:, None, None], order[:, :, None], order[:, None, :]]
+    matrix *= live[:, :, None] & live[:, None, :]
+    matrix[:, np.arange(k), np.arange(k)] = alpha[:, None]  # rows that only fill up become alpha v = 0
+    own = np.take_along_axis(s, order, 1) * live
+    both = np.linalg.solve(matrix, np.stack([own, live.astype(np.float64)], 2))
+    u, w = both[..., 0], both[..., 1]
+    c = (own * u).sum(1) / (1.0 + (own * w).sum(1))
+    v = np.zeros_like(s)
+    np.put_along_axis(v, order, u - c[:, None] * w, 1)
+    return v, c
 
 
 def replicator(
@@ -396,7 +453,9 @@ def replicator(
     matrix[1:, 1:] = pool - alpha * np.eye(n)
     matrix += alpha
     x = np.full(n + 1, 1.0 / (n + 1)) if start is None else np.asarray(start, dtype=np.float64)
-    for iteration in range(1, max_iter + 1):
+    iteration = 0
+    while iteration < max_iter:
+        iteration += 1
         payoff = matrix @ x
         new = x * payoff
         new /= new.sum()

@@ -53,8 +53,8 @@ class UserPullLoss(nn.Module):
             return self._dense.index_select(0, rows)
         own = self._csr[rows.numpy()].tocoo()
         return torch.sparse_coo_tensor(
-            torch.from_numpy(np.stack([own.row, own.col]).astype(np.int64)), torch.from_numpy(own.data), own.shape, is_coalesced=True,
-            check_invariants=False,
+            torch.from_numpy(np.stack([own.row, own.col]).astype(np.int64)), torch.from_numpy(own.data), own.shape,
+            is_coalesced=True, check_invariants=False,
         )  # fmt: skip
 
     def forward(self, table: Tensor, users: Tensor) -> Tensor:

@@ -203,6 +203,7 @@ class ConstrainedDominantSets:
 
 
 def rows_to_one(weights: sparse.csr_array) -> sparse.csr_array:
+    """Scale each row with entries to sum to 1, in place."""
     weights.eliminate_zeros()
     total = weights.sum(1)
     weights.data /= np.repeat(total, np.diff(weights.indptr))

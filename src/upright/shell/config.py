@@ -46,6 +46,8 @@ def to_config(cls: type[C], settings: Mapping[str, Any]) -> C:
             raise InputError(f"unknown key {key!r} for {cls.__name__}", ", ".join(known), suggest(key, known))
         try:
             candidates = [value] if not isinstance(value, str) else [value, _loads(value)]
+            # JSON has no tuples, and strict reading takes no list for one
+            candidates += [tuple(c) for c in candidates if isinstance(c, list)]
             for candidate in candidates:
                 try:
                     adapter: TypeAdapter[Any] = TypeAdapter(hints[key], config=ConfigDict(strict=True))

@@ -222,6 +222,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
             ("method", first["method"], summary["method"]),
             ("data", first["data"], summary["data"]),
             ("settings", configs[0]["resolved"], config["resolved"]),
+            ("arm_settings", configs[0]["arm_settings"], config["arm_settings"]),
             ("arms", [x["name"] for x in first["arms"]], [x["name"] for x in summary["arms"]]),
         ):
             if a != b:

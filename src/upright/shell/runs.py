@@ -39,8 +39,8 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    if hasattr(value, "item") and not isinstance(value, str | bytes):
-        value = value.item()
+    if hasattr(value, "tolist") and not isinstance(value, str | bytes):
+        return plain(value.tolist())  # NumPy scalars and arrays, tensors
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -214,9 +214,9 @@ class ArmRun:
             return
         import torch
 
-        log = self.folder.path / "metrics.jsonl"
-        size = log.stat().st_size if log.exists() else 0
-        payload = {"state": dict(state), "log_size": size, "notes": self.notes, "warnings": self.warnings}
+        payload = {
+            "state": dict(state), "logged": len(self.metrics), "notes": self.notes, "warnings": self.warnings
+        }  # fmt: skip
         for which in ("best", "last") if best else ("last",):  # best first: a kill between the two repeats the step
             path = self._checkpoint(which)
             torch.save(payload, path.with_suffix(".part"))
@@ -231,7 +231,7 @@ class ArmRun:
 
     def note(self, name: str, value: Any) -> None:
         """Record a diagnostic."""
-        self.notes[name] = value
+        self.notes[name] = plain(value)
 
     def warn(self, text: str) -> None:
         """Record a warning once."""
@@ -254,13 +254,32 @@ class ArmRun:
         return dict(torch.load(self._checkpoint(which), weights_only=True))
 
     def _truncate(self) -> None:
-        """Drop log lines written after the last checkpoint, so that a resumed log equals an uninterrupted one."""
-        if self.folder is None or self._saved is None:
+        """Drop this arm's log lines after its last checkpoint, so that a resumed log equals an uninterrupted one.
+
+        Lines of other arms stay: an arm that was finished before the kill logs nothing when it is resumed.
+        """
+        if self.folder is None:
             return
-        self.notes, self.warnings = dict(self._saved["notes"]), list(self._saved["warnings"])
+        keep = 0
+        if self._saved is not None:
+            self.notes, self.warnings = dict(self._saved["notes"]), list(self._saved["warnings"])
+            keep = self._saved["logged"]
         log = self.folder.path / "metrics.jsonl"
-        if log.exists() and log.stat().st_size > self._saved["log_size"]:
-            os.truncate(log, self._saved["log_size"])
+        if not log.exists():
+            return
+        lines = []
+        for text in log.read_text(encoding="utf-8").splitlines(keepends=True):
+            if not text.endswith("\n"):
+                continue  # the kill came in the middle of a line
+            line = json.loads(text)
+            if line["arm"] == self.arm:
+                if len(self.metrics) == keep:
+                    continue
+                self.metrics.append(line)
+            lines.append(text)
+        temporary = log.with_name(log.name + ".part")
+        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.replace(log)
 
 
 @contextlib.contextmanager

@@ -44,6 +44,8 @@ class Units:
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         blocks = list(blocks)
+        if not blocks:
+            raise InputError("no scores at all", "at least one arm at one seed", "run at least one arm")
         self.arms = list(dict.fromkeys(b.arm for b in blocks))
         self.seeds = sorted({b.seed for b in blocks})
         have = {(b.arm, b.seed): b.scores for b in blocks}
@@ -54,6 +56,14 @@ class Units:
                 "every arm once at every seed, so that differences are paired",
                 "run the missing arms with the same --seeds, or leave them out with --arms",
             )
+        for b in blocks:
+            own, first = [str(u) for u in b.scores.unit], have[self.arms[0], b.seed].unit
+            if len(set(own)) < len(own) or set(own) != {str(u) for u in first}:
+                raise InputError(
+                    f"arm {b.arm!r} at seed {b.seed} scores other units than arm {self.arms[0]!r}, or one twice",
+                    f"each {b.scores.unit_kind} once, the same ones in every arm, so that differences are paired",
+                    "return NaN for a unit where a metric is not defined, instead of leaving it out",
+                )
         self.unit_kind = blocks[0].scores.unit_kind
         self.units = sorted({str(u) for b in blocks for u in b.scores.unit}, key=lambda u: (len(u), u))
         place = {u: i for i, u in enumerate(self.units)}
@@ -102,7 +112,9 @@ def write_units(path: Path, blocks: Iterable[Block], split: str) -> None:
             columns["unit"].extend(str(u) for u in scores.unit)
             columns["value"].extend(float(v) for v in values)
             for name, labels in scores.by.items():
-                by.setdefault(f"by_{name}", [None] * before).extend(str(label) for label in labels)
+                column = by.setdefault(f"by_{name}", [])
+                column.extend([None] * (before - len(column)))  # rows of blocks without this grouping
+                column.extend(str(label) for label in labels)
     for column in by.values():
         column.extend([None] * (len(columns["run"]) - len(column)))
     table = pa.table({**columns, **by})
@@ -146,7 +158,7 @@ def read_units(path: Path) -> list[Block]:
             str(data["unit_kind"][own[0]]),
             [str(u) for u in data["unit"][first]],
             {m: value[own[data["metric"][own] == m]] for m in metrics},
-            {g[3:]: [str(x) for x in data[g][first]] for g in groupings},
+            {g[3:]: [str(x) for x in data[g][first]] for g in groupings if data[g][first[0]] is not None},
         )
         blocks.append(Block(str(run), str(arm), int(seed), scores))
     return blocks
