@@ -245,7 +245,7 @@ class _Smooth(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        smooth: Tensor = _Smooth.apply(grad.contiguous(), *ctx.saved_tensors, ctx.layers)  # type: ignore[no-untyped-call]
+        smooth: Tensor = _Smooth.apply(grad, *ctx.saved_tensors, ctx.layers)  # type: ignore[no-untyped-call]
         return smooth, None, None, None, None
 
 
@@ -343,7 +343,6 @@ def _adjacency(interactions: Csr, n_users: int, n_items: int) -> Csr:
     from scipy import sparse
 
     pattern = _pattern(interactions, n_users, n_items).astype(np.float64)
-    pattern.data[:] = 1.0
     whole = sparse.block_array([[None, pattern], [pattern.T, None]], format="csr")
     degree = np.diff(whole.indptr)
     scale = np.where(degree > 0, 1.0 / np.sqrt(np.maximum(degree, 1)), 0.0)

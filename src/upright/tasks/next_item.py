@@ -39,7 +39,7 @@ class NextItemConfig(Config):
     backbone: Literal["bprmf", "neumf", "lightgcn"] = "bprmf"
     """Recommender whose user representations a method may shape."""
     dim: PositiveInt = 64
-    """Embedding width (each table of NeuMF has half of it)."""
+    """Embedding width; NeuMF has two such tables a side."""
     layers: PositiveInt = 2
     """Propagation layers of LightGCN."""
     group_rule: Rule = "value_sum"
@@ -201,7 +201,15 @@ class NextItem:
                 )
                 draws = np.random.default_rng(stream(c.split_seed, "protocol", "sampled"))
                 values[f"ndcg@{c.k}_sampled"] = ranking.sampled_protocol(
-                    scores_of, users, seen, relevant, negatives=99, rng=draws, k=c.k, first_item=_first(part)
+                    scores_of,
+                    users,
+                    seen,
+                    relevant,
+                    negatives=99,
+                    rng=draws,
+                    k=c.k,
+                    positive="first",
+                    first_item=_first(part),
                 )
         totals = {f"coverage@{c.k}": ranking.coverage(exposure), f"gini_exposure@{c.k}": ranking.gini(exposure)}
         return UnitScores("user", users.tolist(), values, {"activity": self.groups.tolist()}, totals)
