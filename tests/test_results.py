@@ -1,0 +1,47 @@
+"""RESULTS.md says what the published studies say, and their numbers come out of their unit tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from upright.report.results import results_page
+from upright.shell.registry import load_method
+from upright.shell.runs import read_json
+from upright.shell.units import Units, read_units
+
+ROOT = Path(__file__).parent.parent
+STUDIES = sorted(p.parent for p in (ROOT / "results").glob("*/summary.json"))
+
+
+def test_results_md_is_generated_from_the_studies() -> None:
+    assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == results_page(ROOT / "results"), "run `make results`"
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda p: p.name)
+def test_published_means_and_gaps_are_those_of_the_units(folder: Path) -> None:
+    summary = read_json(folder / "summary.json")
+    units = Units(read_units(folder / "units.parquet"))
+    assert len(units.seeds) >= 6
+    assert set(units.arms) <= {arm.name for arm in load_method(summary["method"]).arms}
+    checked = 0
+    for row in summary["evidence"]["levels"]:
+        values = units.values(row["arm"], row["metric"])
+        name, _, grouping = row["statistic"].split(":")[0], None, row["grouping"]
+        if name == "mean":
+            mask = np.ones_like(values, dtype=bool) if row["group"] is None else units.by[grouping] == row["group"]
+            assert row["value"] == pytest.approx(np.nanmean(values[mask]), abs=1e-12)
+        elif name == "gap":
+            first, second = (np.nanmean(values[units.by[grouping] == g]) for g in units.groups(grouping))
+            assert row["value"] == pytest.approx(first - second, abs=1e-12)
+        else:
+            continue
+        checked += 1
+    assert checked > 20
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda p: p.name)
+def test_a_published_study_is_small(folder: Path) -> None:
+    assert sum(f.stat().st_size for f in folder.iterdir()) < 5 * 2**20
