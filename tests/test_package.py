@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import tarfile
@@ -50,9 +51,10 @@ def test_what_was_built_installs_and_runs(built: dict[str, Path], kind: str, tmp
     words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
              "--target", str(site), str(built[kind])]  # fmt: skip
     assert subprocess.run(words, capture_output=True).returncode == 0
-    import typer
-
-    path = f"{site}:{Path(typer.__file__).parent.parent}"
+    typer = importlib.util.find_spec("typer")
+    assert typer is not None
+    assert typer.origin is not None
+    path = f"{site}:{Path(typer.origin).parent.parent}"
     code = "import upright.cli, upright; print(upright.__file__); upright.cli.app(['list'])"
     done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, env={"PYTHONPATH": path})
     assert str(site) in done.stdout, done.stderr

@@ -279,7 +279,7 @@ def _verdict(
         notes.append(f"{seeds} seed{'s' * (seeds != 1)}: at least 6 paired seeds are needed before anything is shown.")
     groups = [d for d in differences if d["role"] == "baseline" and primary and d["statistic"].startswith(
         "mean:" + primary.split(":", 1)[1] + "=")]  # fmt: skip
-    if against_none["value"] < 0 and groups and all(_gain(d)[1] <= 0 for d in groups):
+    if against_none["verdict"] == "helps" and groups and all(_gain(d)[1] <= 0 for d in groups):
         notes.append("Levelling down: the gap is smaller although no group's mean rose.")
     quiet = [
         f"{d['label']} against {named[d['against']]}: {_interval(d)} ({d['verdict']})"
