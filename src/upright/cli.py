@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from upright.contract import InputError
 __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="Measure how a trained model breaks trust, mend it, show what that gained and cost.")  # fmt: skip
+                  help="Measure how a trained model breaks trust, mend it, show the gain and the cost.")  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, describe, fetch, verify.")
 audit_app = typer.Typer(no_args_is_help=True, help="Score what you already have; nothing is trained.")
 runs_app = typer.Typer(no_args_is_help=True, help="Keep run folders small.")
@@ -43,6 +44,12 @@ def _table(rows: list[dict[str, Any]], columns: list[str]) -> str:
     lines = ["  ".join(c.ljust(widths[c]) for c in columns)]
     lines += ["  ".join(str(r[c]).ljust(widths[c]) for c in columns).rstrip() for r in rows]
     return "\n".join(lines)
+
+
+def _one_of(option: str, value: str, *accepted: str) -> Any:
+    if value not in accepted:
+        raise InputError(f"{option} {value}", ", ".join(accepted), "take one of them")
+    return value
 
 
 @app.command("list")
@@ -213,16 +220,22 @@ def audit_ranking_(
     users: Annotated[Path | None, typer.Option(help="Groups: user, group.")] = None,
     items: Annotated[Path | None, typer.Option(help="Popularity: item, count.")] = None,
     k: Annotated[int, typer.Option(min=1, help="Length of the lists.")] = 10,
-    out: Annotated[Path, typer.Option(help="Folder of the audit.")] = Path("audit"),
+    group: Annotated[str, typer.Option(help="Column of the groups file.")] = "group",
+    missing: Annotated[str, typer.Option(help="Users with held-out items but no list: error or zero.")] = "error",
+    out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
     fail_if: FailIf = None,
     as_json: Json = False,
 ) -> None:
     """Audit top-K lists by user group and item popularity."""
     from upright.api import Result
     from upright.report import build_report
-    from upright.shell.audit import audit_ranking
+    from upright.shell.audit_ranking import audit_ranking
 
-    folder = audit_ranking(lists, held_out=held_out, users=users, items=items, k=k, out=out)
+    command = shlex.join(["upright", *sys.argv[1:]])
+    folder = audit_ranking(
+        lists, held_out=held_out, users=users, items=items, k=k, out=out, group=group, command=command,
+        missing=_one_of("--missing", missing, "error", "zero"),
+    )  # fmt: skip
     _finish(Result(folder).summary, folder, build_report(folder), as_json, fail_if)
 
 

@@ -1,0 +1,235 @@
+"""In-UCDS: was the theorem's condition held, who gained under which protocol, and whom was everybody pulled to."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from upright.report.evidence import arm_key, front
+from upright.report.parts import Block, Cell, Column, Facts, Figure, Grid, Key, Notes, Prose, Table, cell
+from upright.report.plots import Canvas, Mark, Row
+from upright.report.read import ArmView, Level, View
+from upright.report.text import interval, number, percent, shorten
+
+__all__ = ["LIMITS", "SHOWS_FRONT", "panel"]
+
+SHOWS_FRONT = True
+ADVANTAGED, DISADVANTAGED = "advantaged", "disadvantaged"
+LIMITS = (
+    "Advantaged and disadvantaged are read off training activity, not off who people are. A gap in activity is no gap "
+    "between protected groups.",
+    "A gap shrinks as well when the advantaged get worse lists. Read it beside the levels of both groups.",
+    "The sign of the gap depends on the protocol: users with more test items score higher under a full ranking. No "
+    "single protocol is the right one.",
+)
+
+
+def panel(view: View, canvas: Canvas) -> list[Block]:
+    """Return the blocks of the method's section."""
+    remedy = next((arm for arm in view.arms if arm.role == "remedy"), None)
+    blocks: list[Block] = []
+    if remedy is not None:
+        blocks += _condition(view, remedy)
+    figures = [figure for figure in (_levels(view, canvas), front(view, canvas)) if figure]
+    protocols = _protocols(view, canvas)
+    # the tall one stands alone, with its reading beside it
+    blocks += [Grid(group) for group in (figures, [protocols] if protocols else []) if group]
+    if remedy is not None:
+        facts = _concentration(view, remedy)
+        if facts:
+            blocks += [Prose(["Whom the disadvantaged users are pulled to"], lead=True), Facts(facts, long=True)]
+    norms = _norms(view)
+    if norms:
+        blocks.append(norms)
+    return blocks
+
+
+# -- diagnostics ----------------------------------------------------------------------------------------------------
+
+
+def _noted(view: View, arm: ArmView, *path: str) -> list[Any]:
+    """Return one note of every run, else the folder's own; runs without it are skipped."""
+    sources: Sequence[Mapping[str, Any]] = [run.notes[arm.name] for run in view.runs if arm.name in run.notes] or [
+        arm.notes
+    ]
+    found = []
+    for source in sources:
+        value: Any = source
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None:
+            found.append(value)
+    return found
+
+
+def _said(values: Sequence[Any], *, share: bool = False) -> str:
+    """Write one value, or median and range over seeds."""
+    write = percent if share else _number
+    numbers = [float(value) for value in values]
+    if min(numbers) == max(numbers):
+        return write(numbers[0])
+    return f"{write(statistics.median(numbers))} (median; {write(min(numbers))} to {write(max(numbers))} over seeds)"
+
+
+def _number(value: float) -> str:
+    # four digits, wherever the point stands: alpha may be 14.22 or 0.0011
+    digits = max(0, 3 - math.floor(math.log10(abs(value)))) if value and abs(value) < 1000 else 3
+    return number(value, min(digits, 6), plain=True)
+
+
+def _condition(view: View, arm: ArmView) -> list[Block]:
+    held = _noted(view, arm, "condition_holds")
+    if not held:
+        return []
+    alpha, top = _noted(view, arm, "alpha"), _noted(view, arm, "lambda_max")
+    sizes = f" α = {_said(alpha)}, λ_max = {_said(top)}." if alpha and top else ""
+    if all(held):
+        where = " in every run" if len(held) > 1 else ""
+        text = f"The theorem's condition α > λ_max holds{where}.{sizes} Every set holds the user it was built for."
+        blocks: list[Block] = [Notes([text], "good")]
+    else:
+        where = f" in {sum(not h for h in held)} of {len(held)} runs" if len(held) > 1 else ""
+        text = (
+            f"The theorem's condition α > λ_max does not hold{where}.{sizes} A set need not hold the user it was built "
+            "for, so these neighbours are no constrained dominant sets."
+        )
+        blocks = [Notes([text], "bad")]
+    facts = []
+    for key, words in (
+        ("row_sum_bound", "Largest row sum, an upper bound of λ_max"),
+        ("x_t_min", "Smallest share of a set that its own user holds"),
+        ("x_t_mean", "Mean share of a set that its own user holds"),
+        ("kkt_residual", "Largest violation of the optimality conditions"),
+    ):
+        values = _noted(view, arm, key)
+        if values:
+            facts.append((words, _said(values)))
+    return [*blocks, Facts(facts, long=True)] if facts else blocks
+
+
+def _concentration(view: View, arm: ArmView) -> list[tuple[str, str]]:
+    facts = []
+    targets, alone = _noted(view, arm, "targets"), _noted(view, arm, "targets_without_neighbours")
+    if targets:
+        facts.append(("Users to be pulled", _said(targets)))
+    if alone:
+        facts.append(("of them without any neighbour", _said(alone)))
+    sizes = [_noted(view, arm, "cluster_size", key) for key in ("p10", "median", "p90")]
+    if all(sizes):
+        facts.append(("Users in a set: 10th percentile, median, 90th", ", ".join(_said(size) for size in sizes)))
+    for key, words, share in (
+        ("picks_gini", "Gini of picks (0: all picked alike, 1: one picked always)", False),
+        ("picks_top5_share", "Share of all picks on the five most picked users", True),
+        ("official_overlap", "Overlap with the neighbours that the published code picks", True),
+    ):
+        values = _noted(view, arm, key)
+        if values:
+            facts.append((words, _said(values, share=share)))
+    return facts
+
+
+def _norms(view: View) -> Table | None:
+    body = []
+    for arm in view.arms:
+        pair = [_noted(view, arm, "embedding_norm", group) for group in (ADVANTAGED, DISADVANTAGED)]
+        if all(pair):
+            body.append([Cell(arm.title, key=arm_key(arm)), *(cell(statistics.median(map(float, v))) for v in pair)])
+    if not body:
+        return None
+    seeds = ", median over seeds" if len(view.runs) > 1 else ""
+    columns = (Column("Arm"), Column("Advantaged", numeric=True), Column("Disadvantaged", numeric=True))
+    return Table(f"Mean length of the user embeddings{seeds}: a pull that only shrinks shows here", columns, body)
+
+
+# -- plots ----------------------------------------------------------------------------------------------------------
+
+
+def _gaps(view: View) -> list[Level]:
+    """One row for each signed gap of NDCG: full ranking, then matched positives, then sampled candidates."""
+    found: dict[str, Level] = {}
+    for row in view.levels:
+        if row.name == "gap" and row.metric.startswith("ndcg@"):
+            found.setdefault(row.metric, row)
+    return sorted(found.values(), key=lambda row: ("sampled" in row.metric, "matched" in row.metric))
+
+
+def _protocol(metric: str) -> str:
+    matched = re.search(r"_matched(\d+)$", metric)
+    if matched:
+        return f"Full ranking, {matched[1]} test items a user"
+    return "One test item among sampled ones" if metric.endswith("_sampled") else "Full ranking, all test items"
+
+
+def _protocols(view: View, canvas: Canvas) -> Figure | None:
+    kinds = _gaps(view)
+    if not kinds:
+        return None
+    drawn: list[Row] = []
+    body = []
+    for kind in kinds:
+        drawn.append(Row(_protocol(kind.metric)))
+        for row in view.find(kind.statistic):
+            arm = view.arm(row.arm)
+            band = (row.null.low, row.null.high) if row.null else None
+            mark = Mark(row.value, row.low, row.high, arm.index if arm else 0)
+            drawn.append(Row(shorten(view.arm_title(row.arm), 34), (mark,), number(row.value, sign=True), band))
+            null = (
+                Cell(interval(*band), f"expected size {number(row.null.expected_abs)}", numeric=True)
+                if band and row.null
+                else Cell("–", numeric=True)
+            )
+            body.append((Cell(_protocol(row.metric)), Cell(view.arm_title(row.arm)),
+                         cell(row.value, interval(row.low, row.high), sign=True), null))  # fmt: skip
+    title = "The gap under three protocols" if len(kinds) == 3 else "The gap by protocol"
+    svg = canvas.rows(drawn, "advantaged minus disadvantaged, NDCG", zero=True)
+    columns = (
+        Column("Protocol"),
+        Column("Arm"),
+        Column("Gap", numeric=True),
+        Column("With random groups", numeric=True),
+    )
+    alt = f"{title}. " + "; ".join(f"{r[0].text}, {r[1].text}: {r[2].text}, interval {r[2].small}" for r in body)
+    reading = ["Right of zero, advantaged users get the better lists."]
+    if any(row.null for kind in kinds for row in view.find(kind.statistic)):
+        reading.append("Grey bands show where the gap falls if users are put into groups of these sizes at random.")
+    return Figure(title, svg, alt, Table(title, columns, body), (), reading)
+
+
+def _levels(view: View, canvas: Canvas) -> Figure | None:
+    kinds = _gaps(view)
+    rows = [row for row in view.levels if row.name == "mean" and row.group in {ADVANTAGED, DISADVANTAGED}]
+    if not rows:
+        return None
+    metric = kinds[0].metric if kinds else rows[0].metric
+    pairs = {(row.arm, row.group): row for row in rows if row.metric == metric}
+    drawn, body = [], []
+    for arm in view.arms:
+        both = [pairs.get((arm.name, group)) for group in (ADVANTAGED, DISADVANTAGED)]
+        high, low = both
+        if high is None or low is None:
+            continue
+        marks = tuple(
+            Mark(row.value, row.low, row.high, arm.index, hollow, "o") for row, hollow in ((high, False), (low, True))
+        )
+        drawn.append(Row(shorten(arm.title, 30), marks, f"{number(low.value)} · {number(high.value)}"))
+        body.append(
+            (
+                Cell(arm.title),
+                cell(high.value, interval(high.low, high.high)),
+                cell(low.value, interval(low.low, low.high)),
+            )
+        )
+    if not drawn:
+        return None
+    title = f"Levels of both groups: {view.metric_title(metric)}"
+    svg = canvas.rows(drawn, view.metric_title(metric))
+    columns = (Column("Arm"), Column("Advantaged", numeric=True), Column("Disadvantaged", numeric=True))
+    alt = f"{title}. " + "; ".join(f"{r[0].text}: advantaged {r[1].text}, disadvantaged {r[2].text}" for r in body)
+    keys = (Key("Advantaged users", 0, "o"), Key("Disadvantaged users", 0, "o", True))
+    reading = (
+        "A remedy lifts the hollow ring. Where only the filled dot moves left, the gap closed by levelling down.",
+    )
+    return Figure(title, svg, alt, Table(title, columns, body), keys, reading)

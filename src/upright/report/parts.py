@@ -1,0 +1,217 @@
+"""What a page is made of: blocks that one template draws, for every kind of page.
+
+A block is data. Text in it is plain text that the template escapes; only `Figure.svg` is markup, and it comes from
+`upright.report.plots`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+from markupsafe import Markup
+
+from upright.report.plots import colour_of, marker_of
+from upright.report.text import VERDICTS, number
+
+__all__ = [
+    "Block", "Cell", "Code", "Column", "Details", "Facts", "Figure", "Grid", "Key", "Link", "Notes", "Page", "Prose",
+    "Section", "Table", "Tag", "Verdict", "cell", "tag",
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Tag:
+    """A verdict's word with its icon; never colour alone."""
+
+    word: str
+    tone: str
+    meaning: str = ""
+
+
+def tag(word: str) -> Tag:
+    """Return the tag of a verdict word; an unknown word is shown as it is."""
+    tone, meaning = VERDICTS.get(word, ("same", ""))
+    return Tag(word, tone, meaning)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A table cell: text, a second line, what it sorts by, a verdict."""
+
+    text: str
+    small: str = ""
+    order: float | str | None = None
+    tag: Tag | None = None
+    key: Key | None = None
+    numeric: bool = False
+    code: bool = False
+
+
+def cell(value: float, small: str = "", *, digits: int = 3, sign: bool = False, verdict: str | None = None) -> Cell:
+    """Return a cell that holds a number and sorts by it; NaN sorts last."""
+    order = None if math.isnan(value) else value
+    return Cell(number(value, digits, sign=sign), small, order, tag(verdict) if verdict else None, numeric=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """How an arm looks in plots: colour and marker, with its title."""
+
+    title: str
+    index: int
+    shape: str | None = None
+    hollow: bool = False
+
+    @property
+    def colour(self) -> str:
+        """CSS variable without dashes."""
+        return colour_of(self.index)
+
+    @property
+    def marker(self) -> str:
+        """Marker letter, as matplotlib names it; `shape` where a plot gives every arm the same."""
+        return self.shape or marker_of(self.index)
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A table column."""
+
+    title: str
+    small: str = ""
+    numeric: bool = False
+    key: Key | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table that scrolls in its own container."""
+
+    kind: ClassVar[str] = "table"
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    sortable: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Prose:
+    """Paragraphs."""
+
+    kind: ClassVar[str] = "prose"
+    paragraphs: Sequence[str]
+    muted: bool = False
+    lead: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """Terms with their values; long terms take a line each."""
+
+    kind: ClassVar[str] = "facts"
+    items: Sequence[tuple[str, str]]
+    long: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Notes:
+    """A list of remarks."""
+
+    kind: ClassVar[str] = "notes"
+    items: Sequence[str]
+    tone: str = "same"
+    title: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """A command, with a button that copies it."""
+
+    kind: ClassVar[str] = "code"
+    text: str
+    copy: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A plot, what it says in words, and the table behind it."""
+
+    kind: ClassVar[str] = "figure"
+    title: str
+    svg: str
+    alt: str
+    table: Table
+    keys: Sequence[Key] = ()
+    reading: Sequence[str] = ()
+
+    @property
+    def markup(self) -> Markup:
+        """The plot as markup: matplotlib's output, whose text nodes are escaped."""
+        return Markup(self.svg)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Figures side by side where there is room; a single one has its reading beside it."""
+
+    kind: ClassVar[str] = "grid"
+    figures: Sequence[Figure]
+
+
+@dataclasses.dataclass(frozen=True)
+class Details:
+    """Blocks that are folded on a screen and open in print, unless `paper` says that the page has them already."""
+
+    kind: ClassVar[str] = "details"
+    summary: str
+    blocks: Sequence[Block]
+    paper: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A relative link to another report."""
+
+    kind: ClassVar[str] = "link"
+    href: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """The banner: one word, one sentence, what it cost, and how it fared against each control."""
+
+    kind: ClassVar[str] = "verdict"
+    tag: Tag
+    sentence: str
+    cost: str = ""
+    controls: Sequence[tuple[Key, str, str, Tag]] = ()
+    notes: Sequence[str] = ()
+    name: str = ""
+
+
+Block = Table | Prose | Facts | Notes | Code | Figure | Grid | Details | Link | Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A titled part of a page."""
+
+    id: str
+    title: str
+    blocks: Sequence[Block]
+    nav: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """A whole page."""
+
+    kind: str
+    title: str
+    over: str
+    sections: Sequence[Section]
+    footer: str = ""

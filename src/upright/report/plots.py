@@ -1,0 +1,352 @@
+"""Plots as SVG text that follows the page: its fonts, its colours in light and dark, its width.
+
+A figure is drawn 360 units wide, which is a phone; on a wide page several stand side by side instead of one being
+stretched, so its letters stay between 11 and 13 pixels everywhere. Colours are drawn as sentinels and replaced by
+CSS variables. Equal input gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import re
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from upright.report.text import number
+
+__all__ = ["COLOURS", "MARKERS", "Canvas", "Mark", "Point", "Row", "Series", "colour_of", "marker_of"]
+
+WIDTH = 360
+FONT = 11.0
+PAD = 3.0
+
+# name of a CSS variable -> what matplotlib draws; the values mean nothing and occur nowhere else
+COLOURS = {
+    name: f"#{0x0A0B01 + i:06x}"
+    for i, name in enumerate(
+        ("ink", "soft", "line", "paper", "band", "arm-0", "arm-1", "arm-2", "arm-3", "arm-4", "arm-5", "arm-6")
+    )
+}
+ARM_COLOURS = 7
+MARKERS = ("o", "D", "s", "^", "v", "P", "X")
+
+
+def colour_of(index: int) -> str:
+    """Return the colour name of an arm; past the palette, colours repeat with other markers."""
+    return f"arm-{index}" if index < ARM_COLOURS else f"arm-{2 + (index - 2) % (ARM_COLOURS - 2)}"
+
+
+def marker_of(index: int) -> str:
+    """Return the marker of an arm."""
+    return MARKERS[index % len(MARKERS)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A value with its interval on a row; NaN is not drawn."""
+
+    value: float
+    low: float
+    high: float
+    index: int = 0
+    hollow: bool = False
+    shape: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a row plot: label above on the left, text above on the right, marks below; no marks: a heading."""
+
+    label: str
+    marks: tuple[Mark, ...] = ()
+    text: str = ""
+    band: tuple[float, float] | None = None
+
+    @property
+    def heading(self) -> bool:
+        """Whether this row only names those below it."""
+        return not self.marks
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One arm on a front, with its interval on both axes."""
+
+    x: float
+    y: float
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    index: int
+    faint: bool = False
+    text: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One curve."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    index: int
+    thin: bool = False
+
+
+class Canvas:
+    """Draws figures whose ids differ from one another, so that any number of them share a page."""
+
+    def __init__(self, prefix: str = "g") -> None:
+        self.prefix, self.count = prefix, 0
+
+    def rows(
+        self,
+        rows: Sequence[Row],
+        xlabel: str,
+        *,
+        bars: bool = False,
+        zero: bool = False,
+        margin: float = 0.0,
+        limits: tuple[float, float] | None = None,
+    ) -> str:
+        """Draw intervals (or bars from zero) under one another.
+
+        Parameters
+        ----------
+        bars : bool
+            Bars from zero instead of points; a row with two marks of points is joined by a line (a dumbbell).
+        zero : bool
+            Draw the line at zero.
+        margin : float
+            Half-width of the band around zero that counts as equal.
+        limits : pair of float, optional
+            Of the x axis; by default they hold every interval.
+        """
+        step, head, top, bottom = 36.0, 26.0, 2.0, 40.0
+        height = top + bottom + sum(head if row.heading else step for row in rows)
+        fig, ax = _axes(height, left=8, right=12, top=top, bottom=bottom)
+        span = height - top - bottom
+        ax.set_ylim(span, 0)
+        ax.set_xlim(*(limits or _limits(rows, zero or bars, margin)))
+        low, high = ax.get_xlim()
+        y = 0.0
+        for row in rows:
+            if row.heading:
+                _text(ax, 0, y + head - 9, row.label, weight="bold")
+                y += head
+                continue
+            _text(ax, 0, y + 11, row.label)
+            _text(ax, 1, y + 11, row.text, align="right", colour="soft")
+            # band and zero are drawn beside the marks only: behind the labels they would be clutter
+            if margin > 0:
+                ax.fill_between(
+                    (max(-margin, low), min(margin, high)), y + 17, y + 31, color=COLOURS["band"], linewidth=0
+                )
+            if zero or (bars and low < 0):
+                ax.plot([0, 0], [y + 17, y + 31], color=COLOURS["soft"], linewidth=1, solid_capstyle="butt")
+            self._row(ax, row, y + 24, bars)
+            y += step
+        _finish(ax, xlabel)
+        ax.yaxis.set_visible(False)
+        ax.spines["left"].set_visible(False)
+        return self._svg(fig, height)
+
+    @staticmethod
+    def _row(ax: Axes, row: Row, y: float, bars: bool) -> None:
+        if row.band is not None:
+            ax.fill_between(row.band, y - 6, y + 6, color=COLOURS["band"], linewidth=0)
+        seen = [mark for mark in row.marks if math.isfinite(mark.value)]
+        if len(seen) == 2 and not bars:
+            ax.plot([mark.value for mark in seen], [y, y], color=COLOURS["line"], linewidth=3, solid_capstyle="round")
+        for k, mark in enumerate(seen):
+            at = y + (k - (len(seen) - 1) / 2) * 5.0 if len(seen) > 1 and not bars else y
+            colour = COLOURS[colour_of(mark.index)]
+            if bars:
+                ax.barh(y, mark.value, height=9, color=colour, linewidth=0)
+            if math.isfinite(mark.low) and math.isfinite(mark.high):
+                ink = COLOURS["ink"] if bars else colour
+                ax.plot(
+                    [mark.low, mark.high],
+                    [at, at],
+                    color=ink,
+                    linewidth=1.6 if not bars else 1.2,
+                    solid_capstyle="butt",
+                )
+                if bars:
+                    for end in (mark.low, mark.high):
+                        ax.plot([end, end], [y - 3, y + 3], color=ink, linewidth=1.2, solid_capstyle="butt")
+            if not bars:
+                face = COLOURS["paper"] if mark.hollow else colour
+                ax.plot([mark.value], [at], marker=mark.shape or marker_of(mark.index), markersize=7, color=face,
+                        markeredgecolor=colour, markeredgewidth=1.5, linestyle="none")  # fmt: skip
+
+    def front(self, points: Sequence[Point], xlabel: str, ylabel: str, *, y_from_zero: bool = False) -> str:
+        """Draw arms in a plane with a cross of intervals each."""
+        height = 300.0
+        fig, ax = _axes(height, left=46, right=12, top=26, bottom=40)
+        for point in points:
+            if not (math.isfinite(point.x) and math.isfinite(point.y)):
+                continue
+            colour = COLOURS["line"] if point.faint else COLOURS[colour_of(point.index)]
+            for xs, ys in (((point.x_range), (point.y, point.y)), ((point.x, point.x), (point.y_range))):
+                if all(map(math.isfinite, (*xs, *ys))):
+                    ax.plot(xs, ys, color=colour, linewidth=1.4, solid_capstyle="butt")
+            edge = COLOURS["soft"] if point.faint else colour
+            ax.plot([point.x], [point.y], marker=marker_of(point.index), markersize=8, color=colour,
+                    markeredgecolor=edge, linestyle="none", zorder=5)  # fmt: skip
+            if point.text:
+                ax.annotate(point.text, (point.x, point.y), xytext=(6, 5), textcoords="offset points",
+                            color=COLOURS["ink"], fontsize=FONT, zorder=6)  # fmt: skip
+        ax.margins(0.08)
+        if y_from_zero and ax.get_ylim()[0] < 0:
+            ax.set_ylim(bottom=0)
+        _finish(ax, xlabel)
+        _vertical(ax, ylabel, height)
+        return self._svg(fig, height)
+
+    def curves(self, series: Sequence[Series], xlabel: str, ylabel: str) -> str:
+        """Draw curves by step, each with its arm's marker at the end."""
+        height = 260.0
+        fig, ax = _axes(height, left=46, right=12, top=26, bottom=40)
+        for one in series:
+            # the remedy is drawn over the others; a marker at the end names the arm without colour
+            above = 4 if one.index == 1 else 3
+            colour = COLOURS[colour_of(one.index)]
+            ax.plot(one.x, one.y, color=colour, linewidth=1.0 if one.thin else 1.8, alpha=0.6 if one.thin else None,
+                    zorder=above)  # fmt: skip
+            ax.plot(one.x[-1:], one.y[-1:], marker=marker_of(one.index), markersize=5 if one.thin else 7, color=colour,
+                    linestyle="none", zorder=above)  # fmt: skip
+        ax.margins(x=0.03, y=0.06)
+        _finish(ax, xlabel)
+        _vertical(ax, ylabel, height)
+        return self._svg(fig, height)
+
+    def _svg(self, fig: Figure, height: float) -> str:
+        self.count += 1
+        return _render(fig, height, f"{self.prefix}{self.count}-")
+
+
+def _axes(height: float, *, left: float, right: float, top: float, bottom: float) -> tuple[Figure, Axes]:
+    # 72 dots an inch: one point is one unit of the SVG
+    fig = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
+    fig.patch.set_visible(False)
+    place = (left / WIDTH, bottom / height, (WIDTH - left - right) / WIDTH, (height - top - bottom) / height)
+    ax = fig.add_axes(place)
+    ax.patch.set_visible(False)
+    return fig, ax
+
+
+def _text(
+    ax: Axes, x: float, y: float, text: str, *, align: str = "left", weight: str = "normal", colour: str = "ink"
+) -> None:
+    if text:
+        ax.text(x, y, text, transform=ax.get_yaxis_transform(), horizontalalignment=align, verticalalignment="baseline",
+                fontsize=FONT, fontweight=weight, color=COLOURS[colour], parse_math=False)  # fmt: skip
+
+
+def _finish(ax: Axes, xlabel: str) -> None:
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_color(COLOURS["line"])
+        ax.spines[side].set_linewidth(1)
+    ax.tick_params(labelsize=FONT, labelcolor=COLOURS["soft"], color=COLOURS["line"], length=4, width=1)
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    # the label is set at the axis' left end, where a narrow page has room for a long one
+    ax.set_xlabel(xlabel, loc="left", fontsize=FONT, color=COLOURS["ink"], labelpad=4, parse_math=False)
+    ax.set_axisbelow(True)
+
+
+def _vertical(ax: Axes, ylabel: str, height: float) -> None:
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    ax.grid(True, color=COLOURS["line"], linewidth=0.6)
+    # upright letters above the axis read better than turned ones beside it
+    figure = ax.get_figure(root=True)
+    if figure is not None:
+        figure.text(8 / WIDTH, 1 - 12 / height, ylabel, fontsize=FONT, color=COLOURS["ink"], parse_math=False)
+
+
+def _tick(value: float) -> str:
+    return number(value, 6, plain=True)
+
+
+def _limits(rows: Sequence[Row], zero: bool, margin: float) -> tuple[float, float]:
+    ends = [end for row in rows for mark in row.marks for end in (mark.value, mark.low, mark.high)]
+    ends += [end for row in rows if row.band for end in row.band]
+    ends = [end for end in ends if math.isfinite(end)] + ([0.0] if zero else []) + ([-margin, margin] if margin else [])
+    if not ends:
+        return 0.0, 1.0
+    low, high = min(ends), max(ends)
+    pad = 0.04 * (high - low) or 0.05
+    # bars and differences end at zero, not beside it, unless all there is lies at zero
+    left = low if zero and low == 0 < high else low - pad
+    return left, high if zero and low < 0 == high else high + pad
+
+
+def _render(fig: Figure, height: float, prefix: str) -> str:
+    buffer = io.StringIO()
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "upright"}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # letters that matplotlib's own font lacks are drawn by the browser, so their absence here means nothing
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    root = ET.fromstring(buffer.getvalue())
+    variables = {value: f"var(--{name})" for name, value in COLOURS.items()}
+    wanted = set(_references(root))
+    for node in root.iter():
+        node.tag = node.tag.rpartition("}")[2]
+        for key in list(node.attrib):
+            value = node.attrib.pop(key)
+            local = key.rpartition("}")[2]
+            if local == "style":
+                value = re.sub(r"font-family: [^;]*(; )?", "", value)
+                value = re.sub(r"#[0-9a-f]{6}", lambda found: variables.get(found.group(), found.group()), value)
+            elif local == "id":
+                if value not in wanted:
+                    continue
+                value = prefix + value
+            elif local == "clip-path":
+                value = value.replace("url(#", f"url(#{prefix}")
+            elif local == "href":
+                value = f"#{prefix}{value[1:]}"
+            elif local == "transform" and value.startswith("rotate(-0 "):
+                continue
+            elif local == "d":
+                value = re.sub(r"\s+", " ", value).strip()
+            node.set(local, value)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            # matplotlib's own style sheet would rule over the whole page
+            if child.tag in {"style", "metadata"} or (child.tag in {"defs", "g"} and _empty(child)):
+                parent.remove(child)
+    root.attrib.clear()
+    root.set("viewBox", f"0 0 {WIDTH} {height:g}")
+    root.set("aria-hidden", "true")
+    root.set("focusable", "false")
+    for node in root.iter():
+        if node.tag != "text":
+            node.text = None
+        node.tail = None
+    return ET.tostring(root, encoding="unicode", short_empty_elements=True)
+
+
+def _empty(node: ET.Element) -> bool:
+    return not any(child.tag not in {"g", "defs", "style"} for child in node.iter() if child is not node)
+
+
+def _references(root: ET.Element) -> Iterator[str]:
+    for node in root.iter():
+        for key, value in node.attrib.items():
+            if key.endswith("href"):
+                yield value[1:]
+            elif key == "clip-path":
+                yield value[len("url(#") : -1]

@@ -1,0 +1,398 @@
+"""Reading a run, comparison or audit folder into typed rows.
+
+Nothing is computed here: every number of a report was computed by the shell and is stored in the folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from upright.contract import InputError
+from upright.report.text import metric_title
+
+__all__ = ["ArmView", "Difference", "Level", "Null", "RunRecord", "View", "read_folder"]
+
+SCHEMA = 1
+Kind = Literal["run", "comparison", "audit"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Null:
+    """What a statistic looks like when group labels are shuffled."""
+
+    expected_abs: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """One statistic of one arm with its interval."""
+
+    statistic: str
+    label: str
+    metric: str
+    grouping: str | None
+    group: str | None
+    arm: str
+    value: float
+    low: float
+    high: float
+    n_units: int | None
+    n_undefined: int | None
+    null: Null | None
+    smallest_detectable: float
+
+    @property
+    def name(self) -> str:
+        """First part of the statistic: ``mean``, ``gap``, ``abs_gap``, ``worst_decile`` ..."""
+        return self.statistic.split(":", 1)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One statistic of the remedy minus the same statistic of a control, with its paired interval."""
+
+    statistic: str
+    label: str
+    arm: str
+    against: str
+    role: str
+    value: float
+    low: float
+    high: float
+    direction: str
+    margin: float
+    verdict: str
+    smallest_detectable: float
+    holm_p: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmView:
+    """One arm as a report draws it; ``index`` fixes colour and marker, 0 is the baseline and 1 the remedy."""
+
+    name: str
+    title: str
+    role: str
+    index: int
+    settings: Mapping[str, Any]
+    notes: Mapping[str, Any]
+    totals: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What one run folder holds beside its evidence."""
+
+    name: str
+    seed: int | None
+    status: Mapping[str, Any]
+    config: Mapping[str, Any]
+    curves: tuple[Mapping[str, Any], ...]
+    unread_lines: int
+    notes: Mapping[str, Mapping[str, Any]]
+    totals: Mapping[str, Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A folder, read."""
+
+    kind: Kind
+    folder: Path
+    method: str
+    title: str
+    mends: str
+    data: Mapping[str, Any]
+    arms: tuple[ArmView, ...]
+    seeds: tuple[int, ...]
+    evidence: Mapping[str, Any]
+    levels: tuple[Level, ...]
+    differences: tuple[Difference, ...]
+    warnings: tuple[str, ...]
+    deviations: tuple[str, ...]
+    runs: tuple[RunRecord, ...]
+    missing_runs: tuple[str, ...]
+    summary: Mapping[str, Any]
+
+    def arm(self, name: str) -> ArmView | None:
+        """Return an arm by name, None when the folder does not list it."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    def arm_title(self, name: str) -> str:
+        """Return how to write an arm; its name when the folder does not list it."""
+        arm = self.arm(name)
+        return arm.title if arm else name
+
+    def find(self, statistic: str, group: str | None = None) -> list[Level]:
+        """Return the levels of one statistic and group in the order of the arms."""
+        order = {arm.name: i for i, arm in enumerate(self.arms)}
+        rows = [row for row in self.levels if row.statistic == statistic and row.group == group]
+        return sorted(rows, key=lambda row: order.get(row.arm, len(order)))
+
+    def metric_title(self, metric: str) -> str:
+        """Return how the evidence's own labels write a metric, else what can be made of its name."""
+        for row in self.levels:
+            if row.metric == metric and row.name == "mean":
+                return row.label if row.group is None else row.label.removesuffix(f", {row.group}")
+        return metric_title(metric)
+
+    @property
+    def verdict(self) -> Mapping[str, Any]:
+        """The stored verdict; empty when there is none."""
+        found = self.evidence.get("verdict")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def primary(self) -> str | None:
+        """The statistic that decides: the one the verdict names, else the first size of a gap, else the first."""
+        named = self.verdict.get("primary")
+        if isinstance(named, str):
+            return named
+        rows: Sequence[Difference | Level] = self.differences or self.levels
+        names = [row.statistic for row in rows]
+        return next((name for name in names if name.startswith("abs_gap:")), names[0] if names else None)
+
+    @property
+    def cost_statistic(self) -> str | None:
+        """The statistic that may not get worse: the one the verdict names, else the mean of the deciding metric."""
+        named = self.verdict.get("cost_statistic")
+        if isinstance(named, str):
+            return named
+        metric = (self.primary or "").split(":")[1:2]
+        return f"mean:{metric[0]}" if metric else None
+
+    @property
+    def unit_kind(self) -> str:
+        """What is counted: ``user``, ``row`` ..."""
+        return str(self.evidence.get("unit_kind", "unit"))
+
+    @property
+    def confidence(self) -> float:
+        """Coverage of every interval."""
+        return float(self.evidence.get("confidence", 0.95))
+
+
+def read_folder(folder: Path) -> View:
+    """Read a run, comparison or audit folder.
+
+    Raises
+    ------
+    InputError
+        When the folder, its summary or a field of it is missing or of another schema.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder",
+            "a run, comparison or audit folder",
+            "name the folder that `upright run` or `upright audit` printed",
+        )
+    if (folder / "comparison.json").is_file():
+        return _view("comparison", folder, _json(folder / "comparison.json"))
+    if (folder / "summary.json").is_file():
+        summary = _json(folder / "summary.json")
+        return _view("audit" if summary.get("kind") == "audit" else "run", folder, summary)
+    status = _json(folder / "run.json").get("status") if (folder / "run.json").is_file() else None
+    raise InputError(
+        f"{folder.name}: no summary.json" + (f"; its run is {status!r}" if status else ""),
+        "a folder with summary.json (a finished run or an audit) or comparison.json",
+        "resume the run until it is done" if status else "name the folder that a verb of upright wrote",
+    )
+
+
+def _view(kind: Kind, folder: Path, summary: Mapping[str, Any]) -> View:
+    where = f"{folder.name}/{'comparison' if kind == 'comparison' else 'summary'}.json"
+    if summary.get("schema") != SCHEMA:
+        raise InputError(
+            f"{where}: schema {summary.get('schema')!r}",
+            f"schema {SCHEMA}",
+            "use the version of upright that wrote it, or run again",
+        )
+    evidence = summary.get("evidence")
+    if not isinstance(evidence, Mapping):
+        raise InputError(f"{where}: no evidence", "an object `evidence` with levels", "run again, or repair the file")
+    runs, missing = _runs(kind, folder, summary)
+    arms = _arms(summary, runs)
+    seeds = summary.get("seeds", [summary["seed"]] if isinstance(summary.get("seed"), int) else [])
+    first = next((run for run in runs), None)
+    return View(
+        kind=kind,
+        folder=folder,
+        method=str(summary.get("method", "")),
+        title=str(summary.get("title") or summary.get("method") or "audit"),
+        mends=str(summary.get("mends", "")),
+        data=_object(summary.get("data")),
+        arms=arms,
+        seeds=tuple(int(seed) for seed in seeds) or tuple(r.seed for r in runs if r.seed is not None),
+        evidence=evidence,
+        levels=tuple(_level(row, f"{where}: levels[{i}]") for i, row in enumerate(evidence.get("levels", []))),
+        differences=tuple(
+            _difference(row, f"{where}: differences[{i}]") for i, row in enumerate(evidence.get("differences", []))
+        ),
+        warnings=tuple(map(str, summary.get("warnings", []))),
+        deviations=tuple(map(str, summary.get("deviations") or _deviations_of(folder, first))),
+        runs=runs,
+        missing_runs=missing,
+        summary=summary,
+    )  # fmt: skip
+
+
+def _level(row: Mapping[str, Any], where: str) -> Level:
+    null = row.get("null")
+    return Level(
+        statistic=_text(row, "statistic", where),
+        label=str(row.get("label") or row["statistic"]),
+        metric=str(row.get("metric") or row["statistic"].partition(":")[2].partition(":")[0]),
+        grouping=row.get("grouping"),
+        group=None if row.get("group") is None else str(row["group"]),
+        arm=_text(row, "arm", where),
+        value=_number(row, "value", where),
+        low=_number(row, "low", where),
+        high=_number(row, "high", where),
+        n_units=row.get("n_units"),
+        n_undefined=row.get("n_undefined"),
+        null=Null(*(_number(null, key, where) for key in ("expected_abs", "low", "high"))) if null else None,
+        smallest_detectable=_number(row, "smallest_detectable", where),
+    )
+
+
+def _difference(row: Mapping[str, Any], where: str) -> Difference:
+    return Difference(
+        statistic=_text(row, "statistic", where),
+        label=str(row.get("label") or row["statistic"]),
+        arm=_text(row, "arm", where),
+        against=_text(row, "against", where),
+        role=str(row.get("role", "")),
+        value=_number(row, "value", where),
+        low=_number(row, "low", where),
+        high=_number(row, "high", where),
+        direction=str(row.get("direction", "higher")),
+        margin=_number(row, "margin", where),
+        verdict=str(row.get("verdict", "inconclusive")),
+        smallest_detectable=_number(row, "smallest_detectable", where),
+        holm_p=_number(row, "holm_p", where),
+    )
+
+
+def _text(row: Mapping[str, Any], key: str, where: str) -> str:
+    value = row.get(key) if isinstance(row, Mapping) else None
+    if not isinstance(value, str):
+        raise InputError(f"{where}.{key} = {value!r}", "a string", "run again, or repair the file")
+    return value
+
+
+def _number(row: Mapping[str, Any], key: str, where: str) -> float:
+    """Return a number; null (JSON has no NaN) and a missing key are NaN, which prints as *undefined*."""
+    value = row.get(key)
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{where}.{key} = {value!r}", "a number or null", "run again, or repair the file")
+    return float(value)
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _arms(summary: Mapping[str, Any], runs: Sequence[RunRecord]) -> tuple[ArmView, ...]:
+    listed = [{"name": row} if isinstance(row, str) else dict(row) for row in summary.get("arms", [])]
+    # the baseline is always grey and the remedy always blue, wherever they stand in the list
+    rest = iter(range(2, 2 + len(listed)))
+    taken: set[int] = set()
+    views = []
+    for row in listed:
+        role = str(row.get("role") or "")
+        fixed = 1 if len(listed) == 1 else {"baseline": 0, "remedy": 1}.get(role)
+        index = fixed if fixed is not None and fixed not in taken else next(rest)
+        taken.add(index)
+        name = str(row.get("name", ""))
+        notes = _object(row.get("notes")) or next((r.notes[name] for r in runs if name in r.notes), {})
+        totals = _object(row.get("totals")) or next((r.totals[name] for r in runs if name in r.totals), {})
+        title = str(row.get("title") or name)
+        views.append(
+            ArmView(name, title[:1].upper() + title[1:], role, index, _object(row.get("settings")), notes, totals)
+        )
+    return tuple(views)
+
+
+def _runs(kind: Kind, folder: Path, summary: Mapping[str, Any]) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:
+    if kind != "comparison":
+        return (_run(folder),), ()
+    found, missing = [], []
+    for name in map(str, summary.get("runs", [])):
+        # runs stand beside their comparison; inside it when somebody moved them together
+        place = next((p for p in (folder.parent / name, folder / name) if p.is_dir()), None)
+        if place is None:
+            missing.append(Path(name).name)
+        else:
+            found.append(_run(place))
+    return tuple(found), tuple(missing)
+
+
+def _run(folder: Path) -> RunRecord:
+    status, config = _optional(folder / "run.json"), _optional(folder / "config.json")
+    summary = _optional(folder / "summary.json")
+    curves, unread = _lines(folder / "metrics.jsonl")
+    seed = summary.get("seed", status.get("seed"))
+    arms = [arm for arm in summary.get("arms", []) if isinstance(arm, Mapping)]
+    return RunRecord(
+        name=folder.name,
+        seed=seed if isinstance(seed, int) else None,
+        status=status,
+        config=config,
+        curves=curves,
+        unread_lines=unread,
+        notes={str(arm.get("name")): _object(arm.get("notes")) for arm in arms},
+        totals={str(arm.get("name")): _object(arm.get("totals")) for arm in arms},
+    )
+
+
+def _deviations_of(folder: Path, run: RunRecord | None) -> Sequence[str]:
+    """Deviations of a comparison are those of its runs."""
+    if run is None or run.name == folder.name:
+        return []
+    place = next((p for p in (folder.parent / run.name, folder / run.name) if p.is_dir()), None)
+    return list(_optional(place / "summary.json").get("deviations", [])) if place else []
+
+
+def _lines(path: Path) -> tuple[tuple[Mapping[str, Any], ...], int]:
+    """Read a log whose last line a killed process may have left half written; count what cannot be read."""
+    if not path.is_file():
+        return (), 0
+    rows, unread = [], 0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            unread += 1
+    return tuple(rows), unread
+
+
+def _optional(path: Path) -> Mapping[str, Any]:
+    return _json(path) if path.is_file() else {}
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{path.name} is not JSON: {error}", "the file as upright wrote it", "restore it, or run again"
+        ) from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path.name} holds {type(found).__name__}", "a JSON object", "restore it, or run again")
+    return found

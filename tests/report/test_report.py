@@ -1,0 +1,415 @@
+"""The page: what it loads (nothing), what it says, in which order, and what it refuses."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from upright.contract import InputError
+from upright.report import build_compare, build_demo, build_report
+from upright.report.read import read_folder
+
+KINDS = ["run", "comparison", "audit", "compare", "demo"]
+
+
+class _Page(HTMLParser):
+    """Ids, attributes and visible text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text: list[str] = []
+        self.sections: list[str] = []
+        self.inside: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in {"script", "style"}:
+            self.inside.append(tag)
+        for name, value in attrs:
+            self.attributes.append((tag, name, value or ""))
+            if name == "id":
+                self.ids.append(value or "")
+                if tag == "section":
+                    self.sections.append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.inside and self.inside[-1] == tag:
+            self.inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        if not self.inside:
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.text))
+
+
+def edit(folder: Path, change, name: str = "summary.json") -> Path:
+    """Change a stored file in place."""
+    value = json.loads((folder / name).read_text(encoding="utf-8"))
+    change(value)
+    (folder / name).write_text(json.dumps(value), encoding="utf-8")
+    return folder
+
+
+def report(folder: Path) -> _Page:
+    return _Page(build_report(folder))
+
+
+# -- every page ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_refers_to_nothing_outside_itself(pages, kind):
+    # catches: a web font, a linked script, an SVG namespace that some readers fetch
+    page = _Page(pages[kind])
+    assert "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:" in page.source
+    for tag, name, value in page.attributes:
+        if name in {"src", "href", "xlink:href", "srcset", "action", "poster", "data"}:
+            assert not re.match(r"([a-z]+:)?//", value), (tag, name, value)
+            assert tag in {"a", "use"} or value == "data:,", (tag, name, value)
+    assert not re.search(r"url\(\s*['\"]?(?!#)", page.source)
+    assert "@import" not in page.source
+    assert not re.search(r"https?://", page.source)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_are_unique_and_references_hit(pages, kind):
+    # catches: two inline plots that share a clip path, so that one is cut to the frame of the other
+    page = _Page(pages[kind])
+    assert len(page.ids) == len(set(page.ids))
+    wanted = set(re.findall(r"url\(#([^)]+)\)", page.source))
+    wanted |= {value[1:] for _, name, value in page.attributes if name == "href" and value.startswith("#")}
+    assert wanted <= set(page.ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_is_small_and_every_plot_has_words_and_a_table(pages, kind):
+    # catches: plots stored point by point, a plot without a text alternative, a figure without its numbers
+    page = _Page(pages[kind])
+    assert len(page.source.encode()) < 1_500_000
+    plots = [value for tag, name, value in page.attributes if tag == "div" and name == "role" and value == "img"]
+    alternatives = [v for tag, name, v in page.attributes if tag == "div" and name == "aria-label" and ": " in v]
+    assert plots
+    assert len(alternatives) >= len(plots)
+    assert page.source.count("Numbers behind this plot") == len(plots) == page.source.count("<figure>")
+
+
+def test_building_twice_gives_the_same_bytes_in_little_time(sample, tmp_path):
+    # catches: random ids, a date inside the SVG, set order; a page that takes longer than a reader waits
+    folder = sample.comparison_folder(tmp_path)
+    first = build_report(folder, tmp_path / "a.html").read_bytes()
+    start = time.process_time()
+    second = build_report(folder, tmp_path / "b.html").read_bytes()
+    assert time.process_time() - start < 3
+    assert first == second
+
+
+def test_templates_are_part_of_the_package():
+    # catches: a wheel without its template
+    files = resources.files("upright.report")
+    assert all(files.joinpath(name).is_file() for name in ("template.html", "style.css", "script.js"))
+
+
+def test_the_package_loads_no_plotting_until_a_page_is_built():
+    # catches: a command line that takes a second to print its help
+    code = "import sys, upright.report; print({'matplotlib', 'jinja2', 'torch'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "set()"
+
+
+# -- the report of a run -----------------------------------------------------------------------------------------------
+
+
+def test_sections_stand_in_the_order_of_the_house(pages):
+    # catches: a verdict below the fold, limits before evidence, a section lost
+    run = ["verdict", "asked", "panel", "units", "training", "conditions", "not-significant", "configuration",
+           "deviations", "environment", "repeat", "limits"]  # fmt: skip
+    assert _Page(pages["run"]).sections == run
+    assert _Page(pages["comparison"]).sections == run
+    assert _Page(pages["audit"]).sections == [s for s in run if s not in {"training", "deviations"}]
+
+
+def test_titles_are_escaped_in_text_and_in_plots(sample, tmp_path):
+    # catches: autoescape off, markup inside an SVG label, mathtext on a dollar sign, a label taken for an id or colour
+    evil = '<script>alert(1)</script> $x_1$ id="m" #0a0b01 & 日本'
+    page = report(sample.run_folder(tmp_path, titles={"top_k": evil}))
+    assert "<script>alert" not in page.source
+    assert page.source.count("<script>") == 1
+    assert html.escape(evil[:25], quote=False) in page.source
+    assert evil in page.words
+    drawn = re.findall(r"<text[^>]*>([^<]*)</text>", page.source)
+    assert any("alert(1)" in html.unescape(one) for one in drawn)
+
+
+def test_verdict_states_word_sentence_cost_and_every_control(sample, tmp_path):
+    # catches: a banner that leaves out the control which was not beaten
+    folder = sample.run_folder(tmp_path)
+    evidence = json.loads((folder / "summary.json").read_text())["evidence"]
+    page = report(folder)
+    start = page.source.index('id="verdict"')
+    banner = html.unescape(page.source[start : page.source.index('id="asked"')])
+    assert evidence["verdict"]["sentence"] in banner
+    assert evidence["verdict"]["cost"] in banner
+    for title in ("no remedy", "most similar users", "random users", "pull to zero"):
+        assert f"against {title}" in banner
+    assert '<div class="verdict open">' in banner
+    assert "<strong>inconclusive</strong>" in banner
+
+
+def test_helping_against_the_baseline_alone_is_not_shown_as_success(sample, tmp_path):
+    # catches: a green tick over a sentence that says "not shown to work"
+    def change(summary):
+        summary["evidence"]["verdict"] |= {"works": False, "word": "helps"}
+
+    page = report(edit(sample.run_folder(tmp_path), change))
+    assert '<div class="verdict open">' in page.source
+    assert "helps against the baseline, not shown to work" in page.words
+
+
+def test_every_level_and_difference_is_on_the_page(sample, tmp_path):
+    # catches: a table that drops a statistic, an arm or a group in silence
+    folder = sample.run_folder(tmp_path)
+    view = read_folder(folder)
+    source = report(folder).source
+    levels = source[source.index('<table aria-label="Levels with') :]
+    levels = levels[: levels.index("</table>")]
+    rows = {(row.statistic, row.group) for row in view.levels}
+    assert levels.count("<tr>") == len(rows) + 1
+    assert levels.count('<td class="num"') == len(view.levels)
+    pairs = source[source.index('<table aria-label="Paired differences') :]
+    pairs = pairs[: pairs.index("</table>")]
+    assert pairs.count('<td class="num"') == len(view.differences)
+    long = source[source.index('<table aria-label="Every difference"') :]
+    assert long[: long.index("</table>")].count("<tr>") == len(view.differences) + 1
+
+
+def test_what_is_undefined_says_so_and_sorts_last(sample, tmp_path):
+    # catches: "nan" in a table, a null that stops the page, a made-up zero
+    def change(summary):
+        row = next(r for r in summary["evidence"]["levels"] if r["statistic"] == "mean:mrr@10" and r["arm"] == "zero")
+        row |= {"value": None, "low": None, "high": None}
+
+    page = report(edit(sample.run_folder(tmp_path), change))
+    assert '<td class="num"><span class="v">undefined</span>' in page.source
+    assert not re.search(r"\bnan\b", page.words, re.IGNORECASE)
+
+
+def test_inconclusive_differences_are_listed_with_what_could_have_been_seen(sample, tmp_path):
+    # catches: silence about what was not shown
+    folder = sample.run_folder(tmp_path)
+    view = read_folder(folder)
+    count = sum(row.verdict == "inconclusive" for row in view.differences)
+    source = report(folder).source
+    section = source[source.index('id="not-significant"') : source.index('id="configuration"')]
+    assert count > 3
+    assert f"Of {len(view.differences)} differences, {count} are inconclusive" in section
+    table = section[section.index("<tbody>") : section.index("</tbody>")]
+    assert table.count("<tr>") == count
+    assert "Smallest detectable effect" in section
+
+
+def test_conditions_name_what_weakens_the_evidence(sample, tmp_path):
+    # catches: one seed, an arm that did not converge, a half-written log, undefined users: all passed over
+    folder = sample.run_folder(tmp_path)
+
+    def change(summary):
+        next(arm for arm in summary["arms"] if arm["name"] == "none")["notes"]["converged"] = False
+
+    edit(folder, change)
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
+        log.write('{"arm": "zero", "st')
+    words = report(folder).words
+    assert "1 seed: the intervals cover the choice of users" in words
+    assert "No remedy: training reached its last epoch while validation could still improve" in words
+    assert "1 line of metrics.jsonl could not be read" in words
+    assert "Undefined for 3 users" in words
+    assert sample.WARNINGS[0] in words
+
+
+def test_configuration_is_shown_as_passed_and_as_resolved(sample, tmp_path):
+    # catches: showing the defaults as if somebody had set them
+    source = report(sample.run_folder(tmp_path, lam=0.07)).source
+    section = source[source.index('id="configuration"') : source.index('id="deviations"')]
+    passed, resolved = section.split("As resolved", 1)
+    assert "task.backbone" in passed
+    assert "0.07" in passed
+    assert "method.shrinkage" not in passed
+    assert "method.shrinkage" in resolved
+
+
+def test_the_record_names_seeds_cost_versions_fingerprint_and_command(sample, tmp_path):
+    # catches: a page that cannot be repeated
+    words = report(sample.comparison_folder(tmp_path)).words
+    for text in ("0, 1, 2, 3, 4, 5", "over 6 runs", "2.13.0", sample.DATA["fingerprint"], "--seeds 6", "D1. alpha"):
+        assert text in words
+
+
+def test_a_comparison_without_its_runs_says_what_it_lacks(sample, tmp_path):
+    # catches: an empty section, a crash, or curves of three seeds passed off as six
+    folder = sample.comparison_folder(tmp_path, seeds=2)
+    gone = tmp_path / "2026-01-31-in_ucds-ml100k-s1"
+    for file in gone.iterdir():
+        file.unlink()
+    gone.rmdir()
+    page = report(folder)
+    assert "Not beside the comparison" in page.words
+    assert gone.name in page.words
+
+
+def test_curves_keep_their_last_point_and_few_points(sample, tmp_path):
+    # catches: thousands of points in the file, or thinning that cuts the end off
+    from upright.report.record import MOST_STEPS, _thin
+
+    x, y = _thin(list(range(1000)), [float(i) for i in range(1000)])
+    assert x[-1] == y[-1] == 999
+    assert len(x) <= MOST_STEPS + 1
+
+
+# -- audits ------------------------------------------------------------------------------------------------------
+
+
+def test_an_audit_claims_no_difference_and_states_what_it_could_have_seen(sample, tmp_path):
+    # catches: an audit that speaks of controls, or hides its power
+    page = report(sample.audit_folder(tmp_path))
+    assert "gap shown" in page.words
+    assert "NDCG@10 is 0.7" in page.words
+    assert "Paired differences" not in page.words
+    assert "Smallest detectable gap" in page.words
+    assert "expected by chance" in page.words
+    assert "share of the places" in page.words
+
+
+@pytest.mark.parametrize(("low", "high", "word"), [(-0.02, 0.7, "no gap shown"), (0.2, 0.5, "gap shown")])
+def test_an_audit_shows_a_gap_only_when_its_interval_excludes_zero(sample, tmp_path, low, high, word):
+    # catches: a verdict from the point estimate
+    def change(summary):
+        for row in summary["evidence"]["levels"]:
+            if row["statistic"].startswith("gap:"):
+                row |= {"low": low, "high": high}
+
+    assert f"<strong>{word}</strong>" in report(edit(sample.audit_folder(tmp_path), change)).source
+
+
+@pytest.mark.parametrize(("beyond", "word"), [(0.05, "gap shown"), (0.6, "no gap shown")])
+def test_of_many_groups_the_largest_gap_is_held_against_its_own_null(sample, tmp_path, beyond, word):
+    # catches: the largest of many gaps called significant because the largest always is
+    def change(summary):
+        largest = {"value": 0.3, "null": {"high": beyond}}
+        summary["audit"] = {"gaps": {"ndcg@10": {"largest": largest}}}
+
+    assert f"<strong>{word}</strong>" in report(edit(sample.audit_folder(tmp_path), change)).source
+
+
+# -- side by side, and the index ------------------------------------------------------------------------------------
+
+
+def test_compare_shows_only_what_differs(pages):
+    # catches: a dump of both configurations, or a difference left out
+    source = pages["compare"].read_text(encoding="utf-8")
+    section = source[source.index('id="differs"') : source.index('id="deviations"')]
+    assert "method.lam" in section
+    assert "method.shrinkage" not in section
+    assert "All recorded versions are the same." in section
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("data.name", lambda s: s["data"].update(name="gowalla")),
+        ("data.fingerprint", lambda s: s["data"].update(fingerprint="0" * 64)),
+        ("evidence.unit_kind", lambda s: s["evidence"].update(unit_kind="item")),
+        ("evidence.confidence", lambda s: s["evidence"].update(confidence=0.9)),
+    ],
+)
+def test_compare_refuses_what_is_not_comparable_and_names_the_field(sample, tmp_path, field, change):
+    # catches: two data sets side by side as if they were one
+    a, b = sample.run_folder(tmp_path / "a"), edit(sample.run_folder(tmp_path / "b"), change)
+    with pytest.raises(InputError, match=re.escape(field)):
+        build_compare([a, b], tmp_path / "out.html")
+    assert not (tmp_path / "out.html").exists()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_compare_needs_two(sample, tmp_path, count):
+    # catches: a page that compares a run with nothing
+    folders = [sample.run_folder(tmp_path)] * count
+    with pytest.raises(InputError, match="2 to 26"):
+        build_compare(folders, tmp_path / "out.html")
+
+
+def test_compare_takes_an_audit_beside_a_run(sample, tmp_path):
+    # catches: a crash where one side has no differences
+    out = build_compare([sample.run_folder(tmp_path), sample.audit_folder(tmp_path)], tmp_path / "out.html")
+    assert "B: Audit of the ranked lists" in _Page(out).words
+
+
+def test_demo_links_to_reports_that_exist_and_repeats_their_verdicts(sample, tmp_path):
+    # catches: dead links, absolute paths, an index that says something else than its reports
+    (tmp_path / "out").mkdir()
+    run, audit = sample.run_folder(tmp_path / "a b"), sample.audit_folder(tmp_path)
+    page = _Page(build_demo([run, audit], tmp_path / "out", "Title"))
+    links = [value for tag, name, value in page.attributes if tag == "a" and name == "href" and value[0] != "#"]
+    assert links == [f"../a%20b/{run.name}/report.html", f"../{audit.name}/report.html"]
+    assert (run / "report.html").is_file()
+    assert json.loads((run / "summary.json").read_text())["evidence"]["verdict"]["sentence"] in page.words
+    with pytest.raises(InputError, match="at least one"):
+        build_demo([], tmp_path, "Title")
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def _not_json(folder: Path) -> None:
+    (folder / "summary.json").write_text("{")
+
+
+def _only_failed(folder: Path) -> None:
+    (folder / "summary.json").unlink()
+    edit(folder, lambda s: s.update(status="failed"), "run.json")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_not_json, "summary.json is not JSON"),
+        (_only_failed, "its run is 'failed'"),
+        (lambda f: (f / "summary.json").write_text("[]"), "summary.json holds list"),
+        (lambda f: edit(f, lambda s: s.update(schema=2)), "schema 2"),
+        (lambda f: edit(f, lambda s: s.pop("evidence")), "no evidence"),
+        (lambda f: edit(f, lambda s: s["evidence"]["levels"][3].update(value="0.3")), r"levels\[3\]\.value = '0.3'"),
+        (lambda f: edit(f, lambda s: s["evidence"]["differences"][1].pop("arm")), r"differences\[1\]\.arm = None"),
+    ],
+)
+def test_bad_folders_are_refused_with_what_is_wrong(sample, tmp_path, spoil, message):
+    # catches: a KeyError for a person, a half-written report
+    folder = sample.run_folder(tmp_path)
+    spoil(folder)
+    with pytest.raises(InputError, match=message) as caught:
+        build_report(folder)
+    assert caught.value.accepted
+    assert caught.value.todo
+    assert not list(folder.glob("*.html"))
+
+
+def test_a_missing_folder_or_target_is_refused(sample, tmp_path):
+    # catches: a traceback from deep inside, a page written somewhere unexpected
+    with pytest.raises(InputError, match="no such folder"):
+        build_report(tmp_path / "nowhere")
+    folder = sample.run_folder(tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        build_report(folder, tmp_path / "nowhere" / "page.html")
+    assert build_report(folder, tmp_path) == tmp_path / "report.html"
