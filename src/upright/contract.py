@@ -134,7 +134,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is None or hint is type(None):
         return value is None
     if origin is Literal:
-        return value in get_args(hint) and not (isinstance(value, bool) and True not in get_args(hint))
+        return any(type(value) is type(one) and value == one for one in get_args(hint))
     if origin is Annotated:
         base, *marks = get_args(hint)
         return any(_fits(value, h) for h in _alternatives(base)) and all(
@@ -187,7 +187,9 @@ def stream(seed: int, *name: str | int) -> int:
     int
         Unsigned, below 2**63.
     """
-    digest = hashlib.sha256(json.dumps([seed, *name]).encode()).digest()
+    # NumPy integers name the same stream as Python's
+    words = [part if isinstance(part, str) else int(part) for part in (seed, *name)]
+    digest = hashlib.sha256(json.dumps(words).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

@@ -87,7 +87,8 @@ class ConstrainedDominantSets:
         From training interactions.
     alpha : "auto" or float
         ``auto``: 1.05 x the largest row sum of the pool's affinity. A number: that multiple of its largest
-        eigenvalue; must exceed 1. Near 1 a set follows the pool's own hubs, from about 5 on it is plain similarity.
+        eigenvalue (with ``candidates``: of the largest row sum of the target's own block, which bounds it); must
+        exceed 1. Near 1 a set follows the pool's own hubs, from about 5 on it is plain similarity.
     k : int, optional
         Keep the k largest weights of each target.
     candidates : int, optional

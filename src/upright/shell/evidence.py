@@ -183,7 +183,7 @@ def _null(units: Units, data: Array, grouping: str | None, groups: list[str], se
     labels = units.by[grouping or ""]
     ok = ~np.isnan(data)
     value = np.where(ok, data, 0.0).sum(0) / np.maximum(ok.sum(0), 1)  # mean over seeds, as the level is
-    value[~ok.any(0)] = np.nan
+    value[~ok.any(0) | (labels[0] == "")] = np.nan  # a unit without a label is in neither group
     gaps = intervals.null_gap(value, labels[0] == groups[0], 500, rng)
     low, high = intervals.percentile(gaps, CONFIDENCE)
     return {"expected_abs": float(np.abs(gaps).mean()), "low": low, "high": high}
@@ -288,5 +288,6 @@ def _verdict(
     ]
     return {
         "works": works, "word": word, "sentence": sentence, "notes": notes, "not_significant": quiet,
+        "primary": primary, "cost_statistic": cost,
         "cost": "".join(f"{d['label']} changes by {_interval(d)} against {named[d['against']]}." for d in paid[:1]),
     }  # fmt: skip
