@@ -58,3 +58,23 @@ def test_the_verdict_names_its_statistics() -> None:
     )  # fmt: skip
     assert found["verdict"]["primary"] == "abs_gap:m:g"
     assert found["verdict"]["cost_statistic"] == "mean:m"
+
+
+def test_a_plugin_cannot_take_the_name_of_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    # catches: the last entry point winning in silence
+    from importlib.metadata import EntryPoint
+
+    from upright.shell import registry
+
+    class Named(EntryPoint):
+        """An entry point that says whose it is."""
+
+        @property
+        def dist(self) -> object:  # type: ignore[override]
+            return type("Dist", (), {"name": self.value.partition(".")[0]})
+
+    ours = Named("in_ucds", "upright.methods.in_ucds:run", "upright.methods")
+    theirs = Named("in_ucds", "aardvark.thing:run", "upright.methods")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [ours, theirs])
+    with pytest.warns(UserWarning, match="aardvark registers the method 'in_ucds'"):
+        assert registry.find()["in_ucds"] is ours

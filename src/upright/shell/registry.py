@@ -28,8 +28,25 @@ PLANNED = {
 
 
 def find() -> dict[str, EntryPoint]:
-    """Return the entry point of each installed method, without importing any."""
-    return {point.name: point for point in entry_points(group="upright.methods")}
+    """Return the entry point of each installed method, without importing any.
+
+    A name that two packages register stays with this package, or else with the first; a warning names the other.
+    """
+    found: dict[str, EntryPoint] = {}
+    points = sorted(entry_points(group="upright.methods"), key=lambda p: (_package(p) != "upright", _package(p)))
+    for point in points:
+        if point.name in found and found[point.name].value != point.value:
+            warnings.warn(
+                f"package {_package(point)} registers the method {point.name!r} that {_package(found[point.name])} "
+                "has; it is left out: rename one of them",
+                stacklevel=2,
+            )
+        found.setdefault(point.name, point)
+    return found
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value.partition(":")[0]
 
 
 def names() -> list[dict[str, str]]:
@@ -41,8 +58,7 @@ def names() -> list[dict[str, str]]:
     ]
     for name, point in sorted(installed.items()):
         if name not in PLANNED:
-            package = point.dist.name if point.dist else point.value.partition(":")[0]
-            rows.append({"name": name, "mends": "", "state": "plugin", "package": package})
+            rows.append({"name": name, "mends": "", "state": "plugin", "package": _package(point)})
     return rows
 
 
