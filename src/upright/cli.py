@@ -104,6 +104,10 @@ def run(
     from upright.shell.runner import resume as go_on
     from upright.shell.runner import run_seeds
 
+    if fail_if:
+        from upright.shell.gates import check_syntax
+
+        check_syntax(fail_if)  # before hours of training, not after
     if (name is None) == (resume is None):
         raise InputError(
             f"method {name!r} and --resume {resume}", "a method, or --resume FOLDER", "give one of the two"
@@ -220,7 +224,7 @@ def audit_ranking_(
     users: Annotated[Path | None, typer.Option(help="Groups: user, group.")] = None,
     items: Annotated[Path | None, typer.Option(help="Popularity: item, count.")] = None,
     k: Annotated[int, typer.Option(min=1, help="Length of the lists.")] = 10,
-    group: Annotated[str, typer.Option(help="Column of the groups file.")] = "group",
+    group: Annotated[str | None, typer.Option(help="Column of the groups file; group otherwise.")] = None,
     missing: Annotated[str, typer.Option(help="Users with held-out items but no list: error or zero.")] = "error",
     out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
     fail_if: FailIf = None,
@@ -258,11 +262,9 @@ def data_list(data_dir: DataDir = None, as_json: Json = False) -> None:
 @data_app.command("info")
 def data_info(name: str, as_json: Json = False) -> None:
     """Describe one data set: source, licence, size, checksums."""
-    import dataclasses
-
     from upright.data.catalogue import entry_of
 
-    facts = dataclasses.asdict(entry_of(name))
+    facts = dict(vars(entry_of(name)))
     _print(facts, as_json, "\n".join(f"{key}: {value}" for key, value in facts.items()))
 
 

@@ -97,7 +97,7 @@ def test_list_and_show_are_machine_readable() -> None:
     assert [r["state"] for r in rows if r["name"] == "in_ucds"] == ["works"]
     shown = json.loads(upright("show", "in_ucds", "--json").stdout)
     assert all(field["doc"] for table in shown["settings"].values() for field in table)
-    assert len(shown["deviations"]) == 6
+    assert len(shown["deviations"]) == 8
 
 
 def test_doctor_reports_the_interpreter() -> None:
@@ -129,3 +129,27 @@ def test_list_never_pays_for_heavy_imports() -> None:
         upright("list")
         times.append(time.perf_counter() - start)
     assert statistics.median(times) < 5
+
+
+@pytest.mark.parametrize("name", ["ml100k", "ml-latest-small", "epinions", "gowalla", "lastfm"])
+def test_every_data_set_is_described(name: str) -> None:
+    done = upright("data", "info", name, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["name"] == name
+
+
+def test_an_audit_needs_no_groups(tmp_path: Path) -> None:
+    # catches: a default of an option that counts as given
+    (tmp_path / "lists.csv").write_text(
+        "user,item,rank\n" + "".join(f"u{u},i{i},{i + 1}\n" for u in range(9) for i in range(3))
+    )
+    (tmp_path / "held.csv").write_text("user,item\n" + "".join(f"u{u},i{u % 5}\n" for u in range(9)))
+    done = upright("audit", "ranking", "lists.csv", "--held-out", "held.csv", "--k", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("audits/*/report.html"))
+
+
+def test_a_gate_is_read_before_training(tmp_path: Path) -> None:
+    done = upright("run", "in_ucds", "--data", "synthetic", "--fail-if", 'gap["ndcg@10" > 1', cwd=tmp_path)
+    assert done.returncode == 2
+    assert not (tmp_path / "runs").exists()

@@ -440,3 +440,28 @@ def test_bad_group_settings_are_refused(settings):
 def test_bad_method_settings_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         InUCDSConfig(**settings)
+
+
+def test_trimmed_sets_are_rescaled() -> None:
+    # catches: keeping k weights without rescaling, which weakens the pull in silence
+    rng = np.random.default_rng(3)
+    seen = sparse.csr_array((rng.random((40, 60)) < 0.3).astype(np.float32))
+    sets = ConstrainedDominantSets(k=3).fit(seen, np.arange(10, 40), np.arange(10))
+    total = sets.weights_.sum(1)
+    assert np.diff(sets.weights_.indptr).max() == 3
+    np.testing.assert_allclose(total[total > 0], 1.0, rtol=1e-12)
+
+
+def test_candidates_refuse_an_alpha_that_is_not_above_one() -> None:
+    # catches: clamping a bad alpha in silence
+    seen = sparse.csr_array(np.ones((6, 4), dtype=np.float32))
+    with pytest.raises(InputError, match="alpha"):
+        ConstrainedDominantSets(alpha=0.5, candidates=2).fit(seen, np.arange(3, 6), np.arange(3))
+
+
+def test_zero_targets_ignore_their_weights_and_take_the_mass() -> None:
+    # catches: the weights of a user that is pulled to the origin leaking into its loss
+    weights = sparse.csr_array(np.array([[0.0, 2.0], [0.0, 0.0]]))
+    table = torch.tensor([[1.0, 0.0], [5.0, 5.0]], dtype=torch.float64)
+    pull = UserPullLoss(weights, 1.0, zero_targets=np.array([0]), zero_mass=3.0)
+    assert float(pull(table, torch.tensor([0]))) == pytest.approx(3.0)

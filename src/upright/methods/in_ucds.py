@@ -32,9 +32,13 @@ D1. alpha exceeds the largest eigenvalue, as the theory asks. The published code
 D2. Similarities see training interactions only; the published code adds validation and test. Kept in every mode.
 D3. Cosine similarity with shrinkage instead of co-counts (``similarity="count"`` is the published one).
 D4. Soft weights over the whole set (``top_k=None``) instead of three hard neighbours; ``mode="official"`` takes three.
-D5. The pull is a mean over the batch's disadvantaged users, not a sum over all pairs at each batch, so that lam
-    does not change with the number of users or batches.
+D5. The pull is a mean over the batch's disadvantaged users, not a sum over all pairs at each batch, so that at
+    a given batch size lam keeps its meaning when users are added. Rows of weights sum to ``neighbour_mass`` in every
+    mode; the published code gives each of its three neighbours the weight 1.
 D6. Negatives are drawn afresh every epoch and the model is trained until validation stops improving.
+D7. BPR-MF and LightGCN are trained with the BPR loss and one negative, NeuMF with cross-entropy and one negative; the
+    published code trains NeuMF, PMF, NGCF and VAECF with cross-entropy and four negatives drawn once.
+D8. The checkpoint is the one with the best validation NDCG; the published code keeps one for each of eight criteria.
 
 Cost
 ----
@@ -101,7 +105,7 @@ class InUCDSConfig(Config):
     learning_rate: PositiveFloat = 1e-3
     """Adam's step size."""
     weight_decay: NonNegativeFloat = 1e-4
-    """L2 penalty on the batch's own embeddings, per example."""
+    """L2 penalty on the batch's own embeddings: mean squared norm of its user rows plus that of its item rows."""
     batch_size: PositiveInt = 2048
     """Positive pairs a step."""
     epochs: PositiveInt = 400
@@ -202,7 +206,7 @@ def run(task: Task, config: InUCDSConfig, run: Run) -> nn.Module:
     model: Any = t.model(run)
     loss_of = LOSSES["bce" if t.config.backbone == "neumf" else "bpr"]
     weights, zero = neighbour_weights(t, config, run)  # steps 1 to 3
-    pull = UserPullLoss(weights, config.lam, zero_targets=zero)
+    pull = UserPullLoss(weights, config.lam, zero_targets=zero, zero_mass=config.neighbour_mass)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     state = run.restore() or {"epoch": 0, "best": -1.0, "stale": 0}
     if "model" in state:

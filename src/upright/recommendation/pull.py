@@ -28,14 +28,26 @@ class UserPullLoss(nn.Module):
         Hold the neighbours fixed (the published form).
     zero_targets : int array, optional
         Users pulled towards the origin instead (a control); ``weights`` is then ignored for them.
+    zero_mass : float
+        Weight of that pull, as the sum of a row of ``weights`` is of the other one.
     """
 
     def __init__(
-        self, weights: sparse.csr_array, lam: float = 1.0, stop_grad: bool = True, zero_targets: Any = None
+        self,
+        weights: sparse.csr_array,
+        lam: float = 1.0,
+        stop_grad: bool = True,
+        zero_targets: Any = None,
+        zero_mass: float = 1.0,
     ) -> None:
         super().__init__()
         self.lam, self.stop_grad = float(lam), stop_grad
-        csr = sparse.csr_array(weights)
+        csr = sparse.csr_array(weights, copy=True)
+        if zero_targets is not None:
+            alone = np.ones(csr.shape[0])
+            alone[np.asarray(zero_targets, dtype=np.int64)] = 0.0
+            csr = sparse.csr_array(sparse.diags_array(alone) @ csr)
+            csr.eliminate_zeros()
         columns = np.unique(csr.indices)  # the neighbours that occur at all
         self._columns = torch.from_numpy(columns.astype(np.int64))  # (n,)
         self._csr = sparse.csr_array(csr[:, columns]) if len(columns) else sparse.csr_array((csr.shape[0], 0))
@@ -44,7 +56,7 @@ class UserPullLoss(nn.Module):
         self._dense = torch.from_numpy(self._csr.toarray()) if dense else None
         total = np.asarray(csr.sum(1), dtype=np.float64)
         if zero_targets is not None:
-            total[np.asarray(zero_targets, dtype=np.int64)] = 1.0
+            total[np.asarray(zero_targets, dtype=np.int64)] = zero_mass
         self._total = total  # (U,)
 
     def _block(self, rows: Tensor) -> Tensor:

@@ -153,7 +153,7 @@ class ConstrainedDominantSets:
         inside.setdiag(0.0)
         inside.eliminate_zeros()
         solve = self._shared if self.candidates is None else self._capped
-        weights = keep_largest(solve(to_pool, inside), self.k)  # (T, n)
+        weights = rows_to_one(keep_largest(solve(to_pool, inside), self.k))  # (T, n)
         coo = weights.tocoo()
         self.weights_ = sparse.csr_array((coo.data, (targets[coo.row], pool[coo.col])), shape=(users, users))
         self.diagnostics_ |= _concentration(weights)
@@ -187,7 +187,7 @@ class ConstrainedDominantSets:
         return alpha if alpha > 0 else 1.0  # a pool without links: any positive alpha meets the condition
 
     def _capped(self, to_pool: sparse.csr_array, inside: sparse.csr_array) -> sparse.csr_array:
-        factor = 1.05 if self.alpha == "auto" else float(self.alpha)
+        factor = self._alpha(1.0, 1.0)  # refuses a multiple that is not above 1
         best = keep_largest(to_pool, self.candidates)
         width = int(np.diff(best.indptr).max(initial=0))
         cand = np.full((best.shape[0], width), -1, dtype=np.int64)
@@ -195,7 +195,7 @@ class ConstrainedDominantSets:
         row = np.repeat(np.arange(best.shape[0]), np.diff(best.indptr))
         place = np.arange(len(best.indices)) - best.indptr[row]
         cand[row, place], s[row, place] = best.indices, best.data
-        mass, weights = ds.solve_candidates(s, cand, inside, alpha_factor=max(factor, 1.0 + 1e-9))
+        mass, weights = ds.solve_candidates(s, cand, inside, alpha_factor=factor)
         self.diagnostics_ = {"condition_holds": True, "candidates": width}
         if width:
             self.diagnostics_ |= {"x_t_min": float(mass.min()), "x_t_mean": float(mass.mean())}

@@ -96,6 +96,7 @@ def evidence(
     dict
         See `docs/design/evidence.md`.
     """
+    complete = all(arm.name in units.arms for arm in arms)
     arms = [arm for arm in arms if arm.name in units.arms]
     known: dict[tuple[str, str, str, str | None], Array] = {}
     samples = _Samples(units, draws, seed)
@@ -149,7 +150,7 @@ def evidence(
         "resampling": f"paired bootstrap, {draws} draws, percentile: {len(units.seeds)} seeds, then "
         f"{len(units.units)} {units.unit_kind}s, each with all its seeds",
         "levels": levels, "differences": differences,
-        "verdict": _verdict(levels, differences, arms, primary, cost, title, len(units.seeds)),
+        "verdict": _verdict(levels, differences, arms, primary, cost, title, len(units.seeds), complete),
     }  # fmt: skip
 
 
@@ -228,7 +229,7 @@ def _interval(row: Mapping[str, Any]) -> str:
 
 def _verdict(
     levels: list[dict[str, Any]], differences: list[dict[str, Any]], arms: Sequence[Arm], primary: str | None,
-    cost: str | None, title: str, seeds: int,
+    cost: str | None, title: str, seeds: int, complete: bool,
 ) -> dict[str, Any]:  # fmt: skip
     named = {arm.name: arm.title or arm.name for arm in arms}
     if all(arm.role != "remedy" for arm in arms):
@@ -257,7 +258,7 @@ def _verdict(
     affordable = bool(paid) and not (paid[0]["verdict"] == "harms" and gained[0][1] < -paid[0]["margin"])
     within = bool(paid) and (gained[0][0] >= -paid[0]["margin"] or paid[0]["verdict"] == "helps")
     roles = {d["role"] for d in main}
-    enough = seeds >= 6 and {"baseline", "trivial", "placebo"} <= roles
+    enough = seeds >= 6 and complete and {"baseline", "trivial", "placebo"} <= roles
     works = words == {"helps"} and within and enough
     against_none = next((d for d in main if d["role"] == "baseline"), main[0])
     word = "works" if works else against_none["verdict"]
@@ -267,7 +268,8 @@ def _verdict(
     if works:
         sentence = f"{title} works here: {change}, and it is better than every control."
     elif rest:
-        sentence = f"{title} is not shown to work: {change}; it is not better than {', '.join(named[r] for r in rest)}."
+        over = ", ".join(named[r] for r in rest)
+        sentence = f"{title} is not shown to work: {change}; it is not shown to be better than {over}."
     elif paid and not within:
         state = "costs more than its margin" if not affordable else "may cost more than its margin"
         sentence = f"{title} closes the gap but {state}: {change}."
@@ -284,7 +286,7 @@ def _verdict(
     quiet = [
         f"{d['label']} against {named[d['against']]}: {_interval(d)} ({d['verdict']})"
         for d in differences
-        if d["verdict"] in ("inconclusive", "equal")
+        if d["verdict"] in ("inconclusive", "equal") and np.isfinite(d["value"])
     ]
     return {
         "works": works, "word": word, "sentence": sentence, "notes": notes, "not_significant": quiet,

@@ -30,7 +30,7 @@ from typing import Any
 from upright.contract import InputError
 from upright.shell.config import suggest
 
-__all__ = ["fail_if", "names"]
+__all__ = ["check_syntax", "fail_if", "names"]
 
 _STATISTICS = ("mean", "gap", "abs_gap", "worst_decile", "gini")
 _LONGEST = 1_000  # characters; also bounds the depth of nesting
@@ -43,6 +43,23 @@ _COMPARE: Mapping[type[ast.cmpop], Callable[[float, float], bool]] = {
 }  # fmt: skip
 _FUNCTIONS: Mapping[str, Callable[..., float]] = {"abs": abs, "min": min, "max": max}
 _EXAMPLE = """write for example: gap_low["ndcg@10"] > 0.05"""
+
+
+def check_syntax(expression: str) -> ast.expr:
+    """Return the parsed expression; names are looked up later, in a summary.
+
+    Raises
+    ------
+    InputError
+        When it is too long or does not parse.
+    """
+    if len(expression) > _LONGEST:
+        raise InputError(f"an expression of {len(expression)} characters", f"at most {_LONGEST}", "split the gate")
+    try:
+        return ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        what = error.msg if isinstance(error, SyntaxError) else "too deep or with characters that are no text"
+        raise InputError(f"--fail-if {expression!r}: {what}", "a comparison of numbers", _EXAMPLE) from None
 
 
 def fail_if(summary: Mapping[str, Any], expression: str) -> bool:
@@ -65,13 +82,7 @@ def fail_if(summary: Mapping[str, Any], expression: str) -> bool:
     InputError
         For anything but the documented language, an unknown name, metric or group, or an undefined number.
     """
-    if len(expression) > _LONGEST:
-        raise InputError(f"an expression of {len(expression)} characters", f"at most {_LONGEST}", "split the gate")
-    try:
-        tree = ast.parse(expression.strip(), mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        what = error.msg if isinstance(error, SyntaxError) else "too deep or with characters that are no text"
-        raise InputError(f"--fail-if {expression!r}: {what}", "a comparison of numbers", _EXAMPLE) from None
+    tree = check_syntax(expression)
     value = _Reader(summary, expression).value(tree)
     if not isinstance(value, bool):
         raise InputError(f"--fail-if {expression!r} is a number", "an expression that is true or false", _EXAMPLE)

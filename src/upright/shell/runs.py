@@ -74,6 +74,8 @@ def environment() -> dict[str, Any]:
 
 def prune(folder: Path) -> dict[str, int]:
     """Delete the checkpoints of finished runs below a folder; returns the bytes freed by run."""
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}", "a folder that holds runs", "name the folder given to --out")
     freed = {}
     for run in sorted(folder.glob("*/run.json")):
         if read_json(run)["status"] == "done":
