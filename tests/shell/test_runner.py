@@ -68,7 +68,7 @@ def test_a_run_leaves_its_whole_folder(done):
     assert [a["role"] for a in summary["arms"]] == ["baseline", "remedy", "trivial", "placebo", "placebo"]
     assert {b.arm for b in read_units(done / "units.parquet")} == {a["name"] for a in summary["arms"]}
     assert summary["evidence"]["verdict"]["works"] is False
-    assert len(summary["deviations"]) == len(deviations(load_method("in_ucds"))) == 6
+    assert len(summary["deviations"]) == len(deviations(load_method("in_ucds"))) == 8
     assert "--data synthetic" in read_json(done / "run.json")["command"]
 
 
