@@ -101,6 +101,9 @@ def _study(folder: Path) -> str:
              for arm, rows in choice["tune"]["curves"].items() for row in rows],
         ),
     ]  # fmt: skip
+    notes = folder / "notes.md"  # what the numbers cannot say of how they came about
+    if notes.exists():
+        text += ["### How it was run, and limits", notes.read_text(encoding="utf-8").strip()]
     return "\n\n".join(text)
 
 
