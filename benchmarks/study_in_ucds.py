@@ -1,4 +1,4 @@
-"""The published study of In-UCDS: BPR-MF on three data sets with every arm, LightGCN on one with four.
+"""The published study of In-UCDS: BPR-MF on three data sets with every arm, LightGCN and NeuMF on one with four.
 
     python benchmarks/study_in_ucds.py WORK_FOLDER [NAME ...]
 
@@ -16,21 +16,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from upright.shell.study import Study, publish, run_study
 
-ARMS = ("none", "in_ucds", "top_k", "random", "zero")
-SELECT = {"learning_rate": [1e-3, 3e-3], "weight_decay": [1e-3, 1e-2, 3e-2]}
-TUNE = {"lam": [0.003, 0.03, 0.3]}
+ARMS = ("none", "in_ucds", "top_k", "similarity", "random", "zero")
+FEW = ("none", "in_ucds", "top_k", "random")
+SELECT = {"learning_rate": [1e-3, 3e-3], "weight_decay": [3e-2, 1e-1]}
+TUNE = {"lam": [0.0003, 0.003, 0.03]}
 
 
-def _study(data: str, backbone: str, arms: tuple[str, ...], batch: int) -> Study:
+def _study(data: str, backbone: str, arms: tuple[str, ...], batch: int, preset: str = "full") -> Study:
     settings = {"data": data, "backbone": backbone, "batch_size": batch}
-    return Study(f"in_ucds-{backbone}-{data}", "in_ucds", settings, SELECT, TUNE, arms)
+    return Study(f"in_ucds-{backbone}-{data}", "in_ucds", settings, SELECT, TUNE, arms, preset=preset)
 
 
 STUDIES = [
-    _study("gowalla", "bprmf", ARMS, 4096),
     _study("ml100k", "bprmf", ARMS, 4096),
+    _study("gowalla", "bprmf", ARMS, 4096),
     _study("epinions", "bprmf", ARMS, 4096),
-    _study("ml100k", "lightgcn", ARMS[:4], 8192),
+    _study("ml100k", "lightgcn", FEW, 8192),
+    _study("ml100k", "neumf", FEW, 4096, "quick"),
 ]
 
 

@@ -60,6 +60,7 @@ from torch import Tensor, nn
 from upright.contract import (
     Arm,
     Config,
+    InputError,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
@@ -81,15 +82,17 @@ from upright.recommendation.sets import (
 
 __all__ = ["ConstrainedDominantSets", "InUCDSConfig", "UserPullLoss", "official_neighbours", "run", "similarities"]
 
+HARD = 3  # neighbours of the control `top_k`, as many as the published code takes
+
 
 class InUCDSConfig(Config):
     """Settings of In-UCDS and of its controls."""
 
     lam: NonNegativeFloat = 0.03
     """Weight of the pull. 0 is the plain backbone."""
-    neighbours: Literal["dominant_set", "top_k", "random", "zero"] = "dominant_set"
-    """Whom a disadvantaged user is pulled to: its dominant set, its most similar advantaged users, random advantaged
-    users, or the origin."""
+    neighbours: Literal["dominant_set", "top_k", "similarity", "random", "zero"] = "dominant_set"
+    """Whom a disadvantaged user is pulled to: its dominant set; its most similar advantaged users, equal weights; all
+    who resemble it, in proportion to similarity; random ones, with the weights of its own set; or the origin."""
     similarity: Similarity = "cosine"
     """User similarity from training interactions."""
     shrinkage: NonNegativeFloat = 10.0
@@ -97,7 +100,7 @@ class InUCDSConfig(Config):
     alpha: Literal["auto"] | Annotated[float, Range(gt=1)] = "auto"
     """`auto` is 1.05 x the largest row sum of the pool, a bound; a number is a multiple of the largest eigenvalue."""
     top_k: PositiveInt | None = None
-    """Keep only so many neighbours of each dominant set, by weight; none keeps all. Controls use 3 when it is none."""
+    """Keep only so many neighbours of each dominant set, by weight; none keeps all. The arm `top_k` then takes 3."""
     neighbour_mass: PositiveFloat = 1.0
     """Sum of a target's weights after scaling."""
     mode: Literal["paper", "official"] = "paper"
@@ -128,38 +131,70 @@ def neighbour_weights(task: Any, config: InUCDSConfig, run: Run) -> tuple[sparse
             "(set group_share between 0 and 1 to make two groups)"
         )
         return empty, None
-    if config.neighbours == "zero":
-        return empty, targets
-    k = config.top_k or 3
+    _refuse_ignored(config, run)
+    if config.neighbours in ("top_k", "similarity"):
+        near = similarities(seen[targets], seen[pool], config.similarity, config.shrinkage)
+        if config.neighbours == "top_k":
+            near = keep_largest(near, config.top_k or HARD)
+            near.data[:] = 1.0
+        return _scaled(near, targets, pool, task.n_users, config.neighbour_mass), None
+    weights = _dominant_sets(seen, targets, pool, config, run)
+    if config.neighbours == "zero":  # the same users are pulled in every arm
+        return empty, targets[np.diff(weights.indptr) > 0]
     if config.neighbours == "random":
-        rng = run.rng("placebo", "neighbours")
-        k = min(k, len(pool))
-        pick = np.argsort(rng.random((len(targets), len(pool))), axis=1)[:, :k]  # (T, k)
-        return _hard(targets, pool[pick], task.n_users, config.neighbour_mass), None
-    if config.mode == "official" and config.neighbours == "dominant_set":
+        weights = _handed_on(weights, run.rng("placebo", "neighbours"))
+    return _scaled(weights, targets, pool, task.n_users, config.neighbour_mass), None
+
+
+def _refuse_ignored(config: InUCDSConfig, run: Run) -> None:
+    """Say what ``mode="official"`` makes of settings that the published code does not have."""
+    if config.mode != "official":
+        return
+    if config.alpha != "auto":
+        raise InputError(
+            f"mode='official' with alpha = {config.alpha!r}", "alpha='auto': the published code sets 1.1e-3 itself",
+            "leave alpha out, or take mode='paper'",
+        )  # fmt: skip
+    plain = InUCDSConfig()
+    own = [k for k in ("similarity", "shrinkage", "top_k") if getattr(config, k) != getattr(plain, k)]
+    if own:
+        run.warn(
+            f"mode='official' has counts and three neighbours of its own: {', '.join(own)} shape the controls alone"
+        )
+
+
+def _dominant_sets(seen: Any, targets: Any, pool: Any, config: InUCDSConfig, run: Run) -> sparse.csr_array:
+    """Weights of each target over the pool, shape (T, n); notes diagnostics where they belong to the arm."""
+    if config.mode == "official":
         count = similarities(seen[targets], seen[pool], "count").toarray()
         inside = similarities(seen[pool], seen[pool], "count").toarray()
         np.fill_diagonal(inside, 0.0)
-        pick = official_neighbours(count, inside)
+        pick = official_neighbours(count, inside)  # (T, k)
         run.note("condition_holds", False)
-        return _hard(targets, pool[pick], task.n_users, config.neighbour_mass), None
-    if config.neighbours == "top_k":
-        near = keep_largest(similarities(seen[targets], seen[pool], config.similarity, config.shrinkage), k)
-        row = np.repeat(np.arange(len(targets)), np.diff(near.indptr))
-        flat = (np.ones(near.nnz), (targets[row], pool[near.indices]))
-        weights = rows_to_one(sparse.csr_array(flat, shape=empty.shape))
-        return weights * config.neighbour_mass, None
+        flat = (np.ones(pick.size), (np.repeat(np.arange(len(targets)), pick.shape[1]), pick.ravel()))
+        return sparse.csr_array(flat, shape=count.shape)
     sets = ConstrainedDominantSets(config.similarity, config.alpha, config.top_k, None, config.shrinkage)
     sets.fit(seen, targets, pool)
-    for name, value in sets.diagnostics_.items():
-        run.note(name, value)
-    return rows_to_one(sets.weights_) * config.neighbour_mass, None
+    if config.neighbours == "dominant_set":
+        for name, value in sets.diagnostics_.items():
+            run.note(name, value)
+    return sparse.csr_array(sets.weights_[targets][:, pool])
 
 
-def _hard(targets: Any, picks: Any, users: int, mass: float) -> sparse.csr_array:
-    k = picks.shape[1]
-    flat = (np.full(picks.size, mass / k), (np.repeat(targets, k), picks.ravel()))
-    return sparse.csr_array(flat, shape=(users, users))
+def _handed_on(weights: sparse.csr_array, rng: np.random.Generator) -> sparse.csr_array:
+    """Give each target's own weights to random members of the pool: as soft as the remedy, as many, as heavy."""
+    found = sparse.csr_array(weights, copy=True)
+    for row in range(found.shape[0]):
+        own = slice(found.indptr[row], found.indptr[row + 1])
+        found.indices[own] = rng.choice(found.shape[1], own.stop - own.start, replace=False)
+    found.has_sorted_indices = False
+    return found
+
+
+def _scaled(weights: Any, targets: Any, pool: Any, users: int, mass: float) -> sparse.csr_array:
+    """Write weights over (targets, pool) as (U, U), rows that have any scaled to one mass."""
+    coo = rows_to_one(sparse.csr_array(weights, copy=True)).tocoo()
+    return sparse.csr_array((coo.data * mass, (targets[coo.row], pool[coo.col])), shape=(users, users))
 
 
 # -- step 5: the method ---------------------------------------------------------------------------------------------
@@ -182,6 +217,7 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
         Arm("none", "baseline", {"lam": 0.0}, "no remedy"),
         Arm("in_ucds", "remedy", {}, "In-UCDS"),
         Arm("top_k", "trivial", {"neighbours": "top_k"}, "most similar users"),
+        Arm("similarity", "trivial", {"neighbours": "similarity"}, "soft similarity"),
         Arm("random", "placebo", {"neighbours": "random"}, "random users"),
         Arm("zero", "placebo", {"neighbours": "zero"}, "pull to zero"),
     ],
@@ -197,7 +233,7 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
         "quick": {"method": {"epochs": 60, "check_every": 5, "patience": 3}, "task": {"dim": 32}},
         "full": {"method": {}, "task": {}},
     },
-    tune={"lam": [0.003, 0.03, 0.3]},
+    tune={"lam": [0.0003, 0.003, 0.03]},
     tiny={"epochs": 6, "check_every": 2, "batch_size": 256, "learning_rate": 0.01, "lam": 0.1},
 )  # fmt: skip
 def run(task: Task, config: InUCDSConfig, run: Run) -> nn.Module:

@@ -1,8 +1,9 @@
 """A published study: settings chosen on validation with a stated budget, seeds run, results kept small.
 
-1. *select*: optimiser settings on the baseline's validation score, the same for every arm
-2. *tune*: the remedy's strength for every pulled arm, on its own seeds: among values whose mean validation cost score
-   is within the metric's margin of the baseline's, the one with the smallest primary statistic on validation
+1. *select*: optimiser settings of every arm by its own validation score, on one grid and one seed; arms with a strength
+   are selected at the middle of its grid
+2. *tune*: the strength of every such arm, on other seeds: among values whose mean validation score is within the margin
+   of the baseline's, the one with the smallest gap on validation
 3. *run*: every arm at every seed, scored once on test; one comparison
 
 Every job writes its own file, so a study that was interrupted goes on where it stopped.
@@ -47,10 +48,14 @@ class Study:
         Grid of step 2 (one field).
     arms : sequence of str
         Arms to run.
-    seeds, tune_seeds : sequence of int
+    seeds, tune_seeds, select_seed : int
         Disjoint.
-    score, gap : str
-        Statistics on validation: the mean that is selected on, and the gap that tuning shrinks.
+    score, grouping : str
+        Metric that is selected on, and the groups whose gap in it tuning shrinks.
+    margin : float
+        How far below the baseline's validation score a tuned arm may lie.
+    preset : str
+        Size.
     """
 
     name: str
@@ -61,9 +66,11 @@ class Study:
     arms: Sequence[str]
     seeds: Sequence[int] = (0, 1, 2, 3, 4, 5)
     tune_seeds: Sequence[int] = (100, 101)
+    select_seed: int = 102
     score: str = "ndcg@10"
     grouping: str = "activity"
     margin: float = 0.01
+    preset: str = "full"
 
 
 def _grid(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -82,7 +89,7 @@ def _validate(job: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
         return dict(read_json(file))
     about = job[1]
     spec = load_method(about["method"])
-    config, task_config = resolve(spec, about["settings"])
+    config, task_config = resolve(spec, about["settings"], about["preset"])
     arm = next(a for a in spec.arms if a.name == about["arm"])
     task = load_object(spec.task).load(task_config)
     run = ArmRun(None, about["seed"], arm.name)
@@ -96,10 +103,11 @@ def _validate(job: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _run_seed(job: tuple[str, str, Mapping[str, Any], int, Sequence[str], Mapping[str, Any]]) -> str:
-    work, method, settings, seed, arms, arm_settings = job
+def _run_seed(job: tuple[str, Study, int, Mapping[str, Any]]) -> str:
+    work, study, seed, arm_settings = job
     out = Path(work) / f"s{seed}"
-    execute(method, settings=settings, seed=seed, arms=list(arms), folder=out, arm_settings=arm_settings)
+    execute(study.method, settings=study.settings, preset=study.preset, seed=seed, arms=list(study.arms), folder=out,
+            arm_settings=arm_settings)  # fmt: skip
     return str(out)
 
 
@@ -119,29 +127,38 @@ def run_study(study: Study, work: Path, run_all: Map) -> Path:
     """
     (work / "jobs").mkdir(parents=True, exist_ok=True)
     spec = load_method(study.method)
-    base = {"method": study.method, "score": study.score, "grouping": study.grouping}
+    base = {
+        "method": study.method, "score": study.score, "grouping": study.grouping, "preset": study.preset,
+        "settings": dict(study.settings),
+    }  # fmt: skip
 
-    def job(settings: Mapping[str, Any], arm: str, seed: int, extra: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        return str(work), {**base, "settings": dict(settings), "arm": arm, "seed": seed, "extra": dict(extra)}
+    def job(arm: str, seed: int, extra: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        return str(work), {**base, "arm": arm, "seed": seed, "extra": dict(extra)}
 
     baseline = spec.arm("baseline").name
-    jobs = [job({**study.settings, **point}, baseline, study.tune_seeds[0], {}) for point in _grid(study.select)]
-    selected = max(run_all(_validate, jobs), key=lambda r: r["mean"])
-    settings = selected["job"]["settings"]
-    floor = [job(settings, baseline, s, {}) for s in study.tune_seeds]
-    pulled = [a for a in study.arms if a != baseline]
-    points = _grid(study.tune)
-    tuning = [job(settings, a, s, p) for a in pulled for p in points for s in study.tune_seeds]
-    done = run_all(_validate, floor + tuning)
+    tuned = [a for a in study.arms if a != baseline]
+    grid, points = _grid(study.select), _grid(study.tune)
+    middle = points[len(points) // 2]
+    found = run_all(_validate, [job(a, study.select_seed, {**g, **middle}) for a in study.arms for g in grid])
+    selected = {}
+    for arm in study.arms:
+        best = max((r for r in found if r["job"]["arm"] == arm), key=lambda r: r["mean"])
+        selected[arm] = {k: best["job"]["extra"][k] for k in study.select}
+    floor = [job(baseline, s, selected[baseline]) for s in study.tune_seeds]
+    done = run_all(
+        _validate, floor + [job(a, s, {**selected[a], **p}) for a in tuned for p in points for s in study.tune_seeds]
+    )
     reference = float(np.mean([r["mean"] for r in done[: len(floor)]]))
-    chosen, curves = _choose(done[len(floor) :], pulled, points, reference - study.margin)
-    seeds = [(str(work), study.method, settings, s, tuple(study.arms), chosen) for s in study.seeds]
-    folders = [Path(p) for p in run_all(_run_seed, seeds)]
+    strength, curves = _choose(done[len(floor) :], tuned, points, reference - study.margin)
+    chosen = {a: {**selected[a], **strength.get(a, {})} for a in study.arms}
+    folders = [Path(p) for p in run_all(_run_seed, [(str(work), study, s, chosen) for s in study.seeds])]
+    scores = {a: [{**{k: r["job"]["extra"][k] for k in study.select}, "mean": r["mean"]}
+                  for r in found if r["job"]["arm"] == a] for a in study.arms}  # fmt: skip
     write_json(
         work / "choice.json",
-        {"select": {"grid": study.select, "chosen": settings, "validation": selected["mean"]},
+        {"select": {"grid": study.select, "seed": study.select_seed, "chosen": selected, "curves": scores},
          "tune": {"grid": study.tune, "seeds": list(study.tune_seeds), "baseline": reference, "curves": curves,
-                  "chosen": chosen}},
+                  "chosen": strength}},
     )  # fmt: skip
     return compare_runs(folders, work / "comparison")
 
@@ -154,7 +171,7 @@ def _choose(
     for arm in arms:
         rows = []
         for point in points:
-            own = [r for r in done if r["job"]["arm"] == arm and r["job"]["extra"] == point]
+            own = [r for r in done if r["job"]["arm"] == arm and point.items() <= r["job"]["extra"].items()]
             mean, gap = float(np.mean([r["mean"] for r in own])), float(np.mean([r["gap"] for r in own]))
             rows.append({**point, "mean": mean, "gap": gap})
         affordable = [r for r in rows if r["mean"] >= floor]
@@ -170,9 +187,11 @@ def publish(study: Study, work: Path, results: Path, command: str) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     comparison = read_json(work / "comparison" / "comparison.json")
     write_json(target / "summary.json", comparison)
+    resolved = read_json(work / f"s{study.seeds[0]}" / "config.json")["resolved"]
+    own = {a["name"]: {**resolved["method"], **a["settings"]} for a in comparison["arms"]}
     write_json(target / "config.json", {
         "study": dataclasses.asdict(study), "choice": read_json(work / "choice.json"), "command": command,
-        "resolved": read_json(work / f"s{study.seeds[0]}" / "config.json")["resolved"],
+        "resolved": {"task": resolved["task"], "arms": own},  # what each arm was really trained with
     })  # fmt: skip
     cost = [read_json(work / f"s{s}" / "run.json") for s in study.seeds]
     write_json(target / "environment.json", {
