@@ -295,8 +295,8 @@ class Arm:
     ----------
     name : str
         As stored in ``units.parquet``.
-    role : {"baseline", "remedy", "trivial", "placebo"}
-        What the arm controls for.
+    role : {"baseline", "remedy", "trivial", "placebo", "rival"}
+        What the arm controls for; a rival is another remedy that is compared but decides no verdict.
     settings : mapping
         Config fields that make this arm out of the user's config.
     title : str
@@ -304,7 +304,7 @@ class Arm:
     """
 
     name: str
-    role: Literal["baseline", "remedy", "trivial", "placebo"]
+    role: Literal["baseline", "remedy", "trivial", "placebo", "rival"]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     title: str = ""
 

@@ -120,3 +120,46 @@ def test_holm_on_a_hand_example():
     np.testing.assert_allclose(intervals.holm(np.array([0.04, 0.01, 0.03, 0.02])), [0.06, 0.04, 0.06, 0.06])
     np.testing.assert_allclose(intervals.holm(np.array([0.5, 0.9])), [1.0, 1.0])
     assert intervals.holm(np.array([])).shape == (0,)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4), st.booleans()), min_size=2, max_size=25))
+def test_auc_equals_all_pairs_and_scikit_learn(rows):
+    # catches ties that count for one side, weights that enter once, and a mirrored direction
+    v, w, first = (
+        np.array([r[0] for r in rows], float),
+        np.array([float(r[1]) for r in rows]),
+        np.array([r[2] for r in rows]),
+    )
+    found = intervals.auc(v, w, first)
+    pairs = [(v[i], v[j], w[i] * w[j]) for i in np.flatnonzero(first) for j in np.flatnonzero(~first)]
+    total = sum(p[2] for p in pairs)
+    if not total:
+        assert np.isnan(found)
+        return
+    slow = sum(p * ((a > b) + 0.5 * (a == b)) for a, b, p in pairs) / total
+    assert found == pytest.approx(slow, abs=1e-12)
+    from sklearn.metrics import roc_auc_score
+
+    assert found == pytest.approx(roc_auc_score(first, v, sample_weight=w), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", intervals.STATISTICS)
+def test_many_draws_at_once_equal_one_at_a_time(name):
+    # catches a statistic whose rows of weights influence each other
+    rng = np.random.default_rng(0)
+    v, w = rng.random(30), rng.integers(0, 4, size=(7, 30)).astype(float)
+    v[3] = np.nan
+    together = intervals.STATISTICS[name](v, w)
+    np.testing.assert_allclose(together, [intervals.STATISTICS[name](v, one) for one in w], atol=1e-13)
+    first = rng.random(30) < 0.4
+    np.testing.assert_allclose(intervals.auc(v, w, first), [intervals.auc(v, one, first) for one in w], atol=1e-13)
+
+
+def test_multiplicities_are_those_of_drawing_with_replacement():
+    # catches rows that do not sum to the number of units, and unequal chances: mean 1, variance 1 - 1/n
+    seeds, units = intervals.draw_weights(6, 50, 4000, np.random.default_rng(0))
+    assert (seeds.sum(1) == 6).all()
+    assert (units.sum(1) == 50).all()
+    assert np.abs(units.mean(0) - 1).max() < 5 / np.sqrt(4000)
+    assert units.var() == pytest.approx(1 - 1 / 50, abs=0.02)

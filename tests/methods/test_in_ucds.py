@@ -238,7 +238,7 @@ def test_pull_brings_targets_closer_to_their_neighbours():
     assert distance[1.0] < 0.8 * distance[0.0]
 
 
-@pytest.mark.parametrize("neighbours", ["dominant_set", "top_k", "random", "zero"])
+@pytest.mark.parametrize("neighbours", ["dominant_set", "top_k", "similarity", "random", "zero"])
 def test_every_kind_of_neighbours_pulls_targets_to_advantaged_users_with_one_mass(neighbours):
     # controls must differ from the remedy in whom they pull to, and in nothing else
     task, run = NextItem.tiny(), ArmRun(None, 0, "x")
@@ -254,21 +254,55 @@ def test_every_kind_of_neighbours_pulls_targets_to_advantaged_users_with_one_mas
     assert weights.sum() == pytest.approx(2.5 * len(targets))
 
 
-def test_random_neighbours_follow_the_seed_and_top_k_is_most_similar():
+@pytest.mark.parametrize("neighbours", ["random", "zero"])
+def test_placebos_leave_out_who_has_no_neighbours(neighbours):
+    # catches a placebo that moves users whom the remedy leaves alone
     task = NextItem.tiny()
-    config = InUCDSConfig(neighbours="random")
+    lonely = np.flatnonzero(task.groups != "advantaged")[0]
+    seen = task.seen.toarray()
+    seen[lonely] = 0.0
+    task.seen = sparse.csr_array(seen)
+    weights, zero = in_ucds.neighbour_weights(task, InUCDSConfig(neighbours=neighbours), ArmRun(None, 0, "x"))
+    assert weights.sum(1)[lonely] == 0
+    assert zero is None or lonely not in zero
+
+
+def test_random_neighbours_take_over_the_weights_of_the_set_and_follow_the_seed():
+    # catches a placebo that is harder or lighter than the remedy, and one whose picks never change
+    task, config = NextItem.tiny(), InUCDSConfig(neighbours="random")
+    own = in_ucds.neighbour_weights(task, InUCDSConfig(), ArmRun(None, 0, "in_ucds"))[0]
     first, again, other = (
         in_ucds.neighbour_weights(task, config, ArmRun(None, seed, "random"))[0].toarray() for seed in (0, 0, 1)
     )
     assert (first == again).all()
     assert (first != other).any()
-    weights, _ = in_ucds.neighbour_weights(task, InUCDSConfig(neighbours="top_k", top_k=2), ArmRun(None, 0, "top_k"))
+    assert (first != own.toarray()).any()
+    np.testing.assert_allclose(np.sort(first, axis=1), np.sort(own.toarray(), axis=1), atol=1e-15)
+
+
+def test_top_k_is_most_similar_and_soft_similarity_is_in_proportion():
+    task = NextItem.tiny()
     pool = np.flatnonzero(task.groups == "advantaged")
+    hard, soft = (
+        in_ucds.neighbour_weights(task, InUCDSConfig(neighbours=kind, top_k=2), ArmRun(None, 0, kind))[0]
+        for kind in ("top_k", "similarity")
+    )
     for t in np.flatnonzero(task.groups != "advantaged"):
         s = similarities(task.seen[[t]], task.seen[pool]).toarray()[0]
-        chosen = np.isin(pool, weights.indices[weights.indptr[t] : weights.indptr[t + 1]])
+        chosen = np.isin(pool, hard.indices[hard.indptr[t] : hard.indptr[t + 1]])
         assert chosen.sum() == 2
         assert s[chosen].min() >= s[~chosen].max()
+        np.testing.assert_allclose(soft.toarray()[t, pool], s / s.sum(), atol=1e-14)
+
+
+def test_official_mode_says_what_it_ignores():
+    # catches a setting that is dropped in silence
+    task = NextItem.tiny()
+    with pytest.raises(InputError, match="mode='official' with alpha"):
+        in_ucds.neighbour_weights(task, InUCDSConfig(mode="official", alpha=2.0), ArmRun(None, 0, "in_ucds"))
+    run = ArmRun(None, 0, "in_ucds")
+    in_ucds.neighbour_weights(task, InUCDSConfig(mode="official", top_k=5, shrinkage=1.0), run)
+    assert "shrinkage, top_k shape the controls alone" in run.warnings[0]
 
 
 def permuted_test(split, seed=0):

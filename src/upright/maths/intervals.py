@@ -13,51 +13,81 @@ bootstrap*, Annals of Applied Statistics 1 (2007).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["STATISTICS", "draw_weights", "gini", "holm", "mean", "null_gap", "percentile", "worst_decile"]
+__all__ = ["STATISTICS", "auc", "draw_weights", "gini", "holm", "mean", "null_gap", "percentile", "worst_decile"]
 
 Array = NDArray[np.float64]
-#: (values (n,), weights (n,)) -> number; NaN when no weight is left
-WeightedStatistic = Callable[[Array, Array], float]
+#: (values (n,), weights (..., n)) -> numbers (...,); NaN where no weight is left
+WeightedStatistic = Callable[[Array, Array], Any]
 
 
-def mean(values: Array, weights: Array) -> float:
-    """Return ``sum w v / sum w`` over defined values."""
+def mean(values: Array, weights: Array) -> Any:
+    """Return ``sum w v / sum w`` over defined values; values (n,), weights (..., n), result (...,)."""
     ok = ~np.isnan(values)
-    total = weights[ok].sum()
-    return float((weights[ok] * values[ok]).sum() / total) if total > 0 else float("nan")
+    w = weights[..., ok]
+    return _ratio(w @ values[ok], w.sum(-1))
 
 
-def worst_decile(values: Array, weights: Array) -> float:
-    """Return the mean of the lowest tenth of the weight; the unit at the border counts in part."""
-    ok = ~np.isnan(values) & (weights > 0)
-    v, w = values[ok], weights[ok]
-    if not len(v):
-        return float("nan")
+def worst_decile(values: Array, weights: Array) -> Any:
+    """Return the mean of the lowest tenth of the weight; the unit at the border counts in part; shapes as `mean`."""
+    ok = ~np.isnan(values)
+    v, w = values[ok], weights[..., ok]
     order = np.argsort(v, kind="stable")
-    v, w = v[order], w[order]
-    limit = 0.1 * w.sum()
-    before = np.cumsum(w) - w
-    share = np.clip(limit - before, 0.0, w)
-    return float((share * v).sum() / limit)
+    v, w = v[order], w[..., order]
+    limit = 0.1 * w.sum(-1)
+    before = np.cumsum(w, -1) - w
+    share = np.clip(limit[..., None] - before, 0.0, w)
+    return _ratio(share @ v, limit)
 
 
-def gini(values: Array, weights: Array) -> float:
+def gini(values: Array, weights: Array) -> Any:
     """Return the Gini coefficient of non-negative values: 0 equal, towards 1 concentrated; 0 when all are 0."""
-    ok = ~np.isnan(values) & (weights > 0)
-    v, w = values[ok], weights[ok]
-    if not len(v):
-        return float("nan")
+    ok = ~np.isnan(values)
+    v, w = values[ok], weights[..., ok]
     order = np.argsort(v, kind="stable")
-    v, w = v[order], w[order]
-    mass = (v * w).sum()
-    if mass <= 0:
-        return 0.0
-    lorenz = np.cumsum(v * w) / mass
-    return float(1.0 - (w / w.sum() * (2.0 * lorenz - v * w / mass)).sum())
+    v, w = v[order], w[..., order]
+    total, mass = w.sum(-1), w @ v
+    own = w * v
+    lorenz = (w * (2.0 * np.cumsum(own, -1) - own)).sum(-1)  # twice the area below the Lorenz curve, times both sums
+    even = np.where(total > 0, 0.0, np.nan)  # nobody has anything: all are equal
+    return np.where(mass > 0, 1.0 - lorenz / np.where(mass > 0, mass * total, 1.0), even)[()]
+
+
+def auc(values: Array, weights: Array, positive: NDArray[np.bool_]) -> Any:
+    """Return ``P(v_i > v_j) + P(v_i = v_j) / 2`` for i positive and j not, drawn by weight.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n,)
+        Scores; NaN is left out.
+    weights : ndarray, shape (..., n)
+        Non-negative.
+    positive : ndarray of bool, shape (n,)
+
+    Returns
+    -------
+    float or ndarray, shape (...,)
+        In [0, 1]; NaN where a side has no weight.
+    """
+    ok = ~np.isnan(values)
+    order = np.flatnonzero(ok)[np.argsort(values[ok], kind="stable")]
+    if not len(order):
+        return np.full(weights.shape[:-1], np.nan)[()]
+    v, w, first = values[order], weights[..., order], positive[order]
+    start = np.flatnonzero(np.r_[True, v[1:] != v[:-1]])  # first place of each level of equal scores
+    up = np.add.reduceat(np.where(first, w, 0.0), start, -1)
+    down = np.add.reduceat(np.where(first, 0.0, w), start, -1)
+    below = np.cumsum(down, -1) - 0.5 * down  # equal scores count half
+    return _ratio((up * below).sum(-1), up.sum(-1) * down.sum(-1))
+
+
+def _ratio(top: Any, bottom: Any) -> Any:
+    top, bottom = np.asarray(top, dtype=np.float64), np.asarray(bottom, dtype=np.float64)
+    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)[()]
 
 
 STATISTICS: Mapping[str, WeightedStatistic] = {"mean": mean, "worst_decile": worst_decile, "gini": gini}
@@ -65,9 +95,14 @@ STATISTICS: Mapping[str, WeightedStatistic] = {"mean": mean, "worst_decile": wor
 
 def draw_weights(seeds: int, units: int, draws: int, rng: np.random.Generator) -> tuple[Array, Array]:
     """Return multiplicities of seeds (draws, seeds) and of units (draws, units) under resampling."""
-    of_seeds = rng.multinomial(seeds, np.full(seeds, 1.0 / seeds), size=draws).astype(np.float64)
-    of_units = rng.multinomial(units, np.full(units, 1.0 / units), size=draws).astype(np.float64)
-    return of_seeds, of_units
+    return _multiplicities(seeds, draws, rng), _multiplicities(units, draws, rng)
+
+
+def _multiplicities(size: int, draws: int, rng: np.random.Generator) -> Array:
+    found = np.empty((draws, size), dtype=np.float64)
+    for row in found:
+        row[:] = np.bincount(rng.integers(0, size, size), minlength=size)
+    return found
 
 
 def percentile(samples: Array, confidence: float) -> tuple[float, float]:

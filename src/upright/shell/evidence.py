@@ -1,7 +1,6 @@
 """One function for every interval, table, front and verdict: statistics of the unit table, resampled.
 
-A statistic is written ``name:metric[:grouping]``: ``mean``, ``worst_decile`` and ``gini`` of a metric (of each group
-when a grouping is named), ``gap`` (first group minus second, signed) and ``abs_gap`` (its size).
+What a statistic is stands in `upright.shell.statistics`; here are levels, paired differences and the verdict.
 """
 
 from __future__ import annotations
@@ -13,52 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.contract import Arm, InputError, Metric, stream
+from upright.contract import Arm, Metric
 from upright.maths import intervals
+from upright.shell.statistics import CONFIDENCE, LEAKS, Samples, parse
 from upright.shell.units import Units
 
-__all__ = ["evidence", "verdict_of"]
+__all__ = ["CONFIDENCE", "DRAWS", "evidence", "verdict_of"]
 
 Array = NDArray[np.float64]
-DRAWS, CONFIDENCE = 2_000, 0.95
-
-
-class _Samples:
-    """A statistic of every arm on the data itself (row 0) and on each draw, shape (1 + draws,)."""
-
-    def __init__(self, units: Units, draws: int, seed: int) -> None:
-        self.units = units
-        rng = np.random.default_rng(stream(seed, "evidence"))
-        s, u = intervals.draw_weights(len(units.seeds), len(units.units), draws, rng)
-        self.seed_weight = np.vstack([np.ones((1, s.shape[1])), s])  # (1 + draws, S)
-        self.unit_weight = np.vstack([np.ones((1, u.shape[1])), u])  # (1 + draws, U)
-
-    def of(self, name: str, arm: str, metric: str, mask: NDArray[np.bool_] | None) -> Array:
-        values = self.units.values(arm, metric)  # (S, U)
-        if mask is not None:
-            values = np.where(mask, values, np.nan)
-        if name == "mean":
-            ok = ~np.isnan(values)
-            top = self.unit_weight @ np.where(ok, values, 0.0).T  # (1 + draws, S)
-            bottom = self.unit_weight @ ok.T.astype(np.float64)
-            top, bottom = (top * self.seed_weight).sum(1), (bottom * self.seed_weight).sum(1)
-            return np.asarray(np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0))
-        statistic, flat = intervals.STATISTICS[name], values.ravel()
-        return np.array(
-            [statistic(flat, np.outer(a, b).ravel()) for a, b in zip(self.seed_weight, self.unit_weight, strict=True)]
-        )
-
-
-def _parse(statistic: str, units: Units) -> tuple[str, str, str | None]:
-    name, metric, grouping = [*statistic.split(":"), None, None][:3]
-    names = [*intervals.STATISTICS, "gap", "abs_gap"]
-    if name not in names or metric not in units.metrics or (grouping is not None and grouping not in units.by):
-        raise InputError(
-            f"statistic {statistic!r}",
-            f"name:metric[:grouping] with name in {names}, metric in {units.metrics}, grouping in {sorted(units.by)}",
-            "correct the part that is not in its list",
-        )
-    return str(name), str(metric), grouping
+DRAWS = 2_000
 
 
 def evidence(
@@ -98,38 +60,34 @@ def evidence(
     """
     complete = all(arm.name in units.arms for arm in arms)
     arms = [arm for arm in arms if arm.name in units.arms]
-    known: dict[tuple[str, str, str, str | None], Array] = {}
-    samples = _Samples(units, draws, seed)
+    samples = Samples(units, draws, seed)
     remedy = next((a for a in arms if a.role == "remedy"), None)
     levels: list[dict[str, Any]] = []
     differences: list[dict[str, Any]] = []
-    for statistic in statistics:
-        name, metric, grouping = _parse(statistic, units)
-        groups = units.groups(grouping) if grouping else []
-        about = metrics.get(metric, Metric(metric))
-        if name in ("gap", "abs_gap") and len(groups) != 2:
+    for text in statistics:
+        statistic = parse(text, units)
+        if not samples.comparable(statistic):
             continue  # a gap needs two groups; with one there is nothing to compare
-        cells: list[str | None] = [*groups] if grouping and name not in ("gap", "abs_gap") else [None]
-        for cell in cells:
-            per_arm: dict[str, Array] = {}
+        groups = units.groups(statistic.grouping) if statistic.grouping else []
+        about = metrics.get(statistic.metric, Metric(statistic.metric))
+        for cell in samples.cells(statistic):
+            label = statistic.label(about, groups, cell)
+            per_arm = {arm.name: samples.of(statistic, arm.name, cell) for arm in arms}
             for arm in arms:
-                per_arm[arm.name] = _cell(samples, known, name, arm.name, metric, grouping, groups, cell)
                 own = per_arm[arm.name]
                 low, high = intervals.percentile(own[1:], confidence)
-                mask = None if cell is None else units.by[grouping or ""] == cell
-                data = units.values(arm.name, metric)
-                counted = np.ones_like(data, dtype=bool) if mask is None else mask
-                defined = (~np.isnan(data) & counted).any(0)
+                n, undefined = samples.defined(statistic, arm.name, cell)
                 levels.append({
-                    "statistic": statistic, "label": _label(name, about, groups, cell), "metric": metric,
-                    "grouping": grouping, "group": cell, "arm": arm.name, "value": float(own[0]), "low": low,
-                    "high": high, "n_units": int(defined.sum()),
-                    "n_undefined": int(counted.any(0).sum() - defined.sum()),
-                    "null": _null(units, data, grouping, groups, seed) if name in ("gap", "abs_gap") else None,
+                    "statistic": text, "label": label, "metric": statistic.metric, "grouping": statistic.grouping,
+                    "group": cell, "arm": arm.name, "value": float(own[0]), "low": low, "high": high, "n_units": n,
+                    "n_undefined": undefined, "null": samples.null(statistic, arm.name, cell),
                 })  # fmt: skip
-            if remedy is None or name == "gap":
+                if statistic.name in LEAKS and cell is None:
+                    attack = samples.strongest(statistic, arm.name)
+                    levels[-1]["attack"] = attack.removeprefix(statistic.metric + "/")
+            if remedy is None or statistic.name == "gap":
                 continue
-            direction = "lower" if name in ("abs_gap", "gini") else about.direction
+            direction = statistic.direction(about)
             for arm in arms:
                 if arm is remedy:
                     continue
@@ -137,10 +95,10 @@ def evidence(
                 low, high = intervals.percentile(change[1:], confidence)
                 spread = float(np.nanstd(change[1:])) if np.isfinite(change[1:]).any() else float("nan")
                 differences.append({
-                    "statistic": statistic if cell is None else f"{statistic}={cell}",
-                    "label": _label(name, about, groups, cell), "arm": remedy.name, "against": arm.name,
-                    "role": arm.role, "value": float(change[0]), "low": low, "high": high, "direction": direction,
-                    "margin": about.margin, "verdict": verdict_of(low, high, direction, about.margin),
+                    "statistic": text if cell is None else f"{text}={cell}", "label": label, "arm": remedy.name,
+                    "against": arm.name, "role": arm.role, "value": float(change[0]), "low": low, "high": high,
+                    "direction": direction, "margin": about.margin,
+                    "verdict": verdict_of(low, high, direction, about.margin),
                     "smallest_detectable": 2.8 * spread, "p": _two_sided(change[1:]), "holm_p": None,
                 })  # fmt: skip
     _adjust(differences)
@@ -152,42 +110,6 @@ def evidence(
         "levels": levels, "differences": differences,
         "verdict": _verdict(levels, differences, arms, primary, cost, title, len(units.seeds), complete),
     }  # fmt: skip
-
-
-def _cell(
-    samples: _Samples, known: dict[Any, Array], name: str, arm: str, metric: str, grouping: str | None,
-    groups: list[str], cell: str | None,
-) -> Array:  # fmt: skip
-    if name in ("gap", "abs_gap"):
-        first, second = (_cell(samples, known, "mean", arm, metric, grouping, groups, group) for group in groups)
-        return first - second if name == "gap" else np.abs(first - second)
-    key = (name, arm, metric, cell)
-    if key not in known:
-        mask = None if cell is None else samples.units.by[grouping or ""] == cell
-        known[key] = samples.of(name, arm, metric, mask)
-    return known[key]
-
-
-def _label(name: str, about: Metric, groups: list[str], cell: str | None) -> str:
-    title = about.title or about.name
-    if name == "gap":
-        return f"{title}: {groups[0]} minus {groups[1]}"
-    if name == "abs_gap":
-        return f"{title}: size of the gap between {groups[0]} and {groups[1]}"
-    words = {"mean": "", "worst_decile": ", worst tenth", "gini": ", Gini over units"}[name]
-    return f"{title}{words}{'' if cell is None else f', {cell}'}"
-
-
-def _null(units: Units, data: Array, grouping: str | None, groups: list[str], seed: int) -> dict[str, float]:
-    """Gap that random groups of the same sizes would show: mean size and 95 % band."""
-    rng = np.random.default_rng(stream(seed, "evidence", "null"))
-    labels = units.by[grouping or ""]
-    ok = ~np.isnan(data)
-    value = np.where(ok, data, 0.0).sum(0) / np.maximum(ok.sum(0), 1)  # mean over seeds, as the level is
-    value[~ok.any(0) | (labels[0] == "")] = np.nan  # a unit without a label is in neither group
-    gaps = intervals.null_gap(value, labels[0] == groups[0], 500, rng)
-    low, high = intervals.percentile(gaps, CONFIDENCE)
-    return {"expected_abs": float(np.abs(gaps).mean()), "low": low, "high": high}
 
 
 def verdict_of(low: float, high: float, direction: str, margin: float) -> str:
@@ -243,7 +165,8 @@ def _verdict(
         )  # fmt: skip
         quiet = [f"{x['label']}: {_interval(x)}" for x in gaps if x not in found]
         return {"works": None, "word": "audit", "sentence": sentence, "cost": "", "not_significant": quiet, "notes": []}
-    main = [d for d in differences if d["statistic"] == primary]
+    everybody = [d for d in differences if d["statistic"] == primary]
+    main = [d for d in everybody if d["role"] != "rival"]  # another remedy may be as good; a control may not
     paid = [d for d in differences if d["statistic"] == cost and d["role"] == "baseline"]
     notes: list[str] = []
     if not main:
@@ -251,7 +174,7 @@ def _verdict(
         why = "the run has no other arm to compare with" if shown else "there are not two groups"
         return {
             "works": False, "word": "inconclusive", "cost": "", "not_significant": [],
-            "sentence": f"{title}: there is no gap to compare, because {why}.", "notes": notes,
+            "sentence": f"{title}: there is nothing to compare, because {why}.", "notes": notes,
         }  # fmt: skip
     words = {d["verdict"] for d in main}
     gained = [_gain(d) for d in paid]  # (worst end, value) with more being better
@@ -272,13 +195,16 @@ def _verdict(
         sentence = f"{title} is not shown to work: {change}; it is not shown to be better than {over}."
     elif paid and not within:
         state = "costs more than its margin" if not affordable else "may cost more than its margin"
-        sentence = f"{title} closes the gap but {state}: {change}."
+        gain = "closes the gap" if str(primary).startswith("abs_gap") else "is better than every control"
+        sentence = f"{title} {gain} but {state}: {change}."
     else:
         lack = f"{seeds} seed{'s' * (seeds != 1)}" if seeds < 6 else "a missing control"
         over = ", ".join(named[b] for b in beaten)
         sentence = f"{title} is better than {over}, but not shown to work with {lack}: {change}."
     if seeds < 6:
         notes.append(f"{seeds} seed{'s' * (seeds != 1)}: at least 6 paired seeds are needed before anything is shown.")
+    notes += [f"Against the rival {named[d['against']]}: {d['label']} {_interval(d)} ({d['verdict']})."
+              for d in everybody if d["role"] == "rival"]  # fmt: skip
     groups = [d for d in differences if d["role"] == "baseline" and primary and d["statistic"].startswith(
         "mean:" + primary.split(":", 1)[1] + "=")]  # fmt: skip
     if against_none["verdict"] == "helps" and groups and all(_gain(d)[1] <= 0 for d in groups):

@@ -1,0 +1,267 @@
+"""Named statistics of the unit table, on the data and on every draw of the bootstrap.
+
+A statistic is written ``name:metric[:grouping]``.
+
+===================  ==============================================================================================
+``mean``             weighted mean over seeds and units, of each group when a grouping is named
+``worst_decile``     mean of the lowest tenth of the units at a seed, averaged over seeds
+``gini``             Gini over the units at a seed, averaged over seeds
+``gap``              mean of the first group minus the second
+``abs_gap``          its size
+``leakage``          of an attack, mean over classes c of ``|AUC_c - 1/2|``; of several, the strongest
+``worst_leakage``    the same with the worst class instead of the mean
+===================  ==============================================================================================
+
+For the last two, ``metric`` is the first part of names such as ``attack/embedding/mlp/cross/F``: what was attacked, by
+whom, how users were held out, and the class whose score it is. ``AUC_c`` compares users of class c with all other
+labelled users at one seed and is averaged over seeds before its distance from chance is taken. The strongest attack is
+picked on the data and keeps its place in every draw: a maximum taken anew in each draw would grow with the noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upright.contract import InputError, Metric, stream
+from upright.maths import intervals
+from upright.shell.units import Units
+
+__all__ = ["CONFIDENCE", "LEAKS", "NAMES", "Samples", "Statistic", "parse"]
+
+Array = NDArray[np.float64]
+CONFIDENCE = 0.95
+GAPS = ("gap", "abs_gap")
+LEAKS = ("leakage", "worst_leakage")
+NAMES = (*intervals.STATISTICS, *GAPS, *LEAKS)
+PERMUTATIONS = 500
+_CHUNK_ELEMENTS = 1 << 22  # weights held at once in float64: 32 MB
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One entry of a method's ``statistics``, taken apart."""
+
+    text: str
+    name: str
+    metric: str
+    grouping: str | None
+
+    def direction(self, about: Metric) -> str:
+        """Which way is better."""
+        return "lower" if self.name in ("abs_gap", "gini", *LEAKS) else about.direction
+
+    def label(self, about: Metric, groups: list[str], cell: str | None) -> str:
+        """How a report writes the value of one cell."""
+        title = about.title or about.name
+        if self.name == "gap":
+            return f"{title}: {groups[0]} minus {groups[1]}"
+        if self.name == "abs_gap":
+            return f"{title}: size of the gap between {groups[0]} and {groups[1]}"
+        if self.name in LEAKS:
+            worst = ", worst class" if self.name == "worst_leakage" else ""
+            return f"{title} of {self.grouping}{worst}, {'strongest attack' if cell is None else cell}"
+        words = {"mean": "", "worst_decile": ", worst tenth", "gini": ", Gini over units"}[self.name]
+        return f"{title}{words}{'' if cell is None else f', {cell}'}"
+
+
+def parse(text: str, units: Units) -> Statistic:
+    """Take a statistic apart.
+
+    Raises
+    ------
+    InputError
+        When a part of it is not in the table.
+    """
+    name, metric, grouping = [*text.split(":"), None, None][:3]
+    known = bool(_attacks(units, str(metric))) if name in LEAKS else metric in units.metrics
+    needs = name in LEAKS and grouping is None
+    if name not in NAMES or not known or needs or (grouping is not None and grouping not in units.by):
+        raise InputError(
+            f"statistic {text!r}",
+            f"name:metric[:grouping] with name in {list(NAMES)}, metric in {units.metrics}, "
+            f"grouping in {sorted(units.by)}",
+            "correct the part that is not in its list",
+        )
+    return Statistic(text, str(name), str(metric), grouping)
+
+
+def _attacks(units: Units, prefix: str) -> dict[str, list[tuple[str, str]]]:
+    """Metrics of each attack below a prefix, with the class that each one scores."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for metric in units.metrics:
+        if metric.startswith(prefix + "/"):
+            attack, _, cls = metric.rpartition("/")
+            found.setdefault(attack, []).append((metric, cls))
+    return found
+
+
+class Samples:
+    """Statistics of every arm on the data itself (row 0) and on each draw, shape (1 + draws,)."""
+
+    def __init__(self, units: Units, draws: int, seed: int) -> None:
+        self.units, self.seed = units, seed
+        rng = np.random.default_rng(stream(seed, "evidence"))
+        s, u = intervals.draw_weights(len(units.seeds), len(units.units), draws, rng)
+        self.seed_weight = np.vstack([np.ones((1, s.shape[1])), s])  # (1 + draws, S)
+        weight = np.vstack([np.ones((1, u.shape[1])), u])
+        self.unit_weight: NDArray[np.float32] = weight.astype(np.float32)  # (1 + draws, U), counts, so exact
+        self._known: dict[tuple[str, ...], Array] = {}
+
+    def comparable(self, statistic: Statistic) -> bool:
+        """Whether there are the groups that a statistic compares: two for a gap, two or more for a leak."""
+        if statistic.name not in (*GAPS, *LEAKS):
+            return True
+        n = len(self.units.groups(str(statistic.grouping))) if statistic.grouping else 0
+        return n == 2 if statistic.name in GAPS else n >= 2
+
+    def cells(self, statistic: Statistic) -> list[str | None]:
+        """Cells of a statistic: groups, attacks, or None for the whole."""
+        if statistic.name in LEAKS:
+            attacks = _attacks(self.units, statistic.metric)
+            return [None, *(a.removeprefix(statistic.metric + "/") for a in attacks)] if len(attacks) > 1 else [None]
+        if statistic.grouping and statistic.name not in GAPS:
+            return [*self.units.groups(statistic.grouping)]
+        return [None]
+
+    def of(self, statistic: Statistic, arm: str, cell: str | None) -> Array:
+        """Return one cell of one arm."""
+        if statistic.name in LEAKS:
+            return self._leakage(statistic, arm, cell)
+        if statistic.name in GAPS:
+            groups = self.units.groups(str(statistic.grouping))
+            plain = Statistic(statistic.text, "mean", statistic.metric, statistic.grouping)
+            first, second = (self.of(plain, arm, group) for group in groups)
+            return first - second if statistic.name == "gap" else np.abs(first - second)
+        key = (statistic.name, arm, statistic.metric, str(statistic.grouping if cell else None), str(cell))
+        if key not in self._known:
+            values = self.units.values(arm, statistic.metric)
+            if cell is not None:
+                values = np.where(self.units.by[str(statistic.grouping)] == cell, values, np.nan)
+            self._known[key] = self._mean(values) if statistic.name == "mean" else self._average(
+                [self._each(statistic.name, v) for v in values]
+            )  # fmt: skip
+        return self._known[key]
+
+    def defined(self, statistic: Statistic, arm: str, cell: str | None) -> tuple[int, int]:
+        """Return how many units have a value at one seed at least, and how many of the cell have none."""
+        metric, mask = statistic.metric, None
+        if statistic.name in LEAKS:
+            metric = next(iter(_attacks(self.units, metric).values()))[0][0]
+            mask = self.units.by[str(statistic.grouping)] != ""
+        elif cell is not None:
+            mask = self.units.by[str(statistic.grouping)] == cell
+        data = self.units.values(arm, metric)
+        counted = np.ones_like(data, dtype=bool) if mask is None else mask
+        have = int((~np.isnan(data) & counted).any(0).sum())
+        return have, int(counted.any(0).sum()) - have
+
+    def null(self, statistic: Statistic, arm: str, cell: str | None) -> dict[str, float] | None:
+        """Return what shuffled labels would show: mean size and 95 % band; None for statistics without groups."""
+        if statistic.name in LEAKS:
+            sizes = self._null_leakage(statistic, arm, cell)
+            top = float(np.percentile(sizes, 100.0 * CONFIDENCE))
+            return {"expected_abs": float(sizes.mean()), "low": 0.0, "high": top}
+        if statistic.name not in GAPS:
+            return None
+        rng = np.random.default_rng(stream(self.seed, "evidence", "null"))
+        labels, data = self.units.by[str(statistic.grouping)], self.units.values(arm, statistic.metric)
+        ok = ~np.isnan(data)
+        value = np.where(ok, data, 0.0).sum(0) / np.maximum(ok.sum(0), 1)  # mean over seeds, as the level is
+        value[~ok.any(0) | (labels[0] == "")] = np.nan  # a unit without a label is in neither group
+        first = labels[0] == self.units.groups(str(statistic.grouping))[0]
+        gaps = intervals.null_gap(value, first, PERMUTATIONS, rng)
+        low, high = intervals.percentile(gaps, CONFIDENCE)
+        return {"expected_abs": float(np.abs(gaps).mean()), "low": low, "high": high}
+
+    def strongest(self, statistic: Statistic, arm: str) -> str:
+        """Return the attack that leaks most on the data."""
+        attacks = list(_attacks(self.units, statistic.metric))
+        size = [self._attack(statistic, arm, attack)[0] for attack in attacks]
+        return attacks[int(np.nanargmax(size))] if np.isfinite(size).any() else attacks[0]
+
+    # -- seeds and draws ------------------------------------------------------------------------------------------
+
+    def _chunks(self) -> list[NDArray[np.float32]]:
+        step = max(1, _CHUNK_ELEMENTS // max(1, self.unit_weight.shape[1]))
+        return [self.unit_weight[i : i + step] for i in range(0, len(self.unit_weight), step)]
+
+    def _each(self, name: str, values: Array) -> Array:
+        """A statistic of one seed's values (U,) under every draw of units, shape (1 + draws,)."""
+        ok = ~np.isnan(values)
+        return np.concatenate(
+            [intervals.STATISTICS[name](values[ok], w[:, ok].astype(np.float64)) for w in self._chunks()]
+        )
+
+    def _mean(self, values: Array) -> Array:
+        ok = ~np.isnan(values)
+        top, bottom = np.where(ok, values, 0.0).T, ok.T.astype(np.float64)  # (U, S)
+        both = np.concatenate([w.astype(np.float64) @ np.hstack([top, bottom]) for w in self._chunks()])
+        s = self.seed_weight.shape[1]
+        up, down = (both[:, :s] * self.seed_weight).sum(1), (both[:, s:] * self.seed_weight).sum(1)
+        return np.asarray(np.divide(up, down, out=np.full(len(up), np.nan), where=down > 0))
+
+    def _average(self, per_seed: list[Array]) -> Array:
+        """Average over seeds by their multiplicity; a seed without a value is left out."""
+        values = np.stack(per_seed, axis=1)  # (1 + draws, S)
+        weight = np.where(np.isnan(values), 0.0, self.seed_weight)
+        total = weight.sum(1)
+        up = (np.where(np.isnan(values), 0.0, values) * weight).sum(1)
+        return np.asarray(np.divide(up, total, out=np.full(len(up), np.nan), where=total > 0))
+
+    # -- attacks ----------------------------------------------------------------------------------------------------
+
+    def _leakage(self, statistic: Statistic, arm: str, cell: str | None) -> Array:
+        attack = self.strongest(statistic, arm) if cell is None else f"{statistic.metric}/{cell}"
+        return self._attack(statistic, arm, attack)
+
+    def _attack(self, statistic: Statistic, arm: str, attack: str) -> Array:
+        classes = _attacks(self.units, attack)[attack]
+        sizes = np.stack([np.abs(self._auc(arm, m, str(statistic.grouping), c) - 0.5) for m, c in classes])
+        return np.asarray(sizes.mean(0) if statistic.name == "leakage" else sizes.max(0))
+
+    def _auc(self, arm: str, metric: str, grouping: str, cls: str) -> Array:
+        key = ("auc", arm, metric, grouping, cls)
+        if key not in self._known:
+            values, labels = self.units.values(arm, metric), self.units.by[grouping]
+            values = np.where(labels == "", np.nan, values)
+            per_seed = []
+            for v, own in zip(values, labels == cls, strict=True):
+                ok = ~np.isnan(v)
+                parts = [intervals.auc(v[ok], w[:, ok].astype(np.float64), own[ok]) for w in self._chunks()]
+                per_seed.append(np.concatenate(parts))
+            self._known[key] = self._average(per_seed)
+        return self._known[key]
+
+    def _null_leakage(self, statistic: Statistic, arm: str, cell: str | None) -> Array:
+        """Leakage under permuted labels and fixed predictions, the maximum over attacks when there are several."""
+        attacks = _attacks(self.units, statistic.metric)
+        chosen = list(attacks) if cell is None else [f"{statistic.metric}/{cell}"]
+        rng = np.random.default_rng(stream(self.seed, "evidence", "null", "leakage"))
+        labels = self.units.by[str(statistic.grouping)][0]
+        labelled = np.flatnonzero(labels != "")
+        shuffled = np.stack([rng.permutation(labels[labelled]) for _ in range(PERMUTATIONS)])  # a user keeps its label
+        sizes = []
+        for attack in chosen:
+            classes = [np.abs(self._permuted_auc(arm, metric, labelled, shuffled == c) - 0.5)
+                       for metric, c in attacks[attack]]  # fmt: skip
+            sizes.append(np.mean(classes, 0) if statistic.name == "leakage" else np.max(classes, 0))
+        return np.asarray(np.nan_to_num(np.max(sizes, axis=0)))
+
+    def _permuted_auc(self, arm: str, metric: str, labelled: NDArray[np.int64], positive: NDArray[np.bool_]) -> Array:
+        """AUC of each permutation averaged over seeds, by sums of ranks; positive (P, L)."""
+        from scipy.stats import rankdata
+
+        values = self.units.values(arm, metric)[:, labelled]
+        total, seen = np.zeros(len(positive)), np.zeros(len(positive))
+        for v in values:
+            ok = ~np.isnan(v)
+            own, n = positive[:, ok].astype(np.float64), int(ok.sum())
+            up = own.sum(1)
+            pairs = up * (n - up)
+            above = own @ rankdata(v[ok]) - up * (up + 1) / 2 if n else np.zeros(len(own))
+            total += np.divide(above, pairs, out=np.zeros(len(own)), where=pairs > 0)
+            seen += pairs > 0
+        return np.asarray(np.divide(total, seen, out=np.full(len(total), np.nan), where=seen > 0))
