@@ -1,12 +1,13 @@
 # make demo    set up and build the demonstration report
-# make test    set up and run the tests          make test-all   with the slow ones
+# make test    set up and run the tests          make test-all   with the slow ones, and the lowest versions
 PY      := .venv/bin/python
 PIP     := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP   := .venv/.installed
+MIN     := .venv-min/bin/python
 # One thread: on small tables a second one mostly waits, and on a busy machine it waits by spinning
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup test test-all lint demo results clean
+.PHONY: setup test test-all test-minimum lint demo results clean
 
 setup: $(STAMP)
 
@@ -14,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(PY) || python3 -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^pip==' constraints.txt)"
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) --editable '.[tracking]' --group test
+	$(PIP) --editable '.[privacy,tracking]' --group test
 	touch $@
 
 lint: $(STAMP)
@@ -25,10 +26,25 @@ lint: $(STAMP)
 
 test: $(STAMP)
 	@test -x /usr/bin/chromium || echo "Browser tests skip: install Chromium with  apt-get install chromium"
+	@command -v tmux >/dev/null || echo "Terminal tests skip: install tmux with  apt-get install tmux"
 	$(PY) -m pytest -m "not slow and not gpu"
 
-test-all: $(STAMP) lint
+test-all: $(STAMP) lint test-minimum
 	$(PY) -m pytest -m "not gpu"
+
+# The lowest version of each direct dependency that pyproject.toml allows, with the newest of what those depend on;
+# old releases warn about new ones, which is not what this tests. The sinks need extras.
+test-minimum: .venv-min/.installed
+	.venv-min/bin/upright run --help >/dev/null
+	$(MIN) -m pytest -m "not slow and not gpu and not browser" -W ignore::DeprecationWarning \
+	  --ignore tests/shell/test_sinks.py tests/maths tests/metrics tests/models tests/data tests/tasks tests/report tests/shell
+
+.venv-min/.installed: pyproject.toml constraints-minimum.txt
+	rm -rf .venv-min
+	python3.11 -m venv .venv-min
+	$(MIN) -m pip install --quiet --disable-pip-version-check -c constraints-minimum.txt \
+	  "$$(grep '^torch==' constraints-minimum.txt)" --editable . pytest pytest-timeout hypothesis scikit-learn
+	touch $@
 
 demo: $(STAMP)
 	.venv/bin/upright demo
@@ -37,4 +53,4 @@ results: $(STAMP)
 	$(PY) -m upright.report.results
 
 clean:
-	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv-min dist build .pytest_cache .mypy_cache .ruff_cache

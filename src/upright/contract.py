@@ -265,6 +265,9 @@ class Run(Protocol):
     def restore(self, which: Literal["last", "best"] = "last") -> dict[str, Any] | None:
         """Return the last (or best) checkpoint of this arm, None when there is none."""
 
+    def shared(self, name: str, key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what ``make()`` gives, made once for all arms of this run that ask with the same name and key."""
+
     def note(self, name: str, value: Any) -> None:
         """Record a diagnostic or a condition (JSON-able) under this arm in ``summary.json``."""
 
@@ -295,8 +298,9 @@ class Arm:
     ----------
     name : str
         As stored in ``units.parquet``.
-    role : {"baseline", "remedy", "trivial", "placebo", "rival"}
-        What the arm controls for; a rival is another remedy that is compared but decides no verdict.
+    role : {"baseline", "remedy", "trivial", "placebo", "rival", "sweep"}
+        What the arm controls for; a rival is another remedy that is compared but decides no verdict, a sweep another
+        strength of an arm, for fronts alone.
     settings : mapping
         Config fields that make this arm out of the user's config.
     title : str
@@ -304,7 +308,7 @@ class Arm:
     """
 
     name: str
-    role: Literal["baseline", "remedy", "trivial", "placebo", "rival"]
+    role: Literal["baseline", "remedy", "trivial", "placebo", "rival", "sweep"]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     title: str = ""
 
@@ -327,6 +331,7 @@ class MethodSpec:
     presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     tune: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sweep: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
 
     def arm(self, role: str) -> Arm:
         """Return the first arm with a role."""
@@ -351,6 +356,7 @@ def method(
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     tune: Mapping[str, Sequence[Any]] | None = None,
     tiny: Mapping[str, Any] | None = None,
+    sweep: Mapping[str, Sequence[Any]] | None = None,
 ) -> Callable[[F], F]:
     """Mark ``f(task, config, run) -> result`` as a method.
 
@@ -378,6 +384,8 @@ def method(
         Grid on which every arm but the baseline is tuned on validation.
     tiny : mapping
         Settings under which `upright check` runs the method in seconds.
+    sweep : mapping of one field to values
+        Strengths that ``--sweep`` adds to every arm but the baseline, so that a report draws fronts.
 
     Raises
     ------
@@ -397,7 +405,7 @@ def method(
         f.__upright__ = MethodSpec(  # type: ignore[attr-defined]
             name=name, run=f, config=config, task=task, title=title, mends=mends, neutral=tuple(neutral),
             arms=tuple(arms), statistics=tuple(statistics), primary=primary, cost=cost, presets=presets or {},
-            tune=tune or {}, tiny=tiny or {},
+            tune=tune or {}, tiny=tiny or {}, sweep=sweep or {},
         )  # fmt: skip
         return f
 

@@ -14,7 +14,7 @@ import pytest
 
 from upright.contract import InputError
 from upright.data import catalogue
-from upright.data.catalogue import CATALOGUE, cache_dir, fetch, load_split, locate, verify
+from upright.data.catalogue import CATALOGUE, cache_dir, facts_of, fetch, load_split, locate, overview, verify
 
 RATINGS = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + "".join(
     f"{user}\t{item}\t{1 + (user + item) % 5}\t{1000 + user}\n" for user in range(1, 9) for item in range(1, 7)
@@ -198,7 +198,7 @@ def test_unknown_names(toy):
         load_split("epinion")
     assert str(error.value) == (
         "no data set 'epinion'; did you mean epinions?\n"
-        "  accepted: ml100k, epinions, or the path of a CSV, TSV or Parquet file\n"
+        "  accepted: ml100k, epinions, synthetic, or the path of a CSV, TSV or Parquet file\n"
         "  to do:    name one of them, or check the path"
     )
     with pytest.raises(InputError, match=r"no file absent\.csv"):
@@ -275,6 +275,26 @@ def test_catalogue_is_complete():
         assert all(len(digest) == 64 and int(digest, 16) for digest in entry.files.values())
         assert entry.may_redistribute == (name == "ml-latest-small")
         assert bool(entry.package) == bool(entry.members) == (entry.kind == "wheel")
+
+
+def test_the_world_without_files_is_listed_and_described(toy):
+    """Catches a data set that works and cannot be found, and one that is offered for download."""
+    rows = {row["name"]: row for row in overview()}
+    assert list(rows) == [*catalogue.CATALOGUE, "synthetic"]
+    assert rows["synthetic"]["state"] == "built in"
+    assert "none needed" in rows["synthetic"]["licence"]
+    assert {rows[name]["state"] for name in catalogue.CATALOGUE} == {"missing"}
+    fetch("ml100k", progress=lambda _: None)
+    assert {row["name"]: row["state"] for row in overview()}["ml100k"] == "here"
+    assert "no file" in facts_of("synthetic")["source"]
+    assert facts_of("ml100k")["reader"] == "ml100k"
+    for refused in (fetch, verify):
+        with pytest.raises(InputError) as error:
+            refused("synthetic")
+        assert error.value.got == "'synthetic' has no files: it is built in and drawn from a seed"
+        assert "--data synthetic" in error.value.todo
+    with pytest.raises(InputError, match="did you mean synthetic"):
+        facts_of("synthetics")
 
 
 # -- facts of the published data ----------------------------------------------------------------------------------

@@ -136,7 +136,8 @@ def test_a_log_too_small_to_split():
     assert str(error.value) == (
         "1 training rows for 3 users in a log of 3 rows\n"
         "  accepted: at least one training row a user\n"
-        "  to do:    raise the training fraction, or drop users with few rows by core_filter or min_user"
+        "  to do:    raise the training fraction, or drop users with few rows by core_filter or min_user "
+        "(--set min_user=5)"
     )
 
 

@@ -32,7 +32,10 @@ def refused(path: Path, **options) -> tuple[str, str, str]:
 NUMBER = ("a finite number in every row", "correct or delete those rows")
 ROW = ("a header line and one interaction a row", "check how it was exported")
 ID = ("an id in every row", "fill in or delete those rows")
-HEADER = "name the columns with user=, item=, value= and time=; value=None reads a log without ratings"
+HEADER = (
+    "name the columns with user=, item=, value= and time= (--set user_column=, item_column=, value_column= and "
+    "time_column=); value=None (--set value_column=none) reads a log without ratings"
+)
 
 BAD = {
     "empty file": ("", {}, ("log.csv is empty", *ROW)),
@@ -89,7 +92,7 @@ BAD = {
     "text among numbers": (
         "user,item,rating\n1,2,3\n1,3,3\n2,2,4\nalice,3,1\n2,3,5\n", {},
         ("log.csv line 5: 'user' is 'alice', yet a number in 4 of 5 rows", "ids that are all numbers, or mostly text",
-         "correct those rows, or pass ids='text' when the mixture is right"),
+         "correct those rows, or pass ids='text' (--set ids=text) when the mixture is right"),
     ),
     "rating in words": (
         'user,item,rating\n1,2,3\n\n1,3,good\n2,2,"4,5"\n', {},
@@ -115,18 +118,21 @@ BAD = {
     "duplicates": (
         "user,item,rating\n" + "1,2,3\n" * 4 + "1,3,3\n2,2,4\n" + "1,2,3\n" * 4 + "2,3,3\n", {},
         ("log.csv lines 3, 4, 5, 8, 9 and 2 more: 7 rows repeat an earlier pair of user and item", "each pair once",
-         "pass duplicates='last' to keep the latest row of each pair, or duplicates='sum' to add their values"),
+         "pass duplicates='last' (--set duplicates=last) to keep the latest row of each pair, or duplicates='sum' "
+         "(--set duplicates=sum) to add their values"),
     ),
     "lonely users": (
         "user,item,rating\n1,2,3\n2,2,3\n1,3,3\n3,2,4\n", {},
         ("log.csv lines 3 and 5: 2 of 3 users have one interaction and cannot be split",
          "at least two interactions a user",
-         "pass min_user=2 (or more) to drop them, or min_user=1 to keep them in train only"),
+         "pass min_user=2 (or more) to drop them, or min_user=1 to keep them in train only "
+         "(--set min_user=2 or 1)"),
     ),
     "lonely after the item filter": (
         "user,item,rating\n1,2,3\n2,2,3\n1,3,3\n2,4,3\n1,5,1\n2,5,1\n3,2,1\n3,6,1\n", {"min_item": 2},
         ("log.csv line 8: 1 of 3 users have one interaction and cannot be split", "at least two interactions a user",
-         "pass min_user=2 (or more) to drop them, or min_user=1 to keep them in train only"),
+         "pass min_user=2 (or more) to drop them, or min_user=1 to keep them in train only "
+         "(--set min_user=2 or 1)"),
     ),
     "nothing left": (
         GOOD, {"min_user": 9},

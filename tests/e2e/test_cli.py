@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -74,7 +76,7 @@ def test_report_compare_export_and_prune(finished: Path, tmp_path: Path) -> None
         (["run", "in_ucds", "--set", "lam"], "--set key=value"),
         (["run", "in_ucds", "--preset", "huge"], "quick, full"),
         (["run", "in_ucd"], "did you mean 'in_ucds'?"),
-        (["run", "raid"], "planned"),
+        (["run", "mrd"], "planned"),
         (["run"], "give one of the two"),
         (["run", "in_ucds", "--data", "no_such.csv"], "no_such.csv"),
         (["run", "in_ucds", "--data", "synthetic", "--arms", "nobody", "--set", "epochs=1"], "none, in_ucds"),
@@ -82,13 +84,23 @@ def test_report_compare_export_and_prune(finished: Path, tmp_path: Path) -> None
         (["report", "nowhere"], "nowhere"),
         (["export", "nowhere", "pdf"], "card, parquet"),
         (["data", "info", "ml100"], "ml100k"),
+        (["run", "in_ucds", "--data", "synthetic", "--set", "group_share=0.01"], "at least 5 users"),
+        (["run", "in_ucds", "--resume", "nowhere"], "give one of the two"),
+        (["run", "in_ucds", "--data", "synthetic", "--out", "taken"], "taken is a file"),
+        (["audit", "ranking", "lists.csv", "--out", "taken"], "taken is a file"),
+        (["demo", "--out", "taken"], "taken is a file"),
+        (["compare", "a", "b", "--out", "taken/page.html"], "taken is a file"),
+        (["report", "a", "--out", "taken/page.html"], "taken is a file"),
+        (["data", "fetch", "synthetic"], "built in"),
     ],
 )
 def test_bad_input_says_what_to_do_and_exits_with_2(words: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
     done = upright(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"], "nothing is left behind"
 
 
 def test_list_and_show_are_machine_readable() -> None:
@@ -106,7 +118,8 @@ def test_doctor_reports_the_interpreter() -> None:
 
 
 def test_a_gate_fails_with_1(tmp_path: Path) -> None:
-    words = ["run", "in_ucds", "--data", "synthetic", "--preset", "quick", "--set", "epochs=1", "--out", str(tmp_path)]
+    words = ["run", "in_ucds", "--data", "synthetic", "--preset", "quick", "--set", "epochs=1", "--out", str(tmp_path),
+             "--arms", "none,in_ucds"]  # fmt: skip
     assert upright(*words, "--fail-if", 'mean["ndcg@10"] < 2').returncode == 1
     assert upright(*words, "--fail-if", 'mean["ndcg@10"] > 2').returncode == 0
 
@@ -153,3 +166,159 @@ def test_a_gate_is_read_before_training(tmp_path: Path) -> None:
     done = upright("run", "in_ucds", "--data", "synthetic", "--fail-if", 'gap["ndcg@10" > 1', cwd=tmp_path)
     assert done.returncode == 2
     assert not (tmp_path / "runs").exists()
+
+
+def write_log(folder: Path) -> Path:
+    """A file with columns of its own, a repeated pair and an item that one user has."""
+    rows = [f"p{u},{(u + i) % 30},{1 + i % 5}" for u in range(40) for i in range(10)] + ["p0,0,5", "p1,99,2"]
+    path = folder / "my.csv"
+    path.write_text("uid,film,stars\n" + "\n".join(rows) + "\n")
+    return path
+
+
+QUICK = ["--preset", "quick", "--set", "epochs=2", "--arms", "none,in_ucds"]
+
+
+def test_a_file_of_ones_own_is_described_on_the_command_line(tmp_path: Path) -> None:
+    # catches: a reader whose options only Python can set, and settings that config.json does not keep
+    write_log(tmp_path)
+    settings = {"user_column": "uid", "item_column": "film", "value_column": "stars", "duplicates": "sum",
+                "min_item": "2", "group_share": "0.3"}  # fmt: skip
+    words = ["run", "in_ucds", "--data", "my.csv", *QUICK]
+    done = upright(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--set user_column=" in done.stderr
+    done = upright(*words, *(w for k, v in settings.items() for w in ("--set", f"{k}={v}")), "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["data"]["users"], found["data"]["items"]) == (40, 30)
+    assert sum(found["data"][part] for part in ("train", "valid", "test")) == 400
+    config = json.loads((tmp_path / found["folder"] / "config.json").read_text())
+    assert config["passed"] == settings | {"epochs": "2"}
+    task = config["resolved"]["task"]
+    assert (task["user_column"], task["duplicates"], task["min_item"]) == ("uid", "sum", 2)
+
+
+def test_run_and_audit_show_their_numbers_before_the_verdict(tmp_path: Path) -> None:
+    # catches: a verdict without the numbers it rests on, and colour codes in a pipe
+    done = upright("run", "in_ucds", "--data", "synthetic", *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["arm", "abs_gap", "ndcg@10", "mean", "ndcg@10", "n"]
+    assert [line.split()[0] for line in lines[1:3]] == ["none", "in_ucds"]
+    summary = json.loads(next(tmp_path.glob("runs/*/summary.json")).read_text())
+    level = next(x for x in summary["evidence"]["levels"] if x["statistic"] == "mean:ndcg@10" and x["arm"] == "none")
+    assert f"{level['value']:.4f} [{level['low']:.4f}, {level['high']:.4f}]" in lines[1]
+    assert lines[4] == summary["evidence"]["verdict"]["sentence"]
+    (tmp_path / "lists.csv").write_text(
+        "user,item,rank\n" + "".join(f"u{u},i{i},{i + 1}\n" for u in range(12) for i in range(3))
+    )
+    (tmp_path / "held.csv").write_text("user,item\n" + "".join(f"u{u},i{u % 5}\n" for u in range(12)))
+    (tmp_path / "who.csv").write_text("user,group\n" + "".join(f"u{u},{'ab'[u % 2]}\n" for u in range(12)))
+    done = upright("audit", "ranking", "lists.csv", "--held-out", "held.csv", "--users", "who.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["users", "all", "group", "group"]
+    assert [line.split()[-1] for line in lines[:4]] == ["n", "12", "6", "6"]
+    assert "\x1b" not in done.stdout
+
+
+def test_an_export_below_a_file_is_bad_input(finished: Path, tmp_path: Path) -> None:
+    # catches: a traceback where the folder of --out is a file
+    (tmp_path / "taken").write_text("")
+    for kind in ("card", "tensorboard"):
+        run = finished if kind == "card" else next(finished.parent.glob("*-s0"))
+        done = upright("export", str(run), kind, "--out", str(tmp_path / "taken" / "x"))
+        assert done.returncode == 2, done.stderr
+        assert "is a file" in done.stderr
+
+
+def test_version_and_the_world_without_files() -> None:
+    # catches: a version that the command does not know, and a data set that works and is not listed
+    import upright as package
+
+    done = upright("--version")
+    assert (done.returncode, done.stdout) == (0, f"upright {package.__version__}\n")
+    rows = {row["name"]: row for row in json.loads(upright("data", "list", "--json").stdout)}
+    assert rows["synthetic"]["state"] == "built in"
+    assert json.loads(upright("data", "info", "synthetic", "--json").stdout)["name"] == "synthetic"
+
+
+def interrupt(words: list[str], cwd: Path, when: str) -> tuple[int, str]:
+    """Start a command with its output in a pipe, press Ctrl-C once a file is there; returns status and messages."""
+    # a shell in the background hands an ignored SIGINT on to its children
+    process = subprocess.Popen(
+        [sys.executable, "-m", "upright.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=ENV | {"PYTHONWARNINGS": "ignore"}, cwd=cwd, process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    reader = subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL, process_group=process.pid)
+    assert process.stdout is not None
+    process.stdout.close()
+    try:
+        deadline = time.monotonic() + 120
+        while not list(cwd.glob(when)):
+            assert process.poll() is None, "the run ended before it could be stopped"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGINT)  # the whole pipeline, as a terminal does
+        assert process.stderr is not None
+        with process.stderr as messages:
+            said = messages.read()
+        return process.wait(timeout=60), said
+    finally:
+        for one in (process, reader):
+            one.kill()
+            one.wait()
+
+
+LONG = ["--data", "synthetic", "--preset", "quick", "--set", "epochs=100", "--set", "patience=99", "--arms", "none"]
+
+
+def test_ctrl_c_names_the_folder_to_go_on_with(tmp_path: Path) -> None:
+    # catches: exit 1 or 130 without a word, and advice with a placeholder for a folder
+    status, said = interrupt(["run", "in_ucds", *LONG], tmp_path, "runs/*/checkpoints/none.last.pt")
+    (folder,) = (p.relative_to(tmp_path) for p in tmp_path.glob("runs/*"))
+    assert said == f"stopped; go on with `upright run --resume {folder}`\n"
+    assert status == 130
+    assert json.loads((tmp_path / folder / "run.json").read_text())["status"] == "killed"
+
+
+def test_ctrl_c_in_the_second_seed_names_both_and_they_are_compared(tmp_path: Path) -> None:
+    # catches: advice that does not work, and a set of seeds that is finished one by one without its comparison
+    words = ["run", "in_ucds", *LONG, "--seeds", "2"]
+    status, said = interrupt(words, tmp_path, "runs/*-s1/checkpoints/none.last.pt")
+    assert status == 130
+    first, second = sorted(p.relative_to(tmp_path) for p in tmp_path.glob("runs/*"))
+    assert said == f"stopped; go on with `upright run --resume {first} --resume {second}`\n"
+    done = upright(*shlex.split(said.split("`")[1])[1:], "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    comparison = Path(json.loads(done.stdout)["folder"])
+    assert comparison.name.endswith("-x2")
+    assert json.loads((tmp_path / comparison / "comparison.json").read_text())["seeds"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "said"),
+    [
+        (["run", "in_ucds"], "upright.shell.runner.run_seeds", "stopped; nothing was begun"),
+        (["demo", "--out", "my demo"], "upright.shell.demo.run_demo",
+         "stopped; go on with `upright demo --out 'my demo'`"),
+    ],
+)  # fmt: skip
+def test_ctrl_c_names_no_folder_that_is_not_there(
+    words: list[str], place: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # catches: advice to resume what was never begun, and a demonstration that ends without a word
+    from typer.testing import CliRunner
+
+    from upright.cli import app
+    from upright.shell.runner import Stopped
+
+    def stop(*_: object, **__: object) -> None:
+        raise Stopped([])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(place, stop)
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, done.stderr) == (130, said + "\n")

@@ -13,6 +13,7 @@ from upright.contract import InputError, spec_of
 from upright.data.interactions import Interactions, synthetic
 from upright.maths import dominant_sets as ds
 from upright.methods import in_ucds
+from upright.recommendation import pairs
 from upright.methods.in_ucds import (
     ConstrainedDominantSets,
     InUCDSConfig,
@@ -420,13 +421,13 @@ def test_d5_the_pull_is_a_mean_over_the_batch():
 
 
 def test_d6_negatives_are_fresh_each_epoch_and_training_stops_on_validation(monkeypatch):
-    drawn, real = [], in_ucds.draw_negatives
+    drawn, real = [], pairs.draw_negatives
 
     def spy(*args):
         drawn.append(real(*args))
         return drawn[-1]
 
-    monkeypatch.setattr(in_ucds, "draw_negatives", spy)
+    monkeypatch.setattr(pairs, "draw_negatives", spy)
     task, run = NextItem.tiny(), ArmRun(None, 0, "x")
     # a step too small to improve: the first check is the best one, and patience ends the run after two more
     in_ucds.run(task, InUCDSConfig(**TINY | {"epochs": 50, "patience": 2, "learning_rate": 1e-12}), run)

@@ -108,8 +108,9 @@ def test_equals_the_full_catalogue_evaluation(tmp_path, kind, k):
 def test_ties_are_the_mean_over_permutations(tmp_path):
     """Catches ties broken by the order of rows, in metrics and in exposure."""
     rows = [("a", i, s) for i, s in (("p", 2), ("q", 1), ("r", 1), ("s", 1), ("t", 0))]
+    rows += [("b", *rest) for _, *rest in rows]
     write(tmp_path / "lists.csv", ["user", "item", "score"], rows)
-    write(tmp_path / "held.csv", ["user", "item"], [("a", "s"), ("a", "t")])
+    write(tmp_path / "held.csv", ["user", "item"], [(u, i) for u in "ab" for i in "st"])
     write(tmp_path / "items.csv", ["item", "bin"], [(i, i) for i in "pqrst"])
     summary, values, _ = audit(tmp_path, k=3)
     dcg, mrr, hits = [], [], []
@@ -459,10 +460,12 @@ def test_bad_files(tmp_path, name, text, got, accepted, todo):
 
 
 def test_good_files_are_good(tmp_path):
-    """Catches a table of bad files that are refused for another reason."""
+    """Catches a table of bad files that are refused for another reason; groups of one user are refused last."""
     for one, good in GOOD.items():
         (tmp_path / f"{one}.csv").write_text(good)
-    audit(tmp_path, k=2)
+    with pytest.raises(InputError, match="every group of users"):
+        audit(tmp_path, k=2)
+    audit(tmp_path, k=2, users=None)
 
 
 @pytest.mark.parametrize(

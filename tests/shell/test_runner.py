@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,9 +14,18 @@ import pytest
 
 from upright.contract import InputError
 from upright.shell.registry import load_method
-from upright.shell.runner import compare_runs, deviations, execute, resolve
+from upright.shell.runner import (
+    Stopped,
+    compare_runs,
+    deviations,
+    execute,
+    resolve,
+    resume,
+    resume_all,
+    run_seeds,
+)
 from upright.shell.runs import read_json, write_json
-from upright.shell.units import read_units
+from upright.shell.units import read_units, write_units
 
 SMALL = {"epochs": 2, "check_every": 1, "dim": 4, "batch_size": 512, "draws": 2}
 FILES = {"config.json", "metrics.jsonl", "run.json", "summary.json", "units.parquet"}
@@ -65,7 +75,7 @@ def test_a_run_leaves_its_whole_folder(done):
     assert config["passed"] == SMALL
     assert config["resolved"]["method"]["epochs"] == 2
     assert config["resolved"]["task"]["dim"] == 4
-    assert [a["role"] for a in summary["arms"]] == ["baseline", "remedy", "trivial", "placebo", "placebo"]
+    assert [a["role"] for a in summary["arms"]] == [a.role for a in load_method("in_ucds").arms]
     assert {b.arm for b in read_units(done / "units.parquet")} == {a["name"] for a in summary["arms"]}
     assert summary["evidence"]["verdict"]["works"] is False
     assert len(summary["deviations"]) == len(deviations(load_method("in_ucds"))) == 8
@@ -88,12 +98,163 @@ def test_a_finished_folder_is_returned_as_it_is_and_refuses_other_settings(done)
             small(done, **changes)
 
 
-def test_a_failed_run_keeps_its_folder_and_traceback(tmp_path):
-    with pytest.raises(InputError, match="did you mean 'none'"):
-        small(tmp_path / "f", arms=["nonee"])
+def test_a_failed_run_keeps_its_folder_and_traceback(tmp_path, monkeypatch):
+    # catches a folder swept away together with what it says about the defect
+    def broken(*_):
+        raise RuntimeError("out of paper")
+
+    monkeypatch.setattr("upright.shell.runner.write_units", broken)
+    with pytest.raises(RuntimeError):
+        small(tmp_path / "f")
     found = read_json(tmp_path / "f" / "run.json")
     assert found["status"] == "failed"
-    assert "nonee" in found["traceback"]
+    assert "out of paper" in found["traceback"]
+
+
+# -- bad input leaves nothing behind --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"data": "no_such.csv"},
+        {"data": "ml100"},
+        {"data": "broken.csv"},
+        {"data": "synthetic", "arms": ["nonee"]},
+        {"data": "synthetic", "settings": {"epochs": 0}},
+        {"data": "synthetic", "settings": {"group_share": 0.001}},
+        {"data": "synthetic", "settings": {"user_column": "uid"}},
+        # the method alone can tell, after the folder was made
+        {"data": "synthetic", "settings": {**SMALL, "mode": "official", "alpha": 2.0}, "arms": ["in_ucds"]},
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_bad_input_leaves_no_folder(tmp_path, monkeypatch, options, named):
+    # catches a run folder without a run, which a person takes for a result, and which keeps its name taken
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.csv").write_text("user,item,rating\n1,2,three\n")
+    where = {"folder": tmp_path / "out" / "one"} if named else {"out": tmp_path / "out"}
+    with pytest.raises(InputError):
+        execute("in_ucds", preset="quick", **options, **where)
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_bad_input_in_a_folder_that_was_there_leaves_it(tmp_path):
+    # catches a sweep that takes a person's files with it
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("keep")
+    with pytest.raises(InputError):
+        small(folder, settings={"mode": "official", "alpha": 2.0}, arms=["in_ucds"])
+    assert (folder / "notes.txt").read_text() == "keep"
+    assert read_json(folder / "run.json")["status"] == "failed"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError):
+        small(tmp_path / "empty", settings={"mode": "official", "alpha": 2.0}, arms=["in_ucds"])
+    assert (tmp_path / "empty" / "run.json").exists()
+
+
+def test_bad_input_after_an_arm_was_trained_keeps_the_folder(tmp_path):
+    # catches hours of training thrown away because a later arm was refused
+    folder = tmp_path / "f"
+    with pytest.raises(InputError, match="mode='official'"):
+        small(folder, arms=["none", "in_ucds"], arm_settings={"in_ucds": {"mode": "official", "alpha": 2.0}})
+    found = read_json(folder / "run.json")
+    assert (found["status"], "mode='official'" in found["traceback"]) == ("failed", True)
+    assert (folder / "checkpoints" / "none.last.pt").exists()
+    with pytest.raises(InputError, match="mode='official'"):
+        resume(folder)
+    assert (folder / "checkpoints" / "none.last.pt").exists()
+
+
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, below):
+    # catches FileExistsError, which reads like a defect of ours
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        execute("in_ucds", data="synthetic", settings=SMALL, out=tmp_path / "taken" / below)
+
+
+# -- several seeds, stopped and resumed -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    """Three seeds as one command runs them, and their comparison."""
+    out = tmp_path_factory.mktemp("seeds")
+    folders, comparison = run_seeds(range(3), "in_ucds", out=out, data="synthetic", settings=SMALL)
+    return folders, comparison
+
+
+def test_a_stopped_set_of_seeds_is_finished_and_compared(tmp_path, seeds, monkeypatch):
+    # catches a resume that knows one folder alone, so that a stopped set never becomes a comparison
+    folders, comparison = seeds
+    calls = []
+
+    def interrupt(*_, **options):
+        calls.append(options)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return write_units(*_, **options)
+
+    monkeypatch.setattr("upright.shell.runner.write_units", interrupt)
+    with pytest.raises(Stopped) as stopped:
+        run_seeds(range(3), "in_ucds", out=tmp_path, data="synthetic", settings=SMALL)
+    begun = stopped.value.folders
+    assert [f.name for f in begun] == [f.name for f in folders[:2]]
+    assert [read_json(f / "run.json")["status"] for f in begun] == ["done", "killed"]
+    before = (begun[0] / "summary.json").stat().st_mtime_ns
+    last = execute("in_ucds", out=tmp_path, data="synthetic", settings=SMALL, seed=2)
+    done, target = resume_all([*begun, last])
+    assert done == [*begun, last]
+    assert (begun[0] / "summary.json").stat().st_mtime_ns == before
+    assert target.name == comparison.name
+    assert (target / "comparison.json").read_bytes() == (comparison / "comparison.json").read_bytes()
+
+
+def test_one_resumed_folder_makes_no_comparison(done):
+    assert resume_all([done]) == ([done], None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 1, "settings": {"lam": 0.5}}, "differs from a in settings"),
+        ({"seed": 1, "arms": ["none", "in_ucds"]}, "differs from a in arms"),
+        ({"seed": 0}, "both have seed 0"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused_before_training(tmp_path, done, changes, said, monkeypatch):
+    # catches a comparison that fails only after the last seed was trained
+    other = small(tmp_path / "b", **changes)
+    record = read_json(other / "run.json")
+    write_json(other / "run.json", record | {"status": "killed"})
+    monkeypatch.setattr("upright.shell.runner.run_task", lambda *_, **__: pytest.fail("something was trained"))
+    with pytest.raises(InputError, match=said):
+        resume_all([done, other])
+
+
+def test_an_audit_or_an_empty_folder_cannot_be_resumed(tmp_path):
+    # catches a KeyError for the wrong folder
+    with pytest.raises(InputError, match="the folder of a run"):
+        resume(tmp_path)
+    write_json(tmp_path / "config.json", {"passed": {}, "method": "audit_ranking", "seed": 0})
+    with pytest.raises(InputError, match="made again, not resumed"):
+        resume(tmp_path)
+
+
+def test_a_command_can_be_pasted(tmp_path):
+    # catches a setting with a blank, or a path with one, that the shell tears apart
+    rows = "".join(f"u{u},{(u + i) % 20},3\n" for u in range(30) for i in range(8))
+    (tmp_path / "my log.csv").write_text("user id,item,rating\n" + rows)
+    path = execute("in_ucds", data=str(tmp_path / "my log.csv"), folder=tmp_path / "a", arms=["none"],
+                   settings={**SMALL, "user_column": "user id", "group_share": 0.5})  # fmt: skip
+    words = shlex.split(read_json(path / "run.json")["command"])
+    assert words[words.index("--data") + 1] == str(tmp_path / "my log.csv")
+    assert "user_column=user id" in words
+    config = read_json(path / "config.json")
+    assert config["passed"]["user_column"] == config["resolved"]["task"]["user_column"] == "user id"
+    assert config["resolved"]["task"]["min_user"] is None
 
 
 def test_seeds_are_compared_and_arms_stay_paired(tmp_path, done):

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upright.contract import InputError
-from upright.data.entries import CATALOGUE, Entry
+from upright.data.entries import CATALOGUE, SYNTHETIC, Entry
 
 if TYPE_CHECKING:
     from upright.data.log import Split
 
-__all__ = ["CATALOGUE", "Entry", "cache_dir", "entry_of", "fetch", "load_split", "locate", "verify"]
+__all__ = [
+    "CATALOGUE", "Entry", "cache_dir", "entry_of", "facts_of", "fetch", "load_split", "locate", "overview", "verify",
+]  # fmt: skip
 
 _PIP_SECONDS = 600
 
@@ -39,13 +41,43 @@ def entry_of(name: str) -> Entry:
     """
     if name in CATALOGUE:
         return CATALOGUE[name]
-    close = difflib.get_close_matches(name.lower(), CATALOGUE, n=2, cutoff=0.5)
+    if name == SYNTHETIC["name"]:
+        raise InputError(
+            f"{name!r} has no files: it is built in and drawn from a seed", ", ".join(CATALOGUE),
+            f"use it as it is: upright run METHOD --data {name}",
+        )  # fmt: skip
+    known = [*CATALOGUE, str(SYNTHETIC["name"])]
+    close = difflib.get_close_matches(name.lower(), known, n=2, cutoff=0.5)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise InputError(
         f"no data set {name!r}{hint}",
-        f"{', '.join(CATALOGUE)}, or the path of a CSV, TSV or Parquet file",
+        f"{', '.join(known)}, or the path of a CSV, TSV or Parquet file",
         "name one of them, or check the path",
     )
+
+
+def facts_of(name: str) -> dict[str, Any]:
+    """Return what there is to say of one data set, `synthetic` among them.
+
+    Raises
+    ------
+    InputError
+        For an unknown name.
+    """
+    return dict(SYNTHETIC) if name == SYNTHETIC["name"] else dict(vars(entry_of(name)))
+
+
+def overview(data_dir: str | Path | None = None) -> list[dict[str, Any]]:
+    """Return name, state (``here``, ``missing``, ``built in``), size in MB and licence of each data set."""
+    rows = []
+    for name, entry in CATALOGUE.items():
+        try:
+            locate(name, data_dir)
+            state = "here"
+        except InputError:
+            state = "missing"
+        rows.append({"name": name, "state": state, "MB": f"{entry.size / 1e6:.1f}", "licence": entry.licence})
+    return [*rows, {key: SYNTHETIC[key] for key in ("name", "state")} | {"MB": "0.0", "licence": SYNTHETIC["licence"]}]
 
 
 def cache_dir() -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-__all__ = ["CATALOGUE", "Entry"]
+__all__ = ["CATALOGUE", "SYNTHETIC", "Entry"]
 
 
 @dataclass(frozen=True)
@@ -155,3 +155,16 @@ _ENTRIES = (
 
 CATALOGUE: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
 """The data sets by name."""
+
+SYNTHETIC: Mapping[str, object] = MappingProxyType(
+    {
+        "name": "synthetic",
+        "title": "a planted world: a Zipf law of items, an activity law of users, three communities",
+        "state": "built in",
+        "licence": "none needed: drawn from a seed",
+        "may_redistribute": True,
+        "size": 0,
+        "source": "drawn by upright.data.interactions.synthetic when it is asked for; there is no file",
+    }
+)
+"""What there is to say of the data set without files, for tests and first steps."""

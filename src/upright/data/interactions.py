@@ -70,7 +70,7 @@ def random_split(
         raise InputError(
             f"{n_train} training rows for {present} users in a log of {rows} rows",
             "at least one training row a user",
-            "raise the training fraction, or drop users with few rows by core_filter or min_user",
+            "raise the training fraction, or drop users with few rows by core_filter or min_user (--set min_user=5)",
         )
     order = np.random.default_rng(stream(seed, "split")).permutation(rows)
     in_train = np.bincount(log.user[order[:n_train]], minlength=log.n_users)
@@ -220,7 +220,8 @@ def read_interactions(
                 raw.row[lonely],
                 f"{len(lonely)} of {int((counts > 0).sum())} users have one interaction and cannot be split",
                 "at least two interactions a user",
-                "pass min_user=2 (or more) to drop them, or min_user=1 to keep them in train only",
+                "pass min_user=2 (or more) to drop them, or min_user=1 to keep them in train only "
+                "(--set min_user=2 or 1)",
             )
     return log if len(rows) == len(log) else _compact(log, rows)
 

@@ -161,7 +161,7 @@ def _codes(
         raise source.refuse(
             row[odd], f"{column.name!r} is {text[int(odd[0])]!r}, yet a number in {int(numeric.sum())} of "
             f"{len(text)} rows", "ids that are all numbers, or mostly text",
-            "correct those rows, or pass ids='text' when the mixture is right",
+            "correct those rows, or pass ids='text' (--set ids=text) when the mixture is right",
         )  # fmt: skip
     distinct = text.unique().to_list()
     if len(odd):
@@ -244,7 +244,8 @@ def _merge_duplicates(
         repeats = np.sort(by_row[again])
         raise source.refuse(
             row[repeats], f"{len(repeats)} rows repeat an earlier pair of user and item", "each pair once",
-            "pass duplicates='last' to keep the latest row of each pair, or duplicates='sum' to add their values",
+            "pass duplicates='last' (--set duplicates=last) to keep the latest row of each pair, or duplicates='sum' "
+            "(--set duplicates=sum) to add their values",
         )  # fmt: skip
     keep = order[last]
     starts = np.append(0, np.flatnonzero(last)[:-1] + 1)

@@ -127,11 +127,14 @@ def check_header(source: Source, wanted: list[str]) -> None:
         hints.append(
             f"for {column!r} the closest is {' or '.join(map(repr, close))}" if close else f"none like {column!r}"
         )
-    todo = "name the columns with user=, item=, value= and time="
+    todo = (
+        "name the columns with user=, item=, value= and time= "
+        "(--set user_column=, item_column=, value_column= and time_column=)"
+    )
     raise InputError(
         f"{name} line 1 has no column {' and no column '.join(map(repr, missing))} ({'; '.join(hints)})",
         f"its columns are {', '.join(map(repr, header))}",
-        f"{todo}; value=None reads a log without ratings",
+        f"{todo}; value=None (--set value_column=none) reads a log without ratings",
     )
 
 

@@ -48,14 +48,13 @@ reduction of (B, d) a step more than the backbone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from torch import Tensor, nn
+from torch import nn
 
 from upright.contract import (
     Arm,
@@ -69,7 +68,7 @@ from upright.contract import (
     Task,
     method,
 )
-from upright.models.recommenders import draw_negatives
+from upright.recommendation.pairs import batches, loss_name, pair_loss
 from upright.recommendation.pull import UserPullLoss
 from upright.recommendation.sets import (
     ConstrainedDominantSets,
@@ -199,12 +198,6 @@ def _scaled(weights: Any, targets: Any, pool: Any, users: int, mass: float) -> s
 
 # -- step 5: the method ---------------------------------------------------------------------------------------------
 
-LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    # one value per positive pair, reduced where it is used
-    "bpr": lambda positive, negative: nn.functional.softplus(negative - positive),
-    "bce": lambda positive, negative: nn.functional.softplus(-positive) + nn.functional.softplus(negative),
-}
-
 
 @method(
     "in_ucds",
@@ -240,7 +233,6 @@ def run(task: Task, config: InUCDSConfig, run: Run) -> nn.Module:
     """Train the task's backbone with the pull, and return it at its best validation NDCG."""
     t: Any = task
     model: Any = t.model(run)
-    loss_of = LOSSES["bce" if t.config.backbone == "neumf" else "bpr"]
     weights, zero = neighbour_weights(t, config, run)  # steps 1 to 3
     pull = UserPullLoss(weights, config.lam, zero_targets=zero, zero_mass=config.neighbour_mass)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
@@ -249,28 +241,21 @@ def run(task: Task, config: InUCDSConfig, run: Run) -> nn.Module:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
     best, stale, key = state["best"], state["stale"], f"ndcg@{t.config.k}"
-    user, item = torch.from_numpy(t.train.user), torch.from_numpy(t.train.item)
     with run.progress(config.epochs - state["epoch"], f"{run.arm}") as advance:
         for epoch in range(state["epoch"], config.epochs):
             if stale >= config.patience:
                 break
-            order = run.rng("order", epoch).permutation(len(user))
-            negatives = torch.from_numpy(draw_negatives(t.train.user, t.seen, t.n_items, run.rng("negatives", epoch)))
             total = pulled = 0.0
-            for start in range(0, len(order), config.batch_size):
-                rows = torch.from_numpy(order[start : start + config.batch_size])
-                u, i, j = user[rows], item[rows], negatives[rows, 0]
+            for batch in batches(t, run, epoch, config.batch_size):
                 users, items = model.tables()  # (U, d), (I, d)
-                own = users.index_select(0, u)  # (B, d); index_select has a much cheaper backward than indexing
-                positive = model.score(own, items.index_select(0, i))  # (B,)
-                negative = model.score(own, items.index_select(0, j))  # (B,)
-                decay = sum(row.square().sum(1).mean() for row in model.ego(u, torch.cat([i, j])))
-                rec, fair = loss_of(positive, negative).mean(), pull(users, u)  # step 4
+                rec, decay = pair_loss(model, users, items, batch, loss_name(t), config.weight_decay)
+                fair = pull(users, batch[0])  # step 4
                 optimiser.zero_grad(set_to_none=True)
-                (rec + 0.5 * config.weight_decay * decay + fair).backward()
+                (rec + decay + fair).backward()
                 optimiser.step()
-                total, pulled = total + rec.item() * len(rows), pulled + fair.item() * len(rows)
-            values = {"loss": total / len(order), "pull": pulled / len(order)}
+                share = len(batch[0]) / len(t.train)
+                total, pulled = total + rec.item() * share, pulled + fair.item() * share
+            values = {"loss": total, "pull": pulled}
             if (epoch + 1) % config.check_every == 0 or epoch + 1 == config.epochs:  # step 5
                 value = float(np.nanmean(t.score(model, "valid", run).values[key]))
                 stale, improved = (0, True) if value > best else (stale + 1, False)

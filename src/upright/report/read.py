@@ -47,6 +47,7 @@ class Level:
     n_undefined: int | None
     null: Null | None
     smallest_detectable: float
+    attack: str = ""
 
     @property
     def name(self) -> str:
@@ -102,7 +103,7 @@ class RunRecord:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A folder, read."""
+    """A folder, read; arms of a sweep stand in ``swept`` alone, so that only fronts show them."""
 
     kind: Kind
     folder: Path
@@ -115,6 +116,7 @@ class View:
     evidence: Mapping[str, Any]
     levels: tuple[Level, ...]
     differences: tuple[Difference, ...]
+    swept: tuple[Level, ...]
     warnings: tuple[str, ...]
     deviations: tuple[str, ...]
     runs: tuple[RunRecord, ...]
@@ -220,6 +222,9 @@ def _view(kind: Kind, folder: Path, summary: Mapping[str, Any]) -> View:
         raise InputError(f"{where}: no evidence", "an object `evidence` with levels", "run again, or repair the file")
     runs, missing = _runs(kind, folder, summary)
     arms = _arms(summary, runs)
+    others = {str(row.get("name")) for row in summary.get("arms", []) if isinstance(row, Mapping)
+              and row.get("role") == "sweep"}  # fmt: skip
+    levels = [_level(row, f"{where}: levels[{i}]") for i, row in enumerate(evidence.get("levels", []))]
     seeds = summary.get("seeds", [summary["seed"]] if isinstance(summary.get("seed"), int) else [])
     first = next((run for run in runs), None)
     return View(
@@ -232,10 +237,11 @@ def _view(kind: Kind, folder: Path, summary: Mapping[str, Any]) -> View:
         arms=arms,
         seeds=tuple(int(seed) for seed in seeds) or tuple(r.seed for r in runs if r.seed is not None),
         evidence=evidence,
-        levels=tuple(_level(row, f"{where}: levels[{i}]") for i, row in enumerate(evidence.get("levels", []))),
+        levels=tuple(row for row in levels if row.arm not in others),
         differences=tuple(
             _difference(row, f"{where}: differences[{i}]") for i, row in enumerate(evidence.get("differences", []))
         ),
+        swept=tuple(row for row in levels if row.arm in others),
         warnings=tuple(map(str, summary.get("warnings", []))),
         deviations=tuple(map(str, summary.get("deviations") or _deviations_of(folder, first))),
         runs=runs,
@@ -260,6 +266,7 @@ def _level(row: Mapping[str, Any], where: str) -> Level:
         n_undefined=row.get("n_undefined"),
         null=Null(*(_number(null, key, where) for key in ("expected_abs", "low", "high"))) if null else None,
         smallest_detectable=_number(row, "smallest_detectable", where),
+        attack=str(row.get("attack") or ""),
     )
 
 
@@ -304,6 +311,7 @@ def _object(value: Any) -> Mapping[str, Any]:
 
 def _arms(summary: Mapping[str, Any], runs: Sequence[RunRecord]) -> tuple[ArmView, ...]:
     listed = [{"name": row} if isinstance(row, str) else dict(row) for row in summary.get("arms", [])]
+    listed = [row for row in listed if row.get("role") != "sweep"]
     # the baseline is always grey and the remedy always blue, wherever they stand in the list
     rest = iter(range(2, 2 + len(listed)))
     taken: set[int] = set()

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from upright.contract import InputError, Metric, UnitScores
 from upright.maths import intervals
 from upright.metrics.ranking import coverage, gini, ranks_by_expectation
-from upright.shell.audit import Audit, suppress_small, user_draws, write_audit
+from upright.shell.audit import MIN_GROUP, Audit, suppress_small, user_draws, write_audit
 from upright.shell.audit_lists import (
     BINS,
     Catalogue,
@@ -44,6 +44,7 @@ from upright.shell.audit_lists import (
     users_without_list,
 )
 from upright.shell.evidence import CONFIDENCE, DRAWS
+from upright.shell.places import require_folder
 
 __all__ = ["audit_ranking"]
 
@@ -240,6 +241,7 @@ def audit_ranking(
         raise InputError(f"missing = {missing!r}", "'error' or 'zero'", "choose one of the two")
     if group is not None and users is None:
         raise InputError(f"group {group!r} without a file of users", "both or none", "pass --users FILE")
+    require_folder(Path(out))
     paths = {name: Path(path) for name, path in (("lists", lists), ("held_out", held_out), ("users", users),
                                                  ("items", items)) if path is not None}  # fmt: skip
     given = read_lists(paths["lists"], held_out is not None)
@@ -290,6 +292,13 @@ def audit_ranking(
         relevant = given.relevant if given.relevant is not None else np.zeros(len(item), dtype=bool)
         want_user, want_item = log.user[relevant], item[relevant]
     n = np.bincount(want_user, minlength=n_users)
+    judged = int((n > 0).sum()) if wanted is not None else n_users
+    if judged < 2:
+        where = f"with a held-out item in {paths['held_out'].name}" if n_users > 1 else f"in {paths['lists'].name}"
+        raise InputError(
+            f"{plural(judged, 'user')} {where}", "at least 2 users, so that there are others to compare with",
+            "give the lists and held-out items of more users",
+        )  # fmt: skip
 
     shown = _show(given, relevant, n_users, k)
     values = _quality(shown, n, k)
@@ -328,9 +337,17 @@ def audit_ranking(
     if labels is not None:
         kept, suppressed = suppress_small(labels, n > 0)
         by = {grouping: kept}
+        if suppressed and not any(kept):
+            raise InputError(
+                f"every group of {paths['users'].name} has fewer than {MIN_GROUP} users with a defined value: "
+                f"{some(suppressed)}",
+                f"at least one group of {MIN_GROUP} such users, two to compare",
+                "join small groups or give more users; without --users the audit has no groups",
+            )
         if suppressed:
             warnings.append(
-                f"Left out of tables by group, having fewer than 5 users with a defined value: {some(suppressed)}."
+                f"Left out of tables by group, having fewer than {MIN_GROUP} users with a defined value: "
+                f"{some(suppressed)}."
             )
         if len(set(kept) - {""}) < 2:
             warnings.append(f"{plural(len(set(kept) - {''}), 'group')} to compare; a gap needs two.")

@@ -27,6 +27,7 @@ from upright.shell.fingerprint import digest, gap_of
 from upright.shell.registry import load_method, load_object
 from upright.shell.runner import run_task
 from upright.shell.runs import ArmRun, RunFolder, plain
+from upright.shell.statistics import LEAKS, computable
 from upright.shell.units import Units, read_units, write_units
 
 __all__ = ["CHECKS", "PARTS", "Check", "conformance"]
@@ -412,7 +413,7 @@ def _recomputable(lab: _Lab) -> str:
 
     spec, task = lab.spec, lab.task_type.tiny(lab.seed)
     blocks, _, _ = run_task(spec, task, lab.config, None, seed=lab.seed)
-    lost = [s for s in spec.statistics if s.split(":")[1] not in blocks[0].scores.values]
+    lost = [s for s in spec.statistics if not computable(s, Units(blocks))]
     if lost:
         raise _Failed(f"the task scores no metric for {', '.join(lost)}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -437,6 +438,8 @@ def _recomputable(lab: _Lab) -> str:
 
 def _from_rows(columns: Mapping[str, NDArray[Any]], level: Mapping[str, Any]) -> float:
     """Compute one level by hand from the columns of the unit table."""
+    if level["statistic"].split(":")[0] in LEAKS:
+        return _leak_from_rows(columns, level)
     own = (columns["arm"] == level["arm"]) & (columns["metric"] == level["metric"])
     values, name = columns["value"].astype(np.float64), level["statistic"].split(":")[0]
 
@@ -448,6 +451,25 @@ def _from_rows(columns: Mapping[str, NDArray[Any]], level: Mapping[str, Any]) ->
         first, second = (of(own & (labels == g), "mean") for g in sorted(set(labels[own])))
         return first - second if name == "gap" else abs(first - second)
     return of(own if level["group"] is None else own & (labels == level["group"]), name)
+
+
+def _leak_from_rows(columns: Mapping[str, NDArray[Any]], level: Mapping[str, Any]) -> float:
+    """Compute one leakage by hand: every pair of a member and another user, at the one seed of the lab."""
+    prefix = level["metric"] + ("" if level["group"] is None else f"/{level['group']}") + "/"
+    sizes: dict[str, list[float]] = {}
+    for metric in sorted({m for m in columns["metric"] if m.startswith(prefix)}):
+        own = (
+            (columns["arm"] == level["arm"])
+            & (columns["metric"] == metric)
+            & (columns["by_" + level["grouping"]] != "")
+        )
+        values, labels = columns["value"][own].astype(np.float64), columns["by_" + level["grouping"]][own]
+        attack, _, cls = metric.rpartition("/")
+        a, b = values[(labels == cls) & ~np.isnan(values)], values[(labels != cls) & ~np.isnan(values)]
+        auc = float(np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b)))
+        sizes.setdefault(attack, []).append(abs(auc - 0.5))
+    of_attack = [np.mean(v) if level["statistic"].startswith("leakage") else np.max(v) for v in sizes.values()]
+    return float(max(of_attack))
 
 
 #: name of each check and the function that makes it

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from upright.data.catalogue import fetch
+from upright.shell.places import require_folder
 from upright.shell.runner import compare_runs, execute
 
 __all__ = ["DEMOS", "run_demo"]
@@ -15,6 +16,7 @@ DEMOS: dict[str, tuple[str, dict[str, object], int]] = {"in_ucds": ("ml100k", {"
 
 def run_demo(out: Path, data_dir: str | None = None) -> list[Path]:
     """Run what is missing below ``out`` and return one folder a method; a second call computes nothing."""
+    require_folder(out)
     folders = []
     for method, (data, settings, seeds) in DEMOS.items():
         fetch(data, data_dir)

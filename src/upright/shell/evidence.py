@@ -89,7 +89,7 @@ def evidence(
                 continue
             direction = statistic.direction(about)
             for arm in arms:
-                if arm is remedy:
+                if arm is remedy or arm.role == "sweep":
                     continue
                 change = per_arm[remedy.name] - per_arm[arm.name]
                 low, high = intervals.percentile(change[1:], confidence)

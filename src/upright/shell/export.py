@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from upright.contract import InputError
+from upright.shell.places import require_file
 from upright.shell.runs import read_json
 
 __all__ = ["export_run", "model_card"]
@@ -41,18 +42,19 @@ def export_run(folder: Path, kind: str, out: Path | None = None) -> Path:
     Raises
     ------
     InputError
-        For another kind, or a folder without a finished run.
+        For another kind, a folder without a finished run, or a target that is no place for a file.
     """
     if kind == "card":
         name = "comparison.json" if (folder / "comparison.json").exists() else "summary.json"
-        target = out or folder / "card.md"
-        target.write_text(model_card(read_json(folder / name)), encoding="utf-8")
+        summary = read_json(folder / name)
+        target = require_file(out or folder / "card.md")
+        target.write_text(model_card(summary), encoding="utf-8")
         return target
     if kind == "parquet":
         source = folder / "units.parquet"
         if not source.exists():
             raise InputError(f"{folder.name} has no units.parquet", "a finished run", "export one run of a comparison")
-        target = out or Path(f"{folder.name}.parquet")
+        target = require_file(out or Path(f"{folder.name}.parquet"))
         shutil.copyfile(source, target)
         return target
     raise InputError(f"export kind {kind!r}", "card, parquet", "take one of them")

@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
+import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from upright.contract import Config, InputError, MethodSpec, UnitScores
+from upright.contract import Arm, Config, InputError, MethodSpec, UnitScores
 from upright.shell.config import suggest, to_config
 from upright.shell.evidence import evidence
+from upright.shell.places import require_folder
 from upright.shell.registry import load_method, load_object
 from upright.shell.runs import ArmRun, RunFolder, read_json, write_json
+from upright.shell.statistics import computable
 from upright.shell.units import Block, Units, read_units, write_units
 
-__all__ = ["compare_runs", "deviations", "execute", "resolve", "resume", "run_seeds", "run_task"]
+__all__ = [
+    "Stopped", "compare_runs", "deviations", "execute", "resolve", "resume", "resume_all", "run_seeds", "run_task",
+]  # fmt: skip
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C while run folders were open.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        What was begun, finished or not; `resume_all` goes on with them.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        super().__init__()
+        self.folders = list(folders)
 
 
 def resolve(
@@ -53,8 +74,9 @@ def resolve(
 def run_task(
     spec: MethodSpec, task: Any, config: Config, folder: RunFolder | None, *, seed: int,
     arms: Sequence[str] | None = None, quiet: bool = True, arm_settings: Mapping[str, Mapping[str, Any]] | None = None,
+    sweep: bool = False,
 ) -> tuple[list[Block], list[dict[str, Any]], list[str]]:  # fmt: skip
-    """Train every arm, then score each once on the test split.
+    """Train every arm, with ``sweep`` at every strength that the method declares, then score each once on test.
 
     Returns
     -------
@@ -64,14 +86,11 @@ def run_task(
         Name, role, title, settings, diagnostics and totals of each arm.
     warnings : list of str
     """
+    _require_arms(spec, arms)
     chosen = [arm for arm in spec.arms if arms is None or arm.name in arms]
-    unknown = set(arms or ()) - {arm.name for arm in spec.arms}
-    if unknown:
-        known = [arm.name for arm in spec.arms]
-        raise InputError(f"arm {sorted(unknown)[0]!r}", ", ".join(known), suggest(sorted(unknown)[0], known))
     trained = []
-    for arm in chosen:
-        settings = {**(arm_settings or {}).get(arm.name, {}), **arm.settings}
+    for arm in [*chosen, *(_swept(spec, config, chosen, arm_settings or {}) if sweep else [])]:
+        settings = {**(arm_settings or {}).get(arm.name.partition("@")[0], {}), **arm.settings}
         arm_run = ArmRun(folder, seed, arm.name, quiet=quiet)
         result = spec.run(task, config.replace(**settings), arm_run)
         trained.append((arm, settings, arm_run, result))
@@ -87,52 +106,92 @@ def run_task(
     return blocks, facts, warnings
 
 
+def _swept(
+    spec: MethodSpec, config: Config, arms: Sequence[Arm], arm_settings: Mapping[str, Mapping[str, Any]]
+) -> list[Arm]:
+    """Return the other strengths of every arm but the baseline, named ``arm@strength``."""
+    return [
+        Arm(f"{arm.name}@{value:g}", "sweep", {**arm.settings, field: value},
+            f"{arm.title or arm.name}, {field} {value:g}")
+        for field, values in spec.sweep.items()
+        for arm in arms if arm.role != "baseline"
+        for value in values if value != arm_settings.get(arm.name, {}).get(field, getattr(config, field))
+    ]  # fmt: skip
+
+
+def _require_arms(spec: MethodSpec, arms: Sequence[str] | None) -> None:
+    unknown = sorted(set(arms or ()) - {arm.name for arm in spec.arms})
+    if unknown:
+        known = [arm.name for arm in spec.arms]
+        raise InputError(f"arm {unknown[0]!r}", ", ".join(known), suggest(unknown[0], known))
+
+
 def execute(
     name: str, *, data: str | None = None, data_dir: str | None = None, settings: Mapping[str, Any] | None = None,
     preset: str = "full", seed: int = 0, arms: Sequence[str] | None = None, out: Path = Path("runs"),
     folder: Path | None = None, quiet: bool = True, command: str = "",
-    arm_settings: Mapping[str, Mapping[str, Any]] | None = None,
+    arm_settings: Mapping[str, Mapping[str, Any]] | None = None, sweep: bool = False,
 ) -> Path:  # fmt: skip
     """Run one method at one seed and return its folder; a folder with a checkpoint is resumed.
+
+    Data are read before a folder is made, and a new folder in which bad input left nothing but its settings is taken
+    away again. A folder that was there before, or that holds a checkpoint or a log, stays.
 
     Raises
     ------
     InputError
-        For bad settings, or a folder that was made with other settings.
+        For bad settings or data, or a folder that was made with other settings.
+    Stopped
+        For Ctrl-C after the folder was made.
     """
     spec = load_method(name)
     passed = dict(settings or {})
     config, task_config = resolve(spec, passed, preset, data)
+    _require_arms(spec, arms)
+    require_folder(out if folder is None else folder)
     path = folder or _new_folder(out, name, str(getattr(task_config, "data", "task")), seed)
     asked = {
         "passed": passed, "preset": preset, "arms": list(arms) if arms else None, "seed": seed, "method": name,
         "data": data,
         "arm_settings": {k: dict(v) for k, v in (arm_settings or {}).items()},
-        "resolved": {"method": config.as_dict(), "task": task_config.as_dict()},
+        "sweep": sweep, "resolved": {"method": config.as_dict(), "task": task_config.as_dict()},
     }  # fmt: skip
-    run_folder = RunFolder(path)
-    file = path / "config.json"
+    file, new = path / "config.json", not path.exists()
     if file.exists() and read_json(file) != _json_equal(asked):
         raise InputError(
             f"folder {path.name} holds a run with other settings", "the same settings, to resume it",
             "resume with `upright run --resume`, or choose another folder",
         )  # fmt: skip
-    if run_folder.status == "done":
+    if (path / "run.json").exists() and read_json(path / "run.json")["status"] == "done":
         return path
-    write_json(file, asked)
-    with run_folder.running(method=name, seed=seed, command=command or _command(name, asked)):
-        task = load_object(spec.task).load(task_config, data_dir)
-        blocks, facts, warnings = run_task(
-            spec, task, config, run_folder, seed=seed, arms=arms, quiet=quiet, arm_settings=arm_settings
-        )
-        write_units(path / "units.parquet", blocks, "test")
-        summary = {
-            "schema": 1, "method": name, "title": spec.title, "mends": spec.mends, "seed": seed, "data": task.facts,
-            "arms": facts, "warnings": warnings, "deviations": deviations(spec),
-            "evidence": _evidence(spec, Units(blocks), task.metrics),
-        }  # fmt: skip
-        write_json(path / "summary.json", summary)
+    task = load_object(spec.task).load(task_config, data_dir)
+    try:
+        run_folder = RunFolder(path)
+        write_json(file, asked)
+        with run_folder.running(method=name, seed=seed, command=command or _command(name, asked)):
+            blocks, facts, warnings = run_task(
+                spec, task, config, run_folder, seed=seed, arms=arms, quiet=quiet, arm_settings=arm_settings,
+                sweep=sweep,
+            )  # fmt: skip
+            write_units(path / "units.parquet", blocks, "test")
+            summary = {
+                "schema": 1, "method": name, "title": spec.title, "mends": spec.mends, "seed": seed, "data": task.facts,
+                "arms": facts, "warnings": warnings, "deviations": deviations(spec),
+                "evidence": _evidence(spec, Units(blocks), task.metrics, facts),
+            }  # fmt: skip
+            write_json(path / "summary.json", summary)
+    except InputError:
+        if new and _is_bare(path):
+            shutil.rmtree(path)
+        raise
+    except KeyboardInterrupt as stop:
+        raise Stopped([path]) from stop
     return path
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether a run folder holds its settings and status alone: nothing was trained in it."""
+    return {p.name for p in path.rglob("*") if not p.is_dir()} <= {"config.json", "run.json", ".lock"}
 
 
 def resume(folder: Path, *, data_dir: str | None = None, quiet: bool = True) -> Path:
@@ -143,31 +202,76 @@ def resume(folder: Path, *, data_dir: str | None = None, quiet: bool = True) -> 
     InputError
         When the folder holds no run.
     """
-    asked = read_json(folder / "config.json")
+    asked = _asked(folder)
     return execute(
         asked["method"], data_dir=data_dir, settings=asked["passed"], preset=asked["preset"], seed=asked["seed"],
         arms=asked["arms"], folder=folder, quiet=quiet, arm_settings=asked["arm_settings"], data=asked["data"],
+        sweep=asked.get("sweep", False),
     )  # fmt: skip
 
 
-def _json_equal(value: Any) -> Any:
-    import json
+def _asked(folder: Path) -> dict[str, Any]:
+    """Return what a run was asked for; audits and comparisons cannot be resumed."""
+    asked = dict(read_json(folder / "config.json"))
+    if missing := {"method", "passed", "preset", "seed", "arms", "data", "arm_settings", "resolved"} - set(asked):
+        raise InputError(
+            f"{folder.name}/config.json has no {', '.join(sorted(missing))}", "the folder of a run",
+            "check the path; an audit is made again, not resumed",
+        )  # fmt: skip
+    return asked
 
+
+def resume_all(
+    folders: Sequence[Path], *, data_dir: str | None = None, quiet: bool = True
+) -> tuple[list[Path], Path | None]:
+    """Finish runs in turn and compare them; returns the run folders and, for more than one, the comparison's folder.
+
+    Finished runs are taken as they are, so a set of seeds that was stopped is completed by naming its folders. The
+    comparison is made beside the first run.
+
+    Raises
+    ------
+    InputError
+        Before anything is trained, when the runs differ in more than the seed or two have the same one.
+    """
+    asked = [_asked(f) for f in folders]
+    _require_alike(folders, [{"method": one["method"], "settings": one["resolved"],
+                              "arm_settings": one["arm_settings"], "arms": one["arms"],
+                              "sweep": one.get("sweep", False)} for one in asked])  # fmt: skip
+    seeds = [one["seed"] for one in asked]
+    for i, seed in enumerate(seeds):
+        if seed in seeds[:i]:
+            raise InputError(
+                f"{folders[seeds.index(seed)].name} and {folders[i].name} both have seed {seed}",
+                "runs of different seeds", "name each run once",
+            )  # fmt: skip
+    try:
+        done = [resume(folder, data_dir=data_dir, quiet=quiet) for folder in folders]
+        return done, _compared(done, done[0].parent)
+    except KeyboardInterrupt as stop:
+        raise Stopped(folders) from stop
+
+
+def _json_equal(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _evidence(spec: MethodSpec, units: Units, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    have = [s for s in spec.statistics if s.split(":")[1] in units.metrics]
-    return evidence(units, arms=spec.arms, statistics=have, metrics=metrics, primary=spec.primary, cost=spec.cost,
-                    title=spec.title)  # fmt: skip
+def _evidence(
+    spec: MethodSpec, units: Units, metrics: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    have = [s for s in spec.statistics if computable(s, units)]
+    swept = [Arm(f["name"], "sweep", title=f["title"]) for f in facts if f["role"] == "sweep"]
+    return evidence(units, arms=[*spec.arms, *swept], statistics=have, metrics=metrics, primary=spec.primary,
+                    cost=spec.cost, title=spec.title)  # fmt: skip
 
 
 def _command(name: str, asked: Mapping[str, Any]) -> str:
     words = [f"upright run {name}", f"--preset {asked['preset']}"]
     data = asked["resolved"]["task"].get("data")
-    words += [f"--data {data}"] if data else []
-    words += [f"--set {k}={v}" for k, v in asked["passed"].items()]
+    words += [f"--data {shlex.quote(str(data))}"] if data else []
+    words += [f"--set {shlex.quote(f'{k}={v}')}" for k, v in asked["passed"].items()]
     words += [f"--arms {','.join(asked['arms'])}"] if asked["arms"] else []
+    words += ["--sweep"] if asked["sweep"] else []
     return " ".join([*words, f"--seed {asked['seed']}"])
 
 
@@ -196,14 +300,35 @@ def run_seeds(
     seeds: Sequence[int], name: str, *, out: Path = Path("runs"), **options: Any
 ) -> tuple[list[Path], Path | None]:
     """Run seeds and compare them; returns the run folders and, for more than one, the comparison's folder."""
-    folders = [execute(name, seed=seed, out=out, **options) for seed in seeds]
+    folders: list[Path] = []
+    try:
+        for seed in seeds:
+            folders.append(execute(name, seed=seed, out=out, **options))
+        return folders, _compared(folders, out)
+    except KeyboardInterrupt as stop:
+        raise Stopped([*folders, *getattr(stop, "folders", [])]) from stop
+
+
+def _compared(folders: Sequence[Path], out: Path) -> Path | None:
+    """Compare runs in a new folder of `out`; one run alone has nothing to be compared with."""
     if len(folders) == 1:
-        return folders, None
+        return None
     stem = folders[0].name.rsplit("-s", 1)[0]
     target, number = out / f"{stem}-x{len(folders)}", 2
     while target.exists():
         target, number = out / f"{stem}-x{len(folders)}-{number}", number + 1
-    return folders, compare_runs(folders, target)
+    return compare_runs(folders, target)
+
+
+def _require_alike(folders: Sequence[Path], facts: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse runs that differ in a fact; the first such field is named."""
+    for folder, own in zip(folders, facts, strict=True):
+        for field, value in own.items():
+            if value != facts[0][field]:
+                raise InputError(
+                    f"{folder.name} differs from {folders[0].name} in {field}", "runs that differ in their seed alone",
+                    "compare different configurations with `upright compare`",
+                )  # fmt: skip
 
 
 def compare_runs(folders: Sequence[Path], out: Path) -> Path:
@@ -217,19 +342,11 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
     summaries = [read_json(f / "summary.json") for f in folders]
     configs = [read_json(f / "config.json") for f in folders]
     first = summaries[0]
-    for folder, summary, config in zip(folders, summaries, configs, strict=True):
-        for field, a, b in (
-            ("method", first["method"], summary["method"]),
-            ("data", first["data"], summary["data"]),
-            ("settings", configs[0]["resolved"], config["resolved"]),
-            ("arm_settings", configs[0]["arm_settings"], config["arm_settings"]),
-            ("arms", [x["name"] for x in first["arms"]], [x["name"] for x in summary["arms"]]),
-        ):
-            if a != b:
-                raise InputError(
-                    f"{folder.name} differs from {folders[0].name} in {field}", "runs that differ in their seed alone",
-                    "compare different configurations with `upright compare`",
-                )  # fmt: skip
+    _require_alike(folders, [
+        {"method": summary["method"], "data": summary["data"], "settings": config["resolved"],
+         "arm_settings": config["arm_settings"], "arms": [arm["name"] for arm in summary["arms"]]}
+        for summary, config in zip(summaries, configs, strict=True)
+    ])  # fmt: skip
     spec = load_method(first["method"])
     blocks = [b for f in folders for b in read_units(f / "units.parquet")]
     task_type = load_object(spec.task)
@@ -238,9 +355,11 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
     comparison = {
         "schema": 1, "runs": [f.name for f in folders], "method": first["method"], "title": first["title"],
         "mends": first["mends"], "data": first["data"], "seeds": [s["seed"] for s in summaries],
-        "arms": [{**a, "per_seed": [s["arms"][i]["totals"] for s in summaries]} for i, a in enumerate(first["arms"])],
+        "arms": [{**a, "per_seed": [s["arms"][i]["totals"] for s in summaries],
+                  "notes_per_seed": [s["arms"][i]["notes"] for s in summaries]}
+                 for i, a in enumerate(first["arms"])],
         "warnings": list(dict.fromkeys(w for s in summaries for w in s["warnings"])),
-        "deviations": first["deviations"], "evidence": _evidence(spec, Units(blocks), metrics),
+        "deviations": first["deviations"], "evidence": _evidence(spec, Units(blocks), metrics, first["arms"]),
     }  # fmt: skip
     write_json(out / "comparison.json", comparison)
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -230,6 +231,22 @@ class ArmRun:
             return self._kept.get(which)
         found = self._read(which)
         return None if found is None else dict(found["state"])
+
+    def shared(self, name: str, key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what ``make()`` gives; a run folder keeps it, so that other arms and a resumed run need not repeat it.
+
+        ``make`` must be a function of the name, the key and the run's seed alone.
+        """
+        if self.folder is None:
+            return dict(make())
+        import torch
+
+        digest = hashlib.sha256(json.dumps(plain(key), sort_keys=True).encode()).hexdigest()[:16]
+        path = self.folder.path / "checkpoints" / f"shared.{name}.{digest}.pt"
+        if not path.exists():
+            torch.save(dict(make()), path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
+        return dict(torch.load(path, weights_only=True))
 
     def note(self, name: str, value: Any) -> None:
         """Record a diagnostic."""

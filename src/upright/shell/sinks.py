@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from upright.contract import InputError
+from upright.shell.places import require_folder
 from upright.shell.runs import read_json
 
 __all__ = ["SINKS", "replay"]
@@ -45,13 +46,14 @@ def replay(folder: Path, sink: str, target: Path | None = None) -> Path:
     Raises
     ------
     InputError
-        For another sink, a folder without curves, a run that stands in the target already, or a missing package.
+        For another sink, a folder without curves, a target that is a file, a run that stands in the target already, or
+        a missing package.
     """
     if sink not in SINKS:
         raise InputError(f"sink {sink!r}", " or ".join(SINKS), "take one of them")
     package, name = SINKS[sink]
     lines = _lines(folder)
-    target = target or folder / name
+    target = require_folder(target or folder / name)
     try:
         (_tensorboard if sink == "tensorboard" else _mlflow)(folder, lines, target)
     except ImportError as error:

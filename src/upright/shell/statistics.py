@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 
 from upright.contract import InputError, Metric, stream
 from upright.maths import intervals
+from upright.metrics.leakage import SPREAD
 from upright.shell.units import Units
 
-__all__ = ["CONFIDENCE", "LEAKS", "NAMES", "Samples", "Statistic", "parse"]
+__all__ = ["CONFIDENCE", "LEAKS", "NAMES", "Samples", "Statistic", "computable", "parse"]
 
 Array = NDArray[np.float64]
 CONFIDENCE = 0.95
@@ -86,6 +87,12 @@ def parse(text: str, units: Units) -> Statistic:
             "correct the part that is not in its list",
         )
     return Statistic(text, str(name), str(metric), grouping)
+
+
+def computable(text: str, units: Units) -> bool:
+    """Whether the table holds what a statistic is made of."""
+    name, metric, *_ = [*text.split(":"), ""]
+    return bool(_attacks(units, metric)) if name in LEAKS else metric in units.metrics
 
 
 def _attacks(units: Units, prefix: str) -> dict[str, list[tuple[str, str]]]:
@@ -245,7 +252,9 @@ class Samples:
         shuffled = np.stack([rng.permutation(labels[labelled]) for _ in range(PERMUTATIONS)])  # a user keeps its label
         sizes = []
         for attack in chosen:
-            classes = [np.abs(self._permuted_auc(arm, metric, labelled, shuffled == c) - 0.5)
+            # cross-fitted scores of two users depend on each other's labels; see `upright.metrics.leakage`
+            wide = SPREAD.get(attack.rpartition("/")[2], 1.0)
+            classes = [wide * np.abs(self._permuted_auc(arm, metric, labelled, shuffled == c) - 0.5)
                        for metric, c in attacks[attack]]  # fmt: skip
             sizes.append(np.mean(classes, 0) if statistic.name == "leakage" else np.max(classes, 0))
         return np.asarray(np.nan_to_num(np.max(sizes, axis=0)))

@@ -27,7 +27,7 @@ from upright.shell.runner import compare_runs, execute, resolve
 from upright.shell.runs import ArmRun, environment, read_json, write_json
 from upright.shell.units import Block, read_units, write_units
 
-__all__ = ["Study", "publish", "run_study"]
+__all__ = ["Study", "publish", "publish_runs", "run_study"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,25 +182,52 @@ def _choose(
 
 
 def publish(study: Study, work: Path, results: Path, command: str) -> Path:
-    """Write the small, shareable part of a study: unit identifiers become run-local integers, no paths or times."""
-    target = results / study.name
+    """Write the small, shareable part of a study of `run_study`."""
+    return publish_runs(
+        study.name, [work / f"s{s}" for s in study.seeds], work / "comparison", results,
+        {"study": dataclasses.asdict(study), "choice": read_json(work / "choice.json"), "command": command},
+    )  # fmt: skip
+
+
+def publish_runs(
+    name: str, runs: Sequence[Path], comparison: Path, results: Path, about: Mapping[str, Any],
+    private: Sequence[str] = (),
+) -> Path:  # fmt: skip
+    """Write what of some runs may be shared: identifiers become run-local integers, no paths, no times.
+
+    Parameters
+    ----------
+    name : str
+        Folder below `results`.
+    runs : sequence of Path
+        Run folders, one a seed.
+    comparison : Path
+        Folder of their comparison.
+    results : Path
+    about : mapping
+        Joined into ``config.json``, beside what every arm was trained with.
+    private : sequence of str
+        Groupings, and metrics by the beginning of their name, that would tell something about a person; left out of
+        ``units.parquet``.
+    """
+    target = results / name
     target.mkdir(parents=True, exist_ok=True)
-    comparison = read_json(work / "comparison" / "comparison.json")
-    write_json(target / "summary.json", comparison)
-    resolved = read_json(work / f"s{study.seeds[0]}" / "config.json")["resolved"]
-    own = {a["name"]: {**resolved["method"], **a["settings"]} for a in comparison["arms"]}
-    write_json(target / "config.json", {
-        "study": dataclasses.asdict(study), "choice": read_json(work / "choice.json"), "command": command,
-        "resolved": {"task": resolved["task"], "arms": own},  # what each arm was really trained with
-    })  # fmt: skip
-    cost = [read_json(work / f"s{s}" / "run.json") for s in study.seeds]
-    write_json(target / "environment.json", {
-        **environment(), "cpu_s": sum(c["cpu_s"] for c in cost), "threads": int(os.environ.get("OMP_NUM_THREADS", 0)),
-    })  # fmt: skip
+    found = read_json(comparison / "comparison.json")
+    write_json(target / "summary.json", found)
+    resolved = read_json(runs[0] / "config.json")["resolved"]
+    own = {a["name"]: {**resolved["method"], **a["settings"]} for a in found["arms"]}
+    write_json(target / "config.json", {**about, "resolved": {"task": resolved["task"], "arms": own}})
+    cost = [read_json(run / "run.json")["cpu_s"] for run in runs]
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0))
+    write_json(target / "environment.json", {**environment(), "cpu_s": sum(cost), "threads": threads})
     blocks = []
-    for seed in study.seeds:
-        for block in read_units(work / f"s{seed}" / "units.parquet"):
-            scores = dataclasses.replace(block.scores, unit=range(len(block.scores.unit)))
-            blocks.append(Block(f"s{seed}", block.arm, block.seed, scores))
+    for run in runs:
+        for block in read_units(run / "units.parquet"):
+            kept = block.scores
+            scores = dataclasses.replace(
+                kept, unit=range(len(kept.unit)), by={k: v for k, v in kept.by.items() if k not in private},
+                values={k: v for k, v in kept.values.items() if not k.startswith(tuple(private) or ("\0",))},
+            )  # fmt: skip
+            blocks.append(Block(f"s{block.seed}", block.arm, block.seed, scores))
     write_units(target / "units.parquet", blocks, "test")
     return target

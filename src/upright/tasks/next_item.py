@@ -9,7 +9,8 @@ Groups are read off the training interactions only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from upright.contract import Config, InputError, Metric, NonNegativeInt, PositiveInt, Range, Run, UnitScores, stream
-from upright.data.catalogue import load_split
+from upright.data.catalogue import CATALOGUE, load_split
 from upright.data.interactions import Interactions, Split, synthetic
 from upright.metrics import ranking
 from upright.models.recommenders import build
@@ -27,6 +28,14 @@ __all__ = ["ADVANTAGED", "DISADVANTAGED", "NextItem", "NextItemConfig", "activit
 
 ADVANTAGED, DISADVANTAGED = "advantaged", "disadvantaged"
 Rule = Literal["value_sum", "count", "spend", "recency"]
+MIN_USERS = 2  # one alone cannot be resampled
+MIN_GROUP = 5  # users with a test item; the mean of fewer says too much about each, and draws may miss them all
+
+#: setting -> argument of `read_interactions`; they describe a file and mean nothing for a named data set
+READER: Mapping[str, str] = {
+    "user_column": "user", "item_column": "item", "value_column": "value", "time_column": "time",
+    "min_user": "min_user", "min_item": "min_item", "duplicates": "duplicates", "ids": "ids",
+}  # fmt: skip
 
 
 class NextItemConfig(Config):
@@ -34,6 +43,22 @@ class NextItemConfig(Config):
 
     data: str = "ml100k"
     """Name in the catalogue, `synthetic`, or path of a CSV, TSV or Parquet file of interactions."""
+    user_column: str = "user"
+    """Column of user ids in a file of your own, as the next seven settings; a named data set refuses them."""
+    item_column: str = "item"
+    """Column of item ids."""
+    value_column: str | None = "rating"
+    """Column of ratings, counts or spend; none gives every row the value 1."""
+    time_column: str | None = None
+    """Column of whole numbers or date-times; none for a file without."""
+    min_user: PositiveInt | None = None
+    """Drop users with fewer rows; none drops nobody and refuses a user with one row, 1 keeps such a user in train."""
+    min_item: PositiveInt | None = None
+    """Drop items with fewer rows; none drops none."""
+    duplicates: Literal["error", "last", "sum"] = "error"
+    """What happens to rows with the same user and item: refuse them, keep the latest, or that with summed values."""
+    ids: Literal["auto", "text"] = "auto"
+    """`auto` refuses a column in which most ids are numbers and some are not; `text` accepts any mixture."""
     split_seed: NonNegativeInt = 0
     """Seed of the random 70/10/20 split; every run of a comparison shares it, so users stay paired."""
     backbone: Literal["bprmf", "neumf", "lightgcn"] = "bprmf"
@@ -56,6 +81,19 @@ class NextItemConfig(Config):
     precision: Literal["float32", "float64"] = "float32"
     """Floating-point type of the model."""
 
+    def __post_init__(self) -> None:
+        # the command line has only text: `--set value_column=none`
+        for name in ("value_column", "time_column"):
+            value = getattr(self, name)
+            if isinstance(value, str) and value.lower() in ("", "none"):
+                object.__setattr__(self, name, None)
+        super().__post_init__()
+
+    def reader_options(self) -> dict[str, Any]:
+        """Return the arguments of `read_interactions` that differ from their defaults."""
+        plain = {f.name: f.default for f in dataclasses.fields(self)}
+        return {READER[name]: getattr(self, name) for name in READER if getattr(self, name) != plain[name]}
+
 
 def activity_score(log: Interactions, rule: Rule) -> NDArray[np.float64]:
     """Return how active each user is on a continuous scale, shape (U,).
@@ -74,7 +112,7 @@ def activity_score(log: Interactions, rule: Rule) -> NDArray[np.float64]:
             raise InputError(
                 "group_rule='recency' on interactions without a time column",
                 "value_sum, count or spend; recency where every row has a time",
-                "name the time column of your file, or take another rule",
+                "name the time column of your file (--set time_column=NAME), or take another rule",
             )
         latest = np.full(log.n_users, -np.inf)
         np.maximum.at(latest, log.user, log.time.astype(np.float64))
@@ -131,14 +169,36 @@ class NextItem:
 
     @classmethod
     def load(cls, config: NextItemConfig, data_dir: str | None = None) -> NextItem:
-        """Load the data that a config names."""
+        """Load the data that a config names.
+
+        Raises
+        ------
+        InputError
+            For settings of a file together with a named data set, fewer than `MIN_USERS` users, a group with fewer
+            than `MIN_GROUP` users to score, and everything that `load_split` refuses.
+        """
+        options = config.reader_options()
+        if options and (config.data == "synthetic" or config.data in CATALOGUE):
+            given = [name for name in READER if READER[name] in options]
+            raise InputError(
+                f"{', '.join(f'--set {name}' for name in given)} together with the data set {config.data!r}",
+                f"{', '.join(READER)} with the path of a file only",
+                "leave them out, or give the path of your own file with --data",
+            )
         if config.data == "synthetic":
-            return cls(synthetic(), config)
-        return cls(load_split(config.data, data_dir=data_dir, split_seed=config.split_seed), config)
+            split = synthetic()
+        else:
+            split = load_split(config.data, data_dir=data_dir, split_seed=config.split_seed, **options)
+        task = cls(split, config)
+        _require_users(task, split.test.counts("user") > 0)
+        return task
 
     @classmethod
     def tiny(cls, seed: int = 0, **changes: Any) -> NextItem:
-        """Return a task on a small planted world, for tests and `upright check`; float64."""
+        """Return a task on a small planted world, for tests and `upright check`; float64.
+
+        The most active user has 61 of its 160 items, so everybody has 99 others left for the sampled protocol.
+        """
         settings: dict[str, Any] = {
             "data": "synthetic",
             "precision": "float64",
@@ -146,7 +206,7 @@ class NextItem:
             "group_share": 0.2,
             "draws": 3,
         } | changes
-        return cls(synthetic(seed=seed), NextItemConfig(**settings))
+        return cls(synthetic(n_items=160, max_share=0.38, seed=seed), NextItemConfig(**settings))
 
     def open_test(self) -> None:
         """Let `score` see the test split; the runner calls it after every arm is trained."""
@@ -174,22 +234,12 @@ class NextItem:
         InputError
             When the test split is asked for before the runner opened it, or scores are NaN.
         """
-        if split == "test" and not self._open:
-            raise InputError(
-                "the test split inside a method", "split='valid'", "select on validation; the runner scores"
-            )
         c = self.config
+        relevant, seen = self.opened(split)
         part = self._test if split == "test" else self.valid
-        seen = self.seen if split == "valid" else _union(self.seen, self.valid.csr())
-        relevant = part.csr()
         users = np.arange(self.n_users)
         with torch.no_grad():
-            user_table, item_table = (t.detach() for t in result.tables())
-
-            def scores_of(some: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
-                rows = user_table[torch.from_numpy(np.ascontiguousarray(some))]
-                return np.asarray(result.score_all(rows, item_table).numpy())
-
+            scores_of = self.scores_of(result)
             full = ranking.evaluate_full(scores_of, users, seen, relevant, ks=(c.k,))
             values = {name: full[name] for name in self.metrics if name in full}
             exposure = full[f"exposure@{c.k}"]
@@ -213,6 +263,47 @@ class NextItem:
                 )
         totals = {f"coverage@{c.k}": ranking.coverage(exposure), f"gini_exposure@{c.k}": ranking.gini(exposure)}
         return UnitScores("user", users.tolist(), values, {"activity": self.groups.tolist()}, totals)
+
+    def opened(self, split: Literal["valid", "test"]) -> tuple[sparse.csr_array, sparse.csr_array]:
+        """Return relevant and seen items of a split, (U, I) each; see `score` for what is refused."""
+        if split == "valid":
+            return self.valid.csr(), self.seen
+        if not self._open:
+            raise InputError(
+                "the test split inside a method", "split='valid'", "select on validation; the runner scores"
+            )
+        return self._test.csr(), _union(self.seen, self.valid.csr())
+
+    @staticmethod
+    def scores_of(result: Any) -> Callable[[NDArray[np.int64]], NDArray[Any]]:
+        """Return the scores of every item as a function of user codes (B,), shape (B, I)."""
+        with torch.no_grad():
+            user_table, item_table = (t.detach() for t in result.tables())
+
+        def scores(some: NDArray[np.int64]) -> NDArray[Any]:
+            with torch.no_grad():
+                rows = user_table[torch.from_numpy(np.ascontiguousarray(some))]
+                return np.asarray(result.score_all(rows, item_table).numpy())
+
+        return scores
+
+
+def _require_users(task: NextItem, scored: NDArray[np.bool_]) -> None:
+    """Refuse data whose groups cannot be compared; `scored`, shape (U,), marks users with a test item."""
+    share, name = task.config.group_share, task.facts["name"]
+    if task.n_users < MIN_USERS:
+        raise InputError(
+            f"{task.n_users} user{'s' * (task.n_users != 1)} in {name}", f"at least {MIN_USERS} users",
+            "check the column of users (--set user_column=NAME) and min_user, or use data with more users",
+        )  # fmt: skip
+    size = {label: int((scored & (task.groups == label)).sum()) for label in (ADVANTAGED, DISADVANTAGED)}
+    small = min(size, key=lambda label: size[label])
+    if 0 < share < 1 and size[small] < MIN_GROUP:
+        raise InputError(
+            f"group_share = {share:g} of {task.n_users} users in {name}: {size[small]} {small} with a test item",
+            f"at least {MIN_GROUP} users with a test item in each group",
+            "set group_share nearer to 0.5 or use data with more users; --set group_share=0 runs without groups",
+        )  # fmt: skip
 
 
 def _title(name: str) -> str:

@@ -1,0 +1,58 @@
+"""Optimal transport between classes of points: plans, barycenters, maps, and distances of distributions.
+
+* `plans`: exact and entropic plans, barycentric images, the alignment loss;
+* `barycenters`: one common target of several classes, as free points;
+* `gaussian`: the same between Gaussians, with maps that extend to new points;
+* `slices`: along random lines, for millions of points;
+* `kernels`: maximum mean discrepancy.
+
+Exact plans need POT (``pip install 'upright[privacy]'``); everything else needs torch alone. Solvers work in float64
+and return the type and device of the points. Randomness comes from a `torch.Generator` that is passed in.
+"""
+
+from upright.maths.transport.barycenters import FreeBarycenter, free_barycenter
+from upright.maths.transport.common import Convergence
+from upright.maths.transport.gaussian import (
+    AffineMap,
+    Gaussian,
+    GaussianBarycenter,
+    affine_map,
+    bures_barycenter,
+    gaussian_w2,
+)
+from upright.maths.transport.kernels import median_bandwidths, mmd2
+from upright.maths.transport.plans import (
+    Sinkhorn,
+    alignment_loss,
+    barycentric_map,
+    emd,
+    relative_reg,
+    sinkhorn,
+    squared_distances,
+)
+from upright.maths.transport.slices import random_directions, sliced_step, sliced_targets, sliced_w2
+
+__all__ = [
+    "AffineMap",
+    "Convergence",
+    "FreeBarycenter",
+    "Gaussian",
+    "GaussianBarycenter",
+    "Sinkhorn",
+    "affine_map",
+    "alignment_loss",
+    "barycentric_map",
+    "bures_barycenter",
+    "emd",
+    "free_barycenter",
+    "gaussian_w2",
+    "median_bandwidths",
+    "mmd2",
+    "random_directions",
+    "relative_reg",
+    "sinkhorn",
+    "sliced_step",
+    "sliced_targets",
+    "sliced_w2",
+    "squared_distances",
+]

@@ -1,0 +1,193 @@
+"""What RAID is compared with: an adversary behind a reversed gradient, noise at matched utility, a replaced table."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from upright.contract import Run
+from upright.models.recommenders import LightGCN
+
+__all__ = ["Adversary", "SilentRun", "WithUsers", "exposed", "matched_noise"]
+
+
+def exposed(model: Any, users: Tensor | None = None) -> Tensor:
+    """Return all that a model holds of its users, shape (U, d): trained rows, and propagated ones where they differ.
+
+    Parameters
+    ----------
+    model : backbone
+    users : Tensor, optional
+        User side of ``model.tables()`` when it is at hand.
+    """
+    served: Tensor = model.tables()[0] if users is None else users
+    if isinstance(model, LightGCN):
+        return torch.cat([model.table[: model.n_users], served], dim=1)  # (U, 2 d)
+    return served
+
+
+class WithUsers(nn.Module):
+    """A trained backbone that serves another user table, and holds no other.
+
+    Parameters
+    ----------
+    model : backbone
+        Gives items and scores.
+    table : Tensor, shape (U, d)
+        As ``model.tables()[0]``.
+    """
+
+    def __init__(self, model: Any, table: Tensor) -> None:
+        super().__init__()
+        self.user = nn.Parameter(table.detach().clone(), requires_grad=False)
+        self.item = nn.Parameter(model.tables()[1].detach().clone(), requires_grad=False)
+        self._score, self._score_all = model.score, model.score_all
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Return the user table (U, d) and the item table (I, d)."""
+        return self.user, self.item
+
+    def score(self, user_rows: Tensor, item_rows: Tensor) -> Tensor:
+        """Score pairs of rows as the backbone does, shape (B,)."""
+        return self._score(user_rows, item_rows)  # type: ignore[no-any-return]
+
+    def score_all(self, user_rows: Tensor, item_table: Tensor) -> Tensor:
+        """Score every item as the backbone does, shape (B, I)."""
+        return self._score_all(user_rows, item_table)  # type: ignore[no-any-return]
+
+    def ego(self, users: Tensor, items: Tensor) -> list[Tensor]:
+        """Return the rows of users and items."""
+        return [self.user[users], self.item[items]]
+
+
+class Adversary:
+    """``-CE(f(e_u), a_u)`` over the batch's known users, with f trained on the same users to undo it.
+
+    Adversarial training by gradient reversal: each step improves the adversary f on vectors that are held fixed, then
+    returns the loss that moves the vectors against it. Classes weigh alike.
+
+    Parameters
+    ----------
+    codes, fitted : int arrays, shape (U,)
+        Class, negative where it is not known; and of those alone whom the adversary learns from.
+    classes : int
+    table : Tensor, shape (U, d)
+        Gives width and precision.
+    generator : torch.Generator
+        Of the adversary's first weights.
+    hidden : int
+        Width of its only hidden layer.
+    learning_rate : float
+        Adam's step size for the adversary.
+    """
+
+    def __init__(
+        self, codes: NDArray[np.int64], fitted: NDArray[np.int64], classes: int, table: Tensor,
+        generator: torch.Generator, hidden: int = 64, learning_rate: float = 3e-3,
+    ) -> None:  # fmt: skip
+        self.codes, self.fitted, self.active = torch.from_numpy(codes), torch.from_numpy(fitted), classes >= 2
+        size = np.bincount(fitted[fitted >= 0], minlength=max(classes, 1)).astype(np.float64)
+        weight = size.sum() / np.maximum(size, 1) / max(classes, 1)
+        self.weight = torch.from_numpy(weight).to(table)
+        shapes = [(hidden, table.shape[1]), (hidden,), (max(classes, 1), hidden), (max(classes, 1),)]
+        self.layers = []
+        for shape in shapes:
+            bound = shape[-1] ** -0.5 if len(shape) == 2 else 0.0
+            start = (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) * bound
+            self.layers.append(start.to(table).requires_grad_())
+        self.solver = torch.optim.Adam(self.layers, lr=learning_rate)
+
+    def _loss(self, rows: Tensor, codes: Tensor, layers: list[Tensor]) -> Tensor:
+        a, b, c, d = layers
+        scaled = (rows - rows.mean(0).detach()) / rows.std().detach().clamp_min(1e-12)
+        return nn.functional.cross_entropy(torch.relu(scaled @ a.T + b) @ c.T + d, codes, weight=self.weight)
+
+    def step(self, table: Tensor, users: Tensor) -> Tensor:
+        """Improve the adversary once, and return the reversed loss of the batch's known users, shape ()."""
+        own = torch.unique(users)
+        own = own[self.codes[own] >= 0]
+        if not self.active or int((self.fitted[own] >= 0).sum()) < 2:
+            return table.sum() * 0.0
+        rows, codes = table.index_select(0, own), self.codes[own]
+        learn = self.fitted[own] >= 0
+        self.solver.zero_grad()
+        self._loss(rows[learn].detach(), codes[learn], self.layers).backward()  # type: ignore[no-untyped-call]
+        self.solver.step()
+        return -self._loss(rows, codes, [layer.detach() for layer in self.layers])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs."""
+        return {"layers": [x.detach() for x in self.layers], "solver": self.solver.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        with torch.no_grad():
+            for own, kept in zip(self.layers, state["layers"], strict=True):
+                own.copy_(kept)
+        self.solver.load_state_dict(state["solver"])
+
+
+def matched_noise(
+    table: Tensor, utility: Callable[[Tensor], float], target: float, generator: torch.Generator, rounds: int = 20
+) -> tuple[Tensor, float]:
+    """Add Gaussian noise of the size at which utility falls to a target.
+
+    One draw of noise is scaled by bisection on the logarithm of its size, between 1e-4 and 1e2 mean standard deviations
+    of the table.
+
+    Returns
+    -------
+    table : Tensor, shape (U, d)
+    size : float
+        In mean standard deviations of the table; 0 when the target is not below the utility of the table itself.
+    """
+    if utility(table) <= target:
+        return table.clone(), 0.0
+    noise = torch.randn(table.shape, generator=generator, dtype=torch.float64).to(table) * table.std(0).mean()
+    low, high = -4.0, 2.0
+    for _ in range(rounds):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if utility(table + 10**middle * noise) > target else (low, middle)
+    return table + 10**high * noise, float(10**high)
+
+
+class SilentRun:
+    """A run inside a run: the same seed, streams and shared values, nothing written, checkpoints in memory."""
+
+    def __init__(self, run: Run) -> None:
+        self.seed, self.arm = run.seed, run.arm
+        self.rng, self.torch_rng, self.shared = run.rng, run.torch_rng, run.shared
+        self.notes: dict[str, Any] = {}
+        self._kept: dict[str, Any] = {}
+
+    def log(self, step: int, **values: float) -> None:
+        """Write nothing."""
+
+    def warn(self, text: str) -> None:
+        """Say nothing: the arm itself says it."""
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep for the caller."""
+        self.notes[name] = value
+
+    def save(self, step: int, state: Mapping[str, Any], *, best: bool = False) -> None:
+        """Keep the best state in memory."""
+        import copy
+
+        if best:
+            self._kept["best"] = copy.deepcopy(dict(state))
+
+    def restore(self, which: Literal["last", "best"] = "last") -> dict[str, Any] | None:
+        """Return the best state; there is no last one to go on from."""
+        return self._kept.get(which)
+
+    @contextlib.contextmanager
+    def progress(self, total: int, label: str) -> Iterator[Any]:
+        """Show nothing."""
+        yield lambda n=1: None

@@ -1,0 +1,455 @@
+r"""Moving users onto one common distribution, so that their vectors no longer tell a class.
+
+Problem
+-------
+Users of class c have the distribution ``P_c`` of vectors. The common target is the Wasserstein barycenter
+
+    P* = argmin_Q  sum_c w_c W_2^2(P_c, Q)
+
+and ``T_c`` carries ``P_c`` onto it. A user of a known class c moves towards ``T_c(e_u)``. A user whose class is not
+known moves towards ``sum_c p(c | e_u) T_c(e_u)``, the minimiser of the expected squared distance, with p from a
+classifier that is fitted anew at each refresh: where a class can be read the user is moved, and where it cannot there
+is nothing to hide. No class is needed when the model is used.
+
+The barycenter minimises the total squared movement among all common targets, a proxy for what recommendation loses.
+
+===========  ==========================================================================================================
+``free``     support points, entropic plans; off the sample ``T_c(x) = sum_j softmax_j((g_j - |x - z_j|^2) / reg) z_j``
+``bures``    Gaussian barycenter; ``T_c`` affine, symmetric, positive definite
+``sliced``   one-dimensional barycenters along orthonormal directions, drawn anew at each refresh
+``mean``     class means only: ``T_c(x) = x - m_c + m*``. The trivial remedy; it fools linear attackers alone
+``mmd``      no map: ``sum_c w_c MMD^2(P_c, P_rest)`` of the batch's labelled users is the loss
+===========  ==========================================================================================================
+
+References
+----------
+Agueh and Carlier, *Barycenters in the Wasserstein space*, SIAM J. Math. Anal. 43 (2011); Cuturi and Doucet, *Fast
+computation of Wasserstein barycenters*, ICML 2014; Alvarez-Esteban et al., J. Math. Anal. Appl. 441 (2016), for the
+Gaussian fixed point; Gretton et al., JMLR 13 (2012), for MMD.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from upright.contract import InputError, stream
+from upright.maths import transport as ot
+
+__all__ = ["BarycenterDefense", "Variant", "class_posterior", "codes_of"]
+
+Variant = Literal["free", "bures", "sliced", "mean", "mmd"]
+UNKNOWN = -1
+
+
+def codes_of(labels: Any) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return class codes (U,), `UNKNOWN` for None, NaN, "" and negative numbers, and the names of the classes.
+
+    Raises
+    ------
+    InputError
+        When fewer than two users of some class, or fewer than two classes, are labelled.
+    """
+    known = [None if v is None or v == "" or v != v or (isinstance(v, int | np.integer) and v < 0) else str(v)
+             for v in (labels.tolist() if hasattr(labels, "tolist") else labels)]  # fmt: skip
+    names = sorted({v for v in known if v is not None})
+    place = {name: i for i, name in enumerate(names)}
+    codes = np.array([UNKNOWN if v is None else place[v] for v in known], dtype=np.int64)
+    size = np.bincount(codes[codes >= 0], minlength=len(names))
+    if len(names) and size.min() < 2:
+        name = names[int(size.argmin())]
+        raise InputError(
+            f"class {name!r} with {size.min()} labelled user", "at least two labelled users in every class",
+            "merge it with another class, or leave its label out",
+        )  # fmt: skip
+    return codes, tuple(names)
+
+
+def class_posterior(table: Tensor, codes: NDArray[np.int64], classes: int, *, strength: float = 10.0) -> Tensor:
+    r"""Return ``p(c | e_u)`` of a logistic classifier fitted to the labelled users, shape (U, C).
+
+    ``min_W  mean_u -log softmax(W [z_u; 1])_{a_u} + strength / (2 n) ||W||^2`` on standardised vectors z (the bias is
+    not penalised), by L-BFGS from zero.
+
+    Parameters
+    ----------
+    table : Tensor, shape (U, d)
+    codes : int array, shape (U,)
+        Class, or `UNKNOWN`.
+    classes : int
+        C.
+    strength : float
+        Ridge in units of one observation.
+    """
+    x = table.detach().to(torch.float64).cpu()
+    known = torch.from_numpy(np.flatnonzero(codes >= 0))
+    y = torch.from_numpy(codes[codes >= 0])
+    z = (x - x[known].mean(0)) / x[known].std(0).clamp_min(1e-12)
+    weight = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=100, history_size=10, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        fit = torch.nn.functional.cross_entropy(z[known] @ weight.T + bias, y)
+        total = fit + 0.5 * strength / len(known) * weight.square().sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    solver.step(loss)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        return torch.softmax(z @ weight.T + bias, 1)
+
+
+@dataclasses.dataclass
+class _State:
+    """What a refresh leaves for the steps that follow it, and for the next refresh."""
+
+    target: Tensor | None = None  # (U, d), where each user moves
+    scale: Tensor | None = None  # (), mean squared distance to the centre
+    support: Tensor | None = None  # (s, d), `free` only, as are the next two
+    shares: Tensor | None = None  # (U, s)
+    potentials: list[Tensor] = dataclasses.field(default_factory=list)
+
+
+class BarycenterDefense:
+    """``mean_{pairs (u, i) of the batch} ||e_u - sg(T(e_u))||^2 / mean_u ||e_u - mean||^2``, for any table of vectors.
+
+    Parameters
+    ----------
+    labels : sequence, shape (U,)
+        Class of each user; None, NaN, "" or a negative number where it is not known.
+    fit : bool array, shape (U,), optional
+        Users on whom barycenter, maps and classifier are fitted; all by default. Others of known class are moved by the
+        maps of their class: that is how a defence is measured, because users whom it was fitted on look safer than they
+        are.
+    method : {"free", "bures", "sliced", "mean", "mmd"}
+        See the module. ``mean`` is the trivial remedy.
+    weights : {"uniform", "proportional"}
+        ``w_c``: 1/C, or the share of the class. Proportional weights put the centre on the majority, and the minority
+        pays the whole move.
+    support : int
+        Most support points of ``free``; never more than labelled users. At least as many as the smaller class: fewer
+        are separable by trees.
+    reg : float
+        Entropic regularisation of ``free`` as a share of the median cost. Large values collapse all users.
+    sweeps : int
+        Most sweeps of ``free`` at a refresh; each starts where the last one ended.
+    refresh_every : int
+        Steps between two calls of `refresh` that `step` makes.
+    seed : int
+        Of the directions of ``sliced`` and the first support of ``free``.
+
+    Attributes
+    ----------
+    history : list of dict
+        One entry a refresh: ``objective``, ``converged``, ``iterations``, ``residual`` where they exist.
+
+    Raises
+    ------
+    InputError
+        For a class with one labelled user. With fewer than two classes every loss is 0 and every map the identity.
+    """
+
+    def __init__(
+        self, labels: Any, *, fit: Any = None, method: Variant = "sliced",
+        weights: Literal["uniform", "proportional"] = "uniform", support: int = 512, reg: float = 0.02,
+        sweeps: int = 3, refresh_every: int = 50, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.codes, self.classes = codes_of(labels)
+        mask = np.ones(len(self.codes), dtype=bool) if fit is None else np.asarray(fit, dtype=bool)
+        self.fitted, _ = codes_of(np.where(mask, self.codes, UNKNOWN))
+        self.method, self.reg, self.sweeps = method, float(reg), int(sweeps)
+        self.refresh_every, self.seed = int(refresh_every), seed
+        known = self.fitted[self.fitted >= 0]
+        if len(np.unique(known)) < len(self.classes):
+            raise InputError(
+                "a class without a user in `fit`", "users of every class among those that the maps are fitted on",
+                "draw the hold-out inside each class",
+            )  # fmt: skip
+        size = np.bincount(known, minlength=len(self.classes)).astype(np.float64)
+        share = size / max(size.sum(), 1.0) if weights == "proportional" else np.full(len(size), 1 / max(len(size), 1))
+        self.weights = torch.from_numpy(share)
+        self.support = int(min(support, len(known)))
+        self.rows = [torch.from_numpy(np.flatnonzero(self.fitted == c)) for c in range(len(self.classes))]
+        self.others = [torch.from_numpy(np.flatnonzero((self.codes == c) & (self.fitted < 0)))
+                       for c in range(len(self.classes))]  # fmt: skip
+        self.history: list[dict[str, Any]] = []
+        self._state = _State()
+        self._steps, self.fresh = 0, False
+
+    @property
+    def active(self) -> bool:
+        """Whether there are two classes to bring together."""
+        return len(self.classes) >= 2
+
+    def step(self, table: Tensor, users: Tensor) -> Tensor:
+        """Return the loss of a training step, with a refresh first at every ``refresh_every``-th call."""
+        self.fresh = self.active and self._steps % self.refresh_every == 0
+        if self.fresh:
+            self.refresh(table)
+        self._steps += 1
+        return self.loss(users, table)
+
+    def refresh(self, table: Tensor) -> None:
+        """Find the barycenter of the table as it is, and where each user moves.
+
+        Raises
+        ------
+        InputError
+            When the table holds NaN or infinite values.
+        """
+        x = _checked(table, len(self.codes))
+        centred = x - x.mean(0)
+        self._state.scale = centred.square().sum(1).mean().clamp_min(1e-30)
+        if self.method != "mmd":
+            self._state.target = self._moved(x)
+
+    def loss(self, users: Tensor, table: Tensor) -> Tensor:
+        """Return the loss of some users, a scalar; exactly 0 with fewer than two classes.
+
+        Parameters
+        ----------
+        users : int64 Tensor, shape (B,)
+            User of each pair of the batch. A user counts as often as it occurs: were each to count once, active users
+            would stay behind, the maps would overshoot for the others, and the two would tell the classes apart.
+        table : Tensor, shape (U, d)
+            All vectors, with their gradient.
+        """
+        if not self.active or self._state.scale is None:
+            return table.sum() * 0.0
+        own, often = torch.unique(users.detach().cpu(), return_counts=True)
+        scale = self._state.scale.to(table)
+        if self.method == "mmd":
+            return self._mmd(own, table)
+        target = self._state.target
+        assert target is not None
+        move = table.index_select(0, own.to(table.device)) - target[own].to(table)
+        share = (often / often.sum()).to(table)  # as often as the recommendation loss pulls at them
+        loss: Tensor = (share * move.square().sum(1)).sum() / scale
+        return loss
+
+    def transport(self, table: Tensor, step: float = 1.0) -> Tensor:
+        """Return a finished table with every user moved: ``e_u + step (T(e_u) - e_u)``, shape (U, d).
+
+        A half-way step leaks nearly as much as none.
+        """
+        if not self.active:
+            return table.detach().clone()
+        if self.method == "mmd":
+            raise InputError("transport with method='mmd'", "free, bures, sliced or mean", "MMD has no map; take one")
+        x = _checked(table, len(self.codes))
+        moved: Tensor = x + step * (self._moved(x) - x)
+        return moved.to(table)
+
+    # -- state, for checkpoints ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs."""
+        return {"steps": self._steps, "history": list(self.history), **dataclasses.asdict(self._state)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self._steps, self.history = int(state["steps"]), list(state["history"])
+        self._state = _State(**{f.name: state[f.name] for f in dataclasses.fields(_State)})
+
+    # -- maps ---------------------------------------------------------------------------------------------------------
+
+    def _moved(self, x: Tensor) -> Tensor:
+        """``T(e_u)`` of every user, shape (U, d), float64."""
+        parts = [x[rows] for rows in self.rows]
+        maps = getattr(self, f"_{self.method}")(parts)
+        unknown = torch.from_numpy(np.flatnonzero(self.codes < 0))
+        share = class_posterior(x, self.fitted, len(self.classes))[unknown] if len(unknown) else None  # (V, C)
+
+        def of_all(apply: Callable[[Any, Tensor], Tensor], width: int) -> Tensor:
+            out = x.new_zeros(len(x), width)
+            for c, (rows, part) in enumerate(zip(self.rows, parts, strict=True)):
+                out[rows] = apply(maps[c], part)
+                out[self.others[c]] = apply(maps[c], x[self.others[c]])
+                if share is not None:
+                    out[unknown] += share[:, c, None] * apply(maps[c], x[unknown])
+            return out
+
+        if self.method == "free":  # as shares of the support, which `couple` moves
+            self._state.shares = of_all(lambda f, v: f.shares(v), len(maps[0].support))
+            images: Tensor = self._state.shares @ maps[0].support
+            return images
+        return of_all(lambda f, v: f(v), x.shape[1])
+
+    def _mean(self, parts: list[Tensor]) -> list[Any]:
+        means = torch.stack([p.mean(0) for p in parts])
+        centre = self.weights @ means
+        return [lambda v, shift=centre - m: v + shift for m in means]
+
+    def _bures(self, parts: list[Tensor]) -> list[Any]:
+        sources = pooled_gaussians(parts)
+        found = ot.bures_barycenter(sources, self.weights)
+        self._note(found.convergence, sum(float(w * ot.gaussian_w2(s, found.gaussian))
+                                          for w, s in zip(self.weights, sources, strict=True)))  # fmt: skip
+        return [ot.affine_map(s, found.gaussian) for s in sources]
+
+    def _sliced(self, parts: list[Tensor]) -> list[Any]:
+        d = parts[0].shape[1]
+        directions = ot.random_directions(
+            d, d, torch.Generator().manual_seed(stream(self.seed, "directions", len(self.history))), torch.float64
+        )
+        lines = [torch.sort(p @ directions.T, 0).values for p in parts]  # (n_c, d)
+        grid = (torch.arange(256, dtype=torch.float64) + 0.5) / 256
+        quantiles = torch.stack([_quantiles(line, grid) for line in lines])  # (C, 256, d)
+        centre = torch.einsum("c,cqd->qd", self.weights, quantiles)
+        self._note(None, float(torch.einsum("c,cqd->", self.weights, (quantiles - centre).square()) / len(grid)))
+        return [_SlicedMap(q, centre, directions) for q in quantiles]
+
+    def _free(self, parts: list[Tensor]) -> list[Any]:
+        state = self._state
+        if state.support is None:
+            pool = torch.cat(parts)
+            rng = torch.Generator().manual_seed(stream(self.seed, "support"))
+            state.support = pool[torch.randperm(len(pool), generator=rng)[: self.support]].clone()
+        z = state.support
+        near = torch.cat([ot.squared_distances(p[:512], z).flatten() for p in parts])
+        reg = self.reg * max(float(near.median()), 1e-30)
+        start = None
+        if state.potentials:
+            rest = ot.Convergence(True, 0, 0.0, 0.0)
+            start = ot.FreeBarycenter(z, (), (), rest, tuple(state.potentials), reg, rest)
+        found = ot.free_barycenter(parts, z, weights=self.weights, reg=reg, sweeps=self.sweeps, start=start)
+        state.support, state.potentials = found.support, list(found.potentials)
+        self._note(found.convergence, found.objective[-1])
+        return [_EntropicMap(found.support, g, found.reg, own, plan)
+                for g, own, plan in zip(found.potentials, parts, found.plans, strict=True)]  # fmt: skip
+
+    def couple(self, loss_of: Callable[[Tensor], Tensor], rate: float = 0.1) -> None:
+        """Let another loss pull the support once: ``z <- z - rate * r * grad / rms(grad)``, r the spread per dimension.
+
+        The step is the same for all classes, so that the images stay as close to each other as they were.
+
+        Parameters
+        ----------
+        loss_of : callable
+            Loss as a function of where all users move, (U, d) to ().
+        rate : float
+            Length of the step in standard deviations of the vectors.
+
+        Raises
+        ------
+        InputError
+            For a variant without a support.
+        """
+        shares, support, scale = self._state.shares, self._state.support, self._state.scale
+        if shares is None or support is None or scale is None:
+            raise InputError(
+                f"constraint='coupled' with variant {self.method!r}",
+                "variant='free': the others have no points to pull",
+                "take variant='free', or constraint='lagrange'",
+            )  # fmt: skip
+        z = support.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(loss_of(shares @ z), z)
+        size = grad.square().mean().sqrt()
+        if float(size) > 0:
+            step = rate * (scale / z.shape[1]).sqrt() * grad / size
+            self._state.support = support - step
+            self._state.target = shares @ self._state.support
+
+    def _mmd(self, own: Tensor, table: Tensor) -> Tensor:
+        codes, fitted = torch.from_numpy(self.codes)[own], torch.from_numpy(self.fitted)[own]
+        total = table.sum() * 0.0
+        for c, w in enumerate(self.weights.tolist()):
+            inside, outside = own[codes == c], own[(fitted >= 0) & (fitted != c)]
+            if len(inside) > 1 and len(outside) > 1:
+                total = total + w * ot.mmd2(table[inside.to(table.device)], table[outside.to(table.device)].detach())
+        return total
+
+    def _note(self, convergence: ot.Convergence | None, objective: float) -> None:
+        facts: dict[str, Any] = {"objective": objective}
+        if convergence is not None:
+            facts |= {"converged": convergence.converged, "iterations": convergence.iterations,
+                      "residual": convergence.residual}  # fmt: skip
+        self.history.append(facts)
+
+
+def pooled_gaussians(parts: list[Tensor], folds: int = 5) -> list[ot.Gaussian]:
+    """Fit a Gaussian to each class: its own mean, its covariance drawn to the pooled one.
+
+    ``S_c <- (1 - s) S_c + s S``, S the mean covariance within classes, with the s of {0, 0.1, ..., 1} under which users
+    left out of the fit are likeliest (Friedman, *Regularized discriminant analysis*, JASA 84, 1989). With few users a
+    dimension a map that is fitted to the class alone does not carry over to anybody else.
+    """
+    grid = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)
+
+    def of(some: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        fits = [ot.Gaussian.of(p) for p in some]
+        n = torch.tensor([float(len(p)) for p in some], dtype=torch.float64)
+        pooled = sum(k * f.cov for k, f in zip(n, fits, strict=True)) / n.sum()
+        return [f.mean for f in fits], [f.cov for f in fits], torch.as_tensor(pooled)
+
+    least = min(len(p) for p in parts)
+    score = torch.zeros(len(grid), dtype=torch.float64)
+    for f in range(min(folds, least) if least >= 4 else 0):
+        means, covs, pooled = of([p[torch.arange(len(p)) % min(folds, least) != f] for p in parts])
+        for p, mean, cov in zip(parts, means, covs, strict=True):
+            left = p[torch.arange(len(p)) % min(folds, least) == f] - mean
+            for i, s in enumerate(grid):
+                root = torch.linalg.cholesky((1 - s) * cov + s * pooled)
+                z = torch.linalg.solve_triangular(root, left.T, upper=False)
+                score[i] -= (0.5 * z.square().sum() + len(left) * root.diagonal().log().sum()) / len(p)
+    means, covs, pooled = of(parts)
+    s = float(grid[int(score.argmax())]) if least >= 4 else 1.0
+    return [ot.Gaussian(m, (1 - s) * c + s * pooled) for m, c in zip(means, covs, strict=True)]
+
+
+def _checked(table: Tensor, users: int) -> Tensor:
+    if table.shape[0] != users:
+        raise InputError(f"a table of {table.shape[0]} users and {users} labels", "one row a label", "pass all users")
+    x = table.detach().to(torch.float64).cpu()
+    if not torch.isfinite(x).all():
+        bad = int((~torch.isfinite(x)).any(1).sum())
+        raise InputError(f"{bad} users with NaN or infinite vectors", "finite vectors", "lower the learning rate")
+    return x
+
+
+def _quantiles(line: Tensor, grid: Tensor) -> Tensor:
+    """Quantile functions of sorted columns (n, k) at the grid (q,), linear between mid-ranks; shape (q, k)."""
+    n = len(line)
+    place = (grid * n - 0.5).clamp(0, n - 1)
+    low = place.floor().long()
+    high = (low + 1).clamp(max=n - 1)
+    return line[low] + (place - low)[:, None] * (line[high] - line[low])
+
+
+class _EntropicMap:
+    """``sum_j s_j(x) z_j`` with ``s(x) = softmax_j((g_j - |x - z_j|^2) / reg)``; its own members by their plan."""
+
+    def __init__(self, support: Tensor, g: Tensor, reg: float, members: Tensor, plan: Tensor) -> None:
+        self.support, self.g, self.reg, self.members, self.plan = support, g, reg, members, plan
+
+    def shares(self, x: Tensor) -> Tensor:
+        """Shares of the support points of each vector, shape (n, s), rows of sum 1."""
+        if x is self.members:
+            return self.plan / self.plan.sum(1, keepdim=True).clamp_min(1e-300)
+        return torch.softmax((self.g - ot.squared_distances(x, self.support)) / self.reg, 1)
+
+
+class _SlicedMap:
+    """``x + sum_k theta_k (Q*(F_c(theta_k x)) - theta_k x)`` over an orthonormal basis, outside the range by shift."""
+
+    def __init__(self, own: Tensor, centre: Tensor, directions: Tensor) -> None:
+        self.own, self.centre, self.directions = own.numpy(), centre.numpy(), directions
+
+    def __call__(self, x: Tensor) -> Tensor:
+        line = (x @ self.directions.T).numpy()
+        out = np.empty_like(line)
+        for k in range(line.shape[1]):
+            a, b = self.own[:, k], self.centre[:, k]
+            out[:, k] = np.interp(line[:, k], a, b)
+            below, above = line[:, k] < a[0], line[:, k] > a[-1]
+            out[below, k] = line[below, k] - a[0] + b[0]
+            out[above, k] = line[above, k] - a[-1] + b[-1]
+        return x + torch.from_numpy(out - line) @ self.directions

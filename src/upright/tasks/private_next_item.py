@@ -1,0 +1,269 @@
+"""Next-item recommendation with a private attribute: who gets good lists, and what an attacker reads off the model.
+
+The unit is the user. Quality is that of `upright.tasks.next_item`, full ranking. Leakage is measured by attackers that
+are trained after the fact on what the model exposes. Half of the users with a known attribute are *held out*, anew for
+each seed: the defence never learns their class, and they alone are attacked. Attackers are cross-fitted inside the
+held-out users (``cross``), and trained on the users whom the defence knew (``transfer``); each score of each class is a
+metric ``attack/<surface>/<attacker>/<protocol>/<class>``, a rank in (0, 1) inside its fold.
+
+=============  ========================================================================================================
+``embedding``  the trained user rows; both halves of NeuMF's
+``propagated`` user vectors after propagation, where that changes them (LightGCN)
+``scores``     scores of every item
+``lists``      the first k items, training items left out, as a 0/1 vector
+=============  ========================================================================================================
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.stats import rankdata
+
+from upright.contract import InputError, Metric, NonNegativeInt, PositiveInt, Range, Run, UnitScores, stream
+from upright.data.interactions import Split, synthetic
+from upright.metrics import ranking
+from upright.metrics.attacks import AttackScores, attack
+from upright.tasks.next_item import NextItem, NextItemConfig
+
+__all__ = ["GROUPING", "PrivateNextItem", "PrivateNextItemConfig", "classes_of"]
+
+GROUPING = "attribute"
+Surface = Literal["embedding", "propagated", "scores", "lists"]
+
+
+class PrivateNextItemConfig(NextItemConfig):
+    """Data, backbone, attribute and attack."""
+
+    attribute: str = "gender"
+    """Column of the users. ``gender*age`` is their product; ``gender+age`` defends each for itself and measures the
+    product, which a sum does not protect."""
+    cuts: tuple[float, ...] = (25.0, 45.0)
+    """Lower ends of the classes that a numeric attribute of more than ten values is cut into."""
+    merge_below: NonNegativeInt = 0
+    """Classes of fewer users are merged into one; 0 merges none."""
+    known: Annotated[float, Range(gt=0, le=1)] = 1.0
+    """Share of the users with an attribute whose attribute anybody knows; the others are never scored."""
+    holdout: Annotated[float, Range(gt=0, lt=1)] = 0.5
+    """Share of the known users that the defence is not fitted on, drawn anew for each seed; they alone are attacked."""
+    held_out_known: bool = True
+    """Whether the defence may know the class of held-out users, to move them by what it fitted on others. False asks
+    how users fare who never told their class."""
+    attacked: Literal["all", "tuning", "rest"] = "all"
+    """Which users may be held out and attacked: all, a fixed quarter that strengths are tuned on, or the others."""
+    surfaces: tuple[Surface, ...] = ("embedding", "propagated")
+    """What is attacked."""
+    attackers: tuple[Literal["logistic", "mlp", "gbdt"], ...] = ("logistic", "mlp", "gbdt")
+    """Who attacks."""
+    folds: Annotated[int, Range(ge=2)] = 5
+    """Folds of the cross-fitting."""
+    attack_threads: PositiveInt = 1
+    """Attacks at a time."""
+
+
+def classes_of(column: Any, cuts: tuple[float, ...] = (), merge_below: int = 0) -> NDArray[np.str_]:
+    """Return the class of each user as text, "" where it is missing, shape (U,).
+
+    Numbers with more than ten values are cut: ``<25``, ``25-45``, ``>=45``.
+    """
+    values = np.asarray(column)
+    if cuts and np.issubdtype(values.dtype, np.number) and len(np.unique(values[values == values])) > 10:
+        ends = [f"<{cuts[0]:g}", *(f"{a:g}-{b:g}" for a, b in itertools.pairwise(cuts)), f">={cuts[-1]:g}"]
+        label = np.array(ends, dtype=object)[np.searchsorted(cuts, values, side="right")]
+        label[values != values] = ""  # NaN
+    else:
+        label = np.array(["" if v is None or v != v else str(v) for v in values.tolist()], dtype=object)
+    names, size = np.unique(label[label != ""].astype(str), return_counts=True)
+    for name in names[size < merge_below]:
+        label[label == name] = "merged"
+    return label.astype(str)
+
+
+class PrivateNextItem(NextItem):
+    """A next-item task whose users have a private attribute.
+
+    Parameters
+    ----------
+    split : Split
+        With the attribute among ``user_columns``.
+    config : PrivateNextItemConfig
+    """
+
+    Config = PrivateNextItemConfig
+    config: PrivateNextItemConfig
+
+    def __init__(self, split: Split, config: PrivateNextItemConfig) -> None:
+        super().__init__(split, config)
+        parts = [p for p in config.attribute.replace("+", "*").split("*") if p]
+        for name in parts:
+            if name not in split.user_columns:
+                raise InputError(
+                    f"attribute {name!r} of {split.name}", ", ".join(sorted(split.user_columns)) or "data whose users "
+                    "have columns", "name one of them, or several joined by * or +",
+                )  # fmt: skip
+        columns = [classes_of(split.user_columns[p], config.cuts, config.merge_below) for p in parts]
+        self.terms = columns if "+" in config.attribute else [_product(columns)]
+        labels = _product(columns)
+        hidden = np.random.default_rng(stream(config.split_seed, "known")).random(self.n_users) >= config.known
+        self.labels = np.where(hidden, "", labels)  # (U,)
+        self.terms = [np.where(hidden, "", t) for t in self.terms]
+        self.classes = [str(c) for c in np.unique(self.labels[self.labels != ""])]
+        size = {c: int((self.labels == c).sum()) for c in self.classes}
+        least = min(size.values(), default=0)
+        if len(self.classes) >= 2 and min(least * config.holdout, least * (1 - config.holdout)) < 2 * config.folds:
+            name = min(size, key=lambda c: size[c])
+            raise InputError(
+                f"class {name!r} of {config.attribute} with {least} users",
+                f"classes that leave {2 * config.folds} users on both sides of a hold-out of {config.holdout:g}",
+                "merge small classes (merge_below=30), lower folds, or take a coarser attribute",
+            )  # fmt: skip
+        self.facts |= {"attribute": config.attribute, "classes": size}
+        self.metrics = self.metrics_of({**config.as_dict(), "classes": self.classes})
+
+    @staticmethod
+    def metrics_of(settings: Mapping[str, Any]) -> dict[str, Metric]:
+        """Return what the values mean; metrics of single attacks need ``classes``."""
+        k = settings["k"]
+        titles = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit": "Hit rate"}
+        found = {f"{n}@{k}": Metric(f"{n}@{k}", title=f"{t}@{k}") for n, t in titles.items()}
+        found["attack"] = Metric("attack", "lower", 0.0, 0.5, 0.02, "Leakage")
+        for surface in settings.get("surfaces", ()):
+            for attacker in settings.get("attackers", ()):
+                for protocol in ("cross", "transfer"):
+                    for c in _scored(settings.get("classes", ())):
+                        name = f"attack/{surface}/{attacker}/{protocol}/{c}"
+                        found[name] = Metric(name, "lower", title=f"rank for {c}")
+        return found
+
+    @classmethod
+    def tiny(cls, seed: int = 0, **changes: Any) -> PrivateNextItem:
+        """Return a task on a small planted world whose communities are the attribute; float64."""
+        settings: dict[str, Any] = {
+            "data": "synthetic", "precision": "float64", "dim": 8, "group_share": 0.2, "attribute": "community",
+            "attackers": ("logistic",), "folds": 3,
+        } | changes  # fmt: skip
+        return cls(synthetic(seed=seed, n_users=120, n_items=80), PrivateNextItemConfig(**settings))
+
+    def held_out(self, run: Run) -> NDArray[np.bool_]:
+        """Return whom the defence is not fitted on at this seed, shape (U,); the same in every arm.
+
+        Stratified: the share ``holdout`` of each class among the users that may be attacked, rounded; all of the users
+        that strengths are tuned on.
+        """
+        rng, out = run.rng("holdout"), np.zeros(self.n_users, dtype=bool)
+        quarter = np.random.default_rng(stream(self.config.split_seed, "tuning users"))
+        for c in self.classes:
+            own = quarter.permutation(np.flatnonzero(self.labels == c))
+            tuning, rest = np.split(own, [len(own) // 4])
+            if self.config.attacked == "tuning":
+                out[tuning] = True
+                continue
+            own = rng.permutation(np.sort(rest if self.config.attacked == "rest" else own))
+            out[own[: round(self.config.holdout * len(own))]] = True
+        return out
+
+    def known_labels(self, run: Run) -> list[NDArray[np.str_]]:
+        """Return what the defence may know: one column of classes for each term, "" where it may not, (U,) each."""
+        if self.config.held_out_known:
+            return [term.copy() for term in self.terms]
+        hidden = self.held_out(run)
+        return [np.where(hidden, "", term) for term in self.terms]
+
+    def score(self, result: Any, split: Literal["valid", "test"], run: Run) -> UnitScores:
+        """Score a model per user, and on test attack it.
+
+        Raises
+        ------
+        InputError
+            When the test split is asked for before the runner opened it.
+        """
+        quality = self.score_quality(result, split)
+        if split == "valid":
+            return quality
+        values = {**quality.values, **self._attacked(result, run)}
+        return UnitScores("user", quality.unit, values, {GROUPING: self.labels.tolist()}, quality.totals)
+
+    def score_quality(self, result: Any, split: Literal["valid", "test"]) -> UnitScores:
+        """Score the lists alone, full ranking."""
+        relevant, seen = self.opened(split)
+        users = np.arange(self.n_users)
+        k = self.config.k
+        full = ranking.evaluate_full(self.scores_of(result), users, seen, relevant, ks=(k,))
+        values = {name: full[name] for name in self.metrics if name in full}
+        exposure = full[f"exposure@{k}"]
+        totals = {f"coverage@{k}": ranking.coverage(exposure), f"gini_exposure@{k}": ranking.gini(exposure)}
+        return UnitScores("user", users.tolist(), values, {GROUPING: self.labels.tolist()}, totals)
+
+    def surfaces(self, result: Any) -> dict[str, Any]:
+        """Return what the model exposes, one array of U rows a surface."""
+        with torch.no_grad():
+            served = result.tables()[0].detach()
+            trained = result.ego(torch.arange(self.n_users), torch.arange(1))[0].detach()
+        found: dict[str, Any] = {}
+        for surface in self.config.surfaces:
+            if surface == "embedding":
+                found[surface] = trained.numpy()
+            elif surface == "propagated" and (served.shape != trained.shape or not torch.equal(served, trained)):
+                found[surface] = served.numpy()
+            elif surface == "scores":
+                found[surface] = self.scores_of(result)(np.arange(self.n_users))
+            elif surface == "lists":
+                found[surface] = self._lists(result)
+        return found
+
+    def _lists(self, result: Any) -> sparse.csr_array:
+        scores = np.array(self.scores_of(result)(np.arange(self.n_users)), dtype=np.float64)
+        row, col = self.seen.nonzero()
+        scores[row, col] = -np.inf
+        top = np.argsort(-scores, axis=1, kind="stable")[:, : self.config.k]  # (U, k)
+        flat = (np.ones(top.size), (np.repeat(np.arange(self.n_users), top.shape[1]), top.ravel()))
+        return sparse.csr_array(flat, shape=scores.shape)
+
+    def _attacked(self, result: Any, run: Run) -> dict[str, NDArray[np.float64]]:
+        if len(self.classes) < 2:
+            return {}
+        c = self.config
+        found = attack(
+            self.surfaces(result), self.labels.tolist(), attackers=c.attackers, held_out=self.held_out(run),
+            folds=c.folds, seed=stream(run.seed, "attack"), threads=c.attack_threads,
+        )  # fmt: skip
+        stuck = [f"{a.attacker} on {a.surface} ({a.protocol})" for a in found if not a.converged]
+        if stuck:
+            run.warn(f"arm {run.arm}: attackers that did not converge, so leakage may be larger: {', '.join(stuck)}")
+        values = {}
+        for one in found:
+            ranked = _ranks_in_fold(one)  # (U, C)
+            for name in _scored(self.classes):
+                key = f"attack/{one.surface}/{one.attacker}/{one.protocol}/{name}"
+                values[key] = ranked[:, self.classes.index(name)]
+        return values
+
+
+def _ranks_in_fold(one: AttackScores) -> NDArray[np.float64]:
+    """Mid-ranks of each class's scores inside a fold, scaled to (0, 1); NaN for users that are not scored; (U, C).
+
+    Scores of attackers trained on different folds are not comparable, their ranks are: folds are stratified.
+    """
+    found = np.full(one.scores.shape, np.nan)
+    for f in np.unique(one.fold[one.fold >= 0]):
+        rows = np.flatnonzero(one.fold == f)
+        found[rows] = (rankdata(one.scores[rows], axis=0) - 0.5) / len(rows)
+    return found
+
+
+def _scored(classes: Any) -> list[str]:
+    """Classes whose scores are kept: of two, the second says all."""
+    return list(classes)[1:] if len(classes) == 2 else list(classes)
+
+
+def _product(columns: list[NDArray[np.str_]]) -> NDArray[np.str_]:
+    missing = np.any([c == "" for c in columns], axis=0)
+    joined = np.array([" & ".join(row) for row in zip(*columns, strict=True)], dtype=object)
+    joined[missing] = ""
+    return joined.astype(str)
