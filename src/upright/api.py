@@ -51,7 +51,7 @@ class Result:
 def run(
     method: str, *, data: str | None = None, data_dir: str | None = None, settings: Mapping[str, Any] | None = None,
     preset: str = "full", seeds: int | Sequence[int] = 1, arms: Sequence[str] | None = None,
-    out: str | Path = "runs", quiet: bool = True,
+    out: str | Path = "runs", quiet: bool = True, sweep: bool = False,
 ) -> Result:  # fmt: skip
     """Run a method with its controls and return the run, or the comparison when there are several seeds.
 
@@ -71,6 +71,8 @@ def run(
         Some of the arms; all by default.
     out : path
         Where run folders go.
+    sweep : bool
+        Every arm at every strength that the method declares, so that the report draws fronts.
 
     Raises
     ------
@@ -80,7 +82,7 @@ def run(
     from upright.shell.runner import run_seeds
 
     wanted = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    options = {"data": data, "data_dir": data_dir, "settings": settings, "preset": preset, "arms": arms}
+    options = {"data": data, "data_dir": data_dir, "settings": settings, "preset": preset, "arms": arms, "sweep": sweep}
     folders, comparison = run_seeds(wanted, method, out=Path(out), quiet=quiet, **options)
     return Result(comparison if comparison is not None else folders[0])
 

@@ -6,6 +6,7 @@ and no row is dropped in silence; only wholly blank lines are passed over.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from upright.contract import InputError
 from upright.data.source import Source, check_header, diagnose, open_source, unreadable
 
-__all__ = ["RawLog", "read_log"]
+__all__ = ["RawLog", "read_log", "read_user_columns"]
 
 _MISSING = ("", "nan", "null")
 
@@ -252,3 +253,40 @@ def _merge_duplicates(
     merged = np.add.reduceat(value[order], starts) if how == "sum" else value[keep]
     back = np.argsort(keep)
     return keep[back], merged[back]
+
+
+def read_user_columns(path: str | Path, columns: Sequence[str], user: str = "user") -> dict[str, dict[str, str]]:
+    """Read attributes of users: one row a user, "" where an attribute is missing.
+
+    Returns
+    -------
+    dict of column name to (id of a user to its value as text)
+
+    Raises
+    ------
+    InputError
+        For a file that cannot be read, missing columns, a row without a user, a user with two rows.
+    """
+    source = open_source(Path(path))
+    check_header(source, [user, *columns])
+    frame = _read(source, [user, *columns])
+    row = np.arange(len(frame), dtype=np.int64)
+    if source.separator is not None:
+        blank = _blank_rows(source, frame)
+        row = np.setdiff1d(row, blank)
+        frame = frame[row]
+    ids = [str(v).strip() if v is not None else "" for v in frame[user].to_list()]
+    empty = np.flatnonzero([not v for v in ids])
+    if len(empty):
+        raise source.refuse(row[empty], f"{len(empty)} rows without a {user}", "a user in every row", "remove them")
+    first: dict[str, int] = {}
+    again = [i for i, v in enumerate(ids) if first.setdefault(v, i) != i]
+    if again:
+        raise source.refuse(
+            row[again], f"{len(again)} users with more than one row, the first is {ids[again[0]]!r}", "one row a user",
+            "keep one row of each",
+        )  # fmt: skip
+    return {
+        name: dict(zip(ids, ["" if v is None else str(v).strip() for v in frame[name].to_list()], strict=True))
+        for name in columns
+    }

@@ -18,7 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["STATISTICS", "auc", "draw_weights", "gini", "holm", "mean", "null_gap", "percentile", "worst_decile"]
+__all__ = [
+    "STATISTICS", "auc", "draw_weights", "fill_multiplicities", "gini", "holm", "mean", "null_gap", "percentile",
+    "worst_decile",
+]  # fmt: skip
 
 Array = NDArray[np.float64]
 #: (values (n,), weights (..., n)) -> numbers (...,); NaN where no weight is left
@@ -95,14 +98,17 @@ STATISTICS: Mapping[str, WeightedStatistic] = {"mean": mean, "worst_decile": wor
 
 def draw_weights(seeds: int, units: int, draws: int, rng: np.random.Generator) -> tuple[Array, Array]:
     """Return multiplicities of seeds (draws, seeds) and of units (draws, units) under resampling."""
-    return _multiplicities(seeds, draws, rng), _multiplicities(units, draws, rng)
-
-
-def _multiplicities(size: int, draws: int, rng: np.random.Generator) -> Array:
-    found = np.empty((draws, size), dtype=np.float64)
-    for row in found:
-        row[:] = np.bincount(rng.integers(0, size, size), minlength=size)
+    found = np.empty((draws, seeds)), np.empty((draws, units))
+    for one in found:
+        fill_multiplicities(one, rng)
     return found
+
+
+def fill_multiplicities(out: NDArray[Any], rng: np.random.Generator) -> None:
+    """Fill rows (..., n) with how often each of n things is drawn when n are drawn with replacement."""
+    size = out.shape[-1]
+    for row in out:
+        row[:] = np.bincount(rng.integers(0, size, size), minlength=size)
 
 
 def percentile(samples: Array, confidence: float) -> tuple[float, float]:

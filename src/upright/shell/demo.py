@@ -10,18 +10,21 @@ from upright.shell.runner import compare_runs, execute
 
 __all__ = ["DEMOS", "run_demo"]
 
-#: method -> (data set, settings, seeds); sizes such that the whole takes minutes on two cores
-DEMOS: dict[str, tuple[str, dict[str, object], int]] = {"in_ucds": ("ml100k", {"batch_size": 4096}, 6)}
+#: method -> (data set, settings, seeds, arms); sizes such that the whole takes minutes on two cores
+DEMOS: dict[str, tuple[str, dict[str, object], int, list[str] | None]] = {
+    "in_ucds": ("ml100k", {"batch_size": 4096}, 6, None),
+    "raid": ("ml100k", {"batch_size": 4096, "attribute": "gender"}, 6, ["none", "raid", "mean", "random"]),
+}
 
 
 def run_demo(out: Path, data_dir: str | None = None) -> list[Path]:
     """Run what is missing below ``out`` and return one folder a method; a second call computes nothing."""
     require_folder(out)
     folders = []
-    for method, (data, settings, seeds) in DEMOS.items():
+    for method, (data, settings, seeds, arms) in DEMOS.items():
         fetch(data, data_dir)
         runs = [
-            execute(method, data=data, data_dir=data_dir, settings=settings, preset="quick", seed=seed,
+            execute(method, data=data, data_dir=data_dir, settings=settings, preset="quick", seed=seed, arms=arms,
                     folder=out / f"{method}-{data}-s{seed}", quiet=False)
             for seed in range(seeds)
         ]  # fmt: skip

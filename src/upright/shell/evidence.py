@@ -58,7 +58,7 @@ def evidence(
     dict
         See `docs/design/evidence.md`.
     """
-    complete = all(arm.name in units.arms for arm in arms)
+    complete = all(arm.name in units.arms for arm in arms if arm.role not in ("rival", "sweep"))
     arms = [arm for arm in arms if arm.name in units.arms]
     samples = Samples(units, draws, seed)
     remedy = next((a for a in arms if a.role == "remedy"), None)

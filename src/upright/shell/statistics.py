@@ -111,10 +111,10 @@ class Samples:
     def __init__(self, units: Units, draws: int, seed: int) -> None:
         self.units, self.seed = units, seed
         rng = np.random.default_rng(stream(seed, "evidence"))
-        s, u = intervals.draw_weights(len(units.seeds), len(units.units), draws, rng)
-        self.seed_weight = np.vstack([np.ones((1, s.shape[1])), s])  # (1 + draws, S)
-        weight = np.vstack([np.ones((1, u.shape[1])), u])
-        self.unit_weight: NDArray[np.float32] = weight.astype(np.float32)  # (1 + draws, U), counts, so exact
+        self.seed_weight = np.ones((1 + draws, len(units.seeds)))  # row 0: the data itself
+        self.unit_weight = np.ones((1 + draws, len(units.units)), dtype=np.float32)  # counts, so exact
+        for weight in (self.seed_weight, self.unit_weight):
+            intervals.fill_multiplicities(weight[1:], rng)
         self._known: dict[tuple[str, ...], Array] = {}
 
     def comparable(self, statistic: Statistic) -> bool:

@@ -177,6 +177,14 @@ class NextItem:
             For settings of a file together with a named data set, fewer than `MIN_USERS` users, a group with fewer
             than `MIN_GROUP` users to score, and everything that `load_split` refuses.
         """
+        split = cls.split_of(config, data_dir)
+        task = cls(split, config)
+        _require_users(task, split.test.counts("user") > 0)
+        return task
+
+    @staticmethod
+    def split_of(config: NextItemConfig, data_dir: str | None) -> Split:
+        """Return the split that a config names; see `load` for what is refused."""
         options = config.reader_options()
         if options and (config.data == "synthetic" or config.data in CATALOGUE):
             given = [name for name in READER if READER[name] in options]
@@ -186,12 +194,8 @@ class NextItem:
                 "leave them out, or give the path of your own file with --data",
             )
         if config.data == "synthetic":
-            split = synthetic()
-        else:
-            split = load_split(config.data, data_dir=data_dir, split_seed=config.split_seed, **options)
-        task = cls(split, config)
-        _require_users(task, split.test.counts("user") > 0)
-        return task
+            return synthetic()
+        return load_split(config.data, data_dir=data_dir, split_seed=config.split_seed, **options)
 
     @classmethod
     def tiny(cls, seed: int = 0, **changes: Any) -> NextItem:

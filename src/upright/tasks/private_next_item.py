@@ -16,6 +16,7 @@ metric ``attack/<surface>/<attacker>/<protocol>/<class>``, a rank in (0, 1) insi
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -28,6 +29,7 @@ from scipy.stats import rankdata
 
 from upright.contract import InputError, Metric, NonNegativeInt, PositiveInt, Range, Run, UnitScores, stream
 from upright.data.interactions import Split, synthetic
+from upright.data.readers import read_user_columns
 from upright.metrics import ranking
 from upright.metrics.attacks import AttackScores, attack
 from upright.tasks.next_item import NextItem, NextItemConfig
@@ -44,6 +46,10 @@ class PrivateNextItemConfig(NextItemConfig):
     attribute: str = "gender"
     """Column of the users. ``gender*age`` is their product; ``gender+age`` defends each for itself and measures the
     product, which a sum does not protect."""
+    users_file: str | None = None
+    """CSV, TSV or Parquet file of attributes, one row a user, for data that have none of their own."""
+    users_id: str = "user"
+    """Column of that file that holds the user's id as the interactions write it."""
     cuts: tuple[float, ...] = (25.0, 45.0)
     """Lower ends of the classes that a numeric attribute of more than ten values is cut into."""
     merge_below: NonNegativeInt = 0
@@ -78,7 +84,9 @@ def classes_of(column: Any, cuts: tuple[float, ...] = (), merge_below: int = 0) 
         label = np.array(ends, dtype=object)[np.searchsorted(cuts, values, side="right")]
         label[values != values] = ""  # NaN
     else:
-        label = np.array(["" if v is None or v != v else str(v) for v in values.tolist()], dtype=object)
+        written = (f"{v:g}" if isinstance(v, float) else str(v) for v in values.tolist() if v is not None and v == v)
+        label = np.full(len(values), "", dtype=object)
+        label[[v is not None and v == v for v in values.tolist()]] = list(written)
     names, size = np.unique(label[label != ""].astype(str), return_counts=True)
     for name in names[size < merge_below]:
         label[label == name] = "merged"
@@ -149,6 +157,30 @@ class PrivateNextItem(NextItem):
             "attackers": ("logistic",), "folds": 3,
         } | changes  # fmt: skip
         return cls(synthetic(seed=seed, n_users=120, n_items=80), PrivateNextItemConfig(**settings))
+
+    @classmethod
+    def load(cls, config: Any, data_dir: str | None = None) -> PrivateNextItem:
+        """Load the data and the attributes that a config names.
+
+        Raises
+        ------
+        InputError
+            For everything that `NextItem.split_of` and the reader of the users' file refuse, and a file in which no
+            user of the data occurs.
+        """
+        split = cls.split_of(config, data_dir)
+        if config.users_file is not None:
+            names = [p for p in config.attribute.replace("+", "*").split("*") if p]
+            read = read_user_columns(config.users_file, names, config.users_id)
+            here = [u in next(iter(read.values())) for u in split.train.user_ids]
+            if not any(here):
+                raise InputError(
+                    f"{config.users_file}: none of its users is in {split.name}", "ids written alike in both files",
+                    f"compare column {config.users_id!r} with the ids of the interactions",
+                )  # fmt: skip
+            columns = {n: _typed([read[n].get(u, "") for u in split.train.user_ids]) for n in names}
+            split = dataclasses.replace(split, user_columns={**split.user_columns, **columns})
+        return cls(split, config)
 
     def held_out(self, run: Run) -> NDArray[np.bool_]:
         """Return whom the defence is not fitted on at this seed, shape (U,); the same in every arm.
@@ -243,6 +275,14 @@ class PrivateNextItem(NextItem):
                 key = f"attack/{one.surface}/{one.attacker}/{one.protocol}/{name}"
                 values[key] = ranked[:, self.classes.index(name)]
         return values
+
+
+def _typed(values: list[str]) -> NDArray[Any]:
+    """Numbers where every value that is there is one (missing: NaN), text otherwise."""
+    try:
+        return np.array([float(v) if v else np.nan for v in values])
+    except ValueError:
+        return np.array(values, dtype=object)
 
 
 def _ranks_in_fold(one: AttackScores) -> NDArray[np.float64]:
