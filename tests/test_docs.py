@@ -106,7 +106,14 @@ def test_every_metric_has_a_page() -> None:
     # catches: a metric that was added without a page, or a page of a metric that is gone
     pages = {"hit": "hit_rate"}
     per_user = {pages.get(name.split("@")[0], name.split("@")[0]) for name in METRICS}
-    assert {p.stem for p in METRIC_PAGES} == per_user | {"coverage", "gini", "gap", "worst_decile", "leakage", "balanced_accuracy"}
+    assert {p.stem for p in METRIC_PAGES} == per_user | {
+        "coverage",
+        "gini",
+        "gap",
+        "worst_decile",
+        "leakage",
+        "balanced_accuracy",
+    }
 
 
 # -- what is said is so ---------------------------------------------------------------------------------------------

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from upright import __version__
 from upright.contract import InputError
+from upright.shell.terminal import levels_table, paragraphs, table
 
 __all__ = ["app", "main"]
 
@@ -39,11 +44,28 @@ def _print(value: Any, as_json: bool, text: str) -> None:
     typer.echo(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))
 
 
+def _width() -> int | None:
+    """Columns of the terminal; None where output goes to a file or a pipe, which breaks no line."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def _table(rows: list[dict[str, Any]], columns: list[str]) -> str:
-    widths = {c: max([len(c), *(len(str(r[c])) for r in rows)]) for c in columns}
-    lines = ["  ".join(c.ljust(widths[c]) for c in columns)]
-    lines += ["  ".join(str(r[c]).ljust(widths[c]) for c in columns).rstrip() for r in rows]
-    return "\n".join(lines)
+    return table(rows, columns, _width())
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"upright {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Measure how a trained model breaks trust, mend it, show the gain and the cost."""
 
 
 def _one_of(option: str, value: str, *accepted: str) -> Any:
@@ -82,58 +104,98 @@ def show(name: str, as_json: Json = False) -> None:
     _print(found, as_json, "\n".join(lines))
 
 
+@contextlib.contextmanager
+def _stoppable(again: str | None = None) -> Iterator[list[Path]]:
+    """Answer Ctrl-C with the command that goes on; the list takes folders that need no `Stopped` to be known."""
+    known: list[Path] = []
+    try:
+        yield known
+    except KeyboardInterrupt as stop:
+        folders = getattr(stop, "folders", known)
+        if again is None and folders:
+            again = shlex.join(["upright", "run", *(word for f in folders for word in ("--resume", str(f)))])
+        typer.echo(f"stopped; go on with `{again}`" if again else "stopped; nothing was begun", err=True)
+        raise typer.Exit(130) from None
+
+
 @app.command()
 def run(
     name: Annotated[str | None, typer.Argument(help="Method.")] = None,
-    data: Annotated[str | None, typer.Option(help="Name in the catalogue, or a CSV, TSV or Parquet file.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Name in the catalogue, or a CSV, TSV or Parquet file; --set user_column=NAME and others "
+            "say how to read it."
+        ),
+    ] = None,
     data_dir: DataDir = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, repeatable.")] = None,
     preset: Annotated[str, typer.Option(help="quick or full.")] = "full",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from --seed on.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
     arms: Annotated[str | None, typer.Option(help="Some arms, comma-separated.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.")] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Every arm at every strength, for fronts.")] = False,
+    resume: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Run folder to go on with, with its own settings. Repeat it for the runs of several seeds: "
+            "they are finished in turn, finished ones are taken as they are, and all are compared."
+        ),
+    ] = None,
     out: Out = Path("runs"),
     fail_if: FailIf = None,
     as_json: Json = False,
 ) -> None:
     """Train a method with its controls, score it once, and write the report."""
-    from upright.api import Result
-    from upright.report import build_report
-    from upright.shell.config import parse_assignments
-    from upright.shell.runner import resume as go_on
-    from upright.shell.runner import run_seeds
-
     if fail_if:
         from upright.shell.gates import check_syntax
 
         check_syntax(fail_if)  # before hours of training, not after
-    if (name is None) == (resume is None):
+    if (name is None) == (not resume):
+        given = " ".join(f"--resume {folder}" for folder in resume or [])
         raise InputError(
-            f"method {name!r} and --resume {resume}", "a method, or --resume FOLDER", "give one of the two"
+            f"method {name!r} and {given or 'no --resume'}", "a method, or --resume FOLDER", "give one of the two"
         )
-    if resume is not None:
-        folders, comparison = [go_on(resume, data_dir=data_dir, quiet=False)], None
-    else:
-        folders, comparison = run_seeds(
-            range(seed, seed + seeds), str(name), out=out, data=data, data_dir=data_dir, preset=preset, quiet=False,
-            settings=parse_assignments(settings or []), arms=arms.split(",") if arms else None,
-        )  # fmt: skip
-    target = comparison or folders[0]
-    _finish(Result(target).summary, target, build_report(target), as_json, fail_if)
+    with _stoppable() as known:
+        from upright.api import Result
+        from upright.report import build_report
+        from upright.shell.config import parse_assignments
+        from upright.shell.runner import resume_all, run_seeds
+
+        if resume:
+            folders, comparison = resume_all(resume, data_dir=data_dir, quiet=False)
+        else:
+            folders, comparison = run_seeds(
+                range(seed, seed + seeds), str(name), out=out, data=data, data_dir=data_dir, preset=preset,
+                quiet=False, settings=parse_assignments(settings or []), arms=arms.split(",") if arms else None,
+                sweep=sweep,
+            )  # fmt: skip
+        known += folders
+        target = comparison or folders[0]
+        _finish(Result(target).summary, target, build_report(target), as_json, fail_if)
 
 
-def _finish(summary: dict[str, Any], folder: Path, report: Path, as_json: bool, fail_if: str | None) -> None:
+def _finish(
+    summary: dict[str, Any], folder: Path, report: Path, as_json: bool, fail_if: str | None, numbers: str = ""
+) -> None:
     verdict = summary["evidence"]["verdict"]
     words = [verdict["sentence"], verdict["cost"], *verdict["notes"], *(f"warning: {w}" for w in summary["warnings"])]
+    said = paragraphs([*filter(None, words), "", f"folder: {folder}", f"report: {report}"], _width())
     _print({**summary, "folder": str(folder), "report": str(report)}, as_json,
-           "\n".join([w for w in words if w] + ["", f"folder: {folder}", f"report: {report}"]))  # fmt: skip
+           "\n\n".join(filter(None, [numbers or levels_table(summary, width=_width() or 80), said])))  # fmt: skip
     if fail_if:
         from upright.shell.gates import fail_if as gate
 
         if gate(summary, fail_if):
             typer.echo(f"gate failed: {fail_if}", err=True)
             raise typer.Exit(1)
+
+
+def _page(out: Path) -> Path:
+    """Refuse a place in which no page can be written; an existing folder takes one."""
+    from upright.shell.places import require_file
+
+    return out if out.is_dir() else require_file(out)
 
 
 @app.command()
@@ -144,7 +206,7 @@ def compare(
     """Set runs side by side in one page."""
     from upright.report import build_compare
 
-    typer.echo(str(build_compare(folders, out)))
+    typer.echo(str(build_compare(folders, _page(out))))
 
 
 @app.command()
@@ -152,7 +214,7 @@ def report(folder: Path, out: Annotated[Path | None, typer.Option(help="Page to 
     """Write the HTML report of a run, comparison or audit again."""
     from upright.report import build_report
 
-    typer.echo(str(build_report(folder, out)))
+    typer.echo(str(build_report(folder, out and _page(out))))
 
 
 @app.command()
@@ -176,10 +238,11 @@ def demo(
     from upright.report import build_demo, build_report
     from upright.shell.demo import run_demo
 
-    folders = run_demo(out, data_dir)
-    for folder in folders:
-        build_report(folder)
-    page = build_demo(folders, out / "index.html", "What upright shows")
+    with _stoppable(shlex.join(["upright", "demo", "--out", str(out)])):
+        folders = run_demo(out, data_dir)
+        for folder in folders:
+            build_report(folder)
+        page = build_demo(folders, out / "index.html", "What upright shows")
     typer.echo(f"open {page}")
 
 
@@ -243,28 +306,63 @@ def audit_ranking_(
     _finish(Result(folder).summary, folder, build_report(folder), as_json, fail_if)
 
 
+@audit_app.command("embeddings")
+def audit_embeddings_(
+    tables: Annotated[
+        list[str],
+        typer.Argument(help="Vectors: .npy, .safetensors, .parquet, .csv; several as name=path.", metavar="TABLE..."),
+    ],
+    labels: Annotated[Path, typer.Option(help="Labels: user, attribute; an empty cell is an unlabelled user.")],
+    attribute: Annotated[str | None, typer.Option(help="Column of the labels; the only other one otherwise.")] = None,
+    aligned: Annotated[
+        str | None, typer.Option(help="Users that a defence was fitted on: a file of ids, or a column of 0 and 1.")
+    ] = None,
+    ids: Annotated[str | None, typer.Option(help="Column of ids, or a file of ids for .npy and .safetensors.")] = None,
+    attackers: Annotated[str, typer.Option(help="Comma-separated.")] = "logistic,mlp,gbdt",
+    folds: Annotated[int, typer.Option(min=2, help="Of the cross-fitting.")] = 5,
+    name: Annotated[str | None, typer.Option(help="Of what the vectors are; the file's name otherwise.")] = None,
+    missing: Annotated[str, typer.Option(help="Labels of users without a vector: error or ignore.")] = "error",
+    seed: Annotated[int, typer.Option(min=0, help="Of folds, attackers and resampling.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
+    fail_if: FailIf = None,
+    as_json: Json = False,
+) -> None:
+    """Audit user vectors: how much of a private attribute an attacker reads off them."""
+    if fail_if:
+        from upright.shell.gates import check_syntax
+
+        check_syntax(fail_if)
+    from upright.api import Result
+    from upright.report import build_report
+    from upright.shell.audit_attacks import attacks_of
+    from upright.shell.audit_embeddings import audit_embeddings
+
+    folder = audit_embeddings(
+        tables, labels, attribute=attribute, aligned=aligned, ids=ids, attackers=attackers.split(","), folds=folds,
+        name=name, missing=_one_of("--missing", missing, "error", "ignore"), seed=seed, out=out,
+        command=shlex.join(["upright", *sys.argv[1:]]),
+    )  # fmt: skip
+    summary = Result(folder).summary
+    columns = ["surface", "attacker", "protocol", "leakage", "AUC", "p", "n"]
+    shown = _table(attacks_of(summary), columns)
+    _finish(summary, folder, build_report(folder), as_json, fail_if, shown)
+
+
 @data_app.command("list")
 def data_list(data_dir: DataDir = None, as_json: Json = False) -> None:
     """List the catalogue and what of it is here."""
-    from upright.data.catalogue import CATALOGUE, locate
+    from upright.data.catalogue import overview
 
-    rows = []
-    for name, entry in CATALOGUE.items():
-        try:
-            locate(name, data_dir)
-            here = "here"
-        except InputError:
-            here = "missing"
-        rows.append({"name": name, "state": here, "MB": f"{entry.size / 1e6:.1f}", "licence": entry.licence})
+    rows = overview(data_dir)
     _print(rows, as_json, _table(rows, ["name", "state", "MB", "licence"]))
 
 
 @data_app.command("info")
 def data_info(name: str, as_json: Json = False) -> None:
     """Describe one data set: source, licence, size, checksums."""
-    from upright.data.catalogue import entry_of
+    from upright.data.catalogue import facts_of
 
-    facts = dict(vars(entry_of(name)))
+    facts = facts_of(name)
     _print(facts, as_json, "\n".join(f"{key}: {value}" for key, value in facts.items()))
 
 
@@ -295,14 +393,14 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.echo("stopped; go on with `upright run --resume FOLDER`", err=True)
+        typer.echo("stopped", err=True)
         sys.exit(130)
     except Exception as error:
         if os.environ.get("UPRIGHT_DEBUG"):
             raise
         typer.echo(
             f"internal error: {type(error).__name__}: {error}\n"
-            "  this is a defect of upright, not of your input; the run folder keeps the traceback\n"
+            "  this is a defect of upright, not of your input; a run folder keeps the traceback\n"
             "  to do:    set UPRIGHT_DEBUG=1 to see it, and report it",
             err=True,
         )

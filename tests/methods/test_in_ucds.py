@@ -13,7 +13,6 @@ from upright.contract import InputError, spec_of
 from upright.data.interactions import Interactions, synthetic
 from upright.maths import dominant_sets as ds
 from upright.methods import in_ucds
-from upright.recommendation import pairs
 from upright.methods.in_ucds import (
     ConstrainedDominantSets,
     InUCDSConfig,
@@ -21,6 +20,7 @@ from upright.methods.in_ucds import (
     official_neighbours,
     similarities,
 )
+from upright.recommendation import pairs
 from upright.shell.runs import ArmRun
 from upright.tasks.next_item import NextItem, NextItemConfig, activity_groups, activity_score
 

@@ -254,3 +254,125 @@ def audit_folder(parent: Path) -> Path:
         "command": "upright audit ranking lists.csv --held-out test.csv",
     })  # fmt: skip
     return folder
+
+
+# -- RAID ---------------------------------------------------------------------------------------------------------
+
+RAID_ARMS = [
+    ("none", "baseline", "no defence", {"alpha": 0.0}, 0.31, 0.22),
+    ("raid", "remedy", "RAID", {}, 0.30, 0.04),
+    ("mean", "trivial", "mean matching", {"defence": "mean"}, 0.30, 0.17),
+    ("random", "placebo", "random labels", {"labels": "random"}, 0.305, 0.21),
+    ("reversal", "rival", "gradient reversal", {"defence": "reversal"}, 0.28, 0.12),
+    ("noise", "rival", "noise at matched utility", {"defence": "noise"}, 0.30, 0.2),
+    ("after", "rival", "transport after training", {"defence": "after"}, 0.26, 0.05),
+]
+RAID_ATTACKS = [f"{s}/{a}/{p}" for s in ("embedding", "propagated") for a in ("logistic", "mlp", "gbdt")
+                for p in ("cross", "transfer")]  # fmt: skip
+RAID_STRENGTHS = (0.1, 0.3, 3.0)
+RAID_PRIMARY = "leakage:attack:attribute"
+RAID_BAND = 0.07
+
+
+def raid_notes(seed: int) -> dict[str, Any]:
+    """Diagnostics of one transport arm; counts below 5 stand in it so that a page may not show them."""
+    rng = np.random.default_rng(seed)
+    edges = np.linspace(-3, 3, 9)
+
+    def plane(apart: float) -> dict[str, Any]:
+        classes = {}
+        for name, side in (("F", -1), ("M", 1)):
+            x, y = rng.normal(side * apart, 1, 400), rng.normal(0, 1, 400)
+            classes[name] = np.histogram2d(x, y, bins=[edges, edges])[0].astype(int).tolist()
+        return {"x": edges.tolist(), "y": edges.tolist(), "classes": classes}
+
+    return {
+        "barycenter": [{"objective": 0.1 + math.exp(-i / 5) + 0.01 * seed, "converged": True, "iterations": 7}
+                       for i in range(20)],
+        "movement": {"edges": [0.0, 0.5, 1.0, 1.5, 2.0], "counts": [411, 300, 29, 3]},
+        "projection": {"before": plane(1.5), "after": plane(0.0)},
+        "reference": {"valid": 0.33, "epoch": 60, "converged": True}, "valid": 0.31 + 0.001 * seed, "alpha_end": 1.0,
+    }  # fmt: skip
+
+
+def raid_arms(seed: int, *, sweep: bool = True) -> list[dict[str, Any]]:
+    """The arms of RAID, with those of a sweep."""
+    rows = [{"name": name, "role": role, "title": title, "settings": settings, "totals": {},
+             "notes": raid_notes(seed) if name in ("raid", "mean", "random") else {"valid": 0.3}}
+            for name, role, title, settings, *_ in RAID_ARMS]  # fmt: skip
+    for row in rows[1:] if sweep else ():
+        rows = [*rows, *({"name": f"{row['name']}@{s:g}", "role": "sweep", "title": f"{row['title']}, alpha {s:g}",
+                          "settings": {**row["settings"], "alpha": s}, "totals": {}, "notes": {}}
+                         for s in RAID_STRENGTHS)]  # fmt: skip
+    return rows
+
+
+def raid_levels(*, sweep: bool = True) -> list[dict[str, Any]]:
+    """Levels of every arm and strength: leakage of twelve attacks, and quality by class."""
+    found = _Levels(1.0)
+    every = [(name, ndcg, leak) for name, *_, ndcg, leak in RAID_ARMS]
+    if sweep:
+        every += [(f"{name}@{s:g}", ndcg - 0.01 * s, leak / (1 + s)) for name, ndcg, leak in every[1:] for s in
+                  RAID_STRENGTHS]  # fmt: skip
+    for name, ndcg, leak in every:
+        # what permuted labels show differs a little between arms
+        null = {"null": {"expected_abs": 0.03, "low": 0.0, "high": RAID_BAND - 0.01 * (name == "none")}}
+        for kind, label in (
+            ("leakage", "Leakage of attribute"),
+            ("worst_leakage", "Leakage of attribute, worst class"),
+        ):
+            statistic = f"{kind}:attack:attribute"
+            found.add(statistic, f"{label}, strongest attack", name, leak, 0.02, attack="embedding/mlp/cross", **null)
+            for i, attack in enumerate(RAID_ATTACKS):
+                found.add(statistic, f"{label}, {attack}", name, leak * (1 - i / 20), 0.02, group=attack, **null)
+        found.add("mean:ndcg@10", "NDCG@10", name, ndcg, 0.01)
+        for group, shift in (("F", -0.01), ("M", 0.01)):
+            found.add("mean:ndcg@10:attribute", f"NDCG@10, {group}", name, ndcg + shift, 0.02, group=group, n_units=400)
+    return found.rows
+
+
+def raid_differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """RAID minus every arm that is no sweep."""
+    roles = {name: role for name, role, *_ in RAID_ARMS}
+    at = {(row["statistic"], row["group"], row["arm"]): row for row in rows}
+    found = []
+    for (statistic, group, arm), row in at.items():
+        for against, role in roles.items():
+            if arm != "raid" or against == "raid":
+                continue
+            value = row["value"] - at[statistic, group, against]["value"]
+            lower = "leakage" in statistic
+            good, bad = (value < -0.02, value > 0.02) if lower else (value > 0.02, value < -0.02)
+            found.append({
+                "statistic": statistic + (f"={group}" if group else ""), "label": row["label"], "arm": "raid",
+                "against": against, "role": role, "value": value, "low": value - 0.02, "high": value + 0.02,
+                "direction": "lower" if lower else "higher", "margin": 0.02 if lower else 0.01,
+                "verdict": "helps" if good else "harms" if bad else "inconclusive", "smallest_detectable": 0.03,
+                "holm_p": 0.2,
+            })  # fmt: skip
+    return found
+
+
+def raid_folder(parent: Path, *, seeds: int = 2, sweep: bool = True) -> Path:
+    """A comparison of RAID at several seeds, its runs beside it."""
+    rows = raid_levels(sweep=sweep)
+    stored = {
+        "n_seeds": seeds, "n_units": 800, "unit_kind": "user", "draws": 2000, "confidence": 0.95,
+        "resampling": "paired bootstrap", "levels": rows, "differences": raid_differences(rows),
+        "verdict": {"works": False, "word": "helps", "sentence": "RAID is not shown to work.", "cost": "", "notes": [],
+                    "not_significant": [], "primary": RAID_PRIMARY, "cost_statistic": "mean:ndcg@10"},
+    }  # fmt: skip
+    common = {
+        "schema": 1, "method": "raid", "title": "RAID", "mends": "private attributes readable from user embeddings",
+        "data": {"name": "ml100k", "users": 943, "attribute": "gender", "classes": {"F": 273, "M": 670}},
+        "warnings": [], "deviations": ["D1. None."], "evidence": stored,
+    }  # fmt: skip
+    names = [f"2026-01-31-raid-ml100k-s{seed}" for seed in range(seeds)]
+    for seed, name in enumerate(names):
+        write(parent / name, "summary.json", {**common, "seed": seed, "arms": raid_arms(seed, sweep=sweep)})
+        write(parent / name, "config.json", {"passed": {}, "resolved": {"method": {"alpha": 1.0}, "task": {}}})
+        write(parent / name, "run.json", {"schema": 1, "status": "done", "seed": seed, "command": "upright run raid"})
+    folder = parent / f"2026-01-31-raid-ml100k-x{seeds}"
+    write(folder, "comparison.json", {**common, "runs": names, "seeds": list(range(seeds)),
+                                      "arms": raid_arms(0, sweep=sweep)})  # fmt: skip
+    return folder

@@ -87,7 +87,7 @@ HARD = 3  # neighbours of the control `top_k`, as many as the published code tak
 class InUCDSConfig(Config):
     """Settings of In-UCDS and of its controls."""
 
-    lam: NonNegativeFloat = 0.03
+    lam: NonNegativeFloat = 0.003
     """Weight of the pull. 0 is the plain backbone."""
     neighbours: Literal["dominant_set", "top_k", "similarity", "random", "zero"] = "dominant_set"
     """Whom a disadvantaged user is pulled to: its dominant set; its most similar advantaged users, equal weights; all

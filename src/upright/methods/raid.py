@@ -11,8 +11,8 @@ Problem
     min_theta  L_rec(theta) + alpha * mean_{(u, i) in batch} || e_u - sg(T(e_u)) ||^2 / mean_u || e_u - mean ||^2
 
 over backbone parameters theta, with e_u all that the model holds of user u, and T the transport of the classes'
-distributions onto their Wasserstein barycenter (`upright.recommendation.defence`); a user of unknown class moves to the
-expected image under the class probabilities of a classifier fitted to the known ones.
+distributions onto their Wasserstein barycenter (`upright.recommendation.defence`); a user of unknown class moves to
+where a classifier that was fitted to the known ones cannot tell.
 
 Algorithm
 ---------
@@ -32,7 +32,8 @@ Deviations
 D1. The transport is chosen by ``variant``. ``free`` is the reading closest to the abstract; ``sliced`` is the default,
     because its maps need the fewest users: in trials on validation users plans between points did not carry over to
     users whom they were not fitted on, and with few users a dimension ``bures`` falls back to matching means.
-D2. Users of unknown class move to their expected image. Aligning known users alone leaves the others separable.
+D2. Users of unknown class move to where a linear classifier, fitted before the defence began, gives everybody the
+    shares of the classes. Aligning known users alone leaves the others as they were.
 D3. "Constrained" has two readings. ``constraint="lagrange"`` holds utility within tau by moving alpha;
     ``constraint="coupled"`` also lets the recommendation loss of the moved users pull the targets (one gradient step on
     them after each refresh). ``constraint="none"`` keeps alpha fixed and draws the frontier.
@@ -208,7 +209,8 @@ def _afterwards(t: Any, model: Any, config: RAIDConfig, run: Run) -> nn.Module:
 
     table, size = matched_noise(table, utility, target, run.torch_rng("noise"))
     run.note("noise", size)
-    run.note("valid", target)
+    run.note("valid", utility(table))
+    run.note("valid_wanted", target)
     return WithUsers(model, table)
 
 
@@ -238,8 +240,8 @@ def _afterwards(t: Any, model: Any, config: RAIDConfig, run: Run) -> nn.Module:
         "quick": {"method": {"epochs": 150, "defence_epochs": 30, "patience": 3}, "task": {"dim": 32}},
         "full": {"method": {}, "task": {}},
     },
-    tune={"alpha": [0.03, 0.1, 0.3, 1.0]},
-    sweep={"alpha": [0.03, 0.1, 0.3, 1.0]},
+    tune={"alpha": [0.1, 0.3, 1.0, 3.0]},
+    sweep={"alpha": [0.1, 0.3, 1.0, 3.0]},
     tiny={"epochs": 4, "defence_epochs": 4, "check_every": 2, "batch_size": 256, "learning_rate": 0.01,
           "refresh_every": 3},
 )  # fmt: skip
@@ -263,7 +265,7 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
     optimiser.load_state_dict(first["optimiser"])
     guards: list[Any] = _defences(t, config, run)
     if config.defence == "reversal":
-        guards = [Adversary(d.codes, d.fitted, len(d.classes), exposed(model), run.torch_rng("adversary", n))
+        guards = [Adversary(d.fitted, len(d.classes), exposed(model), run.torch_rng("adversary", n))
                   for n, d in enumerate(guards)]  # fmt: skip
     state: dict[str, Any] = kept or {"epoch": 0, "best": -1.0, "alpha": config.alpha}
     if "model" in state:
@@ -280,7 +282,7 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
                 rec, decay = pair_loss(model, users, items, batch, loss_name(t), config.weight_decay)
                 held = exposed(model, users)  # (U, d)
                 guard_loss: Tensor = sum((g.step(held, batch[0]) for g in guards), start=held.sum() * 0.0)  # steps 2, 3
-                if config.constraint == "coupled":
+                if config.constraint == "coupled" and config.defence == "transport":
                     _couple(guards, model, users, items, batch, loss_name(t))
                 optimiser.zero_grad(set_to_none=True)
                 (rec + decay + alpha * guard_loss).backward()

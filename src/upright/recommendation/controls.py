@@ -67,15 +67,17 @@ class WithUsers(nn.Module):
 
 
 class Adversary:
-    """``-CE(f(e_u), a_u)`` over the batch's known users, with f trained on the same users to undo it.
+    """``-CE(f(e_u), a_u)`` over the batch's users whom the adversary f learns from, ``CE(f(e_u), 1/C)`` over others.
 
-    Adversarial training by gradient reversal: each step improves the adversary f on vectors that are held fixed, then
-    returns the loss that moves the vectors against it. Classes weigh alike.
+    Adversarial training by gradient reversal: each step improves the adversary on vectors that are held fixed, then
+    returns the loss that moves the vectors against it. Classes weigh alike. A reversed loss has no bottom, and only
+    users from whom the adversary learns can be pushed back; the others are moved to where it cannot tell, which needs
+    no label.
 
     Parameters
     ----------
-    codes, fitted : int arrays, shape (U,)
-        Class, negative where it is not known; and of those alone whom the adversary learns from.
+    fitted : int array, shape (U,)
+        Class of those whom the adversary learns from, negative for others.
     classes : int
     table : Tensor, shape (U, d)
         Gives width and precision.
@@ -85,13 +87,15 @@ class Adversary:
         Width of its only hidden layer.
     learning_rate : float
         Adam's step size for the adversary.
+    inner : int
+        Steps of the adversary to one of the model.
     """
 
     def __init__(
-        self, codes: NDArray[np.int64], fitted: NDArray[np.int64], classes: int, table: Tensor,
-        generator: torch.Generator, hidden: int = 64, learning_rate: float = 3e-3,
+        self, fitted: NDArray[np.int64], classes: int, table: Tensor, generator: torch.Generator, hidden: int = 64,
+        learning_rate: float = 3e-3, inner: int = 3,
     ) -> None:  # fmt: skip
-        self.codes, self.fitted, self.active = torch.from_numpy(codes), torch.from_numpy(fitted), classes >= 2
+        self.fitted, self.active = torch.from_numpy(fitted), classes >= 2
         size = np.bincount(fitted[fitted >= 0], minlength=max(classes, 1)).astype(np.float64)
         weight = size.sum() / np.maximum(size, 1) / max(classes, 1)
         self.weight = torch.from_numpy(weight).to(table)
@@ -101,25 +105,31 @@ class Adversary:
             bound = shape[-1] ** -0.5 if len(shape) == 2 else 0.0
             start = (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) * bound
             self.layers.append(start.to(table).requires_grad_())
-        self.solver = torch.optim.Adam(self.layers, lr=learning_rate)
+        self.solver, self.inner = torch.optim.Adam(self.layers, lr=learning_rate), inner
 
-    def _loss(self, rows: Tensor, codes: Tensor, layers: list[Tensor]) -> Tensor:
+    def _logits(self, rows: Tensor, layers: list[Tensor]) -> Tensor:
         a, b, c, d = layers
         scaled = (rows - rows.mean(0).detach()) / rows.std().detach().clamp_min(1e-12)
-        return nn.functional.cross_entropy(torch.relu(scaled @ a.T + b) @ c.T + d, codes, weight=self.weight)
+        return torch.relu(scaled @ a.T + b) @ c.T + d
 
     def step(self, table: Tensor, users: Tensor) -> Tensor:
-        """Improve the adversary once, and return the reversed loss of the batch's known users, shape ()."""
+        """Improve the adversary, and return the loss of the batch's users against it, shape ()."""
         own = torch.unique(users)
-        own = own[self.codes[own] >= 0]
-        if not self.active or int((self.fitted[own] >= 0).sum()) < 2:
-            return table.sum() * 0.0
-        rows, codes = table.index_select(0, own), self.codes[own]
         learn = self.fitted[own] >= 0
-        self.solver.zero_grad()
-        self._loss(rows[learn].detach(), codes[learn], self.layers).backward()  # type: ignore[no-untyped-call]
-        self.solver.step()
-        return -self._loss(rows, codes, [layer.detach() for layer in self.layers])
+        if not self.active or int(learn.sum()) < 2:
+            return table.sum() * 0.0
+        rows, codes = table.index_select(0, own), self.fitted[own][learn]
+        for _ in range(self.inner):
+            self.solver.zero_grad()
+            wrong = nn.functional.cross_entropy(
+                self._logits(rows.detach(), self.layers)[learn], codes, weight=self.weight
+            )
+            wrong.backward()  # type: ignore[no-untyped-call]
+            self.solver.step()
+        logits = self._logits(rows, [layer.detach() for layer in self.layers])
+        against = -nn.functional.cross_entropy(logits[learn], codes, weight=self.weight, reduction="sum")
+        unsure = -torch.log_softmax(logits[~learn], 1).mean(1).sum()
+        return (against + unsure) / len(own)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs."""

@@ -7,9 +7,9 @@ Users of class c have the distribution ``P_c`` of vectors. The common target is 
     P* = argmin_Q  sum_c w_c W_2^2(P_c, Q)
 
 and ``T_c`` carries ``P_c`` onto it. A user of a known class c moves towards ``T_c(e_u)``. A user whose class is not
-known moves towards ``sum_c p(c | e_u) T_c(e_u)``, the minimiser of the expected squared distance, with p from a
-classifier that is fitted anew at each refresh: where a class can be read the user is moved, and where it cannot there
-is nothing to hide. No class is needed when the model is used.
+known moves to the nearest point at which a linear classifier, fitted to the known users before any of them was moved,
+gives everybody the shares of the classes. The expected image ``sum_c p(c | e_u) T_c(e_u)`` would be the plainer choice
+and hides nothing: along what tells the classes it is one to one. No class is needed when the model is used.
 
 The barycenter minimises the total squared movement among all common targets, a proxy for what recommendation loses.
 
@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -41,8 +41,9 @@ from torch import Tensor
 
 from upright.contract import InputError, stream
 from upright.maths import transport as ot
+from upright.recommendation.maps import EntropicMap, Eraser, SlicedMap, pooled_gaussians, quantiles
 
-__all__ = ["BarycenterDefense", "Variant", "class_posterior", "codes_of"]
+__all__ = ["BarycenterDefense", "Variant", "codes_of"]
 
 Variant = Literal["free", "bures", "sliced", "mean", "mmd"]
 UNKNOWN = -1
@@ -56,9 +57,11 @@ def codes_of(labels: Any) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     InputError
         When fewer than two users of some class, or fewer than two classes, are labelled.
     """
-    known = [None if v is None or v == "" or v != v or (isinstance(v, int | np.integer) and v < 0) else str(v)
-             for v in (labels.tolist() if hasattr(labels, "tolist") else labels)]  # fmt: skip
-    names = sorted({v for v in known if v is not None})
+    given = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    missing = [v is None or v == "" or v != v or (isinstance(v, int | float) and v < 0) for v in given]
+    known = [None if gone else v for v, gone in zip(given, missing, strict=True)]
+    names = [str(v) for v in sorted({v for v in known if v is not None}, key=lambda v: (str(type(v)), v))]
+    known = [None if v is None else str(v) for v in known]
     place = {name: i for i, name in enumerate(names)}
     codes = np.array([UNKNOWN if v is None else place[v] for v in known], dtype=np.int64)
     size = np.bincount(codes[codes >= 0], minlength=len(names))
@@ -71,42 +74,6 @@ def codes_of(labels: Any) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     return codes, tuple(names)
 
 
-def class_posterior(table: Tensor, codes: NDArray[np.int64], classes: int, *, strength: float = 10.0) -> Tensor:
-    r"""Return ``p(c | e_u)`` of a logistic classifier fitted to the labelled users, shape (U, C).
-
-    ``min_W  mean_u -log softmax(W [z_u; 1])_{a_u} + strength / (2 n) ||W||^2`` on standardised vectors z (the bias is
-    not penalised), by L-BFGS from zero.
-
-    Parameters
-    ----------
-    table : Tensor, shape (U, d)
-    codes : int array, shape (U,)
-        Class, or `UNKNOWN`.
-    classes : int
-        C.
-    strength : float
-        Ridge in units of one observation.
-    """
-    x = table.detach().to(torch.float64).cpu()
-    known = torch.from_numpy(np.flatnonzero(codes >= 0))
-    y = torch.from_numpy(codes[codes >= 0])
-    z = (x - x[known].mean(0)) / x[known].std(0).clamp_min(1e-12)
-    weight = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=100, history_size=10, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        solver.zero_grad()
-        fit = torch.nn.functional.cross_entropy(z[known] @ weight.T + bias, y)
-        total = fit + 0.5 * strength / len(known) * weight.square().sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        return total
-
-    solver.step(loss)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        return torch.softmax(z @ weight.T + bias, 1)
-
-
 @dataclasses.dataclass
 class _State:
     """What a refresh leaves for the steps that follow it, and for the next refresh."""
@@ -116,6 +83,7 @@ class _State:
     support: Tensor | None = None  # (s, d), `free` only, as are the next two
     shares: Tensor | None = None  # (U, s)
     potentials: list[Tensor] = dataclasses.field(default_factory=list)
+    eraser: list[Tensor] | None = None  # for users of unknown class
 
 
 class BarycenterDefense:
@@ -135,8 +103,8 @@ class BarycenterDefense:
         ``w_c``: 1/C, or the share of the class. Proportional weights put the centre on the majority, and the minority
         pays the whole move.
     support : int
-        Most support points of ``free``; never more than labelled users. At least as many as the smaller class: fewer
-        are separable by trees.
+        Most support points of ``free``; never more than fitted users. On these, few points leave each class separable
+        by trees on its own copies of them; on other users a finer plan carries over less.
     reg : float
         Entropic regularisation of ``free`` as a share of the median cost. Large values collapse all users.
     sweeps : int
@@ -154,7 +122,8 @@ class BarycenterDefense:
     Raises
     ------
     InputError
-        For a class with one labelled user. With fewer than two classes every loss is 0 and every map the identity.
+        For a class with one labelled user, or one of `fit`, and options out of range. With fewer than two classes every
+        loss is 0 and every map the identity.
     """
 
     def __init__(
@@ -163,16 +132,21 @@ class BarycenterDefense:
         sweeps: int = 3, refresh_every: int = 50, seed: int = 0,
     ) -> None:  # fmt: skip
         self.codes, self.classes = codes_of(labels)
+        _check_options(method, weights, refresh_every, support, sweeps, reg)
         mask = np.ones(len(self.codes), dtype=bool) if fit is None else np.asarray(fit, dtype=bool)
-        self.fitted, _ = codes_of(np.where(mask, self.codes, UNKNOWN))
+        if mask.shape != self.codes.shape:
+            raise InputError(f"fit of shape {mask.shape}", f"shape ({len(self.codes)},)", "one entry a user")
+        self.fitted = np.where(mask, self.codes, UNKNOWN)
+        least = np.bincount(self.fitted[self.fitted >= 0], minlength=len(self.classes))
+        if len(self.classes) and least.min() < 2:
+            raise InputError(
+                f"class {self.classes[int(least.argmin())]!r} with {least.min()} users in `fit`",
+                "at least two users of every class among those that maps are fitted to",
+                "draw the hold-out inside each class",
+            )  # fmt: skip
         self.method, self.reg, self.sweeps = method, float(reg), int(sweeps)
         self.refresh_every, self.seed = int(refresh_every), seed
         known = self.fitted[self.fitted >= 0]
-        if len(np.unique(known)) < len(self.classes):
-            raise InputError(
-                "a class without a user in `fit`", "users of every class among those that the maps are fitted on",
-                "draw the hold-out inside each class",
-            )  # fmt: skip
         size = np.bincount(known, minlength=len(self.classes)).astype(np.float64)
         share = size / max(size.sum(), 1.0) if weights == "proportional" else np.full(len(size), 1 / max(len(size), 1))
         self.weights = torch.from_numpy(share)
@@ -231,22 +205,33 @@ class BarycenterDefense:
         target = self._state.target
         assert target is not None
         move = table.index_select(0, own.to(table.device)) - target[own].to(table)
-        share = (often / often.sum()).to(table)  # as often as the recommendation loss pulls at them
+        share = often.to(table) / len(users)  # as often as the recommendation loss pulls at them
         loss: Tensor = (share * move.square().sum(1)).sum() / scale
         return loss
 
-    def transport(self, table: Tensor, step: float = 1.0) -> Tensor:
+    def transport(self, table: Tensor, step: float = 1.0, rounds: int | None = None) -> Tensor:
         """Return a finished table with every user moved: ``e_u + step (T(e_u) - e_u)``, shape (U, d).
 
         A half-way step leaks nearly as much as none.
+
+        Parameters
+        ----------
+        table : Tensor, shape (U, d)
+        step : float
+            Share of the way.
+        rounds : int, optional
+            How often users are moved, each time from where they arrived; by default 20 for ``sliced``, whose directions
+            change, and 1 for the others.
         """
         if not self.active:
             return table.detach().clone()
         if self.method == "mmd":
             raise InputError("transport with method='mmd'", "free, bures, sliced or mean", "MMD has no map; take one")
         x = _checked(table, len(self.codes))
-        moved: Tensor = x + step * (self._moved(x) - x)
-        return moved.to(table)
+        moved = x
+        for _ in range(rounds if rounds is not None else 20 if self.method == "sliced" else 1):
+            moved = self._moved(moved)
+        return (x + step * (moved - x)).to(table)
 
     # -- state, for checkpoints ---------------------------------------------------------------------------------------
 
@@ -265,23 +250,24 @@ class BarycenterDefense:
         """``T(e_u)`` of every user, shape (U, d), float64."""
         parts = [x[rows] for rows in self.rows]
         maps = getattr(self, f"_{self.method}")(parts)
-        unknown = torch.from_numpy(np.flatnonzero(self.codes < 0))
-        share = class_posterior(x, self.fitted, len(self.classes))[unknown] if len(unknown) else None  # (V, C)
-
-        def of_all(apply: Callable[[Any, Tensor], Tensor], width: int) -> Tensor:
-            out = x.new_zeros(len(x), width)
-            for c, (rows, part) in enumerate(zip(self.rows, parts, strict=True)):
-                out[rows] = apply(maps[c], part)
-                out[self.others[c]] = apply(maps[c], x[self.others[c]])
-                if share is not None:
-                    out[unknown] += share[:, c, None] * apply(maps[c], x[unknown])
-            return out
-
-        if self.method == "free":  # as shares of the support, which `couple` moves
-            self._state.shares = of_all(lambda f, v: f.shares(v), len(maps[0].support))
-            images: Tensor = self._state.shares @ maps[0].support
-            return images
-        return of_all(lambda f, v: f(v), x.shape[1])
+        state, unknown = self._state, torch.from_numpy(np.flatnonzero(self.codes < 0))
+        out = x.clone()
+        if len(unknown):
+            if state.eraser is None:  # of the table before anybody was moved: afterwards the known users tell nothing
+                found = Eraser.fit(x, self.fitted, len(self.classes))
+                state.eraser = [found.weight, found.bias, found.gain]
+            out[unknown] = Eraser(*state.eraser)(x[unknown])
+        shares = x.new_zeros(len(x), len(maps[0].support) if self.method == "free" else 0)
+        for f, rows, part, others in zip(maps, self.rows, parts, self.others, strict=True):
+            for who, some in ((rows, part), (others, x[others])):
+                if self.method == "free":
+                    shares[who] = f.shares(some)
+                    out[who] = shares[who] @ f.support
+                else:
+                    out[who] = f(some)
+        if self.method == "free":
+            state.shares = shares  # what `couple` moves users by
+        return out
 
     def _mean(self, parts: list[Tensor]) -> list[Any]:
         means = torch.stack([p.mean(0) for p in parts])
@@ -302,15 +288,16 @@ class BarycenterDefense:
         )
         lines = [torch.sort(p @ directions.T, 0).values for p in parts]  # (n_c, d)
         grid = (torch.arange(256, dtype=torch.float64) + 0.5) / 256
-        quantiles = torch.stack([_quantiles(line, grid) for line in lines])  # (C, 256, d)
-        centre = torch.einsum("c,cqd->qd", self.weights, quantiles)
-        self._note(None, float(torch.einsum("c,cqd->", self.weights, (quantiles - centre).square()) / len(grid)))
-        return [_SlicedMap(q, centre, directions) for q in quantiles]
+        curves = torch.stack([quantiles(line, grid) for line in lines])  # (C, 256, d)
+        centre = torch.einsum("c,cqd->qd", self.weights, curves)
+        self._note(None, float(torch.einsum("c,cqd->", self.weights, (curves - centre).square()) / len(grid)))
+        return [SlicedMap(q, centre, directions) for q in curves]
 
     def _free(self, parts: list[Tensor]) -> list[Any]:
         state = self._state
         if state.support is None:
-            pool = torch.cat(parts)
+            place = torch.argsort(torch.cat(self.rows))
+            pool = torch.cat(parts)[place]  # in order of the users, whatever their classes are called
             rng = torch.Generator().manual_seed(stream(self.seed, "support"))
             state.support = pool[torch.randperm(len(pool), generator=rng)[: self.support]].clone()
         z = state.support
@@ -323,7 +310,7 @@ class BarycenterDefense:
         found = ot.free_barycenter(parts, z, weights=self.weights, reg=reg, sweeps=self.sweeps, start=start)
         state.support, state.potentials = found.support, list(found.potentials)
         self._note(found.convergence, found.objective[-1])
-        return [_EntropicMap(found.support, g, found.reg, own, plan)
+        return [EntropicMap(found.support, g, found.reg, own, plan)
                 for g, own, plan in zip(found.potentials, parts, found.plans, strict=True)]  # fmt: skip
 
     def couple(self, loss_of: Callable[[Tensor], Tensor], rate: float = 0.1) -> None:
@@ -351,12 +338,16 @@ class BarycenterDefense:
                 "take variant='free', or constraint='lagrange'",
             )  # fmt: skip
         z = support.clone().requires_grad_()
-        (grad,) = torch.autograd.grad(loss_of(shares @ z), z)
+        target = self._state.target
+        assert target is not None
+        images = torch.where(shares.sum(1, keepdim=True) > 0, shares @ z, target)
+        (grad,) = torch.autograd.grad(loss_of(images), z)
         size = grad.square().mean().sqrt()
         if float(size) > 0:
             step = rate * (scale / z.shape[1]).sqrt() * grad / size
             self._state.support = support - step
-            self._state.target = shares @ self._state.support
+            known = shares.sum(1) > 0
+            target[known] = (shares @ self._state.support)[known]
 
     def _mmd(self, own: Tensor, table: Tensor) -> Tensor:
         codes, fitted = torch.from_numpy(self.codes)[own], torch.from_numpy(self.fitted)[own]
@@ -375,34 +366,18 @@ class BarycenterDefense:
         self.history.append(facts)
 
 
-def pooled_gaussians(parts: list[Tensor], folds: int = 5) -> list[ot.Gaussian]:
-    """Fit a Gaussian to each class: its own mean, its covariance drawn to the pooled one.
-
-    ``S_c <- (1 - s) S_c + s S``, S the mean covariance within classes, with the s of {0, 0.1, ..., 1} under which users
-    left out of the fit are likeliest (Friedman, *Regularized discriminant analysis*, JASA 84, 1989). With few users a
-    dimension a map that is fitted to the class alone does not carry over to anybody else.
-    """
-    grid = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)
-
-    def of(some: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        fits = [ot.Gaussian.of(p) for p in some]
-        n = torch.tensor([float(len(p)) for p in some], dtype=torch.float64)
-        pooled = sum(k * f.cov for k, f in zip(n, fits, strict=True)) / n.sum()
-        return [f.mean for f in fits], [f.cov for f in fits], torch.as_tensor(pooled)
-
-    least = min(len(p) for p in parts)
-    score = torch.zeros(len(grid), dtype=torch.float64)
-    for f in range(min(folds, least) if least >= 4 else 0):
-        means, covs, pooled = of([p[torch.arange(len(p)) % min(folds, least) != f] for p in parts])
-        for p, mean, cov in zip(parts, means, covs, strict=True):
-            left = p[torch.arange(len(p)) % min(folds, least) == f] - mean
-            for i, s in enumerate(grid):
-                root = torch.linalg.cholesky((1 - s) * cov + s * pooled)
-                z = torch.linalg.solve_triangular(root, left.T, upper=False)
-                score[i] -= (0.5 * z.square().sum() + len(left) * root.diagonal().log().sum()) / len(p)
-    means, covs, pooled = of(parts)
-    s = float(grid[int(score.argmax())]) if least >= 4 else 1.0
-    return [ot.Gaussian(m, (1 - s) * c + s * pooled) for m, c in zip(means, covs, strict=True)]
+def _check_options(method: str, weights: str, refresh_every: int, support: int, sweeps: int, reg: float) -> None:
+    for name, value, accepted in (
+        ("method", method, get_args(Variant)),
+        ("weights", weights, ("uniform", "proportional")),
+    ):
+        if value not in accepted:
+            raise InputError(f"{name} = {value!r}", ", ".join(map(repr, accepted)), "take one of them")
+    for name, number in (("refresh_every", refresh_every), ("support", support), ("sweeps", sweeps)):
+        if number < 1:
+            raise InputError(f"{name} = {number}", "a whole number from 1", f"raise {name}")
+    if not reg > 0:
+        raise InputError(f"reg = {reg}", "a number above 0", "raise reg")
 
 
 def _checked(table: Tensor, users: int) -> Tensor:
@@ -413,43 +388,3 @@ def _checked(table: Tensor, users: int) -> Tensor:
         bad = int((~torch.isfinite(x)).any(1).sum())
         raise InputError(f"{bad} users with NaN or infinite vectors", "finite vectors", "lower the learning rate")
     return x
-
-
-def _quantiles(line: Tensor, grid: Tensor) -> Tensor:
-    """Quantile functions of sorted columns (n, k) at the grid (q,), linear between mid-ranks; shape (q, k)."""
-    n = len(line)
-    place = (grid * n - 0.5).clamp(0, n - 1)
-    low = place.floor().long()
-    high = (low + 1).clamp(max=n - 1)
-    return line[low] + (place - low)[:, None] * (line[high] - line[low])
-
-
-class _EntropicMap:
-    """``sum_j s_j(x) z_j`` with ``s(x) = softmax_j((g_j - |x - z_j|^2) / reg)``; its own members by their plan."""
-
-    def __init__(self, support: Tensor, g: Tensor, reg: float, members: Tensor, plan: Tensor) -> None:
-        self.support, self.g, self.reg, self.members, self.plan = support, g, reg, members, plan
-
-    def shares(self, x: Tensor) -> Tensor:
-        """Shares of the support points of each vector, shape (n, s), rows of sum 1."""
-        if x is self.members:
-            return self.plan / self.plan.sum(1, keepdim=True).clamp_min(1e-300)
-        return torch.softmax((self.g - ot.squared_distances(x, self.support)) / self.reg, 1)
-
-
-class _SlicedMap:
-    """``x + sum_k theta_k (Q*(F_c(theta_k x)) - theta_k x)`` over an orthonormal basis, outside the range by shift."""
-
-    def __init__(self, own: Tensor, centre: Tensor, directions: Tensor) -> None:
-        self.own, self.centre, self.directions = own.numpy(), centre.numpy(), directions
-
-    def __call__(self, x: Tensor) -> Tensor:
-        line = (x @ self.directions.T).numpy()
-        out = np.empty_like(line)
-        for k in range(line.shape[1]):
-            a, b = self.own[:, k], self.centre[:, k]
-            out[:, k] = np.interp(line[:, k], a, b)
-            below, above = line[:, k] < a[0], line[:, k] > a[-1]
-            out[below, k] = line[below, k] - a[0] + b[0]
-            out[above, k] = line[above, k] - a[-1] + b[-1]
-        return x + torch.from_numpy(out - line) @ self.directions

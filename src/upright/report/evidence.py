@@ -2,22 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from upright.report.parts import Block, Cell, Column, Details, Figure, Grid, Key, Prose, Section, Table, cell, tag
-from upright.report.plots import Canvas, Mark, Point, Row
+from upright.report.plots import Canvas, Mark, Point, Row, Series
 from upright.report.read import ArmView, Difference, Level, View
-from upright.report.text import ROLES, interval, lower, metric_title, number, percent, plural, shorten
+from upright.report.text import (
+    ROLES,
+    attack_parts,
+    attack_title,
+    interval,
+    lower,
+    metric_title,
+    number,
+    percent,
+    plural,
+    shorten,
+)
 
-__all__ = ["arm_key", "bars_by_group", "finite", "front", "given", "levels_figure", "units"]
+__all__ = [
+    "arm_key", "attacks", "bars_by_group", "finite", "front", "given", "is_leak", "is_single", "label_of",
+    "levels_figure", "units",
+]  # fmt: skip
 
 MOST_FIGURES = 6
+NO_BREAK = "\N{NO-BREAK SPACE}"  # an attack's name in a narrow column would make rows of seven lines
+LEAKS = ("leakage", "worst_leakage")
+
+
+def is_leak(statistic: str | None) -> bool:
+    """Return whether a statistic says how much attackers read, which is no gap between groups."""
+    return (statistic or "").split(":", 1)[0] in LEAKS
+
+
+def is_single(row: Level | Difference) -> bool:
+    """Return whether a row is one attack of several, not the strongest of them."""
+    return is_leak(row.statistic) and (row.group is not None if isinstance(row, Level) else "=" in row.statistic)
 
 
 def arm_key(arm: ArmView) -> Key:
     """Return an arm's entry in a legend."""
     return Key(arm.title, arm.index)
+
+
+def label_of(row: Level | Difference) -> str:
+    """Return a row's label with an attack in words, which break between words on a phone."""
+    attack = (row.group or "") if isinstance(row, Level) else row.statistic.partition("=")[2]
+    plain = row.label.removesuffix(attack)
+    return plain + attack_title(attack) if is_single(row) and plain != row.label else row.label
 
 
 # -- units --------------------------------------------------------------------------------------------------------
@@ -45,13 +80,15 @@ def units(view: View, canvas: Canvas, *, plane: bool = True) -> Section:
         blocks.append(Grid(drawn))
     if len(shown) > MOST_FIGURES:
         blocks.append(Prose([f"{len(shown) - MOST_FIGURES} more groupings stand in the table only."], muted=True))
-    if view.levels:
-        blocks.append(level_table(view))
+    levels = [level_table(view, single) for single in (False, True)]
+    pairs_of = [difference_table(view, single) for single in (False, True)]
+    blocks += [table for table in (levels[0], pairs_of[0]) if table]
+    singles: list[Block] = [table for table in (levels[1], pairs_of[1]) if table]
+    if singles:
+        # a dozen attacks of two statistics would bury the handful of rows that decide
+        blocks.append(Details("Every attack by itself", singles))
     if view.differences:
-        blocks += [
-            difference_table(view),
-            Details("Every difference with its margin and corrected p", [_long_table(view)], False),
-        ]
+        blocks.append(Details("Every difference with its margin and corrected p", [_long_table(view)], False))
     totals = _totals(view)
     if totals:
         blocks.append(totals)
@@ -133,98 +170,274 @@ def _count(n: int | None) -> Cell:
     return Cell("" if n is None else number(n), order=n, numeric=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Spot:
+    """One arm at one strength on the front; NaN where no strength is known."""
+
+    arm: ArmView
+    strength: float
+    x: Level
+    y: Level
+    swept: bool
+
+
 def front(view: View, canvas: Canvas) -> Figure | None:
-    """Return overall quality against the gap of the same metric, one cross an arm."""
-    gaps = [row for row in view.levels if row.name == "abs_gap"]
-    if not gaps or len(view.arms) < 2:
+    """Return overall quality against gap or leakage: a cross for each arm, small points at its other strengths."""
+    leaks = is_leak(view.primary)
+    rows = [row for row in view.levels if row.group is None]
+    harms = [row for row in rows if (row.statistic == view.primary if leaks else row.name == "abs_gap")]
+    if not harms or len(view.arms) < 2:
         return None
-    first = next((row for row in gaps if row.statistic == view.primary), gaps[0])
-    gap_of = {row.arm: row for row in view.find(first.statistic)}
-    overall = [row for row in view.find(f"mean:{first.metric}") if row.arm in gap_of]
-    if not overall:
+    harm = next((row for row in harms if row.statistic == view.primary), harms[0])
+    spots = _spots(view, (view.cost_statistic or "") if leaks else f"mean:{harm.metric}", harm.statistic)
+    own = [spot for spot in spots if not spot.swept]
+    if not own:
         return None
-    points, keys, body = [], [], []
-    for row in overall:
-        gap, arm = gap_of[row.arm], view.arm(row.arm)
-        index = arm.index if arm else 0
-        points.append(Point(row.value, gap.value, (row.low, row.high), (gap.low, gap.high), index))
-        keys.append(Key(view.arm_title(row.arm), index))
-        body.append((Cell(view.arm_title(row.arm)), cell(row.value, interval(row.low, row.high)),
-                     cell(gap.value, interval(gap.low, gap.high))))  # fmt: skip
-    metric = view.metric_title(first.metric)
-    better = [
-        lower(view.arm_title(a.arm))
-        for a in overall
-        if not any(
-            b.value >= a.value and gap_of[b.arm].value <= gap_of[a.arm].value
-            and (b.value > a.value or gap_of[b.arm].value < gap_of[a.arm].value)
-            for b in overall
-        )
-    ]  # fmt: skip
-    title = f"Quality against gap: {metric}"
+    metric, word = own[0].x.label, "leakage" if leaks else "gap"
+    null = next((row.null for row in harms if row.arm == _remedy(view) and row.null), None) if leaks else None
+    title = f"Utility against leakage: {metric}" if leaks else f"Quality against gap: {metric}"
     svg = canvas.front(
-        points,
+        [Point(s.x.value, s.y.value, (s.x.low, s.x.high), (s.y.low, s.y.high), s.arm.index, small=s.swept)
+         for s in spots],
         f"{shorten(metric, 36)}, all {view.unit_kind}s (better →)",
-        "size of the gap (better ↓)",
+        "leakage, strongest attack (better ↓)" if leaks else "size of the gap (better ↓)",
         y_from_zero=True,
+        lines=_lines(spots),
+        strip=null.high if null else math.nan,
+    )  # fmt: skip
+    several = len(spots) > len(own)
+    columns = [Column("Arm"), *([Column("Strength", numeric=True)] if several else []), Column(metric, numeric=True),
+               Column(harm.label, numeric=True), *([Column("Strongest attack")] if leaks else [])]  # fmt: skip
+    body = [
+        (Cell(s.arm.title, "another strength" if s.swept else ""),
+         *([_strength(s)] if several else []),
+         cell(s.x.value, interval(s.x.low, s.x.high)), cell(s.y.value, interval(s.y.low, s.y.high)),
+         *([Cell(attack_title(s.y.attack).replace(" ", NO_BREAK))] if leaks else []))
+        for s in spots
+    ]  # fmt: skip
+    alt = f"{title}. " + "; ".join(
+        f"{s.arm.title}{f' at strength {number(s.strength, plain=True)}' if s.swept else ''}: "
+        f"{metric} {number(s.x.value)}, {word} {number(s.y.value)}"
+        for s in spots
     )
-    table = Table(title, (Column("Arm"), Column(metric, numeric=True), Column(first.label, numeric=True)), body)
-    alt = f"{title}. " + "; ".join(f"{c[0].text}: {metric} {c[1].text}, gap {c[2].text}" for c in body)
-    verb = "is" if len(better) == 1 else "are"
-    best = " and ".join(filter(None, [", ".join(better[:-1]), better[-1]]))
-    reading = (
-        f"Down and to the right is better. By point estimates {best} {verb} on the front; "
-        "where crosses overlap, the order is not established.",
+    reading = [_best(view, own)]
+    if several:
+        reading.append("Thin lines join an arm's strengths; the large mark is the strength of the verdict.")
+    if null:
+        reading.append(_strip(view, null.high))
+    keys = tuple(arm_key(spot.arm) for spot in own)
+    return Figure(title, svg, alt, Table(title, columns, body), keys, reading)
+
+
+def _remedy(view: View) -> str | None:
+    return next((arm.name for arm in view.arms if arm.role == "remedy"), None)
+
+
+def _strip(view: View, high: float) -> str:
+    name = view.arm_title(_remedy(view) or "")
+    return (
+        f"The shaded strip ends at {number(high)}. With permuted labels the strongest attack on {name} stays below it "
+        f"in {percent(view.confidence)} of cases, so inside it no leakage is shown."
     )
-    return Figure(title, svg, alt, table, tuple(keys), reading)
+
+
+def _best(view: View, own: Sequence[_Spot]) -> str:
+    """Say which arms no other one beats on both axes."""
+    best = [
+        lower(a.arm.title)
+        for a in own
+        if not any(
+            b.x.value >= a.x.value and b.y.value <= a.y.value and (b.x.value > a.x.value or b.y.value < a.y.value)
+            for b in own
+        )
+    ]
+    named = " and ".join(filter(None, [", ".join(best[:-1]), *best[-1:]]))
+    return (
+        f"Down and to the right is better. By point estimates {named} {'is' if len(best) == 1 else 'are'} on the "
+        "front; where crosses overlap, the order is not established."
+    )
+
+
+def _spots(view: View, quality: str, harm: str) -> list[_Spot]:
+    """Return every arm at every strength, arms in their order and strengths from weak to strong."""
+    at = {(row.arm, row.statistic): row for row in (*view.levels, *view.swept) if row.group is None}
+    field, other = _sweep_of(view)
+    found = []
+    for arm in view.arms:
+        names = {arm.name: _own_strength(view, arm, field)} | {
+            n: v for n, v in other.items() if n.partition("@")[0] == arm.name
+        }
+        for name, strength in sorted(names.items(), key=lambda item: (math.isnan(item[1]), item[1])):
+            x, y = at.get((name, quality)), at.get((name, harm))
+            if x and y:
+                found.append(_Spot(arm, strength, x, y, name != arm.name))
+    return found
+
+
+def _sweep_of(view: View) -> tuple[str, dict[str, float]]:
+    """Return the setting that a sweep varies and its value in each sweep arm."""
+    field, found = "", {}
+    for row in view.summary.get("arms", []):
+        if isinstance(row, Mapping) and row.get("role") == "sweep":
+            settings, name = row.get("settings"), str(row.get("name"))
+            for key, value in settings.items() if isinstance(settings, Mapping) else ():
+                if isinstance(value, int | float) and f"{value:g}" == name.partition("@")[2]:
+                    field, found[name] = str(key), float(value)
+    return field, found
+
+
+def _own_strength(view: View, arm: ArmView, field: str) -> float:
+    """Return an arm's own value of the swept setting, else the configured one; NaN when neither is stored."""
+    config: Any = next((run.config for run in view.runs if run.config), {})
+    method = (config.get("resolved") or {}).get("method") or {}
+    value = arm.settings.get(field, method.get(field))
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _strength(spot: _Spot) -> Cell:
+    if math.isnan(spot.strength):
+        return Cell("–", numeric=True)
+    return Cell(number(spot.strength, plain=True), order=spot.strength, numeric=True)
+
+
+def _lines(spots: Sequence[_Spot]) -> list[Series]:
+    lines = []
+    for index in dict.fromkeys(spot.arm.index for spot in spots):
+        along = [s for s in spots if s.arm.index == index and not math.isnan(s.strength)
+                 and math.isfinite(s.x.value) and math.isfinite(s.y.value)]  # fmt: skip
+        if len(along) > 1:
+            lines.append(Series([s.x.value for s in along], [s.y.value for s in along], index))
+    return lines
+
+
+# -- attacks --------------------------------------------------------------------------------------------------------
+
+
+def attacks(view: View, canvas: Canvas) -> Figure | None:
+    """Return leakage by attacker and surface: baseline and remedy in the plot, every arm in the table."""
+    name = (
+        view.primary
+        if is_leak(view.primary)
+        else next((r.statistic for r in view.levels if is_leak(r.statistic)), None)
+    )
+    rows = [row for row in view.levels if row.statistic == name]
+    # of one attack alone there is no maximum, and its row names it
+    singles = [row for row in rows if row.group is not None] or [dataclasses.replace(r, group=r.attack) for r in rows]
+    shown = [arm for arm in view.arms if arm.role in {"baseline", "remedy"}] or list(view.arms)[:1]
+    at = {(row.group, row.arm): row for row in singles}
+    if not at or not shown:
+        return None
+    drawn, body, last = [], [], None
+    groups = sorted(dict.fromkeys(str(row.group) for row in singles), key=lambda group: group.split("/")[0])
+    for group in groups:
+        surface, attacker, protocol = attack_parts(group)
+        if surface != last:
+            drawn.append(Row(f"On {surface}"))
+        last = surface
+        found = [at[group, arm.name] for arm in shown if (group, arm.name) in at]
+        null = found[-1].null if found else None
+        marks = tuple(Mark(r.value, r.low, r.high, a.index) for a in shown if (r := at.get((group, a.name))))
+        label = ", ".join(filter(None, (attacker, protocol))) or surface
+        label = label[:1].upper() + label[1:]
+        values = " → ".join(number(row.value) for row in found)
+        drawn.append(Row(shorten(label, 36), marks, values, (0.0, null.high) if null else None))
+        cells = [at.get((group, arm.name)) for arm in view.arms]
+        body.append(
+            (
+                Cell(label, f"on {surface}"),
+                *(cell(r.value, interval(r.low, r.high)) if r else Cell("–", numeric=True) for r in cells),
+                given(null.high if null else math.nan),
+            )
+        )
+    title = "Leakage by attacker and surface"
+    columns = [
+        Column("Attacker"),
+        *(Column(arm.title, numeric=True, key=arm_key(arm)) for arm in view.arms),
+        Column("By chance, up to", numeric=True),
+    ]
+    alt = f"{title}. " + "; ".join(
+        f"{attack_title(group)}: "
+        + ", ".join(f"{arm.title} {number(at[group, arm.name].value)}" for arm in shown if (group, arm.name) in at)
+        for group in groups
+    )
+    svg = canvas.rows(drawn, "leakage: 0 is guessing, 0.5 is certainty (← better)", zero=True)
+    keys = tuple(arm_key(arm) for arm in shown)
+    return Figure(title, svg, alt, Table(title, columns, body), keys, _attack_words(view, rows, shown))
+
+
+def _attack_words(view: View, rows: Sequence[Level], shown: Sequence[ArmView]) -> list[str]:
+    words = [
+        f"Grey bands reach to what the attacker shows with permuted labels in {percent(view.confidence)} of cases. A "
+        "mark inside its band is not told from guessing.",
+        f"A cross-fitted attacker learns from other attacked {view.unit_kind}s, a transfer attacker from those whom "
+        "the defence knew.",
+    ]
+    tops = [(arm, row.attack) for arm in shown for row in rows
+            if row.arm == arm.name and row.group is None and row.attack]  # fmt: skip
+    if tops:
+        said = "; ".join(f"against {lower(arm.title)}, {attack_title(attack)}" for arm, attack in tops)
+        words.append(f"The strongest attack is picked on these data: {said}.")
+    return words
 
 
 # -- tables -------------------------------------------------------------------------------------------------------
 
 
-def level_table(view: View) -> Table:
-    """Return every level: a row for each statistic and group, a column for each arm."""
+def level_table(view: View, single: bool = False) -> Table | None:
+    """Return levels: a row for each statistic and group, a column for each arm; single attacks apart from the rest."""
     keyed: dict[tuple[str, str | None], dict[str, Level]] = {}
     for row in view.levels:
-        keyed.setdefault((row.statistic, row.group), {})[row.arm] = row
+        if is_single(row) == single:
+            keyed.setdefault((row.statistic, row.group), {})[row.arm] = row
+    if not keyed:
+        return None
     arms = [arm for arm in view.arms if any(arm.name in found for found in keyed.values())]
     columns = [Column("Statistic"), *(Column(arm.title, numeric=True, key=arm_key(arm)) for arm in arms)]
     body = []
     for found in keyed.values():
         rows = list(found.values())
-        line = [Cell(rows[0].label, _n(rows))]
+        line = [Cell(label_of(rows[0]), _n(rows))]
         line += [
             cell(found[arm.name].value, interval(found[arm.name].low, found[arm.name].high)) if arm.name in found
             else Cell("", numeric=True)
             for arm in arms
         ]  # fmt: skip
         body.append(line)
-    return Table(f"Levels with {percent(view.confidence)} intervals", columns, body)
+    which = " of single attacks" if single else ""
+    return Table(f"Levels{which} with {percent(view.confidence)} intervals", columns, body)
 
 
 def _n(rows: Sequence[Level]) -> str:
     counts = sorted({row.n_units for row in rows if row.n_units is not None})
     lost = max((row.n_undefined or 0 for row in rows), default=0)
+    if is_leak(rows[0].statistic):
+        # who is not attacked has no score by design, so nothing is undefined
+        text = f"n = {number(counts[-1])} attacked" if counts else ""
+        tops = [row.null.high for row in rows if row.null]
+        return text + (f"; up to {number(max(tops))} by chance" if tops else "")
     text = f"n = {number(counts[-1])}" if counts else ""
     text += f", undefined for {number(lost)}" if lost else ""
     expected = [row.null.expected_abs for row in rows if row.null]
     return text + (f"; {number(max(expected))} expected by chance" if expected else "")
 
 
-def difference_table(view: View) -> Table:
-    """Return every difference: a row for each statistic, a column for each control."""
+def difference_table(view: View, single: bool = False) -> Table | None:
+    """Return differences: a row for each statistic, a column for each control; single attacks apart from the rest."""
     keyed: dict[tuple[str, str, str], dict[str, Difference]] = {}
     for row in view.differences:
-        keyed.setdefault((row.statistic, row.label, row.arm), {})[row.against] = row
+        if is_single(row) == single:
+            keyed.setdefault((row.statistic, row.label, row.arm), {})[row.against] = row
+    if not keyed:
+        return None
     against = [arm for arm in view.arms if any(arm.name in found for found in keyed.values())]
     columns = [Column("Statistic")]
     columns += [
         Column(f"minus {lower(arm.title)}", ROLES.get(arm.role, arm.role), True, arm_key(arm)) for arm in against
     ]
     body = []
-    for (_, label, _), found in keyed.items():
-        direction = next(iter(found.values())).direction
-        line = [Cell(label, f"{direction} is better")]
+    for found in keyed.values():
+        first = next(iter(found.values()))
+        line = [Cell(label_of(first), f"{first.direction} is better")]
         for arm in against:
             there = found.get(arm.name)
             shown = Cell("", numeric=True)
@@ -234,7 +447,8 @@ def difference_table(view: View) -> Table:
             line.append(shown)
         body.append(line)
     name = view.arm_title(view.differences[0].arm)
-    return Table(f"Paired differences: {name} minus each control", columns, body)
+    which = " of single attacks" if single else ""
+    return Table(f"Paired differences{which}: {name} minus each other arm", columns, body)
 
 
 def _long_table(view: View) -> Table:
@@ -246,9 +460,10 @@ def _long_table(view: View) -> Table:
         Column("Verdict"),
     ]
     body = [
-        (Cell(row.label), Cell(view.arm_title(row.against), ROLES.get(row.role, row.role)), cell(row.value, sign=True),
-         Cell(interval(row.low, row.high), order=finite(row.low), numeric=True), given(row.margin),
-         given(row.smallest_detectable), given(row.holm_p), Cell("", order=row.verdict, tag=tag(row.verdict)))
+        (Cell(label_of(row)), Cell(view.arm_title(row.against), ROLES.get(row.role, row.role)),
+         cell(row.value, sign=True), Cell(interval(row.low, row.high), order=finite(row.low), numeric=True),
+         given(row.margin), given(row.smallest_detectable), given(row.holm_p),
+         Cell("", order=row.verdict, tag=tag(row.verdict)))
         for row in view.differences
     ]  # fmt: skip
     return Table("Every difference", columns, body)

@@ -19,11 +19,13 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from upright.report.text import number
 
-__all__ = ["COLOURS", "MARKERS", "Canvas", "Mark", "Point", "Row", "Series", "colour_of", "marker_of"]
+__all__ = ["COLOURS", "MARKERS", "Bars", "Canvas", "Map", "Mark", "Point", "Row", "Series", "colour_of", "marker_of"]
 
 WIDTH = 360
 FONT = 11.0
@@ -37,6 +39,7 @@ COLOURS = {
     )
 }
 ARM_COLOURS = 7
+SHADES = 4
 MARKERS = ("o", "D", "s", "^", "v", "P", "X")
 
 
@@ -79,7 +82,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One arm on a front, with its interval on both axes."""
+    """One arm on a front, with its interval on both axes; a small one has no interval."""
 
     x: float
     y: float
@@ -88,16 +91,40 @@ class Point:
     index: int
     faint: bool = False
     text: str = ""
+    small: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One curve."""
+    """One curve, with a shaded range where `low` and `high` are given."""
 
     x: Sequence[float]
     y: Sequence[float]
     index: int
     thin: bool = False
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Bars:
+    """One histogram: n + 1 edges and n heights; an outline where it is compared with a filled one."""
+
+    edges: Sequence[float]
+    heights: Sequence[float]
+    index: int
+    outline: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Map:
+    """One square of a binned plane: edges (n + 1) and (m + 1), counts (n, m) by x and then by y."""
+
+    title: str
+    x: Sequence[float]
+    y: Sequence[float]
+    counts: Sequence[Sequence[float]]
+    index: int = 1
 
 
 class Canvas:
@@ -187,25 +214,52 @@ class Canvas:
                 ax.plot([mark.value], [at], marker=mark.shape or marker_of(mark.index), markersize=7, color=face,
                         markeredgecolor=colour, markeredgewidth=1.5, linestyle="none")  # fmt: skip
 
-    def front(self, points: Sequence[Point], xlabel: str, ylabel: str, *, y_from_zero: bool = False) -> str:
-        """Draw arms in a plane with a cross of intervals each."""
+    def front(
+        self,
+        points: Sequence[Point],
+        xlabel: str,
+        ylabel: str,
+        *,
+        y_from_zero: bool = False,
+        lines: Sequence[Series] = (),
+        strip: float = math.nan,
+    ) -> str:
+        """Draw arms in a plane with a cross of intervals each.
+
+        Parameters
+        ----------
+        y_from_zero : bool
+            Never show what lies below zero.
+        lines : sequence of Series
+            Drawn thin below the points, to join those that belong together.
+        strip : float
+            Shade heights from 0 to this one; NaN shades none.
+        """
         height = 300.0
         fig, ax = _axes(height, left=46, right=12, top=26, bottom=40)
+        if strip > 0:
+            ax.axhspan(0.0, strip, color=COLOURS["band"], linewidth=0, zorder=0)
+        for line in lines:
+            ax.plot(line.x, line.y, color=COLOURS[colour_of(line.index)], linewidth=1.0, alpha=0.7, zorder=3)
         for point in points:
             if not (math.isfinite(point.x) and math.isfinite(point.y)):
                 continue
             colour = COLOURS["line"] if point.faint else COLOURS[colour_of(point.index)]
-            for xs, ys in (((point.x_range), (point.y, point.y)), ((point.x, point.x), (point.y_range))):
+            # the remedy is drawn over an arm that coincides with it, and a diamond leaves a square's corners free
+            above = (4 if point.small else 5) + 0.5 * (point.index == 1)
+            for xs, ys in (
+                () if point.small else ((point.x_range, (point.y, point.y)), ((point.x, point.x), point.y_range))
+            ):
                 if all(map(math.isfinite, (*xs, *ys))):
                     ax.plot(xs, ys, color=colour, linewidth=1.4, solid_capstyle="butt")
             edge = COLOURS["soft"] if point.faint else colour
-            ax.plot([point.x], [point.y], marker=marker_of(point.index), markersize=8, color=colour,
-                    markeredgecolor=edge, linestyle="none", zorder=5)  # fmt: skip
+            ax.plot([point.x], [point.y], marker=marker_of(point.index), markersize=4 if point.small else 8,
+                    color=colour, markeredgecolor=edge, linestyle="none", zorder=above)  # fmt: skip
             if point.text:
                 ax.annotate(point.text, (point.x, point.y), xytext=(6, 5), textcoords="offset points",
                             color=COLOURS["ink"], fontsize=FONT, zorder=6)  # fmt: skip
         ax.margins(0.08)
-        if y_from_zero and ax.get_ylim()[0] < 0:
+        if strip > 0 or (y_from_zero and ax.get_ylim()[0] < 0):
             ax.set_ylim(bottom=0)
         _finish(ax, xlabel)
         _vertical(ax, ylabel, height)
@@ -219,6 +273,8 @@ class Canvas:
             # the remedy is drawn over the others; a marker at the end names the arm without colour
             above = 4 if one.index == 1 else 3
             colour = COLOURS[colour_of(one.index)]
+            if one.low:
+                ax.fill_between(one.x, one.low, one.high, color=colour, alpha=0.2, linewidth=0)
             ax.plot(one.x, one.y, color=colour, linewidth=1.0 if one.thin else 1.8, alpha=0.6 if one.thin else None,
                     zorder=above)  # fmt: skip
             ax.plot(one.x[-1:], one.y[-1:], marker=marker_of(one.index), markersize=5 if one.thin else 7, color=colour,
@@ -228,9 +284,70 @@ class Canvas:
         _vertical(ax, ylabel, height)
         return self._svg(fig, height)
 
+    def histogram(self, bars: Sequence[Bars], xlabel: str, ylabel: str) -> str:
+        """Draw one filled histogram and outlines of others over it."""
+        height = 240.0
+        fig, ax = _axes(height, left=46, right=12, top=26, bottom=40)
+        for one in bars:
+            colour = COLOURS[colour_of(one.index)]
+            edges, heights = list(one.edges), list(one.heights)
+            if one.outline:
+                ax.stairs(heights, edges, color=colour, linewidth=1.6, zorder=4)
+                top = max(range(len(heights)), key=lambda i: heights[i])
+                # a marker names the arm without colour
+                ax.plot([(edges[top] + edges[top + 1]) / 2], [heights[top]], marker=marker_of(one.index), markersize=6,
+                        color=colour, linestyle="none", zorder=5)  # fmt: skip
+            else:
+                ax.stairs(heights, edges, fill=True, facecolor=colour, edgecolor=COLOURS["paper"], linewidth=1)
+        ax.margins(x=0.02, y=0.06)
+        ax.set_ylim(bottom=0)
+        _finish(ax, xlabel)
+        _vertical(ax, ylabel, height)
+        return self._svg(fig, height)
+
+    def maps(self, rows: Sequence[Sequence[Map]]) -> str:
+        """Draw binned planes, two beside one another, in shades of one colour; every map of a column has its limits."""
+        side, head, gap = 164.0, 22.0, 16.0
+        height = len(rows) * (side + head) + 8
+        fig = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
+        fig.patch.set_visible(False)
+        for r, row in enumerate(rows):
+            for c, one in enumerate(row):
+                left, bottom = 8 + c * (side + gap), height - (r + 1) * (side + head)
+                ax = fig.add_axes((left / WIDTH, bottom / height, side / WIDTH, side / height))
+                ax.patch.set_visible(False)
+                _shades(ax, one)
+                column = [other[c] for other in rows]
+                ax.set_xlim(min(m.x[0] for m in column), max(m.x[-1] for m in column))
+                ax.set_ylim(min(m.y[0] for m in column), max(m.y[-1] for m in column))
+                ax.set_xticks([])
+                ax.set_yticks([])
+                for spine in ax.spines.values():
+                    spine.set_color(COLOURS["line"])
+                    spine.set_linewidth(1)
+                fig.text(left / WIDTH, (bottom + side + 5) / height, one.title, fontsize=FONT, color=COLOURS["ink"],
+                         parse_math=False)  # fmt: skip
+        return self._svg(fig, height)
+
     def _svg(self, fig: Figure, height: float) -> str:
         self.count += 1
         return _render(fig, height, f"{self.prefix}{self.count}-")
+
+
+def _shades(ax: Axes, one: Map) -> None:
+    """Fill the bins of a map by quarters of its largest count; one path a shade keeps the file small."""
+    most = max((count for column in one.counts for count in column), default=0)
+    for shade in range(1, SHADES + 1):
+        corners: list[tuple[float, float]] = []
+        for i, column in enumerate(one.counts):
+            for j, count in enumerate(column):
+                if most and count > 0 and math.ceil(SHADES * count / most) == shade:
+                    (a, b), (c, d) = one.x[i : i + 2], one.y[j : j + 2]
+                    corners += [(a, c), (b, c), (b, d), (a, d), (a, c)]
+        if corners:
+            codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * (len(corners) // 5)
+            ax.add_patch(PathPatch(Path(corners, codes), facecolor=COLOURS[colour_of(one.index)], linewidth=0,
+                                   alpha=shade / SHADES))  # fmt: skip
 
 
 def _axes(height: float, *, left: float, right: float, top: float, bottom: float) -> tuple[Figure, Axes]:

@@ -10,6 +10,8 @@ from typing import Any
 __all__ = [
     "ROLES",
     "VERDICTS",
+    "attack_parts",
+    "attack_title",
     "duration",
     "flatten",
     "interval",
@@ -34,6 +36,8 @@ VERDICTS: Mapping[str, tuple[str, str]] = {
     "inconclusive": ("open", "the interval allows for no change and for one that matters"),
     "gap shown": ("bad", "the interval of the gap excludes zero"),
     "no gap shown": ("open", "the interval of the gap includes zero; that is no proof of equal treatment"),
+    "leak shown": ("bad", "an attacker reads more than permuted labels show"),
+    "no leak shown": ("open", "no attacker reads more than permuted labels show; another attacker may"),
     "measured": ("same", "levels only; nothing was compared"),
 }
 
@@ -42,7 +46,21 @@ ROLES: Mapping[str, str] = {
     "remedy": "remedy",
     "trivial": "trivial remedy",
     "placebo": "placebo",
+    "rival": "rival remedy",
 }
+
+SURFACES: Mapping[str, str] = {
+    "embedding": "user embeddings",
+    "propagated": "propagated user vectors",
+    "scores": "scores of all items",
+    "lists": "lists shown",
+}
+ATTACKERS: Mapping[str, str] = {
+    "logistic": "logistic regression",
+    "mlp": "neural network",
+    "gbdt": "boosted trees",
+}
+PROTOCOLS: Mapping[str, str] = {"cross": "cross-fitted", "transfer": "transfer"}
 
 
 def number(value: Any, digits: int = 3, *, sign: bool = False, plain: bool = False) -> str:
@@ -118,6 +136,18 @@ def metric_title(metric: str) -> str:
     if protocol == "sampled":
         return f"{title}, sampled candidates"
     return f"{title}, {protocol.replace('_', ' ')}" if protocol else title
+
+
+def attack_parts(attack: str) -> tuple[str, str, str]:
+    """Take ``embedding/mlp/cross`` apart: *user embeddings*, *neural network*, *cross-fitted*; "" for what lacks."""
+    surface, attacker, protocol = [*attack.split("/", 2), "", ""][:3]
+    return SURFACES.get(surface, surface), ATTACKERS.get(attacker, attacker), PROTOCOLS.get(protocol, protocol)
+
+
+def attack_title(attack: str) -> str:
+    """Write an attack's name: ``embedding/mlp/cross`` is *neural network on user embeddings, cross-fitted*."""
+    surface, attacker, protocol = attack_parts(attack)
+    return (f"{attacker} on {surface}" if attacker else surface) + (f", {protocol}" if protocol else "")
 
 
 def shorten(text: str, size: int = 40) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from upright.report.evidence import bars_by_group, finite, given, levels_figure
+from upright.report.evidence import attacks, bars_by_group, finite, given, is_leak, is_single, label_of, levels_figure
 from upright.report.parts import (
     Block,
     Cell,
@@ -27,7 +27,7 @@ from upright.report.parts import (
 )
 from upright.report.plots import Canvas, Mark, Row
 from upright.report.read import Difference, Level, View
-from upright.report.text import ROLES, interval, lower, number, percent, plural, shorten
+from upright.report.text import ROLES, attack_title, interval, lower, number, percent, plural, shorten
 
 __all__ = ["forest", "headline", "not_significant", "sentence", "verdict", "verdict_tag"]
 
@@ -35,7 +35,7 @@ MOST_NOTES = 3
 
 
 def verdict_tag(view: View) -> Tag:
-    """Return the banner's word; an audit is judged by whether a gap of its first metric is beyond zero and chance."""
+    """Return the banner's word; an audit is judged by whether its first gap or leakage is beyond zero and chance."""
     stored = view.verdict
     if stored.get("works") is True:
         return tag("works")
@@ -49,6 +49,9 @@ def verdict_tag(view: View) -> Tag:
 
 
 def _gap_word(view: View) -> str:
+    leak = _first_leak(view)
+    if leak is not None:
+        return "measured" if leak.null is None else "leak shown" if leak.value > leak.null.high else "no leak shown"
     first = _first_gap(view)
     if first is None or math.isnan(first.low):
         return "measured"
@@ -67,12 +70,22 @@ def _first_gap(view: View) -> Level | None:
     return next((row for row in view.levels if row.name == "gap"), None)
 
 
+def _first_leak(view: View) -> Level | None:
+    """Return the level that decides where leakage does: the strongest attack on the first arm."""
+    rows = view.find(view.primary or "") if is_leak(view.primary) else []
+    return next(iter(rows), None)
+
+
 def sentence(view: View) -> str:
-    """Return the stored sentence of the verdict; an audit without one states its first gap, else its first level."""
+    """Return the stored sentence of the verdict; an audit without one states its first gap or leak, or first level."""
     stored = view.verdict.get("sentence")
     if stored:
         return str(stored)
     at = f"{percent(view.confidence)} interval"
+    leak = _first_leak(view)
+    if leak is not None:
+        ends = f"({at} {interval(leak.low, leak.high)})"
+        return f"{leak.label} is {number(leak.value)} {ends}. " + _leak_chance(view, leak)
     gap = _first_gap(view)
     if gap is not None:
         rows = [r for r in view.levels if r.name == "mean" and r.metric == gap.metric and r.group and r.arm == gap.arm]
@@ -112,10 +125,12 @@ def verdict(view: View, canvas: Canvas) -> Section:
 
 
 def headline(view: View, canvas: Canvas) -> Figure | None:
-    """Return the one plot that carries the verdict: the forest of the deciding statistic, else gap or levels."""
+    """Return the one plot that carries the verdict: the forest of the deciding statistic, else leak, gap or levels."""
     name = view.primary
     if view.differences:
         return forest([row for row in view.differences if row.statistic == name], view, canvas)
+    if is_leak(name):
+        return attacks(view, canvas)
     groups = [row for row in view.levels if row.name == "mean" and row.group is not None]
     if groups:
         figure = bars_by_group(view, canvas, groups[0].metric, groups[0].grouping)
@@ -144,6 +159,19 @@ def _chance(view: View, metric: str, grouping: str | None) -> list[str]:
     ]
 
 
+def _leak_chance(view: View, leak: Level) -> str:
+    """Say which attack leaks most, and how much permuted labels would show."""
+    name = lower(view.arm_title(leak.arm))
+    text = f"The strongest attack on {name}: {attack_title(leak.attack)}." if leak.attack else ""
+    if leak.null is None:
+        return text
+    side = "above" if leak.value > leak.null.high else "not above"
+    return (
+        f"{text} With permuted labels the strongest attack would stay below {number(leak.null.high)} in "
+        f"{percent(view.confidence)} of cases: {number(leak.value)} is {side} that."
+    ).strip()
+
+
 def forest(rows: Sequence[Difference], view: View, canvas: Canvas, label: str = "") -> Figure | None:
     """Return the differences of one statistic against every control, with zero and the margin drawn."""
     rows = [row for row in rows if math.isfinite(row.value)]
@@ -153,14 +181,19 @@ def forest(rows: Sequence[Difference], view: View, canvas: Canvas, label: str = 
     first, remedy = rows[0], view.arm(rows[0].arm)
     title, better = label or first.label, "← better" if first.direction == "lower" else "better →"
     index = remedy.index if remedy else 1
-    drawn = [
-        Row(
-            shorten(f"minus {lower(view.arm_title(row.against))}", 34),
-            (Mark(row.value, row.low, row.high, index),),
-            f"{number(row.value, sign=True)}",
-        )
-        for row in rows
-    ]
+    drawn: list[Row] = []
+    sides = [[row for row in rows if (row.role == "rival") == rival] for rival in (False, True)]
+    for heading, part in zip(("Controls, which decide", "Rivals, which do not"), sides, strict=True):
+        if part and all(sides):
+            drawn.append(Row(heading))
+        drawn += [
+            Row(
+                shorten(f"minus {lower(view.arm_title(row.against))}", 34),
+                (Mark(row.value, row.low, row.high, index),),
+                f"{number(row.value, sign=True)}",
+            )
+            for row in part
+        ]
     margin = first.margin if math.isfinite(first.margin) else 0.0
     svg = canvas.rows(drawn, f"difference ({better})", zero=True, margin=margin)
     table = Table(
@@ -175,9 +208,16 @@ def forest(rows: Sequence[Difference], view: View, canvas: Canvas, label: str = 
     reading = [
         f"Each line is {view.arm_title(first.arm)} minus one control, with the paired "
         f"{percent(view.confidence)} interval of the difference. {side} of zero is better.",
-        "A remedy is said to work only if all of these intervals lie on the better side and its cost stays within its "
-        "margin." + (f" The shaded band, {number(margin)} to either side, counts as no change." if margin else ""),
+        f"A remedy is said to work only if all of these intervals{' against controls' * bool(sides[1])} lie on the "
+        "better side and its cost stays within its margin."
+        + (f" The shaded band, {number(margin)} to either side, counts as no change." if margin else ""),
     ]
+    if is_leak(first.statistic):
+        leak = next((row for row in view.find(first.statistic) if row.arm == first.arm), None)
+        reading.append(
+            "Leakage is the distance of an attacker's AUC from guessing, averaged over classes: 0 is guessing, 0.5 is "
+            "certainty." + (f" {_leak_chance(view, leak)}" if leak else "")
+        )
     alt = f"{title}, {view.arm_title(first.arm)} minus control. " + "; ".join(
         f"{view.arm_title(r.against)}: {number(r.value, sign=True)}, interval {interval(r.low, r.high)}" for r in rows
     )
@@ -214,21 +254,26 @@ def _open_differences(view: View) -> list[Block]:
         "An inconclusive difference is not evidence of equality."
     )
     blocks: list[Block] = [Prose([text])]
-    if rows:
+    for single in (False, True):
         columns = (Column("Inconclusive"), Column("Control"), Column("Difference", numeric=True),
                    Column("Interval", numeric=True), Column("Smallest detectable effect", numeric=True))  # fmt: skip
         body = [
-            (Cell(row.label), Cell(view.arm_title(row.against)), cell(row.value, sign=True),
+            (Cell(label_of(row)), Cell(view.arm_title(row.against)), cell(row.value, sign=True),
              Cell(interval(row.low, row.high), order=finite(row.low), numeric=True), given(row.smallest_detectable))
             for row in rows
+            if is_single(row) == single
         ]  # fmt: skip
-        blocks.append(
-            Table("Inconclusive differences and the smallest effect that could have been detected", columns, body)
-        )
+        which = " of single attacks" if single else ""
+        title = f"Inconclusive differences{which} and the smallest effect that could have been detected"
+        if body:
+            table = Table(title, columns, body)
+            blocks.append(Details(f"The same for single attacks: {number(len(body))}", [table]) if single else table)
     return blocks
 
 
 def _open_levels(view: View) -> list[Block]:
+    if is_leak(view.primary):
+        return _open_leaks(view)
     gaps = [row for row in view.levels if row.name in {"gap", "abs_gap"} and math.isfinite(row.low)]
     if not gaps:
         return [Prose(["One result was measured and nothing was compared, so no difference is claimed."])]
@@ -251,3 +296,26 @@ def _open_levels(view: View) -> list[Block]:
         "A smaller gap may be there and was not seen."
     )
     return [Prose([text]), Table("Gaps and the smallest that could have been detected", columns, body)]
+
+
+def _open_leaks(view: View) -> list[Block]:
+    rows = [row for row in view.levels if row.statistic == view.primary and row.null]
+    if not rows:
+        return [Prose(["Leakage was measured without permuted labels, so nothing is said about chance."])]
+    body = []
+    for row in rows:
+        high = row.null.high if row.null else math.nan
+        word = "beyond permuted labels" if row.value > high else "not told from permuted labels"
+        body.append((Cell(attack_title(row.group) if row.group else "strongest attack", view.arm_title(row.arm)),
+                     cell(row.value, interval(row.low, row.high)), given(high), Cell(word)))  # fmt: skip
+    columns = (
+        Column("Attack"),
+        Column("Leakage", numeric=True),
+        Column("By chance, up to", numeric=True),
+        Column("Against permuted labels"),
+    )
+    text = (
+        "An attack below what permuted labels show has read nothing that could be told from chance, with as many "
+        f"{view.unit_kind}s attacked. A smaller leakage may be there, and an attacker that was not tried may do better."
+    )
+    return [Prose([text]), Table("Leakage and what permuted labels show", columns, body)]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from upright.contract import Arm, InputError, Metric, UnitScores, stream
 from upright.maths import intervals
 from upright.shell.evidence import CONFIDENCE, DRAWS, evidence
+from upright.shell.places import require_folder
 from upright.shell.runner import _new_folder
 from upright.shell.runs import RunFolder, write_json
 from upright.shell.units import Block, Units, write_units
@@ -29,7 +30,10 @@ __all__ = ["AUDITS", "MIN_GROUP", "YOURS", "Audit", "gaps_among", "suppress_smal
 
 Array = NDArray[np.float64]
 #: kind of audit -> where its function lives
-AUDITS: Mapping[str, str] = {"ranking": "upright.shell.audit_ranking:audit_ranking"}
+AUDITS: Mapping[str, str] = {
+    "ranking": "upright.shell.audit_ranking:audit_ranking",
+    "embeddings": "upright.shell.audit_embeddings:audit_embeddings",
+}
 MIN_GROUP = 5  # units; the mean of fewer says too much about each
 DETECTABLE = 2.8  # standard errors: 1.96 for 5 % two-sided, 0.84 for 80 % power
 YOURS = "yours"
@@ -68,6 +72,8 @@ class Audit:
     warnings : sequence of str
     command : str
         Repeats the audit.
+    evidence : mapping, optional
+        Levels and verdict of an audit that is not decided by a gap; by default those of the unit table.
     """
 
     kind: str
@@ -85,6 +91,7 @@ class Audit:
     more: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     command: str = ""
+    evidence: Mapping[str, Any] | None = None
 
 
 def suppress_small(labels: Sequence[str], counted: NDArray[np.bool_]) -> tuple[list[str], list[str]]:
@@ -224,6 +231,7 @@ def write_audit(audit: Audit, out: Path, *, seed: int = 0, draws: int = DRAWS, f
     """
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder.name} is not empty", "a new folder for an audit", "choose another folder")
+    require_folder(out if folder is None else folder)
     stem = Path(str(audit.data["name"])).stem
     path = folder or _new_folder(out, f"audit-{audit.kind}", stem, seed)
     run = RunFolder(path)
@@ -251,6 +259,8 @@ def _evidence(audit: Audit, units: Units, draws: int, seed: int) -> tuple[dict[s
     grouping = next(iter(audit.scores.by), None)
     labels = list(audit.scores.by[grouping]) if grouping else []
     groups = sorted(set(labels) - {""})
+    if audit.evidence is not None:
+        return dict(audit.evidence), {"grouping": grouping, "groups": groups, "gaps": {}}
     statistics = list(audit.statistics)
     if len(groups) > 1:
         statistics += [f"mean:{metric}:{grouping}" for metric in audit.compared]

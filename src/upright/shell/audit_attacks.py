@@ -43,6 +43,7 @@ __all__ = [
 Array = NDArray[np.float64]
 GROUPING = "attribute"
 LEVEL = 0.05  # of the null of the strongest attack
+WHO = {"logistic": "logistic regression", "mlp": "a neural network", "gbdt": "boosted trees"}
 HOW = {"cross": "cross-fitted", "transfer": "trained on aligned users"}
 _POWER = 0.84  # standard errors above the threshold, for 80 % power
 _CHUNK = 1 << 22  # weights held at once
@@ -129,7 +130,7 @@ def cell_of(row: AttackRow) -> str:
 
 def words(row: AttackRow) -> str:
     """Return the name of an attack in sentences."""
-    return f"{row.attacker} on {row.surface} ({HOW[row.protocol]})"
+    return f"{WHO.get(row.attacker, row.attacker)} on {row.surface} ({HOW[row.protocol]})"
 
 
 def levels_of(found: Found, attribute: str, n_aligned: int) -> list[dict[str, Any]]:
@@ -190,8 +191,8 @@ def verdict_of(found: Found, attribute: str, notes: Sequence[str]) -> dict[str, 
         sentence += " That is no proof of privacy."
     said = [
         f"The smallest leakage that four of five audits of this size would have found is {found.detectable:.3f}.",
-        f"Always naming the largest class is right for {inference.majority:.1%} of the users; its balanced accuracy "
-        f"is {1 / n:.3f}, that of the strongest attack {top.balanced_accuracy:.3f}.",
+        f"Always naming the largest class is right for {100 * inference.majority:.1f} % of the users; its balanced "
+        f"accuracy is {1 / n:.3f}, that of the strongest attack {top.balanced_accuracy:.3f}.",
         *notes,
     ]
     quiet = [

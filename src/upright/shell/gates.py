@@ -8,11 +8,16 @@ the same with ``_low`` or ``_high``                  ends of its interval
 ``gap_null abs_gap_null``                            size of the gap that random groups would show, on average
 ``gap_detectable abs_gap_detectable``                smallest gap that could have been detected
 ``change_mean change_gap ...``                       remedy minus baseline, also with ``_low`` and ``_high``
+``leakage worst_leakage``                            of the strongest attack, mean over classes and worst class, with
+                                                     all the endings of ``gap``; needs no metric
+``p_max``                                            of an audit of embeddings: chance that the strongest attack
+                                                     leaks as much under permuted labels
 ``works``                                            whether the remedy is shown to work; not in an audit
 ===================================================  ============================================================
 
-Each but ``works`` takes a metric, and a group or grouping where one is needed: ``mean["ndcg@10"]``,
-``gap["ndcg@10"]``, ``mean["ndcg@10", "disadvantaged"]``. ``gini["exposure@10"]`` is the Gini of exposure over items.
+Each but ``p_max``, ``works`` and those of leakage takes a metric, and a group or grouping where one is needed:
+``mean["ndcg@10"]``, ``gap["ndcg@10"]``, ``mean["ndcg@10", "disadvantaged"]``. ``leakage["attack", "emb/mlp/cross"]`` is
+one attack, ``gini["exposure@10"]`` the Gini of exposure over items.
 
 Accepted: numbers, ``+ - * /``, ``< <= > >= == !=``, ``and or not``, parentheses, ``abs()``, ``min()``, ``max()``.
 Nothing else is evaluated. A number that is undefined is an error, because a comparison with it would pass unseen.
@@ -32,7 +37,8 @@ from upright.shell.config import suggest
 
 __all__ = ["check_syntax", "fail_if", "names"]
 
-_STATISTICS = ("mean", "gap", "abs_gap", "worst_decile", "gini")
+_LEAKS = ("leakage", "worst_leakage")
+_STATISTICS = ("mean", "gap", "abs_gap", "worst_decile", "gini", *_LEAKS)
 _LONGEST = 1_000  # characters; also bounds the depth of nesting
 _ARITHMETIC: Mapping[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -92,7 +98,8 @@ def fail_if(summary: Mapping[str, Any], expression: str) -> bool:
 def names() -> list[str]:
     """Return every name that an expression may use."""
     plain = [f"{a}{b}{c}" for a, b, c in itertools.product(("", "change_"), _STATISTICS, ("", "_low", "_high"))]
-    return [*plain, *(f"{a}_{b}" for a in ("gap", "abs_gap") for b in ("null", "detectable")), "works"]
+    sizes = [f"{a}_{b}" for a in ("gap", "abs_gap", *_LEAKS) for b in ("null", "detectable")]
+    return [*plain, *sizes, "p_max", "works"]
 
 
 class _Reader:
@@ -126,6 +133,10 @@ class _Reader:
                     return _FUNCTIONS[name](*(numbers if name == "abs" or len(numbers) > 1 else [numbers]))
             case ast.Name(id="works"):
                 return self._works()
+            case ast.Name(id="p_max"):
+                return self._p_max()
+            case ast.Name(id=name) if name in names() and "leakage" in name:
+                return self._look_up(name, [])
             case ast.Subscript(value=ast.Name(id=name)):
                 return self._look_up(name, self._keys(node.slice))
             case ast.Name(id=name) if name in names():
@@ -180,6 +191,12 @@ class _Reader:
             raise self._refuse("works: an audit has no remedy", "a run or a comparison", "gate on gap or mean instead")
         return works
 
+    def _p_max(self) -> float:
+        value = (self.summary.get("audit") or {}).get("p_max")
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise self._refuse("p_max was not computed", "an audit of embeddings", "gate on leakage or gap instead")
+        return float(value)
+
     def _arm(self, rows: Sequence[Mapping[str, Any]]) -> str:
         roles = {str(arm.get("name")): arm.get("role") for arm in self.summary.get("arms", []) if "name" in arm}
         there = {str(row["arm"]) for row in rows}
@@ -189,8 +206,8 @@ class _Reader:
         return chosen[0]
 
     def _look_up(self, name: str, keys: list[str]) -> float:
-        if name == "works" or name not in names():
-            known = [n for n in names() if n != "works"]
+        if name in ("works", "p_max") or name not in names():
+            known = [n for n in names() if n not in ("works", "p_max")]
             raise self._refuse(f"unknown name {name!r}", ", ".join(known), suggest(name, known))
         change = name.startswith("change_")
         rest = name.removeprefix("change_")
@@ -206,8 +223,8 @@ class _Reader:
             found = [e for e in found if e.row["arm"] == arm]
         if statistic == "gini" and field == "value" and not change:
             found += self._totals()
-        here = [e for e in found if e.metric == keys[0] and set(keys[1:]) <= e.words]
-        if len(keys) == 1:
+        here = [e for e in found if e.metric in (keys[:1] or [e.metric]) and set(keys[1:]) <= e.words]
+        if len(keys) < 2:
             here = [e for e in here if e.group is None]
         if len(here) != 1:
             offered = ", ".join(dict.fromkeys(f"{name}{e.keys}" for e in found)) or f"nothing: no {name} was computed"
@@ -243,6 +260,8 @@ def _fields(statistic: str) -> dict[str, str]:
 
 
 def _written(keys: Sequence[str]) -> str:
+    if not keys:
+        return ""
     return "[" + ", ".join(f'"{key}"' for key in keys) + "]"
 
 

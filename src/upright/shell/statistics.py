@@ -118,11 +118,14 @@ class Samples:
         self._known: dict[tuple[str, ...], Array] = {}
 
     def comparable(self, statistic: Statistic) -> bool:
-        """Whether there are the groups that a statistic compares: two for a gap, two or more for a leak."""
+        """Whether there are the groups that a statistic compares: two for a gap, two or more for a leak.
+
+        With two classes the worst one leaks what both do, so it needs three.
+        """
         if statistic.name not in (*GAPS, *LEAKS):
             return True
         n = len(self.units.groups(str(statistic.grouping))) if statistic.grouping else 0
-        return n == 2 if statistic.name in GAPS else n >= 2
+        return n == 2 if statistic.name in GAPS else n >= (3 if statistic.name == "worst_leakage" else 2)
 
     def cells(self, statistic: Statistic) -> list[str | None]:
         """Cells of a statistic: groups, attacks, or None for the whole."""
@@ -257,7 +260,8 @@ class Samples:
             classes = [wide * np.abs(self._permuted_auc(arm, metric, labelled, shuffled == c) - 0.5)
                        for metric, c in attacks[attack]]  # fmt: skip
             sizes.append(np.mean(classes, 0) if statistic.name == "leakage" else np.max(classes, 0))
-        return np.asarray(np.nan_to_num(np.max(sizes, axis=0)))
+        defined = [size for size in sizes if np.isfinite(size).all()]  # an arm may not expose what others do
+        return np.asarray(np.max(defined, axis=0)) if defined else np.full(PERMUTATIONS, np.nan)
 
     def _permuted_auc(self, arm: str, metric: str, labelled: NDArray[np.int64], positive: NDArray[np.bool_]) -> Array:
         """AUC of each permutation averaged over seeds, by sums of ranks; positive (P, L)."""

@@ -108,29 +108,36 @@ class PrivateNextItem(NextItem):
 
     def __init__(self, split: Split, config: PrivateNextItemConfig) -> None:
         super().__init__(split, config)
-        parts = [p for p in config.attribute.replace("+", "*").split("*") if p]
-        for name in parts:
+        sums = [[p.strip() for p in term.split("*") if p.strip()] for term in config.attribute.split("+")]
+        if not all(sums):
+            raise InputError(
+                f"attribute = {config.attribute!r}", "names of columns, joined by * or +", "name one attribute at least"
+            )
+        for name in (n for term in sums for n in term):
             if name not in split.user_columns:
                 raise InputError(
                     f"attribute {name!r} of {split.name}", ", ".join(sorted(split.user_columns)) or "data whose users "
                     "have columns", "name one of them, or several joined by * or +",
                 )  # fmt: skip
-        columns = [classes_of(split.user_columns[p], config.cuts, config.merge_below) for p in parts]
-        self.terms = columns if "+" in config.attribute else [_product(columns)]
+        columns = [_product([classes_of(split.user_columns[n], config.cuts, config.merge_below) for n in term])
+                   for term in sums]  # fmt: skip
+        self.terms = columns
         labels = _product(columns)
         hidden = np.random.default_rng(stream(config.split_seed, "known")).random(self.n_users) >= config.known
         self.labels = np.where(hidden, "", labels)  # (U,)
         self.terms = [np.where(hidden, "", t) for t in self.terms]
         self.classes = [str(c) for c in np.unique(self.labels[self.labels != ""])]
         size = {c: int((self.labels == c).sum()) for c in self.classes}
-        least = min(size.values(), default=0)
-        if len(self.classes) >= 2 and min(least * config.holdout, least * (1 - config.holdout)) < 2 * config.folds:
-            name = min(size, key=lambda c: size[c])
-            raise InputError(
-                f"class {name!r} of {config.attribute} with {least} users",
-                f"classes that leave {2 * config.folds} users on both sides of a hold-out of {config.holdout:g}",
-                "merge small classes (merge_below=30), lower folds, or take a coarser attribute",
+        for name, n in size.items() if len(self.classes) >= 2 else ():
+            held = len(self._eligible(np.arange(n))) if config.attacked == "tuning" else round(
+                config.holdout * len(self._eligible(np.arange(n)))
             )  # fmt: skip
+            if min(held, n - held) < 2 * config.folds:
+                raise InputError(
+                    f"class {name!r} of {config.attribute} with {n} users, {held} of them held out",
+                    f"{2 * config.folds} users of each class on both sides (attacked={config.attacked!r})",
+                    "merge small classes (merge_below=30), lower folds, or take a coarser attribute",
+                )  # fmt: skip
         self.facts |= {"attribute": config.attribute, "classes": size}
         self.metrics = self.metrics_of({**config.as_dict(), "classes": self.classes})
 
@@ -170,7 +177,7 @@ class PrivateNextItem(NextItem):
         """
         split = cls.split_of(config, data_dir)
         if config.users_file is not None:
-            names = [p for p in config.attribute.replace("+", "*").split("*") if p]
+            names = [p.strip() for p in config.attribute.replace("+", "*").split("*") if p.strip()]
             read = read_user_columns(config.users_file, names, config.users_id)
             here = [u in next(iter(read.values())) for u in split.train.user_ids]
             if not any(here):
@@ -191,14 +198,16 @@ class PrivateNextItem(NextItem):
         rng, out = run.rng("holdout"), np.zeros(self.n_users, dtype=bool)
         quarter = np.random.default_rng(stream(self.config.split_seed, "tuning users"))
         for c in self.classes:
-            own = quarter.permutation(np.flatnonzero(self.labels == c))
-            tuning, rest = np.split(own, [len(own) // 4])
-            if self.config.attacked == "tuning":
-                out[tuning] = True
-                continue
-            own = rng.permutation(np.sort(rest if self.config.attacked == "rest" else own))
-            out[own[: round(self.config.holdout * len(own))]] = True
+            own = self._eligible(quarter.permutation(np.flatnonzero(self.labels == c)))
+            if self.config.attacked != "tuning":
+                own = rng.permutation(np.sort(own))[: round(self.config.holdout * len(own))]
+            out[own] = True
         return out
+
+    def _eligible(self, own: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return those of one class, in random order, who may be held out: the first quarter tunes strengths."""
+        quarter = len(own) // 4
+        return {"tuning": own[:quarter], "rest": own[quarter:], "all": own}[self.config.attacked]
 
     def known_labels(self, run: Run) -> list[NDArray[np.str_]]:
         """Return what the defence may know: one column of classes for each term, "" where it may not, (U,) each."""

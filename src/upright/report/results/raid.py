@@ -18,6 +18,7 @@ def section(name: str, summary: Mapping[str, Any], config: Mapping[str, Any]) ->
     who = "" if task["held_out_known"] else ", held-out users never told their class"
     title = f"{summary['title']} with {task['backbone']} on {data['name']}, {data['attribute']}{who}"
     classes = ", ".join(f"{c} {n}" for c, n in data["classes"].items())
+    worst = any(found.level(WORST, a["name"]) for a in found.arms)  # with two classes there is none
     alpha = {a["name"]: config["resolved"]["arms"][a["name"]]["alpha"] for a in summary["arms"]}
     return [
         *head(found, title, name, config["command"]),
@@ -25,11 +26,12 @@ def section(name: str, summary: Mapping[str, Any], config: Mapping[str, Any]) ->
         "but for the quarter that strengths were tuned on, are held out from the defence and attacked.",
         "### Leakage of the strongest attack, and quality",
         table(
-            ["arm", "role", "alpha", "strongest attack", "leakage", "permuted labels, 95th percentile", "worst class",
-             "NDCG@10"],
+            ["arm", "role", "alpha", "strongest attack", "leakage", "permuted labels, 95th percentile",
+             *(["worst class"] if worst else []), "NDCG@10"],
             [[a["title"], a["role"], f"{alpha[a['name']]:g}", str(_of(found, a["name"]).get("attack", "")),
-              number(found.level(LEAK, a["name"])), _null(found, a["name"]), number(found.level(WORST, a["name"])),
-              number(found.level(COST, a["name"]))] for a in found.arms],
+              number(found.level(LEAK, a["name"])), _null(found, a["name"]),
+              *([number(found.level(WORST, a["name"]))] if worst else []), number(found.level(COST, a["name"]))]
+             for a in found.arms],
         ),
         _reached(found),
         f"### {summary['title']} against each arm",

@@ -1,0 +1,344 @@
+r"""Audit of user vectors: how much of a private attribute an attacker reads off them. Nothing is trained but attackers.
+
+For each table of vectors (*surface*), attacker and protocol, with scores ``s_uc`` of user u for class c:
+
+=================  ================================================================================================
+``leakage``        ``mean_c |AUC_c - 1/2|``, in [0, 1/2]; ``AUC_c`` compares users whom one attacker scored
+``worst_leakage``  ``max_c |AUC_c - 1/2|``
+null               labels permuted against fixed scores; the largest leakage over all attacks
+=================  ================================================================================================
+
+The verdict is that of the strongest attack, whichever protocol it has. `upright.metrics.privacy` holds attackers and
+protocols, `docs/audit-embeddings.md` files, columns and errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upright.contract import InputError, Metric, UnitScores
+from upright.metrics.attacks import Coded, attack, check_attackers, check_counts, code_labels
+from upright.metrics.privacy import attack_curve
+from upright.shell.audit import MIN_GROUP, Audit, write_audit
+from upright.shell.audit_attacks import GROUPING, Found, assess, cell_of, levels_of, values_of, verdict_of, words
+from upright.shell.audit_lists import plural, some
+from upright.shell.audit_tables import (
+    FRAMES,
+    Labels,
+    Tables,
+    Vectors,
+    name_tables,
+    parts_of,
+    read_ids,
+    read_labels,
+    read_vectors,
+)
+from upright.shell.evidence import CONFIDENCE, DRAWS
+from upright.shell.places import require_folder
+
+__all__ = ["audit_embeddings"]
+
+Array = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+PERMUTATIONS = 1_000
+_LEAST = 19  # fewer cannot give a p of 0.05
+_CURVE_LEAST = 8  # users of a class, below which no learning curve is drawn
+
+
+# -- who is who -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Users:
+    """Surfaces and labels in one order of users."""
+
+    ids: list[str]
+    surfaces: dict[str, Array]
+    label: list[str]
+    aligned: Bools | None
+    unknown: list[str]  # labelled or aligned, and in no table
+
+
+def _differ(a: str, one: Sequence[str], b: str, other: Sequence[str]) -> InputError:
+    sides = [(a, sorted(set(one) - set(other))), (b, sorted(set(other) - set(one)))]
+    got = "; ".join(f"{plural(len(ids), 'user')} only in {name}: {some(ids)}" for name, ids in sides if ids)
+    return InputError(got, "the same users in every table", "leave out users that one of the tables lacks")
+
+
+def _join(tables: Mapping[str, Vectors], labels: Labels, aligned: Sequence[str], by_id: bool, missing: str) -> _Users:
+    """Put surfaces, labels and aligned users in one order, that of the ids."""
+    rows = len(labels.label)
+    own = labels.users or tuple(str(i) for i in range(rows))
+    who: dict[str, tuple[str, ...]] = {}
+    for surface, table in tables.items():
+        if table.users is None and len(table.values) != rows:
+            raise InputError(
+                f"{table.path.name} has {plural(len(table.values), 'row')}, {labels.path.name} has {rows}",
+                "one row of labels for each vector, in the same order", "pass --ids FILE with the user of each vector",
+            )  # fmt: skip
+        if table.users is not None and labels.users is None:
+            raise InputError(
+                f"{labels.path.name} has no column 'user', {table.path.name} names its users",
+                "a column 'user' in both", "add the column to the labels",
+            )  # fmt: skip
+        who[surface] = table.users or own
+    first = next(iter(tables))
+    file = tables[first].path.name
+    for surface, ids in who.items():
+        if set(ids) != set(who[first]):
+            raise _differ(file, who[first], tables[surface].path.name, ids)
+    there = set(who[first])
+    if not there & set(own):
+        raise InputError(
+            f"no user of {labels.path.name} is in {file}: {some(own)}", "the same users in both files",
+            "write ids alike in both files (text is compared, so '1' is not '01')",
+        )  # fmt: skip
+    unknown = [one for one in own if one not in there]
+    strangers = [one for one in aligned if one not in there]
+    for what, found in ((f"users of {labels.path.name}", unknown), ("aligned users", strangers)):
+        if found and missing == "error":
+            raise InputError(
+                f"{len(found)} {what} are not in {file}: {some(found)}", f"users that {file} holds",
+                "correct the ids, or leave them out with --missing ignore (missing='ignore')",
+            )  # fmt: skip
+    # sorted, so that the order of rows cannot change a result; rows without ids have only their order
+    order = sorted(there, key=lambda one: (len(one), one)) if by_id else list(who[first])
+    place = {surface: {one: i for i, one in enumerate(users)} for surface, users in who.items()}
+    known = dict(zip(own, labels.label, strict=True))
+    mask: Bools | None = None
+    if labels.aligned is not None:
+        flag = dict(zip(own, labels.aligned.tolist(), strict=True))
+        mask = np.array([flag.get(one, False) for one in order], dtype=bool)
+    elif aligned:
+        mask = np.isin(np.array(order, dtype=object), list(aligned))
+    return _Users(
+        order, {s: table.values[[place[s][one] for one in order]] for s, table in tables.items()},
+        [known.get(one, "") for one in order], mask, list(dict.fromkeys([*unknown, *strangers])),
+    )  # fmt: skip
+
+
+# -- the audit ------------------------------------------------------------------------------------------------------
+
+
+def audit_embeddings(
+    tables: Tables, labels: Path | str, *,
+    attribute: str | None = None, aligned: Path | str | None = None, ids: Path | str | None = None,
+    attackers: Sequence[str] = ("logistic", "mlp", "gbdt"), folds: int = 5, name: str | None = None, out: Path,
+    seed: int = 0, missing: Literal["error", "ignore"] = "error", draws: int = DRAWS,
+    permutations: int = PERMUTATIONS, repeats: int = 5, threads: int = 1, command: str | None = None,
+) -> Path:  # fmt: skip
+    """Attack user vectors and return the folder of the audit.
+
+    Parameters
+    ----------
+    tables : path, ``name=path``, sequence of them, or mapping of name to path
+        One surface each: .npy, .safetensors, .parquet, .csv or .tsv, one row a user.
+    labels : Path
+        CSV, TSV or Parquet with ``user`` and the attribute; an empty cell is an unlabelled user.
+    attribute : str, optional
+        Column of `labels`; by default the only other one.
+    aligned : Path or str, optional
+        Users that a defence was fitted on: a file of ids, or a column of 0 and 1 in `labels`. They are never scored;
+        attackers trained on them give a second row. Without it every labelled user counts as held out.
+    ids : Path or str, optional
+        Column of ids in tables that have columns (``user``), or a file of ids for those that have none.
+    attackers : sequence of str
+        Of `upright.metrics.attacks.ATTACKERS`.
+    folds : int
+        Of the cross-fitting, at least 2.
+    name : str, optional
+        Of the surface, when there is one table.
+    out : Path
+        Folder in which the audit's folder is made.
+    seed : int
+        Of folds, attackers, bootstrap and permutations.
+    missing : {"error", "ignore"}
+        What a label of a user without a vector is.
+    draws, permutations : int
+        Of the bootstrap and of the null; at least 2 and 19.
+    repeats : int
+        Of the learning curve, at least 2.
+    threads : int
+        Most threads of the attackers.
+    command : str, optional
+        What the report says to repeat it.
+
+    Returns
+    -------
+    Path
+        ``summary.json`` (``kind`` is ``audit``), ``units.parquet``, ``config.json``, ``run.json``.
+
+    Raises
+    ------
+    InputError
+        For everything that is wrong with the files; no folder is made then.
+    """
+    for option, number, least in (("folds", folds, 2), ("draws", draws, 2), ("repeats", repeats, 2),
+                                  ("permutations", permutations, _LEAST), ("threads", threads, 1)):  # fmt: skip
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            got = f"{option} = {number!r}"
+            raise InputError(got, f"a whole number of at least {least}", f"set {option} to at least {least}")
+    if missing not in ("error", "ignore"):
+        raise InputError(f"missing = {missing!r}", "'error' or 'ignore'", "choose one of the two")
+    chosen = tuple(dict.fromkeys(check_attackers(attackers)))
+    require_folder(Path(out))
+    files = name_tables(tables, name)
+    labels = Path(labels)
+    id_file, id_column = _file_or_column(files, ids)
+    aligned_file = Path(aligned) if aligned is not None and Path(aligned).is_file() else None
+    column = str(aligned) if aligned is not None and aligned_file is None else None
+    vectors = {s: read_vectors(path, user=id_column, ids=id_file) for s, path in files.items()}
+    known = read_labels(labels, attribute, column)
+    adapted = read_ids(aligned_file) if aligned_file else ()
+    by_id = known.users is not None or any(table.users for table in vectors.values())
+    users = _join(vectors, known, adapted, by_id, missing)
+
+    coded = code_labels(users.label)
+    labelled = coded.code >= 0
+    held_out = None if users.aligned is None else ~users.aligned
+    if users.aligned is not None:
+        _both_sides(labelled, users.aligned)
+        check_counts(coded, labelled & users.aligned, max(2 * folds, MIN_GROUP), "aligned")
+    scored = labelled if held_out is None else labelled & held_out
+    check_counts(coded, scored, max(2 * folds, MIN_GROUP), "labelled" if held_out is None else "held-out")
+
+    settings: dict[str, Any] = {"held_out": held_out, "seed": seed, "threads": threads}
+    found = attack(users.surfaces, users.label, attackers=chosen, folds=folds, **settings)
+    judged = assess(found, coded, draws, permutations, seed)
+    top = judged.inference.worst()
+    curve: list[dict[str, Any]] = []
+    if np.bincount(coded.code[scored]).min() >= _CURVE_LEAST:
+        surface = users.surfaces[top.surface]
+        curve = attack_curve(surface, users.label, attacker=top.attacker, repeats=repeats, **settings)
+
+    warnings, notes = _warnings(users, judged, labels.name, missing, held_out is None, bool(curve))
+    n_aligned = judged.inference.n_aligned
+    values = values_of(found, [str(c) for c in coded.classes])
+    named = parts_of(next(iter(files.values())))[0].name
+    name_of_data = named if len(files) == 1 else f"{named} and {len(files) - 1} more"
+    paths = [*(parts_of(path)[0] for path in files.values()), labels, *filter(None, (aligned_file, id_file))]
+    passed = {"tables": {s: path.name for s, path in files.items()}, "labels": labels.name}
+    passed |= {"attribute": attribute} if attribute else {}
+    passed |= {"aligned": Path(aligned).name} if aligned is not None else {}
+    passed |= {"ids": Path(ids).name} if ids is not None else {}
+    return write_audit(
+        Audit(
+            kind="embeddings", title=f"Audit of the user vectors in {name_of_data}", arm_title="your vectors",
+            asks=f"how much of {known.attribute} an attacker reads off the vectors",
+            data={"name": name_of_data, "users": len(users.ids), "labelled_users": int(labelled.sum()),
+                  "scored_users": int(scored.sum()), "aligned_users": n_aligned, "attribute": known.attribute,
+                  "fingerprint": _fingerprint(paths)},
+            passed=passed,
+            resolved={"attribute": known.attribute, "attackers": list(chosen), "folds": folds, "missing": missing,
+                      "draws": draws, "permutations": permutations, "repeats": repeats,
+                      "surfaces": {s: table.shape[1] for s, table in users.surfaces.items()}},
+            scores=UnitScores("user", users.ids, values, {GROUPING: users.label}),
+            metrics={m: Metric(m, "lower", title=m) for m in values}, statistics=(), compared=("attack",),
+            facts={
+                "attribute": known.attribute, "protocols": sorted({row.protocol for row in judged.inference.rows}),
+                "rows": judged.inference.table(), "strongest": cell_of(top), "null": dict(judged.inference.null),
+                "p_max": judged.inference.p_max, "majority": judged.inference.majority,
+                "smallest_detectable": judged.detectable,
+                "counts": _counts(coded, scored, labelled & ~scored),
+                "curve": curve, "curve_of": f"{top.attacker} on {top.surface}" if curve else None,
+                "surfaces": {s: table.shape[1] for s, table in users.surfaces.items()},
+                "unlabelled_users": int((~labelled).sum()), "unknown_users": len(users.unknown), "folds": folds,
+            },
+            warnings=warnings,
+            command=command or _command(files, labels, attribute, aligned, ids, chosen, folds, missing, seed),
+            evidence={
+                "n_seeds": 1, "n_units": int(scored.sum()), "unit_kind": "user", "draws": draws,
+                "confidence": CONFIDENCE,
+                "resampling": f"bootstrap over {int(scored.sum())} scored users with fixed attackers, {draws} draws, "
+                "percentile",
+                "levels": levels_of(judged, known.attribute, n_aligned), "differences": [],
+                "verdict": verdict_of(judged, known.attribute, notes),
+            },
+        ),
+        Path(out), seed=seed, draws=draws,
+    )  # fmt: skip
+
+
+def _file_or_column(files: Mapping[str, Path], ids: Path | str | None) -> tuple[Path | None, str]:
+    """Take ``ids`` as a file when it is one; tables without columns can take nothing else."""
+    if ids is None:
+        return None, "user"
+    if Path(ids).is_file():
+        return Path(ids), "user"
+    bare = [path.name for path in files.values() if parts_of(path)[0].suffix.lower() not in FRAMES]
+    if bare:
+        got = f"no file {ids}, and {bare[0]} has no columns"
+        raise InputError(got, "a file with the user of each row", "check the path")
+    return None, str(ids)
+
+
+def _both_sides(labelled: Bools, aligned: Bools) -> None:
+    for side, word in ((labelled & aligned, "aligned"), (labelled & ~aligned, "held out")):
+        if not side.any():
+            raise InputError(
+                f"no labelled user is {word}", "labelled users on both sides, aligned and held out",
+                "give labels of both, or leave out --aligned when no defence was fitted on anybody",
+            )  # fmt: skip
+
+
+def _counts(coded: Coded, scored: Bools, aligned: Bools) -> dict[str, dict[str, int]]:
+    """Users of each class; a class of fewer than five on either side was refused before."""
+    return {
+        str(name): {"scored": int((coded.code[scored] == c).sum()), "aligned": int((coded.code[aligned] == c).sum())}
+        for c, name in enumerate(coded.classes)
+    }
+
+
+def _warnings(
+    users: _Users, found: Found, labels: str, missing: str, everybody: bool, curve: bool
+) -> tuple[list[str], list[str]]:
+    """Return what weakens the audit, and what belongs beside the verdict."""
+    notes, warnings = [], []
+    if everybody:
+        notes.append(
+            "Every labelled user counts as held out. If a defence was fitted on these users, this is no evidence of "
+            "privacy: name them with --aligned."
+        )
+    unlabelled = sum(not label for label in users.label)
+    if unlabelled:
+        warnings.append(f"{plural(unlabelled, 'user')} without a label took no part.")
+    if users.unknown:
+        count = plural(len(users.unknown), "user")
+        warnings.append(f"{count} of {labels} or of the aligned users without a vector left out (missing={missing!r}).")
+    stuck = [words(row) for row in found.inference.rows if not row.converged]
+    if stuck:
+        warnings.append(f"Attackers that did not converge, so leakage may be larger: {', '.join(stuck)}.")
+    if not curve:
+        warnings.append(f"No learning curve: a class has fewer than {_CURVE_LEAST} scored users.")
+    if len({row.attacker for row in found.inference.rows}) == 1:
+        warnings.append("One family of attackers: another may read what this one does not.")
+    return warnings, notes
+
+
+def _fingerprint(paths: Sequence[Path]) -> str:
+    """SHA-256 over the files in a fixed order of purpose."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _command(
+    files: Mapping[str, Path], labels: Path, attribute: str | None, aligned: Path | str | None, ids: Path | str | None,
+    attackers: Sequence[str], folds: int, missing: str, seed: int,
+) -> str:  # fmt: skip
+    words = ["upright", "audit", "embeddings", *(f"{s}={path.name}" for s, path in files.items())]
+    words += ["--labels", labels.name, *(["--attribute", attribute] if attribute else [])]
+    for option, value in (("--aligned", aligned), ("--ids", ids)):
+        words += [option, Path(value).name] if value is not None else []
+    words += ["--attackers", ",".join(attackers), "--folds", str(folds)]
+    return shlex.join([*words, *(["--missing", missing] if missing == "ignore" else []), "--seed", str(seed)])
