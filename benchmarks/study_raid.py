@@ -40,10 +40,10 @@ STUDIES: list[tuple[str, dict[str, Any], list[str] | None, bool]] = [
     ("raid-bprmf-gender", {"attribute": "gender"}, None, True),
     ("raid-bprmf-age", AGE, FEW, False),
     ("raid-lightgcn-gender", {"attribute": "gender", "backbone": "lightgcn", "batch_size": 8192}, FEW, False),
-    ("raid-neumf-gender", {"attribute": "gender", "backbone": "neumf", "dim": 32, "epochs": 100}, FEW, False),
+    ("raid-bprmf-gender-untold", {"attribute": "gender", "held_out_known": False}, FEW, False),
     ("raid-bprmf-occupation", WORK, FEW, False),
     ("raid-bprmf-gender-surfaces", {"attribute": "gender", "surfaces": ("embedding", "scores", "lists")}, FEW, False),
-    ("raid-bprmf-gender-untold", {"attribute": "gender", "held_out_known": False}, FEW, False),
+    ("raid-neumf-gender", {"attribute": "gender", "backbone": "neumf", "dim": 32, "epochs": 100}, FEW, False),
 ]
 
 

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from upright.contract import InputError, stream
 from upright.maths import transport as ot
-from upright.recommendation.maps import EntropicMap, Eraser, SlicedMap, pooled_gaussians, quantiles
+from upright.recommendation.maps import EntropicMap, Eraser, SlicedMap, pooled_gaussians, pooling_share, quantiles
 
 __all__ = ["BarycenterDefense", "Variant", "codes_of"]
 
@@ -84,6 +84,7 @@ class _State:
     shares: Tensor | None = None  # (U, s)
     potentials: list[Tensor] = dataclasses.field(default_factory=list)
     eraser: list[Tensor] | None = None  # for users of unknown class
+    pooling: float | None = None  # `bures`: how far class covariances are drawn to the pooled one
 
 
 class BarycenterDefense:
@@ -275,7 +276,9 @@ class BarycenterDefense:
         return [lambda v, shift=centre - m: v + shift for m in means]
 
     def _bures(self, parts: list[Tensor]) -> list[Any]:
-        sources = pooled_gaussians(parts)
+        if self._state.pooling is None:  # chosen once: it is dear, and hardly changes
+            self._state.pooling = pooling_share(parts)
+        sources = pooled_gaussians(parts, self._state.pooling)
         found = ot.bures_barycenter(sources, self.weights)
         self._note(found.convergence, sum(float(w * ot.gaussian_w2(s, found.gaussian))
                                           for w, s in zip(self.weights, sources, strict=True)))  # fmt: skip

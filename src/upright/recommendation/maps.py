@@ -11,7 +11,7 @@ from torch import Tensor
 
 from upright.maths import transport as ot
 
-__all__ = ["EntropicMap", "Eraser", "SlicedMap", "pooled_gaussians", "quantiles"]
+__all__ = ["EntropicMap", "Eraser", "SlicedMap", "pooled_gaussians", "pooling_share", "quantiles"]
 
 
 @dataclasses.dataclass
@@ -87,27 +87,37 @@ class Eraser:
         return x - self.logits(x) @ self.gain.T
 
 
-def pooled_gaussians(parts: list[Tensor], folds: int = 5) -> list[ot.Gaussian]:
+def pooled_gaussians(parts: list[Tensor], share: float | None = None) -> list[ot.Gaussian]:
     """Fit a Gaussian to each class: its own mean, its covariance drawn to the pooled one.
 
-    ``S_c <- (1 - s) S_c + s S``, S the mean covariance within classes, with the s of {0, 0.1, ..., 1} under which users
-    left out of the fit are likeliest (Friedman, *Regularized discriminant analysis*, JASA 84, 1989). With few users a
-    dimension a map that is fitted to the class alone does not carry over to anybody else.
+    ``S_c <- (1 - s) S_c + s S``, S the mean covariance within classes. With few users a dimension a map that is fitted
+    to the class alone does not carry over to anybody else.
+
+    Parameters
+    ----------
+    parts : list of Tensor, shape (n_c, d) each
+    share : float, optional
+        s in [0, 1]; by default `pooling_share`.
     """
-    grid = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)
+    s = pooling_share(parts) if share is None else share
+    means, covs, pooled = _moments(parts)
+    return [ot.Gaussian(m, (1 - s) * c + s * pooled) for m, c in zip(means, covs, strict=True)]
 
-    def of(some: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        fits = [ot.Gaussian.of(p) for p in some]
-        n = torch.tensor([float(len(p)) for p in some], dtype=torch.float64)
-        pooled = sum(k * f.cov for k, f in zip(n, fits, strict=True)) / n.sum()
-        return [f.mean for f in fits], [f.cov for f in fits], torch.as_tensor(pooled)
 
+def pooling_share(parts: list[Tensor], folds: int = 5) -> float:
+    """Return the s of {0, 0.1, ..., 1} under which users left out of the fit are likeliest, averaged over classes.
+
+    Friedman, *Regularized discriminant analysis*, JASA 84 (1989). 1 when a class has fewer than four users.
+    """
     least = min(len(p) for p in parts)
-    score = torch.zeros(len(grid), dtype=torch.float64)
-    for f in range(min(folds, least) if least >= 4 else 0):
-        means, covs, pooled = of([p[torch.arange(len(p)) % min(folds, least) != f] for p in parts])
+    if least < 4:
+        return 1.0
+    grid = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)
+    score, folds = torch.zeros(len(grid), dtype=torch.float64), min(folds, least)
+    for f in range(folds):
+        means, covs, pooled = _moments([p[torch.arange(len(p)) % folds != f] for p in parts])
         for p, mean, cov in zip(parts, means, covs, strict=True):
-            left = p[torch.arange(len(p)) % min(folds, least) == f] - mean
+            left = p[torch.arange(len(p)) % folds == f] - mean
             for i, s in enumerate(grid):
                 root, failed = torch.linalg.cholesky_ex((1 - s) * cov + s * pooled)
                 if int(failed):
@@ -115,9 +125,15 @@ def pooled_gaussians(parts: list[Tensor], folds: int = 5) -> list[ot.Gaussian]:
                     continue
                 z = torch.linalg.solve_triangular(root, left.T, upper=False)
                 score[i] -= (0.5 * z.square().sum() + len(left) * root.diagonal().log().sum()) / len(p)
-    means, covs, pooled = of(parts)
-    s = float(grid[int(score.argmax())]) if least >= 4 else 1.0
-    return [ot.Gaussian(m, (1 - s) * c + s * pooled) for m, c in zip(means, covs, strict=True)]
+    return float(grid[int(score.argmax())])
+
+
+def _moments(parts: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Means, covariances and the pooled covariance."""
+    fits = [ot.Gaussian.of(p) for p in parts]
+    n = torch.tensor([float(len(p)) for p in parts], dtype=torch.float64)
+    pooled = sum(k * f.cov for k, f in zip(n, fits, strict=True)) / n.sum()
+    return [f.mean for f in fits], [f.cov for f in fits], torch.as_tensor(pooled)
 
 
 def quantiles(line: Tensor, grid: Tensor) -> Tensor:
