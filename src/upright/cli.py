@@ -23,7 +23,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Measure how a trained model breaks trust, mend it, show the gain and the cost.")  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, describe, fetch, verify.")
-audit_app = typer.Typer(no_args_is_help=True, help="Score what you already have; nothing is trained.")
+audit_app = typer.Typer(no_args_is_help=True, help="Score what you already have; nothing of yours is trained.")
 runs_app = typer.Typer(no_args_is_help=True, help="Keep run folders small.")
 app.add_typer(data_app, name="data")
 app.add_typer(audit_app, name="audit")
@@ -156,6 +156,11 @@ def run(
         raise InputError(
             f"method {name!r} and {given or 'no --resume'}", "a method, or --resume FOLDER", "give one of the two"
         )
+    if resume and (settings or data or arms or sweep or preset != "full" or (seeds, seed) != (1, 0)):
+        raise InputError(
+            "--resume together with settings of a run", "--resume alone: a run goes on with its own settings",
+            "leave the other options out, or start a new run",
+        )  # fmt: skip
     with _stoppable() as known:
         from upright.api import Result
         from upright.report import build_report

@@ -85,10 +85,9 @@ def test_a_constant_attribute_equals_the_plain_recommender_and_says_so(plain, de
 
 
 def test_transport_afterwards_moves_by_the_share_alpha_and_never_beyond():
-    # 0 serves the reference; 5 is a whole step, not five
+    # 0 serves the model of `none`, trained as long as the others; 5 is a whole step, not five
     tables = {a: train(defence="after", alpha=a)[0].tables()[0] for a in (0.0, 0.5, 1.0, 5.0)}
-    first = raid.reference(tiny(), RAIDConfig(**TINY), ArmRun(None, 0, "x"))
-    assert torch.equal(tables[0.0], first["model"]["user"])
+    assert torch.equal(tables[0.0], train(alpha=0.0)[0].tables()[0])
     np.testing.assert_allclose(tables[0.5].numpy(), 0.5 * (tables[0.0] + tables[1.0]).numpy(), atol=1e-12)
     assert torch.equal(tables[1.0], tables[5.0])
     assert not torch.equal(tables[0.0], tables[1.0])
@@ -336,13 +335,14 @@ def test_arms_of_a_folder_equal_arms_in_memory(tmp_path):
 def test_noise_takes_the_utility_that_transport_has_left(tmp_path, monkeypatch):
     made = spy(monkeypatch, "BarycenterDefense")
     folder = RunFolder(tmp_path / "run")
+    train(arm="none", folder=folder, alpha=0.0)
     _, remedy = train(folder=folder)
-    assert len(made) == 1
+    assert len(made) == 2
     _, noise = train(arm="noise", folder=folder, defence="noise")
-    assert len(made) == 1  # nothing was trained again
+    assert len(made) == 2  # neither the model of `none` nor transport was trained again
     assert noise.notes["valid_wanted"] == remedy.notes["valid"]
     train(arm="noise2", folder=folder, defence="noise", alpha=0.7)
-    assert len(made) == 2  # another strength, another utility
+    assert len(made) == 3  # another strength, another utility
     _, again = train(arm="remedy2", folder=folder, alpha=0.7)
     assert again.notes["valid"] != remedy.notes["valid"]
 

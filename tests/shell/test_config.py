@@ -40,7 +40,7 @@ class Knobs(Config):
         ("rate", "0.25", 0.25), ("rate", "1e-3", 1e-3), ("rate", "1", 1.0), ("steps", "12", 12), ("cap", "none", None),
         ("cap", "null", None), ("cap", "None", None), ("cap", "7", 7), ("scale", "auto", "auto"), ("scale", "2.5", 2.5),
         ("kind", "b", "b"), ("flag", "true", True), ("flag", "False", False), ("name", "12", "12"),
-        ("name", "true", "true"), ("widths", "[3, 4]", (3, 4)), ("widths", [3, 4], (3, 4)), ("widths", (5,), (5,)),
+        ("name", "true", "true"), ("widths", "[3, 4]", (3, 4)), ("widths", "3,4", (3, 4)), ("widths", "3", (3,)), ("widths", [3, 4], (3, 4)), ("widths", (5,), (5,)),
     ],
 )  # fmt: skip
 def test_text_is_read_as_the_type_of_its_field(key, text, value):
@@ -57,7 +57,7 @@ def test_text_is_read_as_the_type_of_its_field(key, text, value):
         ("rate", None, "float"), ("rate", True, "float"), ("steps", "1.5", "int > 0"), ("steps", 2.0, "int > 0"),
         ("steps", "none", "int > 0"), ("cap", "0", "int > 0 or none"), ("scale", "1", "'auto' or float > 1"),
         ("kind", "c", "'a' | 'b'"), ("flag", "yes", "bool"), ("flag", 1, "bool"), ("name", 3, "str"),
-        ("widths", "[1, \"a\"]", "tuple"), ("widths", "3", "tuple"),
+        ("widths", "[1, \"a\"]", "tuple"), ("widths", "a,b", "tuple"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_with_what_is_accepted(key, value, accepted):

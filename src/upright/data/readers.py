@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -286,7 +286,10 @@ def read_user_columns(path: str | Path, columns: Sequence[str], user: str = "use
             row[again], f"{len(again)} users with more than one row, the first is {ids[again[0]]!r}", "one row a user",
             "keep one row of each",
         )  # fmt: skip
-    return {
-        name: dict(zip(ids, ["" if v is None else str(v).strip() for v in frame[name].to_list()], strict=True))
-        for name in columns
-    }
+    return {name: dict(zip(ids, [_plain(v) for v in frame[name].to_list()], strict=True)) for name in columns}
+
+
+def _plain(value: Any) -> str:
+    """Text of a cell; "" where a program wrote that nothing is there."""
+    text = "" if value is None else str(value).strip()
+    return "" if text.lower() in ("nan", "null", "none", "na") else text

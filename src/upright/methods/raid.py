@@ -8,7 +8,7 @@ the abstract in a documented form, and no number of the paper is claimed.
 
 Problem
 -------
-    min_theta  L_rec(theta) + alpha * mean_{(u, i) in batch} || e_u - sg(T(e_u)) ||^2 / mean_u || e_u - mean ||^2
+    min_theta  L_rec(theta) + alpha * mean_{(u, i) in batch} || e_u - sg(T(e_u)) ||^2 / sg(mean_u || e_u - mean ||^2)
 
 over backbone parameters theta, with e_u all that the model holds of user u, and T the transport of the classes'
 distributions onto their Wasserstein barycenter (`upright.recommendation.defence`); a user of unknown class moves to
@@ -40,7 +40,9 @@ D3. "Constrained" has two readings. ``constraint="lagrange"`` holds utility with
 D4. Class weights of the barycenter are uniform: proportional ones put the whole move on the minority.
 D5. The defence covers everything that the model holds of a user: both tables of NeuMF, and the trained and the
     propagated vectors of LightGCN. Public code of the same group defends and attacks one half of NeuMF's.
-D6. Checkpoints are chosen on validation; that code chooses them on test.
+D6. Checkpoints are chosen on validation; that code chooses them on test. There is no stop when an attack is at chance.
+D7. BPR-MF and LightGCN are trained with the BPR loss, NeuMF with cross-entropy; the paper writes cross-entropy.
+D8. The pull is a mean over the pairs of a batch, divided by the spread of the vectors, not a sum weighted by class.
 
 Cost
 ----
@@ -165,12 +167,18 @@ def _defences(t: Any, config: RAIDConfig, run: Run) -> list[BarycenterDefense]:
     return found
 
 
+def _plain(t: Any, config: RAIDConfig, run: Run) -> dict[str, Any]:
+    """Train without a defence, as long as the other arms."""
+    return {"model": globals()["run"](t, config.replace(alpha=0.0, defence="transport"), SilentRun(run)).state_dict()}
+
+
 def _picture(t: Any, before: Tensor, model: Any, run: Run) -> None:
     """Note how far users moved, and how classes lie before and after."""
     with torch.no_grad():
         after = model.tables()[0].detach()
         run.note("movement", movement(before, after))
-        run.note("projection", projection(before, after, t.labels))
+        if shown := projection(before, after, t.labels):
+            run.note("projection", shown)
 
 
 def _couple(guards: list[Any], model: Any, users: Tensor, items: Tensor, batch: Any, kind: str) -> None:
@@ -248,8 +256,9 @@ def _afterwards(t: Any, model: Any, config: RAIDConfig, run: Run) -> nn.Module:
 def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
     """Train the reference, then the defence, and return the model that is served."""
     t: Any = task
-    plain = {k: v for k, v in config.as_dict().items() if k in _FIRST}
-    first = run.shared("reference", plain, lambda: reference(t, config, run))  # step 1
+    plain = {k: v for k, v in config.as_dict().items() if k in (*_FIRST, "defence_epochs")}
+    key_of_first = {k: plain[k] for k in _FIRST}
+    first = run.shared("reference", key_of_first, lambda: reference(t, config, run))  # step 1
     model: Any = t.model(run)
     model.load_state_dict(first["model"])
     with torch.no_grad():
@@ -259,6 +268,7 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
         run.log(epoch + 1, **values)
     run.note("reference", {k: first[k] for k in ("valid", "epoch", "converged")})
     if config.defence in ("noise", "after"):
+        model.load_state_dict(run.shared("plain", plain, lambda: _plain(t, config, run))["model"])
         return _afterwards(t, model, config, run)
     key, start = f"ndcg@{t.config.k}", len(first["curve"])
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
@@ -312,6 +322,8 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
         run.note("best_epoch", chosen["epoch"])
     run.note("alpha_end", alpha)
     run.note("valid", best)
+    if config.alpha == 0:
+        run.shared("plain", plain, lambda: {"model": model.state_dict()})  # what `noise` and `after` start from
     if config.defence == "transport" and config.labels == "true":
         run.shared("utility", config.as_dict(), lambda: {"valid": best})  # what `noise` is matched to
     run.note("barycenter", [h for g in guards for h in getattr(g, "history", [])])

@@ -19,7 +19,9 @@ Nulls and intervals
 counts twice under `cross`: i trains the attacker that scores j, and j the one that scores i. Where there is no signal
 the two counts agree, and the variance of the AUC is up to twice what the permutation sees. So the permuted deviations
 of `cross` are widened by ``sqrt(2)``. Without that, a level of 5 % rejects in 9 to 18 % of cases (120 and 300 users,
-2 to 32 dimensions, three attackers); with it, in 2 to 6 %. `transfer` needs no correction and is exact.
+2 to 32 dimensions, three attackers); with it, in 2 to 6 %. `transfer` needs no correction and is exact for one seed;
+over S seeds with a hold-out h drawn anew, two users may train the attacker on each other at different seeds, and the
+factor is ``sqrt(1 + q / (q + 1))``, ``q = (S - 1) h (1 - h)``.
 
 *Interval*: percentile bootstrap over scored users with fixed attackers. It does not hold the variation of training
 again on other users, so with `cross` it is too narrow near AUC 1/2: measured coverage of the mean of repeated studies

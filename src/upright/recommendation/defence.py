@@ -18,7 +18,7 @@ The barycenter minimises the total squared movement among all common targets, a 
 ``bures``    Gaussian barycenter; ``T_c`` affine, symmetric, positive definite
 ``sliced``   one-dimensional barycenters along orthonormal directions, drawn anew at each refresh
 ``mean``     class means only: ``T_c(x) = x - m_c + m*``. The trivial remedy; it fools linear attackers alone
-``mmd``      no map: ``sum_c w_c MMD^2(P_c, P_rest)`` of the batch's labelled users is the loss
+``mmd``      no map: ``sum_c w_c MMD^2(P_c, P_rest)`` of the batch's labelled users, each once, is the loss, unscaled
 ===========  ==========================================================================================================
 
 References
@@ -47,6 +47,7 @@ __all__ = ["BarycenterDefense", "Variant", "codes_of"]
 
 Variant = Literal["free", "bures", "sliced", "mean", "mmd"]
 UNKNOWN = -1
+Maps = tuple[list[Any], dict[str, Any]]  # one map a class, and what the history keeps
 
 
 def codes_of(labels: Any) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -84,11 +85,12 @@ class _State:
     shares: Tensor | None = None  # (U, s)
     potentials: list[Tensor] = dataclasses.field(default_factory=list)
     eraser: list[Tensor] | None = None  # for users of unknown class
+    rounds: int = 0  # how often users were moved; names the directions of `sliced`
     pooling: float | None = None  # `bures`: how far class covariances are drawn to the pooled one
 
 
 class BarycenterDefense:
-    """``mean_{pairs (u, i) of the batch} ||e_u - sg(T(e_u))||^2 / mean_u ||e_u - mean||^2``, for any table of vectors.
+    """``mean_{(u, i) in batch} ||e_u - sg(T(e_u))||^2 / sg(mean_u ||e_u - mean||^2)``, for any table of vectors.
 
     Parameters
     ----------
@@ -130,10 +132,11 @@ class BarycenterDefense:
     def __init__(
         self, labels: Any, *, fit: Any = None, method: Variant = "sliced",
         weights: Literal["uniform", "proportional"] = "uniform", support: int = 512, reg: float = 0.02,
-        sweeps: int = 3, refresh_every: int = 50, seed: int = 0,
+        sweeps: int = 10, refresh_every: int = 50, seed: int = 0,
     ) -> None:  # fmt: skip
         self.codes, self.classes = codes_of(labels)
-        _check_options(method, weights, refresh_every, support, sweeps, reg)
+        counts = {"refresh_every": refresh_every, "support": support, "sweeps": sweeps}
+        _check_options(method, weights, counts, reg)
         mask = np.ones(len(self.codes), dtype=bool) if fit is None else np.asarray(fit, dtype=bool)
         if mask.shape != self.codes.shape:
             raise InputError(f"fit of shape {mask.shape}", f"shape ({len(self.codes)},)", "one entry a user")
@@ -249,54 +252,56 @@ class BarycenterDefense:
 
     def _moved(self, x: Tensor) -> Tensor:
         """``T(e_u)`` of every user, shape (U, d), float64."""
+        state, build = self._state, getattr(self, f"_{self.method}")
         parts = [x[rows] for rows in self.rows]
-        maps = getattr(self, f"_{self.method}")(parts)
-        state, unknown = self._state, torch.from_numpy(np.flatnonzero(self.codes < 0))
+        state.rounds += 1
+        maps, facts = build(parts)
+        if facts:
+            self.history.append(facts)
         out = x.clone()
+        unknown = torch.from_numpy(np.flatnonzero(self.codes < 0))
         if len(unknown):
             if state.eraser is None:  # of the table before anybody was moved: afterwards the known users tell nothing
                 found = Eraser.fit(x, self.fitted, len(self.classes))
                 state.eraser = [found.weight, found.bias, found.gain]
             out[unknown] = Eraser(*state.eraser)(x[unknown])
-        shares = x.new_zeros(len(x), len(maps[0].support) if self.method == "free" else 0)
-        for f, rows, part, others in zip(maps, self.rows, parts, self.others, strict=True):
-            for who, some in ((rows, part), (others, x[others])):
-                if self.method == "free":
-                    shares[who] = f.shares(some)
-                    out[who] = shares[who] @ f.support
-                else:
-                    out[who] = f(some)
         if self.method == "free":
+            shares = x.new_zeros(len(x), len(maps[0].support))
+            for f, rows, part, others in zip(maps, self.rows, parts, self.others, strict=True):
+                shares[rows], shares[others] = f.shares(part), f.shares(x[others])
+            known = torch.from_numpy(self.codes >= 0)
+            out[known] = (shares @ maps[0].support)[known]
             state.shares = shares  # what `couple` moves users by
+            return out
+        for f, rows, others in zip(maps, self.rows, self.others, strict=True):
+            out[rows], out[others] = f(x[rows]), f(x[others])
         return out
 
-    def _mean(self, parts: list[Tensor]) -> list[Any]:
+    def _mean(self, parts: list[Tensor]) -> Maps:
         means = torch.stack([p.mean(0) for p in parts])
         centre = self.weights @ means
-        return [lambda v, shift=centre - m: v + shift for m in means]
+        return [lambda v, shift=centre - m: v + shift for m in means], {}
 
-    def _bures(self, parts: list[Tensor]) -> list[Any]:
+    def _bures(self, parts: list[Tensor]) -> Maps:
         if self._state.pooling is None:  # chosen once: it is dear, and hardly changes
             self._state.pooling = pooling_share(parts)
         sources = pooled_gaussians(parts, self._state.pooling)
         found = ot.bures_barycenter(sources, self.weights)
-        self._note(found.convergence, sum(float(w * ot.gaussian_w2(s, found.gaussian))
-                                          for w, s in zip(self.weights, sources, strict=True)))  # fmt: skip
-        return [ot.affine_map(s, found.gaussian) for s in sources]
+        cost = sum(float(w * ot.gaussian_w2(s, found.gaussian)) for w, s in zip(self.weights, sources, strict=True))
+        return [ot.affine_map(s, found.gaussian) for s in sources], _facts(cost, found.convergence)
 
-    def _sliced(self, parts: list[Tensor]) -> list[Any]:
+    def _sliced(self, parts: list[Tensor]) -> Maps:
         d = parts[0].shape[1]
-        directions = ot.random_directions(
-            d, d, torch.Generator().manual_seed(stream(self.seed, "directions", len(self.history))), torch.float64
-        )
+        rng = torch.Generator().manual_seed(stream(self.seed, "directions", self._state.rounds))
+        directions = ot.random_directions(d, d, rng, torch.float64)
         lines = [torch.sort(p @ directions.T, 0).values for p in parts]  # (n_c, d)
         grid = (torch.arange(256, dtype=torch.float64) + 0.5) / 256
         curves = torch.stack([quantiles(line, grid) for line in lines])  # (C, 256, d)
         centre = torch.einsum("c,cqd->qd", self.weights, curves)
-        self._note(None, float(torch.einsum("c,cqd->", self.weights, (curves - centre).square()) / len(grid)))
-        return [SlicedMap(q, centre, directions) for q in curves]
+        cost = float(torch.einsum("c,cqd->", self.weights, (curves - centre).square()) / len(grid))
+        return [SlicedMap(q, centre, directions) for q in curves], _facts(cost)
 
-    def _free(self, parts: list[Tensor]) -> list[Any]:
+    def _free(self, parts: list[Tensor]) -> Maps:
         state = self._state
         if state.support is None:
             place = torch.argsort(torch.cat(self.rows))
@@ -312,9 +317,9 @@ class BarycenterDefense:
             start = ot.FreeBarycenter(z, (), (), rest, tuple(state.potentials), reg, rest)
         found = ot.free_barycenter(parts, z, weights=self.weights, reg=reg, sweeps=self.sweeps, start=start)
         state.support, state.potentials = found.support, list(found.potentials)
-        self._note(found.convergence, found.objective[-1])
-        return [EntropicMap(found.support, g, found.reg, own, plan)
+        maps = [EntropicMap(found.support, g, found.reg, own, plan)
                 for g, own, plan in zip(found.potentials, parts, found.plans, strict=True)]  # fmt: skip
+        return maps, _facts(found.objective[-1], found.convergence)
 
     def couple(self, loss_of: Callable[[Tensor], Tensor], rate: float = 0.1) -> None:
         """Let another loss pull the support once: ``z <- z - rate * r * grad / rms(grad)``, r the spread per dimension.
@@ -343,7 +348,8 @@ class BarycenterDefense:
         z = support.clone().requires_grad_()
         target = self._state.target
         assert target is not None
-        images = torch.where(shares.sum(1, keepdim=True) > 0, shares @ z, target)
+        # users outside `fit` and of unknown class may not shape the support
+        images = torch.where(torch.from_numpy(self.fitted >= 0)[:, None], shares @ z, target)
         (grad,) = torch.autograd.grad(loss_of(images), z)
         size = grad.square().mean().sqrt()
         if float(size) > 0:
@@ -353,30 +359,33 @@ class BarycenterDefense:
             target[known] = (shares @ self._state.support)[known]
 
     def _mmd(self, own: Tensor, table: Tensor) -> Tensor:
+        """``sum_c w_c MMD^2(P_c, P_rest)`` of the fitted users, and of the others against fitted ones held fixed."""
         codes, fitted = torch.from_numpy(self.codes)[own], torch.from_numpy(self.fitted)[own]
         total = table.sum() * 0.0
         for c, w in enumerate(self.weights.tolist()):
-            inside, outside = own[codes == c], own[(fitted >= 0) & (fitted != c)]
-            if len(inside) > 1 and len(outside) > 1:
-                total = total + w * ot.mmd2(table[inside.to(table.device)], table[outside.to(table.device)].detach())
+            inside, rest = own[fitted == c], own[(fitted >= 0) & (fitted != c)]
+            others = own[(codes == c) & (fitted < 0)]
+            for some, target in ((inside, table[rest]), (others, table[rest].detach())):
+                if len(some) > 1 and len(rest) > 1:
+                    total = total + w * ot.mmd2(table[some.to(table.device)], target)
         return total
 
-    def _note(self, convergence: ot.Convergence | None, objective: float) -> None:
-        facts: dict[str, Any] = {"objective": objective}
-        if convergence is not None:
-            facts |= {"converged": convergence.converged, "iterations": convergence.iterations,
-                      "residual": convergence.residual}  # fmt: skip
-        self.history.append(facts)
+
+def _facts(objective: float, convergence: ot.Convergence | None = None) -> dict[str, Any]:
+    """What a refresh leaves in the history."""
+    facts: dict[str, Any] = {"objective": objective}
+    if convergence is not None:
+        facts |= {"converged": convergence.converged, "iterations": convergence.iterations,
+                  "residual": convergence.residual}  # fmt: skip
+    return facts
 
 
-def _check_options(method: str, weights: str, refresh_every: int, support: int, sweeps: int, reg: float) -> None:
-    for name, value, accepted in (
-        ("method", method, get_args(Variant)),
-        ("weights", weights, ("uniform", "proportional")),
-    ):
+def _check_options(method: str, weights: str, counts: Mapping[str, int], reg: float) -> None:
+    words = (("method", method, get_args(Variant)), ("weights", weights, ("uniform", "proportional")))
+    for name, value, accepted in words:
         if value not in accepted:
             raise InputError(f"{name} = {value!r}", ", ".join(map(repr, accepted)), "take one of them")
-    for name, number in (("refresh_every", refresh_every), ("support", support), ("sweeps", sweeps)):
+    for name, number in counts.items():
         if number < 1:
             raise InputError(f"{name} = {number}", "a whole number from 1", f"raise {name}")
     if not reg > 0:

@@ -169,9 +169,14 @@ class SlicedMap:
         line = (x @ self.directions.T).numpy()
         out = np.empty_like(line)
         for k in range(line.shape[1]):
-            a, b = self.own[:, k], self.centre[:, k]
-            out[:, k] = np.interp(line[:, k], a, b)
-            below, above = line[:, k] < a[0], line[:, k] > a[-1]
-            out[below, k] = line[below, k] - a[0] + b[0]
-            out[above, k] = line[above, k] - a[-1] + b[-1]
+            a, b, v = self.own[:, k], self.centre[:, k], line[:, k]
+            low, high = np.searchsorted(a, v, "left"), np.searchsorted(a, v, "right")
+            left, right = np.clip(low - 1, 0, len(a) - 1), np.clip(low, 0, len(a) - 1)
+            step = a[right] - a[left]
+            between = left + np.divide(v - a[left], step, out=np.zeros_like(v), where=step > 0)
+            place = np.where(high > low, 0.5 * (low + high - 1), between)  # equal quantiles: the middle of their places
+            out[:, k] = np.interp(place, np.arange(len(b)), b)
+            below, above = v < a[0], v > a[-1]
+            out[below, k] = v[below] - a[0] + b[0]
+            out[above, k] = v[above] - a[-1] + b[-1]
         return x + torch.from_numpy(out - line) @ self.directions

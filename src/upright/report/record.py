@@ -70,7 +70,7 @@ def asked(view: View) -> Section:
         text = "The arms are paired: same data in the same order, same initialisation, same named random streams."
         blocks.append(Prose([text], muted=True))
     else:
-        blocks.append(Prose(["What was handed in was scored as it is; nothing was trained."], muted=True))
+        blocks.append(Prose(["What was handed in was scored as it is; nothing of it was trained."], muted=True))
     return Section("asked", "What was asked", blocks)
 
 

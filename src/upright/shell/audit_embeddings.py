@@ -220,6 +220,12 @@ def audit_embeddings(
         curve = attack_curve(surface, users.label, attacker=top.attacker, repeats=repeats, **settings)
 
     warnings, notes = _warnings(users, judged, labels.name, missing, held_out is None, bool(curve))
+    unnamed = [table.path.name for table in vectors.values() if not table.users]
+    if unnamed and known.users is not None:
+        warnings.append(
+            f"Rows of {', '.join(unnamed)} were matched to rows of {labels.name} by position. If they stand in another "
+            "order every number is wrong: pass --ids with the user of each row."
+        )
     n_aligned = judged.inference.n_aligned
     values = values_of(found, [str(c) for c in coded.classes])
     named = parts_of(next(iter(files.values())))[0].name

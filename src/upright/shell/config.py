@@ -48,6 +48,8 @@ def to_config(cls: type[C], settings: Mapping[str, Any]) -> C:
             candidates = [value] if not isinstance(value, str) else [value, _loads(value)]
             # JSON has no tuples, and strict reading takes no list for one
             candidates += [tuple(c) for c in candidates if isinstance(c, list)]
+            if isinstance(value, str) and "tuple" in str(hints[key]):  # a,b,c on a command line
+                candidates.append(tuple(_loads(part.strip()) for part in value.split(",") if part.strip()))
             for candidate in candidates:
                 try:
                     adapter: TypeAdapter[Any] = TypeAdapter(hints[key], config=ConfigDict(strict=True))

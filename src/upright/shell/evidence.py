@@ -84,7 +84,8 @@ def evidence(
                 })  # fmt: skip
                 if statistic.name in LEAKS and cell is None:
                     attack = samples.strongest(statistic, arm.name)
-                    levels[-1]["attack"] = attack.removeprefix(statistic.metric + "/")
+                    levels[-1] |= {"attack": attack.removeprefix(statistic.metric + "/"),
+                                   "per_seed": samples.per_seed(statistic, arm.name)}  # fmt: skip
             if remedy is None or statistic.name == "gap":
                 continue
             direction = statistic.direction(about)

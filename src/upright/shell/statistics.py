@@ -186,6 +186,18 @@ class Samples:
         low, high = intervals.percentile(gaps, CONFIDENCE)
         return {"expected_abs": float(np.abs(gaps).mean()), "low": low, "high": high}
 
+    def per_seed(self, statistic: Statistic, arm: str) -> float:
+        """Leakage of the strongest attack at each seed by itself, averaged: signs that alternate do not cancel."""
+        classes = _attacks(self.units, statistic.metric)[self.strongest(statistic, arm)]
+        labels = self.units.by[str(statistic.grouping)]
+        sizes = []
+        for metric, c in classes:
+            values = np.where(labels == "", np.nan, self.units.values(arm, metric))
+            one = np.ones(values.shape[1])
+            sizes.append([abs(intervals.auc(v, one, own) - 0.5) for v, own in zip(values, labels == c, strict=True)])
+        over = np.mean(sizes, 0) if statistic.name == "leakage" else np.max(sizes, 0)
+        return float(np.nanmean(over)) if np.isfinite(over).any() else float("nan")
+
     def strongest(self, statistic: Statistic, arm: str) -> str:
         """Return the attack that leaks most on the data."""
         attacks = list(_attacks(self.units, statistic.metric))
@@ -255,13 +267,29 @@ class Samples:
         shuffled = np.stack([rng.permutation(labels[labelled]) for _ in range(PERMUTATIONS)])  # a user keeps its label
         sizes = []
         for attack in chosen:
-            # cross-fitted scores of two users depend on each other's labels; see `upright.metrics.leakage`
-            wide = SPREAD.get(attack.rpartition("/")[2], 1.0)
+            wide = self._spread(arm, attack)
             classes = [wide * np.abs(self._permuted_auc(arm, metric, labelled, shuffled == c) - 0.5)
                        for metric, c in attacks[attack]]  # fmt: skip
             sizes.append(np.mean(classes, 0) if statistic.name == "leakage" else np.max(classes, 0))
         defined = [size for size in sizes if np.isfinite(size).all()]  # an arm may not expose what others do
         return np.asarray(np.max(defined, axis=0)) if defined else np.full(PERMUTATIONS, np.nan)
+
+    def _spread(self, arm: str, attack: str) -> float:
+        """By how much a permutation understates the deviations without signal; see `upright.metrics.leakage`.
+
+        Two users of whom each trains the attacker that scores the other count twice: across folds, or, with an
+        attacker trained on fitted users, at two seeds with their places changed. With the share h held out at S seeds
+        the latter happens to ``p = h (1 - h)`` of the pairs a seed.
+        """
+        protocol = attack.rpartition("/")[2]
+        if protocol != "transfer":
+            return float(SPREAD["cross"])
+        values = self.units.values(arm, _attacks(self.units, attack)[attack][0][0])
+        seen = ~np.isnan(values)
+        ever = seen.any(0)
+        h = float(seen[:, ever].mean()) if ever.any() else 0.0
+        again = (len(values) - 1) * h * (1.0 - h)
+        return float(np.sqrt(1.0 + again / (again + 1.0)))
 
     def _permuted_auc(self, arm: str, metric: str, labelled: NDArray[np.int64], positive: NDArray[np.bool_]) -> Array:
         """AUC of each permutation averaged over seeds, by sums of ranks; positive (P, L)."""

@@ -208,11 +208,17 @@ def publish_runs(
         Joined into ``config.json``, beside what every arm was trained with.
     private : sequence of str
         Groupings, and metrics by the beginning of their name, that would tell something about a person; left out of
-        ``units.parquet``.
+        ``units.parquet``. Means of their groups are rounded to three digits and users stand in random order: exact
+        means beside the scores of every user would give the groups away.
     """
     target = results / name
     target.mkdir(parents=True, exist_ok=True)
     found = read_json(comparison / "comparison.json")
+    if private:
+        for row in (*found["evidence"]["levels"], *found["evidence"]["differences"]):
+            if row.get("grouping") in private or ":" + private[0] in row["statistic"]:
+                for key in ("value", "low", "high", "smallest_detectable"):
+                    row[key] = None if row.get(key) is None else round(row[key], 3)
     write_json(target / "summary.json", found)
     resolved = read_json(runs[0] / "config.json")["resolved"]
     own = {a["name"]: {**resolved["method"], **a["settings"]} for a in found["arms"]}
@@ -220,12 +226,14 @@ def publish_runs(
     cost = [read_json(run / "run.json")["cpu_s"] for run in runs]
     threads = int(os.environ.get("OMP_NUM_THREADS", 0))
     write_json(target / "environment.json", {**environment(), "cpu_s": sum(cost), "threads": threads})
-    blocks = []
+    blocks, order = [], None
     for run in runs:
         for block in read_units(run / "units.parquet"):
             kept = block.scores
+            if order is None:
+                order = np.random.default_rng().permutation(len(kept.unit)) if private else np.arange(len(kept.unit))
             scores = dataclasses.replace(
-                kept, unit=range(len(kept.unit)), by={k: v for k, v in kept.by.items() if k not in private},
+                kept, unit=order.tolist(), by={k: v for k, v in kept.by.items() if k not in private},
                 values={k: v for k, v in kept.values.items() if not k.startswith(tuple(private) or ("\0",))},
             )  # fmt: skip
             blocks.append(Block(f"s{block.seed}", block.arm, block.seed, scores))

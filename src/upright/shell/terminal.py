@@ -22,7 +22,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], width: int 
     for row in [dict(zip(columns, columns, strict=True)), *rows]:
         start = "".join(str(row[c]).ljust(widths[c]) + GAP for c in fixed)
         text = str(row[last])
-        parts = [text] if room is None else textwrap.wrap(text, room) or [""]
+        parts = [text] if room is None else textwrap.wrap(text, room, break_on_hyphens=False) or [""]
         leads = [start, *[" " * before] * (len(parts) - 1)]
         lines += [(lead + part).rstrip() for lead, part in zip(leads, parts, strict=True)]
     return "\n".join(lines)

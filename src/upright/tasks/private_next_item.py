@@ -2,9 +2,11 @@
 
 The unit is the user. Quality is that of `upright.tasks.next_item`, full ranking. Leakage is measured by attackers that
 are trained after the fact on what the model exposes. Half of the users with a known attribute are *held out*, anew for
-each seed: the defence never learns their class, and they alone are attacked. Attackers are cross-fitted inside the
-held-out users (``cross``), and trained on the users whom the defence knew (``transfer``); each score of each class is a
-metric ``attack/<surface>/<attacker>/<protocol>/<class>``, a rank in (0, 1) inside its fold.
+each seed: the defence is not fitted on them, though by default it knows their class and moves them by what it fitted on
+others. Attackers are cross-fitted inside the held-out users (``cross``), trained on the fitted users and scored on the
+held-out ones (``transfer``), and cross-fitted inside the fitted users (``aligned``), because in use all users are
+fitted and a flipped answer reads those whom maps overshoot. Each score of each class is a metric
+``attack/<surface>/<attacker>/<protocol>/<class>``, a rank in (0, 1) inside its fold.
 
 =============  ========================================================================================================
 ``embedding``  the trained user rows; both halves of NeuMF's
@@ -37,6 +39,7 @@ from upright.tasks.next_item import NextItem, NextItemConfig
 __all__ = ["GROUPING", "PrivateNextItem", "PrivateNextItemConfig", "classes_of"]
 
 GROUPING = "attribute"
+PROTOCOLS = ("cross", "transfer", "aligned")
 Surface = Literal["embedding", "propagated", "scores", "lists"]
 
 
@@ -70,7 +73,7 @@ class PrivateNextItemConfig(NextItemConfig):
     folds: Annotated[int, Range(ge=2)] = 5
     """Folds of the cross-fitting."""
     attack_threads: PositiveInt = 1
-    """Attacks at a time."""
+    """Threads of one attack."""
 
 
 def classes_of(column: Any, cuts: tuple[float, ...] = (), merge_below: int = 0) -> NDArray[np.str_]:
@@ -90,7 +93,8 @@ def classes_of(column: Any, cuts: tuple[float, ...] = (), merge_below: int = 0) 
     names, size = np.unique(label[label != ""].astype(str), return_counts=True)
     for name in names[size < merge_below]:
         label[label == name] = "merged"
-    return label.astype(str)
+    plain = label.astype(str)
+    return np.char.replace(plain, "/", " or ")  # a slash parts the names of attacks
 
 
 class PrivateNextItem(NextItem):
@@ -116,8 +120,9 @@ class PrivateNextItem(NextItem):
         for name in (n for term in sums for n in term):
             if name not in split.user_columns:
                 raise InputError(
-                    f"attribute {name!r} of {split.name}", ", ".join(sorted(split.user_columns)) or "data whose users "
-                    "have columns", "name one of them, or several joined by * or +",
+                    f"attribute {name!r} of {split.name}",
+                    ", ".join(sorted(split.user_columns)) or "data whose users have columns, or a file of them",
+                    "name one of them, or several joined by * or +; or pass users_file=FILE with that column",
                 )  # fmt: skip
         columns = [_product([classes_of(split.user_columns[n], config.cuts, config.merge_below) for n in term])
                    for term in sums]  # fmt: skip
@@ -129,15 +134,20 @@ class PrivateNextItem(NextItem):
         self.classes = [str(c) for c in np.unique(self.labels[self.labels != ""])]
         size = {c: int((self.labels == c).sum()) for c in self.classes}
         for name, n in size.items() if len(self.classes) >= 2 else ():
-            held = len(self._eligible(np.arange(n))) if config.attacked == "tuning" else round(
-                config.holdout * len(self._eligible(np.arange(n)))
-            )  # fmt: skip
+            held = len(self._eligible(name))
+            held = held if config.attacked == "tuning" else round(config.holdout * held)
             if min(held, n - held) < 2 * config.folds:
                 raise InputError(
                     f"class {name!r} of {config.attribute} with {n} users, {held} of them held out",
-                    f"{2 * config.folds} users of each class on both sides (attacked={config.attacked!r})",
-                    "merge small classes (merge_below=30), lower folds, or take a coarser attribute",
+                    f"{2 * config.folds} held-out users and {2 * config.folds} others of every class "
+                    f"(holdout={config.holdout:g}, known={config.known:g}, attacked={config.attacked!r})",
+                    "merge small classes (merge_below), lower folds, change holdout, or leave the class out",
                 )  # fmt: skip
+        if "propagated" in config.surfaces and config.backbone != "lightgcn" and len(config.surfaces) == 1:
+            raise InputError(
+                f"surfaces = propagated with {config.backbone}", "a surface that the backbone has",
+                "take embedding: only lightgcn propagates",
+            )  # fmt: skip
         self.facts |= {"attribute": config.attribute, "classes": size}
         self.metrics = self.metrics_of({**config.as_dict(), "classes": self.classes})
 
@@ -150,7 +160,7 @@ class PrivateNextItem(NextItem):
         found["attack"] = Metric("attack", "lower", 0.0, 0.5, 0.02, "Leakage")
         for surface in settings.get("surfaces", ()):
             for attacker in settings.get("attackers", ()):
-                for protocol in ("cross", "transfer"):
+                for protocol in PROTOCOLS:
                     for c in _scored(settings.get("classes", ())):
                         name = f"attack/{surface}/{attacker}/{protocol}/{c}"
                         found[name] = Metric(name, "lower", title=f"rank for {c}")
@@ -178,6 +188,11 @@ class PrivateNextItem(NextItem):
         split = cls.split_of(config, data_dir)
         if config.users_file is not None:
             names = [p.strip() for p in config.attribute.replace("+", "*").split("*") if p.strip()]
+            if not names:
+                raise InputError(
+                    f"attribute = {config.attribute!r}", "names of columns, joined by * or +",
+                    "name one attribute at least",
+                )  # fmt: skip
             read = read_user_columns(config.users_file, names, config.users_id)
             here = [u in next(iter(read.values())) for u in split.train.user_ids]
             if not any(here):
@@ -196,21 +211,26 @@ class PrivateNextItem(NextItem):
         that strengths are tuned on.
         """
         rng, out = run.rng("holdout"), np.zeros(self.n_users, dtype=bool)
-        quarter = np.random.default_rng(stream(self.config.split_seed, "tuning users"))
         for c in self.classes:
-            own = self._eligible(quarter.permutation(np.flatnonzero(self.labels == c)))
+            own = self._eligible(c)
             if self.config.attacked != "tuning":
-                own = rng.permutation(np.sort(own))[: round(self.config.holdout * len(own))]
+                own = rng.permutation(own)[: round(self.config.holdout * len(own))]
             out[own] = True
         return out
 
-    def _eligible(self, own: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return those of one class, in random order, who may be held out: the first quarter tunes strengths."""
-        quarter = len(own) // 4
-        return {"tuning": own[:quarter], "rest": own[quarter:], "all": own}[self.config.attacked]
+    def _eligible(self, c: str) -> NDArray[np.int64]:
+        """Return the users of a class who may be held out: strengths are tuned on one quarter of all users."""
+        quarter = (
+            np.random.default_rng(stream(self.config.split_seed, "tuning users")).permutation(self.n_users) % 4 == 0
+        )
+        may = {"tuning": quarter, "rest": ~quarter, "all": np.ones(self.n_users, dtype=bool)}[self.config.attacked]
+        return np.flatnonzero(may & (self.labels == c))
 
     def known_labels(self, run: Run) -> list[NDArray[np.str_]]:
         """Return what the defence may know: one column of classes for each term, "" where it may not, (U,) each."""
+        silent = int((self.labels == "").sum())
+        if silent:
+            run.warn(f"{silent} of {self.n_users} users have no known {self.config.attribute}; they are never attacked")
         if self.config.held_out_known:
             return [term.copy() for term in self.terms]
         hidden = self.held_out(run)
@@ -269,11 +289,14 @@ class PrivateNextItem(NextItem):
     def _attacked(self, result: Any, run: Run) -> dict[str, NDArray[np.float64]]:
         if len(self.classes) < 2:
             return {}
-        c = self.config
-        found = attack(
-            self.surfaces(result), self.labels.tolist(), attackers=c.attackers, held_out=self.held_out(run),
-            folds=c.folds, seed=stream(run.seed, "attack"), threads=c.attack_threads,
-        )  # fmt: skip
+        c, surfaces, held_out = self.config, self.surfaces(result), self.held_out(run)
+        options: dict[str, Any] = {"attackers": c.attackers, "folds": c.folds, "threads": c.attack_threads}
+        seed = stream(run.seed, "attack")
+        found = attack(surfaces, self.labels.tolist(), held_out=held_out, seed=seed, **options)
+        fitted = np.where(held_out, "", self.labels).tolist()
+        found += [
+            dataclasses.replace(one, protocol="aligned") for one in attack(surfaces, fitted, seed=seed, **options)
+        ]
         stuck = [f"{a.attacker} on {a.surface} ({a.protocol})" for a in found if not a.converged]
         if stuck:
             run.warn(f"arm {run.arm}: attackers that did not converge, so leakage may be larger: {', '.join(stuck)}")
