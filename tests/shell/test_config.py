@@ -40,7 +40,8 @@ class Knobs(Config):
         ("rate", "0.25", 0.25), ("rate", "1e-3", 1e-3), ("rate", "1", 1.0), ("steps", "12", 12), ("cap", "none", None),
         ("cap", "null", None), ("cap", "None", None), ("cap", "7", 7), ("scale", "auto", "auto"), ("scale", "2.5", 2.5),
         ("kind", "b", "b"), ("flag", "true", True), ("flag", "False", False), ("name", "12", "12"),
-        ("name", "true", "true"), ("widths", "[3, 4]", (3, 4)), ("widths", "3,4", (3, 4)), ("widths", "3", (3,)), ("widths", [3, 4], (3, 4)), ("widths", (5,), (5,)),
+        ("name", "true", "true"), ("widths", "[3, 4]", (3, 4)),
+        ("widths", "3,4", (3, 4)), ("widths", "3", (3,)), ("widths", [3, 4], (3, 4)), ("widths", (5,), (5,)),
     ],
 )  # fmt: skip
 def test_text_is_read_as_the_type_of_its_field(key, text, value):
