@@ -111,3 +111,10 @@ def test_a_config_describes_its_fields_in_order():
     assert [r["doc"] for r in rows][:3] == ["How much.", "", "Most, over two lines."]
     assert rows[2]["type"] == "int > 0 or none"
     assert rows[2]["default"] == 4
+
+
+def test_inherited_fields_are_described():
+    # catches: half of a task's settings without a word, because they stand in the class it builds on
+    from upright.tasks.private_next_item import PrivateNextItemConfig
+
+    assert not [row["name"] for row in describe(PrivateNextItemConfig) if not row["doc"]]
