@@ -30,7 +30,13 @@ from upright.shell.study import publish_runs
 
 SEEDS, TUNE_SEEDS = range(6), (100, 101)
 TOLERATED = 0.02  # relative loss of validation NDCG
-BASE: dict[str, Any] = {"data": "ml100k", "batch_size": 4096, "defence_epochs": 60, "learning_rate": 1e-3}
+BASE: dict[str, Any] = {
+    "data": "ml100k",
+    "batch_size": 4096,
+    "defence_epochs": 60,
+    "learning_rate": 1e-3,
+    "alpha": 0.3,
+}  # stated, so that a change of the default cannot stop a resumed study
 FEW = ["none", "raid", "mean", "random", "reversal"]
 AGE = {"attribute": "age", "cuts": (25.0, 45.0)}
 WORK = {"attribute": "occupation", "merge_below": 30, "folds": 4}
@@ -75,7 +81,7 @@ def choose(folders: list[Path]) -> dict[str, Any]:
         if arm["role"] == "baseline":
             continue
         valid = float(np.mean([s["arms"][i]["notes"]["valid"] for s in summaries]))
-        alpha = arm["settings"].get("alpha", spec.config().as_dict()["alpha"])
+        alpha = arm["settings"].get("alpha", BASE["alpha"])
         rows.setdefault(arm["name"].partition("@")[0], []).append(
             {"alpha": alpha, "valid": valid, "leakage": float(np.mean(leak[arm["name"]]))}
         )

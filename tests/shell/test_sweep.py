@@ -49,7 +49,7 @@ def test_every_arm_but_the_baseline_has_its_other_strengths(swept):
     found = arms_of(swept)
     assert OWN in VALUES
     assert list(found) == [*ARMS, *(f"{a}@{s}" for a in ARMS[1:] for s in others())]
-    assert "raid@0.3" in found
+    assert "raid@0.1" in found
     for name, arm in found.items():
         base, _, strength = name.partition("@")
         if strength:
@@ -80,9 +80,9 @@ def test_arms_of_a_sweep_are_the_arms_without_it(swept, alone):
 
 
 def test_a_strength_of_a_sweep_is_the_arm_at_that_strength(swept, tmp_path):
-    found = small(tmp_path / "a", settings={"alpha": 0.3}, arms=["none", "raid"])
+    found = small(tmp_path / "a", settings={"alpha": 0.1}, arms=["none", "raid"])
     mine = {b.arm: b.scores for b in read_units(found / "units.parquet")}["raid"]
-    other = {b.arm: b.scores for b in read_units(swept / "units.parquet")}["raid@0.3"]
+    other = {b.arm: b.scores for b in read_units(swept / "units.parquet")}["raid@0.1"]
     for name, values in mine.values.items():
         np.testing.assert_array_equal(other.values[name], values)
 
@@ -123,7 +123,7 @@ def test_a_tuned_strength_is_not_swept_again_and_keeps_its_other_settings():
     arms = [SPEC.arm("baseline"), SPEC.arm("remedy"), SPEC.arm("trivial")]
     found = _swept(SPEC, SPEC.config(), arms, {"raid": {"alpha": 1.0}})
     assert [a.name for a in found] == [f"raid@{v}" for v in others(1.0)] + [f"mean@{v}" for v in others()]
-    wanted = Arm("mean@0.3", "sweep", {"defence": "mean", "alpha": 0.3}, "mean matching, alpha 0.3")
+    wanted = Arm("mean@0.1", "sweep", {"defence": "mean", "alpha": 0.1}, "mean matching, alpha 0.1")
     assert wanted in found
 
 

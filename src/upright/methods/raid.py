@@ -74,7 +74,7 @@ _FIRST = ("learning_rate", "weight_decay", "batch_size", "epochs", "check_every"
 class RAIDConfig(Config):
     """Settings of RAID and of its controls."""
 
-    alpha: NonNegativeFloat = 1.0
+    alpha: NonNegativeFloat = 0.3
     """Strength of the defence; 0 is the plain backbone."""
     defence: Literal["transport", "mean", "reversal", "noise", "after"] = "transport"
     """Transport to the barycenter in training; matching of class means; gradient reversal against an adversary;
