@@ -30,7 +30,7 @@ U users, I items, B batch, d width of what is held of a user, C classes.
 Deviations
 ----------
 D1. The transport is chosen by ``variant``. ``free`` is the reading closest to the abstract; ``sliced`` is the default,
-    because its maps need the fewest users: in trials on validation users plans between points did not carry over to
+    because its maps need the fewest users: in trials at seeds of their own plans between points did not carry over to
     users whom they were not fitted on, and with few users a dimension ``bures`` falls back to matching means.
 D2. Users of unknown class move to where a linear classifier, fitted before the defence began, gives everybody the
     shares of the classes. Aligning known users alone leaves the others as they were.
