@@ -195,8 +195,8 @@ class BarycenterDefense:
         Parameters
         ----------
         users : int64 Tensor, shape (B,)
-            User of each pair of the batch. A user counts as often as it occurs, as in the recommendation loss: were each
-            to count once, active users would stay behind, and the maps would overshoot for the others.
+            User of each pair of the batch. A user counts as often as it occurs, as in the recommendation loss: were
+            each to count once, active users would stay behind, and the maps would overshoot for the others.
         table : Tensor, shape (U, d)
             All vectors, with their gradient.
         """
