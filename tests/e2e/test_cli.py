@@ -322,3 +322,16 @@ def test_ctrl_c_names_no_folder_that_is_not_there(
     monkeypatch.setattr(place, stop)
     done = CliRunner().invoke(app, words)
     assert (done.exit_code, done.stderr) == (130, said + "\n")
+
+
+def test_resume_refuses_settings_of_another_run(tmp_path, capsys, monkeypatch):
+    # catches --set beside --resume, which would be ignored and the old numbers printed
+    import sys
+
+    from upright.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["upright", "run", "--resume", str(tmp_path), "--set", "lam=3"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "--resume together with settings" in capsys.readouterr().err

@@ -497,3 +497,13 @@ def test_codes_know_every_way_to_say_missing():
     assert names == ("a", "b")
     assert codes_of(np.array([0, -1, 0, 3, 3]))[0].tolist() == [0, -1, 0, 1, 1]
     assert codes_of(torch.tensor([1, 1]))[1] == ("1",)
+
+
+def test_equal_vectors_move_as_their_middle_rank():
+    # catches a map that sends users with one vector to one end of their places: a mirrored world must move mirrored
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(60, 2)))
+    x[5:20] = 0.0  # fifteen users alike
+    labels = np.repeat([0, 1], 30)
+    one, other = (BarycenterDefense(labels, method="sliced").transport(s * x, rounds=1) for s in (1.0, -1.0))
+    np.testing.assert_allclose(other.numpy(), -one.numpy(), atol=1e-9)

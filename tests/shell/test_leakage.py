@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from upright.contract import Arm, InputError, Metric, UnitScores
 from upright.shell.evidence import evidence
+from upright.shell.statistics import Samples, parse
 from upright.shell.units import Block, Units
 
 ARMS = [Arm("none", "baseline"), Arm("x", "remedy"), Arm("t", "trivial"), Arm("p", "placebo"), Arm("r", "rival")]
@@ -113,3 +114,33 @@ def test_one_class_is_nothing_to_leak():
 def test_a_leak_without_attacks_or_labels_is_refused(statistic):
     with pytest.raises(InputError, match="correct the part"):
         judge(world(LEAKY), statistic)
+
+
+def samples_of(values_of_seed):
+    """One attack by `transfer` on 300 users; ``values_of_seed(seed, label)`` gives scores, half of the users NaN."""
+    label = np.array(["a", "b"])[np.arange(300) % 2]
+    blocks = [
+        Block("r", "none", s, UnitScores("user", range(300), {"attack/emb/mlp/transfer/b": values_of_seed(s, label)},
+                                         {"sex": label.tolist()}))
+        for s in range(6)
+    ]  # fmt: skip
+    return Samples(Units(blocks), 2, 0), Units(blocks)
+
+
+def test_alternating_leaks_cancel_in_the_pooled_value_and_not_in_the_one_per_seed():
+    # catches a report in which a model that leaks at every seed, now this way and now that, looks private
+    samples, units = samples_of(lambda s, label: (-1.0) ** s * (label == "b") + 0.01 * np.arange(300) / 300)
+    statistic = parse("leakage:attack:sex", units)
+    assert samples.of(statistic, "none", None)[0] < 0.01
+    assert samples.per_seed(statistic, "none") == pytest.approx(0.5)
+
+
+def test_transfer_is_widened_over_seeds_with_changing_hold_outs_alone():
+    # catches a null that rejects too often where users change sides between seeds: sqrt(1 + q / (q + 1)), q = 5 h (1-h)
+    rng = np.random.default_rng(0)
+    samples, _ = samples_of(lambda s, label: np.where(rng.random(300) < 0.5, rng.normal(size=300), np.nan))
+    wide = samples._spread("none", "attack/emb/mlp/transfer")
+    assert wide == pytest.approx((1 + 1.25 / 2.25) ** 0.5, abs=0.02)
+    assert samples._spread("none", "attack/emb/mlp/cross") == pytest.approx(2**0.5)
+    everybody, _ = samples_of(lambda s, label: rng.normal(size=300))
+    assert everybody._spread("none", "attack/emb/mlp/transfer") == 1.0

@@ -276,3 +276,28 @@ def test_a_class_must_leave_enough_users_on_both_sides(settings, fits):
 def test_bad_settings_are_refused(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         PrivateNextItemConfig(**settings)
+
+
+def test_attributes_come_from_a_file_of_their_own(tmp_path):
+    # catches rows matched by position, "nan" taken for a class, and a silent run without anybody's attribute
+    log = tmp_path / "log.csv"
+    rng = np.random.default_rng(0)
+    rows = [(f"u{u}", f"i{i}") for u in range(80) for i in rng.choice(60, 12, replace=False)]
+    log.write_text("user,item,rating\n" + "".join(f"{u},{i},1\n" for u, i in rows))
+    people = {f"u{u}": "F" if u % 2 else "M" for u in range(80)} | {"u3": "nan", "u4": ""}
+    users = tmp_path / "users.csv"
+    users.write_text("person,gender\n" + "".join(f"{u},{g}\n" for u, g in reversed(people.items())))
+    config = PrivateNextItemConfig(data=str(log), users_file=str(users), users_id="person", folds=3)
+    task = PrivateNextItem.load(config)
+    names = PrivateNextItem.split_of(config, None).train.user_ids
+    wanted = [people[u] if people[u] in ("F", "M") else "" for u in names]
+    assert task.labels.tolist() == wanted
+    run = run_of()
+    task.known_labels(run)
+    assert "2 of 80 users have no known gender" in run.warnings[0]
+    users.write_text("person,gender\nsomebody,F\n")
+    with pytest.raises(InputError, match="none of its users"):
+        PrivateNextItem.load(config)
+    users.write_text("person,gender\nu1,F\nu1,M\n")
+    with pytest.raises(InputError, match="more than one row"):
+        PrivateNextItem.load(config)
