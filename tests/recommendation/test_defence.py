@@ -507,3 +507,13 @@ def test_equal_vectors_move_as_their_middle_rank():
     labels = np.repeat([0, 1], 30)
     one, other = (BarycenterDefense(labels, method="sliced").transport(s * x, rounds=1) for s in (1.0, -1.0))
     np.testing.assert_allclose(other.numpy(), -one.numpy(), atol=1e-9)
+
+
+@pytest.mark.parametrize("table", [np.zeros((21, 3)), torch.zeros(21), [[0.0]]])
+def test_a_table_that_is_no_matrix_of_torch_is_refused(table):
+    # catches a bare AttributeError for somebody whose vectors are an array
+    one = defence(gaussians((12, 9))[1])
+    with pytest.raises(InputError, match="dimensions"):
+        one.transport(table)
+    with pytest.raises(InputError, match="dimensions"):
+        one.refresh(table)

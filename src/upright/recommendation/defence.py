@@ -393,6 +393,9 @@ def _check_options(method: str, weights: str, counts: Mapping[str, int], reg: fl
 
 
 def _checked(table: Tensor, users: int) -> Tensor:
+    if not isinstance(table, Tensor) or table.ndim != 2:
+        what = f"{type(table).__name__} of {getattr(table, 'ndim', 'no')} dimensions"
+        raise InputError(what, "a torch.Tensor of shape (U, d)", "pass torch.from_numpy(array) for an array")
     if table.shape[0] != users:
         raise InputError(f"a table of {table.shape[0]} users and {users} labels", "one row a label", "pass all users")
     x = table.detach().to(torch.float64).cpu()
