@@ -305,12 +305,15 @@ class Arm:
         Config fields that make this arm out of the user's config.
     title : str
         How a report writes it.
+    sweep : sequence, optional
+        Strengths of this arm in a sweep, in place of the method's: losses of another scale want another grid.
     """
 
     name: str
     role: Literal["baseline", "remedy", "trivial", "placebo", "rival", "sweep"]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     title: str = ""
+    sweep: Sequence[Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -212,6 +212,17 @@ def test_lagrange_raises_alpha_within_tau_and_lowers_it_otherwise():
     assert task.script == []
 
 
+@pytest.mark.parametrize(
+    ("second", "served"), [((0.6, 0.46), (8, 0.46)), ((0.6, 0.44), (6, 0.6)), ((0.43, 0.41), (6, 0.43))]
+)
+def test_lagrange_serves_the_last_check_within_tau_and_without_one_the_best(second, served):
+    # the best NDCG would be that of the smallest alpha: catches a multiplier that is moved and then thrown away
+    task = Scripted.tiny()
+    task.script = [0.3, 0.5, 0.9, 0.1, *second]
+    _, run = train(task, alpha=1.0, constraint="lagrange", tau=0.1, defence_epochs=8)
+    assert (run.notes["best_epoch"], run.notes["valid"]) == served
+
+
 def test_alpha_stays_without_lagrange_and_the_best_check_of_the_second_half_is_served():
     # 0.9 lies in the first half, 0.7 in the second; catches a choice before the defence had time, and on the last check
     task = Scripted.tiny()

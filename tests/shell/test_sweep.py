@@ -20,9 +20,10 @@ ARMS = ["none", "raid", "mean"]
 OWN, VALUES = SPEC.config().alpha, SPEC.sweep["alpha"]
 
 
-def others(own=OWN):
+def others(own=OWN, arm="raid"):
     """Strengths of the sweep other than an arm's own, as they are written."""
-    return [f"{value:g}" for value in VALUES if value != own]
+    declared = next(a.sweep for a in SPEC.arms if a.name == arm)
+    return [f"{value:g}" for value in declared or VALUES if value != own]
 
 
 def small(folder, **options):
@@ -48,7 +49,8 @@ def test_every_arm_but_the_baseline_has_its_other_strengths(swept):
     # the configured strength is the arm itself: catches an arm that is trained twice, and a swept baseline
     found = arms_of(swept)
     assert OWN in VALUES
-    assert list(found) == [*ARMS, *(f"{a}@{s}" for a in ARMS[1:] for s in others())]
+    assert list(found) == [*ARMS, *(f"{a}@{s}" for a in ARMS[1:] for s in others(arm=a))]
+    assert others(arm="mean") != others()  # an arm has a grid of its own where it declares one
     assert "raid@0.1" in found
     for name, arm in found.items():
         base, _, strength = name.partition("@")
@@ -122,7 +124,7 @@ def test_a_tuned_strength_is_not_swept_again_and_keeps_its_other_settings():
     # the tuned arm has its own strength; its strengths keep whatever else was tuned
     arms = [SPEC.arm("baseline"), SPEC.arm("remedy"), SPEC.arm("trivial")]
     found = _swept(SPEC, SPEC.config(), arms, {"raid": {"alpha": 1.0}})
-    assert [a.name for a in found] == [f"raid@{v}" for v in others(1.0)] + [f"mean@{v}" for v in others()]
+    assert [a.name for a in found] == [f"raid@{v}" for v in others(1.0)] + [f"mean@{v}" for v in others(arm="mean")]
     wanted = Arm("mean@0.1", "sweep", {"defence": "mean", "alpha": 0.1}, "mean matching, alpha 0.1")
     assert wanted in found
 

@@ -21,7 +21,8 @@ Algorithm
 3. each mini-batch: recommendation loss plus alpha times the distance of the batch's users to where they move
 4. ``constraint="lagrange"``: after each check alpha grows while validation NDCG is within tau of the reference, and
    shrinks otherwise
-5. the best validation NDCG in the second half of the defence
+5. the best validation NDCG in the second half of the defence; under ``lagrange`` the last check there whose NDCG is
+   within tau, if there is one
 
 Shapes
 ------
@@ -232,11 +233,11 @@ def _afterwards(t: Any, model: Any, config: RAIDConfig, run: Run) -> nn.Module:
     arms=[
         Arm("none", "baseline", {"alpha": 0.0}, "no defence"),
         Arm("raid", "remedy", {}, "RAID"),
-        Arm("mean", "trivial", {"defence": "mean"}, "mean matching"),
+        Arm("mean", "trivial", {"defence": "mean"}, "mean matching", sweep=[0.01, 0.03, 0.1, 0.3]),
         Arm("random", "placebo", {"labels": "random"}, "random labels"),
         Arm("reversal", "rival", {"defence": "reversal"}, "gradient reversal"),
         Arm("noise", "rival", {"defence": "noise"}, "noise at matched utility"),
-        Arm("after", "rival", {"defence": "after"}, "transport after training"),
+        Arm("after", "rival", {"defence": "after"}, "transport after training", sweep=[0.1, 0.3, 0.5, 1.0]),
     ],
     statistics=[
         "leakage:attack:attribute", "worst_leakage:attack:attribute", "mean:ndcg@10", "mean:ndcg@10:attribute",
@@ -277,13 +278,15 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
     if config.defence == "reversal":
         guards = [Adversary(d.fitted, len(d.classes), exposed(model), run.torch_rng("adversary", n))
                   for n, d in enumerate(guards)]  # fmt: skip
-    state: dict[str, Any] = kept or {"epoch": 0, "best": -1.0, "alpha": config.alpha}
+    state: dict[str, Any] = kept or {"epoch": 0, "best": -1.0, "valid": -1.0, "alpha": config.alpha}
     if "model" in state:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         for guard, kept in zip(guards, state["guards"], strict=True):
             guard.load_state_dict(kept)
-    alpha, best = state["alpha"], state["best"]
+    alpha, best, served = state["alpha"], state["best"], state["valid"]
+    floor = (1.0 - config.tau) * first["valid"]
+    enough = floor if config.constraint == "lagrange" else float("inf")
     with run.progress(config.defence_epochs - state["epoch"], run.arm) as advance:
         for epoch in range(state["epoch"], config.defence_epochs):
             total = moved = 0.0
@@ -303,14 +306,14 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
             if (epoch + 1) % config.check_every == 0 or epoch + 1 == config.defence_epochs:
                 valid = float(np.nanmean(t.score(model, "valid", run).values[key]))
                 second = 2 * (epoch + 1) > config.defence_epochs
-                improved = second and valid > best  # step 5
-                best = max(best, valid) if second else best
+                improved = second and min(valid, enough) >= best  # step 5
+                best, served = (min(valid, enough), valid) if improved else (best, served)
                 if config.constraint == "lagrange":  # step 4
-                    alpha *= 1.25 if valid >= (1.0 - config.tau) * first["valid"] else 0.8
+                    alpha *= 1.25 if valid >= floor else 0.8
                 values |= {f"valid/{key}": valid}
                 run.log(start + epoch + 1, **values)
                 run.save(start + epoch + 1, {
-                    "epoch": epoch + 1, "best": best, "alpha": alpha, "model": model.state_dict(),
+                    "epoch": epoch + 1, "best": best, "valid": served, "alpha": alpha, "model": model.state_dict(),
                     "optimiser": optimiser.state_dict(), "guards": [g.state_dict() for g in guards],
                 }, best=improved)  # fmt: skip
             else:
@@ -321,11 +324,11 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
         model.load_state_dict(chosen["model"])
         run.note("best_epoch", chosen["epoch"])
     run.note("alpha_end", alpha)
-    run.note("valid", best)
+    run.note("valid", served)
     if config.alpha == 0:
         run.shared("plain", plain, lambda: {"model": model.state_dict()})  # what `noise` and `after` start from
     if config.defence == "transport" and config.labels == "true":
-        run.shared("utility", config.as_dict(), lambda: {"valid": best})  # what `noise` is matched to
+        run.shared("utility", config.as_dict(), lambda: {"valid": served})  # what `noise` is matched to
     run.note("barycenter", [h for g in guards for h in getattr(g, "history", [])])
     _picture(t, before, model, run)
     return model  # type: ignore[no-any-return]

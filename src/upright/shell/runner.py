@@ -115,7 +115,8 @@ def _swept(
             f"{arm.title or arm.name}, {field} {value:g}")
         for field, values in spec.sweep.items()
         for arm in arms if arm.role != "baseline"
-        for value in values if value != arm_settings.get(arm.name, {}).get(field, getattr(config, field))
+        for value in (values if arm.sweep is None else arm.sweep)
+        if value != arm_settings.get(arm.name, {}).get(field, getattr(config, field))
     ]  # fmt: skip
 
 
