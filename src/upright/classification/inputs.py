@@ -1,0 +1,157 @@
+"""What people hand over, checked: probabilities, sensitive features, clients, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upright.contract import InputError
+
+__all__ = ["as_codes", "as_features", "as_labels", "as_probabilities", "one_hot", "some"]
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def some(names: Sequence[Any], most: int = 5) -> str:
+    """Name the first few."""
+    words = ", ".join(map(repr, names[:most]))
+    return words if len(names) <= most else f"{words} and {len(names) - most} more"
+
+
+def _rows(bad: Any) -> str:
+    at = np.flatnonzero(bad)
+    return f"row {at[0]}" if len(at) == 1 else f"{len(at)} rows, the first of them {some(at[:3].tolist())}"
+
+
+def as_probabilities(given: Any, classes: int | None = None) -> Array:
+    """Return class probabilities as float64, shape (n, m).
+
+    Raises
+    ------
+    InputError
+        For another shape, NaN, negative numbers, and rows that do not sum to 1 within 1e-4.
+    """
+    try:
+        p = np.array(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError("probabilities that are not numbers", "shape (n, classes)", "pass predict_proba(X)") from None
+    if p.ndim != 2 or p.shape[1] < 2 or not len(p) or (classes is not None and p.shape[1] != classes):
+        width = "two columns or more" if classes is None else f"{classes} columns"
+        raise InputError(
+            f"probabilities of shape {p.shape}", f"one row a sample and {width}, one a class",
+            "pass predict_proba(X); for two classes both columns",
+        )  # fmt: skip
+    bad = ~np.isfinite(p).all(1)
+    if bad.any():
+        raise InputError(
+            f"NaN or infinity in probabilities: {_rows(bad)}", "finite numbers", "find out where the model failed"
+        )
+    bad = (p < -1e-9).any(1) | (np.abs(p.sum(1) - 1.0) > 1e-4)
+    if bad.any():
+        raise InputError(
+            f"probabilities that are no distribution: {_rows(bad)} (sum {p[np.flatnonzero(bad)[0]].sum():.4g})",
+            "numbers of at least 0 that sum to 1 in each row", "pass probabilities, not logits or scores",
+        )  # fmt: skip
+    p = np.clip(p, 0.0, None)
+    return np.asarray(p / p.sum(1, keepdims=True))
+
+
+def as_features(given: Any, n: int) -> dict[str, NDArray[np.str_]]:
+    """Return sensitive features by name, each of shape (n,) as text.
+
+    A vector, a matrix, a series, a data frame of any library, or a mapping of name to vector. Columns are families of
+    groups; the groups of different families may overlap.
+
+    Raises
+    ------
+    InputError
+        For another length and missing values.
+    """
+    if isinstance(given, Mapping):
+        columns = {str(k): np.asarray(v, dtype=object) for k, v in given.items()}
+    else:
+        names = getattr(given, "columns", None)
+        values = np.asarray(given, dtype=object)
+        if values.ndim == 1:
+            columns = {str(getattr(given, "name", None) or "group"): values}
+        elif values.ndim == 2 and values.shape[1]:
+            title = [str(c) for c in names] if names is not None else [f"group{i}" for i in range(values.shape[1])]
+            title = ["group"] if names is None and values.shape[1] == 1 else title
+            columns = {t: values[:, i] for i, t in enumerate(title)}
+        else:
+            raise InputError(
+                f"sensitive_features of shape {values.shape}", "one value a sample, or one column a family of groups",
+                "pass a vector, a data frame, or a mapping of name to vector",
+            )  # fmt: skip
+    found = {}
+    for name, column in columns.items():
+        if column.shape != (n,):
+            raise InputError(
+                f"sensitive feature {name!r} of shape {column.shape} for {n} samples", f"shape ({n},)",
+                "give one value to each sample",
+            )  # fmt: skip
+        missing = np.array([v is None or v != v for v in column.tolist()], dtype=bool)
+        if missing.any():
+            raise InputError(
+                f"sensitive feature {name!r} is missing at {_rows(missing)}", "a group for each sample",
+                "leave these samples out, or name their group, for example 'unknown'",
+            )  # fmt: skip
+        found[name] = column.astype(str)
+    return found
+
+
+def as_codes(given: Any, n: int, known: Sequence[str] | None, what: str) -> tuple[Ints, list[str]]:
+    """Return the place of each value among the known ones (-1: not known) and those; known None takes them from here.
+
+    Raises
+    ------
+    InputError
+        For another length and missing values.
+    """
+    if given is None:
+        return np.zeros(n, dtype=np.int64), list(known or ["all"])
+    values = np.asarray(given, dtype=object)
+    if values.shape != (n,):
+        raise InputError(f"{what} of shape {values.shape} for {n} samples", f"shape ({n},)", "give one to each sample")
+    missing = np.array([v is None or v != v for v in values.tolist()], dtype=bool)
+    if missing.any():
+        raise InputError(f"{what} missing at {_rows(missing)}", "one for each sample", "leave these samples out")
+    text = values.astype(str)
+    names = sorted(set(text.tolist()), key=lambda v: (len(v), v)) if known is None else list(known)
+    place = {name: i for i, name in enumerate(names)}
+    return np.array([place.get(v, -1) for v in text.tolist()], dtype=np.int64), names
+
+
+def as_labels(given: Any, n: int, classes: Sequence[Any]) -> Ints:
+    """Return the place of each label among the classes, shape (n,).
+
+    Raises
+    ------
+    InputError
+        For another length, and labels that are no class.
+    """
+    values = np.asarray(given)
+    if values.shape != (n,):
+        raise InputError(f"labels of shape {values.shape} for {n} samples", f"shape ({n},)", "give one to each sample")
+    place = {c: i for i, c in enumerate(np.asarray(classes).tolist())}
+    codes = np.array([place.get(v, -1) for v in values.tolist()], dtype=np.int64)
+    if (codes < 0).any():
+        strangers = sorted({str(v) for v in values[codes < 0].tolist()})
+        raise InputError(
+            f"labels {some(strangers)}",
+            f"classes {some(list(place), 10)}",
+            "pass `classes` in the order of the columns",
+        )
+    return codes
+
+
+def one_hot(codes: Ints, size: int) -> Array:
+    """Return one-hot rows, shape (n, size); a negative code gives a row of zeros."""
+    out = np.zeros((len(codes), size))
+    known = codes >= 0
+    out[np.flatnonzero(known), codes[known]] = 1.0
+    return out

@@ -1,0 +1,251 @@
+"""Post-processing of probabilities in scikit-learn's grammar: the best decisions under stated gaps between groups."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+
+from upright.classification.fitting import Fitted, fit_table, named_constraints
+from upright.classification.inputs import Ints, as_codes, as_features, as_labels, as_probabilities, some
+from upright.contract import InputError
+
+__all__ = ["FairPost"]
+
+Array = NDArray[np.float64]
+
+
+class FairPost(BaseEstimator):  # type: ignore[misc]
+    """Decide from class probabilities so that groups differ by at most a stated gap, at the least loss of accuracy.
+
+    Problem
+    -------
+    ``max E <p, h>`` over decisions h with ``|D_u(h)| <= global_tol`` for everybody and ``<= local_tol`` inside each
+    client, for any number of classes, groups and clients; see `upright.maths.parity.program`.
+
+    Parameters
+    ----------
+    constraints : str, Constraint, sequence of them, or mapping of sensitive feature to any of these
+        ``demographic_parity``, ``equal_opportunity``, ``equalized_odds`` (true and false positive rates) or
+        ``equalized_odds_cells`` (every cell). A plain one holds for every sensitive feature that is passed.
+    global_tol, local_tol : float
+        For constraints given by name: largest gap for everybody, and inside each client (a number, one a client, or a
+        mapping of client to number). Infinity removes the constraint.
+    gap : {"pairwise", "average"}
+        Between any two groups, or of each group to the average.
+    temperature : float
+        beta of the randomised decision, positive; costs at most ``beta log m`` of accuracy.
+    randomised : bool
+        Whether `predict` draws from the randomised decision, which meets the tolerances exactly on the calibration
+        data. False takes the most probable class, and tightens tolerances by what that exceeds them.
+    calibrate : bool or "auto"
+        Whether probabilities are fitted to the labels of each group first (``softmax(log p A + b)``). ``auto`` does so
+        for criteria that condition on the label.
+    unknown : {"error", "common"}
+        What `predict` does with a group or a client that the fit did not see: refuse, or treat it as the average group
+        and as a client without adjustments of its own.
+    random_state : int or None
+        Of the draws of a randomised `predict`.
+    warm_start : bool
+        Whether `fit` starts from the prices of the fit before it: for fronts over tolerances on the same data.
+
+    Attributes
+    ----------
+    table_ : FairTable
+        All that a prediction needs; ``table_.save("table.json")``.
+    report_ : list of dict
+        Each constrained contrast: tolerance, gap on the calibration data, price (accuracy lost for a unit of
+        tolerance); None where a group is empty and the constraint is left out.
+    small_ : list of dict
+        Groups at clients that are too small to certify (lemma B.7).
+    conflicts_ : list of dict
+        Clients whose local price pulls against the global one.
+    kkt_, duality_gap_, n_iter_, converged_
+        Of the solver.
+
+    Guarantee
+    ---------
+    ``decide(...)`` on the calibration data has every constrained gap within its tolerance plus ``kkt_`` (1e-6 when it
+    converged). For equal opportunity and equalized odds, rates count samples by the (calibrated) probability of their
+    label, not by the label. On other data gaps differ by sampling: see ``small_`` and the report of an audit.
+    """
+
+    def __init__(
+        self, constraints: Any = "demographic_parity", *, global_tol: float = 0.01, local_tol: Any = float("inf"),
+        gap: str = "pairwise", temperature: float = 0.002, randomised: bool = False, calibrate: bool | str = "auto",
+        unknown: str = "error", random_state: int | None = None, warm_start: bool = False,
+    ) -> None:  # fmt: skip
+        self.constraints = constraints
+        self.global_tol = global_tol
+        self.local_tol = local_tol
+        self.gap = gap
+        self.temperature = temperature
+        self.randomised = randomised
+        self.calibrate = calibrate
+        self.unknown = unknown
+        self.random_state = random_state
+        self.warm_start = warm_start
+
+    def fit(
+        self, proba: Any, y: Any = None, *, sensitive_features: Any, clients: Any = None, group_proba: Any = None,
+        sample_weight: Any = None, classes: Sequence[Any] | None = None,
+    ) -> FairPost:  # fmt: skip
+        """Solve the program on calibration data.
+
+        Parameters
+        ----------
+        proba : array, shape (n, m)
+            Class probabilities of any model, on data it was not trained on.
+        y : array, shape (n,), optional
+            Labels: needed for `calibrate`, and by criteria that condition on the label.
+        sensitive_features : array, series, data frame or mapping
+            Group of each sample; each column is a family of groups.
+        clients : array, shape (n,), optional
+            Site of each sample; without it everybody is one client.
+        group_proba : mapping of feature to array, shape (n, G), or one array, optional
+            Estimates of P(group | x, client), columns in the order of ``groups_``: the decision then never sees a
+            group (attribute-blind), and gaps are weighted by these estimates.
+        sample_weight : array, shape (n,), optional
+        classes : sequence, optional
+            Names of the columns; by default the sorted labels, or 0 to m - 1.
+
+        Raises
+        ------
+        InputError
+            For everything that is wrong with the input.
+        """
+        p = as_probabilities(proba)
+        n, m = p.shape
+        found = np.arange(m) if y is None else np.unique(np.asarray(y))
+        named: list[Any] = found.tolist() if classes is None else list(classes)
+        if len(named) != m:
+            raise InputError(
+                f"{m} columns of probabilities for classes {some(named)}", "one column a class",
+                "pass classes= in the order of the columns",
+            )  # fmt: skip
+        columns = as_features(sensitive_features, n)
+        client, names = as_codes(clients, n, None, "clients")
+        wanted = named_constraints(self.constraints, list(columns), self.global_tol, self.local_tol, self.gap)
+        label = None if y is None else as_labels(y, n, named)
+        by_label = [c.criterion for _, c, _ in wanted if c.criterion != "demographic_parity"]
+        calibrate = bool(by_label) if self.calibrate == "auto" else bool(self.calibrate)
+        if calibrate and label is None:
+            raise InputError(
+                f"{by_label[0] if by_label else 'calibrate=True'} without labels",
+                "labels of the calibration data as y", "pass y, or set calibrate=False to trust the probabilities",
+            )  # fmt: skip
+        if self.unknown not in ("error", "common"):
+            raise InputError(f"unknown = {self.unknown!r}", "'error' or 'common'", "choose one of the two")
+        groups = {f: sorted(set(c.tolist())) for f, c in columns.items()}
+        codes = {f: np.searchsorted(groups[f], c) for f, c in columns.items()}
+        weight = _weight(sample_weight, n)
+        soft = None if group_proba is None else _soft(group_proba, {f: groups[f] for f, _, _ in wanted}, n)
+        fitted = fit_table(
+            p, codes, groups, client, names, wanted, named, y=label, members=soft, weight=weight,
+            temperature=self.temperature, randomised=self.randomised, calibrate=calibrate,
+            start=getattr(self, "fitted_", None) if self.warm_start else None,
+        )  # fmt: skip
+        if not fitted.solution.converged:
+            warnings.warn(
+                f"the program stopped after {fitted.solution.iterations} steps with a violation of "
+                f"{fitted.solution.kkt:.2g}; a higher temperature converges more easily",
+                ConvergenceWarning, stacklevel=2,
+            )  # fmt: skip
+        self._keep(fitted, named, soft is not None)
+        return self
+
+    def _keep(self, found: Fitted, classes: Any, blind: bool) -> None:
+        self.classes_ = np.asarray(classes)
+        self.fitted_, self.table_, self.blind_ = found, found.table, blind
+        self.groups_, self.clients_ = dict(found.table.groups), list(found.table.clients)
+        self.report_, self.small_, self.conflicts_ = found.report, found.small, found.conflicts
+        self.kkt_, self.duality_gap_ = found.solution.kkt, found.solution.duality_gap
+        self.n_iter_, self.converged_ = found.solution.iterations, found.solution.converged
+
+    def scores(
+        self, proba: Any, *, sensitive_features: Any = None, clients: Any = None, group_proba: Any = None
+    ) -> Array:
+        """Return the adjusted scores z, shape (n, m); the decision is the largest.
+
+        Raises
+        ------
+        InputError
+            For groups, clients or shapes that the fit did not see.
+        """
+        if not hasattr(self, "table_"):
+            raise NotFittedError("FairPost is not fitted: call fit with calibration data first")
+        p = as_probabilities(proba, len(self.classes_))
+        n = len(p)
+        if self.blind_:
+            if group_proba is None:
+                raise InputError("no group_proba", "P(group | x) as in fit", "pass group_proba: this fit is blind")
+            members = _soft(group_proba, self.groups_, n)
+        else:
+            if sensitive_features is None and self.groups_:
+                raise InputError(
+                    "no sensitive_features", f"the group of each sample: {some(list(self.groups_))}",
+                    "pass them, or fit with group_proba to decide without",
+                )  # fmt: skip
+            columns = as_features(sensitive_features, n) if sensitive_features is not None else {}
+            if len(self.groups_) == 1 and len(columns) == 1:
+                columns = {next(iter(self.groups_)): next(iter(columns.values()))}
+            members = self.table_.members({f: self.table_.place(f, columns, self.unknown) for f in self.groups_})
+        return self.table_.scores(p, members, self._client(clients, n))
+
+    def _client(self, clients: Any, n: int) -> Ints:
+        if clients is None and len(self.clients_) > 1 and self.unknown == "error":
+            raise InputError(
+                f"no clients, and the table has {len(self.clients_)}", "the client of each sample", "pass clients="
+            )
+        if clients is None:
+            return np.full(n, 0 if len(self.clients_) == 1 else -1, dtype=np.int64)
+        codes, _ = as_codes(clients, n, self.clients_, "clients")
+        if (codes < 0).any() and self.unknown == "error":
+            strangers = sorted(set(np.asarray(clients, dtype=object)[codes < 0].astype(str).tolist()))
+            raise InputError(
+                f"clients that the fit did not see: {some(strangers)}", some(self.clients_, 20),
+                "fit with samples of these clients, or set unknown='common' to use the adjustments that all share",
+            )  # fmt: skip
+        return codes
+
+    def decide(self, proba: Any, **features: Any) -> Array:
+        """Return the probability of each decision, shape (n, m): what the guarantee speaks of."""
+        return self.table_.decide(self.scores(proba, **features))
+
+    def predict(self, proba: Any, **features: Any) -> NDArray[Any]:
+        """Return decisions, shape (n,): the largest score, or a draw from `decide` when randomised."""
+        z = self.scores(proba, **features)
+        if not self.randomised:
+            return np.asarray(self.classes_[z.argmax(1)])
+        h = np.cumsum(self.table_.decide(z), axis=1)
+        draw = np.random.default_rng(self.random_state).random((len(z), 1))
+        return np.asarray(self.classes_[np.minimum((h < draw).sum(1), h.shape[1] - 1)])
+
+
+def _weight(given: Any, n: int) -> Array:
+    if given is None:
+        return np.ones(n)
+    weight = np.asarray(given, dtype=np.float64)
+    if weight.shape != (n,) or not np.isfinite(weight).all() or (weight < 0).any() or not weight.sum() > 0:
+        raise InputError(
+            f"sample_weight of shape {weight.shape}", f"{n} finite numbers of at least 0, not all 0", "correct them"
+        )
+    return weight
+
+
+def _soft(given: Any, groups: Mapping[str, Sequence[str]], n: int) -> dict[str, Array]:
+    """Check estimates of P(group | x)."""
+    given = given if isinstance(given, Mapping) else {next(iter(groups)): given}
+    found = {}
+    for f, names in groups.items():
+        if f not in given:
+            raise InputError(f"no group_proba of {f!r}", some(list(groups)), "give one array to each feature")
+        found[f] = as_probabilities(given[f], len(names)) if len(names) > 1 else np.ones((n, 1))
+        if len(found[f]) != n:
+            raise InputError(f"{len(found[f])} rows of group_proba for {n} samples", f"{n} rows", "give one a sample")
+    return found

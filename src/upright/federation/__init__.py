@@ -1,0 +1,1 @@
+"""The federation wing: one description of an algorithm, driven in one process or by Flower."""

@@ -1,0 +1,1 @@
+"""Group fairness as linear constraints on decisions: rates, the convex program, its oracle, dual steps."""

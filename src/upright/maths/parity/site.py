@@ -1,0 +1,128 @@
+"""One client's share of the convex program: its value, its gradient and its curvature in the table of adjustments.
+
+The adjusted score of sample i at client k and class j is
+
+    z_ij = p_ij - sum_c sum_s F_csij sum_g q_cig V_kcsgj
+
+with class probabilities p, strata F (`upright.maths.parity.rates`), memberships q and the client's table V. The
+client's share of the objective is ``f_k(V) = sum_i w_i beta logsumexp(z_i / beta)``, convex in V, and
+
+    -df_k / dV_csgj = sum_i w_i q_cig F_csij h_ij,     h_i = softmax(z_i / beta):
+
+its gradient holds the rates of the randomised decision h and no sample.
+
+Shapes: n samples of the client, m classes, G_c groups and S_c strata of constraint c, Q = sum_c S_c G_c m entries of
+the table, in the order (c, s, g, j).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upright.maths.parity.rates import Criterion, masses, strata
+
+__all__ = ["Site", "adjusted", "table_size"]
+
+Array = NDArray[np.float64]
+_CHUNK_ELEMENTS = 1 << 22
+
+
+def table_size(criteria: Sequence[Criterion], groups: Sequence[int], m: int) -> list[tuple[int, int, int]]:
+    """Return ``(S_c, G_c, m)`` of each constraint."""
+    one = np.zeros((1, m))
+    return [(len(strata(c, one)), g, m) for c, g in zip(criteria, groups, strict=True)]
+
+
+def adjusted(p: Array, members: Sequence[Array], criteria: Sequence[Criterion], table: Sequence[Array]) -> Array:
+    """Return the adjusted scores z, shape (n, m).
+
+    Parameters
+    ----------
+    p : ndarray, shape (n, m)
+        Class probabilities.
+    members : sequence of ndarray, shape (n, G_c)
+        Membership in the groups of each constraint.
+    criteria : sequence of str
+    table : sequence of ndarray, shape (S_c, G_c, m)
+        The adjustments of the samples' client.
+    """
+    z = p.copy()
+    for member, criterion, own in zip(members, criteria, table, strict=True):
+        for f, v in zip(strata(criterion, p), own, strict=True):
+            z -= f * (member @ v)
+    return z
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """The samples of one client.
+
+    Parameters
+    ----------
+    p : ndarray, shape (n, m)
+        Class probabilities.
+    members : tuple of ndarray, shape (n, G_c)
+        Membership in the groups of each constraint.
+    weight : ndarray, shape (n,)
+        Non-negative; over all clients they sum to 1.
+    criteria : tuple of str
+    """
+
+    p: Array
+    members: tuple[Array, ...]
+    weight: Array
+    criteria: tuple[Criterion, ...]
+
+    def masses(self) -> list[Array]:
+        """Return the mass of each stratum and group, shape (S_c, G_c, m) for each constraint; sums over clients add."""
+        m = self.p.shape[1]
+        return [masses(strata(c, self.p), q, self.weight, m) for c, q in zip(self.criteria, self.members, strict=True)]
+
+    def decide(self, table: Sequence[Array], beta: float) -> Array:
+        """Return the randomised decision ``softmax(z / beta)``, shape (n, m)."""
+        z = adjusted(self.p, self.members, self.criteria, table) / beta
+        e = np.exp(z - z.max(1, keepdims=True))
+        return np.asarray(e / e.sum(1, keepdims=True))
+
+    def sums(self, h: Array) -> Array:
+        """Return ``sum_i w_i q_ig F_ij h_ij`` of any decision h (n, m), shape (Q,): what the rates are made of."""
+        parts = [(q * self.weight[:, None]).T @ (f * h) for q, c in zip(self.members, self.criteria, strict=True)
+                 for f in strata(c, self.p)]  # fmt: skip
+        return np.concatenate([part.ravel() for part in parts]) if parts else np.zeros(0)
+
+    def evaluate(self, table: Sequence[Array], beta: float, curvature: bool = True) -> tuple[float, Array, Array]:
+        """Return ``f_k``, minus its gradient (Q,) and its second derivative (Q, Q), all zero where not asked for.
+
+        No array is larger than a few million entries, whatever n is.
+        """
+        m = self.p.shape[1]
+        width = sum(v.size for v in table)
+        step = max(1, _CHUNK_ELEMENTS // max(width, 1))
+        value, gradient, second = 0.0, np.zeros(width), np.zeros((width, width) if curvature else (0, 0))
+        for start in range(0, len(self.p), step):
+            rows = slice(start, start + step)
+            p, w, members = self.p[rows], self.weight[rows], [q[rows] for q in self.members]
+            z = adjusted(p, members, self.criteria, table)
+            top = z.max(1, keepdims=True)
+            e = np.exp((z - top) / beta)
+            total = e.sum(1, keepdims=True)
+            h = e / total
+            value += float(w @ (top + beta * np.log(total))[:, 0])
+            parts = [(q, np.broadcast_to(f, h.shape)) for q, c in zip(members, self.criteria, strict=True)
+                     for f in strata(c, p)]  # fmt: skip
+            if not curvature:
+                gradient += np.concatenate([((q * w[:, None]).T @ (f * h)).ravel() for q, f in parts])
+                continue
+            y = np.concatenate(
+                [(q[:, :, None] * (f * h)[:, None, :]).reshape(len(p), -1) for q, f in parts], axis=1
+            )  # (n, Q)
+            gradient += w @ y
+            second -= y.T @ (w[:, None] * y)
+            for j in range(m):
+                x = np.concatenate([q * f[:, j : j + 1] for q, f in parts], axis=1)  # (n, Q / m)
+                second[j::m, j::m] += x.T @ ((w * h[:, j])[:, None] * x)
+        return value, gradient, second / beta
