@@ -110,6 +110,7 @@ def test_every_metric_has_a_page() -> None:
         "coverage",
         "gini",
         "gap",
+        "disparity",
         "worst_decile",
         "leakage",
         "balanced_accuracy",

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Result", "check", "compare", "load", "run"]
+__all__ = ["Result", "audit_predictions", "check", "compare", "load", "run"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,30 @@ def run(
     options = {"data": data, "data_dir": data_dir, "settings": settings, "preset": preset, "arms": arms, "sweep": sweep}
     folders, comparison = run_seeds(wanted, method, out=Path(out), quiet=quiet, **options)
     return Result(comparison if comparison is not None else folders[0])
+
+
+def audit_predictions(file: str | Path, *, group: str | Sequence[str], out: str | Path, **options: Any) -> Result:
+    """Audit anybody's decisions by group and return the audit.
+
+    Parameters
+    ----------
+    file : path
+        CSV, TSV or Parquet with a row a case.
+    group : str or sequence of str
+        Columns of groups.
+    out : path
+        Where the audit's folder goes.
+    **options
+        Of `upright.shell.audit_predictions.audit_predictions`: client, label, prediction or proba, criterion ...
+
+    Raises
+    ------
+    upright.contract.InputError
+        For everything that is wrong with the file.
+    """
+    from upright.shell.audit_predictions import audit_predictions as audit
+
+    return Result(audit(file, group=group, out=out, **options))
 
 
 def load(folder: str | Path) -> Result:

@@ -353,6 +353,47 @@ def audit_embeddings_(
     _finish(summary, folder, build_report(folder), as_json, fail_if, shown)
 
 
+@audit_app.command("predictions")
+def audit_predictions_(
+    file: Annotated[Path, typer.Argument(help="A row a case: CSV, TSV or Parquet.")],
+    group: Annotated[str, typer.Option(help="Columns of groups: A, 'A,B' each by itself, 'A*B' their product too.")],
+    client: Annotated[str | None, typer.Option(help="Column of clients: every gap inside each of them too.")] = None,
+    label: Annotated[str | None, typer.Option(help="True classes; without them demographic parity only.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="Column of decided classes.")] = None,
+    proba: Annotated[
+        str | None, typer.Option(help="Columns of probabilities, all classes in order: p_no,p_yes or no=a,yes=b.")
+    ] = None,
+    criterion: Annotated[
+        str, typer.Option(help="Decides the verdict: demographic_parity, equal_opportunity or equalized_odds.")
+    ] = "demographic_parity",
+    positive: Annotated[str | None, typer.Option(help="Class to compare; the last of two, all of more.")] = None,
+    randomised: Annotated[bool, typer.Option("--randomised", help="Decisions are drawn by the probabilities.")] = False,
+    least: Annotated[int, typer.Option(min=5, help="Rows that a group should have at a client.")] = 30,
+    ids: Annotated[str | None, typer.Option("--id", help="Column of ids; row numbers otherwise.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of resampling and permutations.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
+    fail_if: FailIf = None,
+    as_json: Json = False,
+) -> None:
+    """Audit decisions of any classifier: are groups decided alike, over all rows and at every client."""
+    if fail_if:
+        from upright.shell.gates import check_syntax
+
+        check_syntax(fail_if)
+    from upright.api import Result
+    from upright.report import build_report
+    from upright.shell.audit_predictions import CRITERIA_OF, audit_predictions, gaps_of
+
+    folder = audit_predictions(
+        file, group=group, client=client, label=label, prediction=prediction, proba=proba, positive=positive,
+        criterion=_one_of("--criterion", criterion, *CRITERIA_OF), randomised=randomised, least=least, ids=ids, out=out,
+        seed=seed, command=shlex.join(["upright", *sys.argv[1:]]),
+    )  # fmt: skip
+    summary = Result(folder).summary
+    shown = _table(gaps_of(summary), ["gap", "value", "interval", "by chance"])
+    _finish(summary, folder, build_report(folder), as_json, fail_if, shown)
+
+
 @data_app.command("list")
 def data_list(data_dir: DataDir = None, as_json: Json = False) -> None:
     """List the catalogue and what of it is here."""

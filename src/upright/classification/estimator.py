@@ -13,52 +13,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from upright.classification.gaps import gaps
 from upright.classification.inputs import as_codes, as_features, one_hot, some
 from upright.classification.post import FairPost
 from upright.contract import InputError
-from upright.maths.parity.rates import Criterion, contrasts, masses, rates, strata
 
-__all__ = ["FedFACTClassifier", "Front", "gaps"]
+__all__ = ["FedFACTClassifier", "Front"]
 
 Array = NDArray[np.float64]
-
-
-def gaps(
-    decisions: NDArray[np.int64],
-    groups: NDArray[Any],
-    clients: NDArray[Any],
-    m: int,
-    criterion: Criterion = "demographic_parity",
-    labels: NDArray[np.int64] | None = None,
-) -> dict[str, float]:
-    """Return the largest pairwise gap: for everybody, and the maximum and mean over clients of their own.
-
-    Parameters
-    ----------
-    decisions, labels : int array, shape (n,)
-        Classes by their place. Labels are needed by every criterion but demographic parity.
-    groups, clients : array, shape (n,)
-    m : int
-        Number of classes.
-    """
-    h = one_hot(decisions, m)
-    y = h if labels is None else one_hot(labels, m)
-    names = np.unique(groups)
-    member = (groups[:, None] == names[None, :]).astype(np.float64)
-
-    def largest(rows: NDArray[np.bool_]) -> float:
-        f = strata(criterion, y[rows])
-        weight = np.ones(int(rows.sum()))
-        mass = masses(f, member[rows], weight, m)
-        there = mass > 0
-        if criterion == "equal_opportunity" and m == 2:
-            there = there & np.array([False, True])
-        r = np.nan_to_num(rates(f, member[rows], weight, h[rows]))
-        d = (contrasts("pairwise", mass, there) * r[:, None]).sum(2)
-        return float(np.abs(d).max(initial=0.0))
-
-    own = [largest(clients == k) for k in np.unique(clients)]
-    return {"global": largest(np.ones(len(h), dtype=bool)), "local_max": max(own), "local_mean": float(np.mean(own))}
 
 
 @dataclass(frozen=True)
@@ -321,7 +283,8 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
                 truth = np.searchsorted(self.classes_, np.asarray(labels))
                 column = next(iter(as_features(features, n).values()))
                 criterion = post.fitted_.constraints[0].criterion
-                own = gaps(code, column, as_codes(sites, n, None, "clients")[0], len(self.classes_), criterion, truth)
+                h = one_hot(code, len(self.classes_))
+                own = gaps(h, column, as_codes(sites, n, None, "clients")[0], criterion, truth)
                 row |= {f"{key}_accuracy": float((code == truth).mean()),
                         **{f"{key}_{name}": v for name, v in own.items()}}  # fmt: skip
             rows.append(row)

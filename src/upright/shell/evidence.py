@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from upright.contract import Arm, Metric
 from upright.maths import intervals
-from upright.shell.statistics import CONFIDENCE, LEAKS, Samples, parse
+from upright.shell.disparities import CLIENT_NAMES
+from upright.shell.statistics import BUCKETS, CONFIDENCE, LEAKS, WHOLE, Samples, parse
 from upright.shell.units import Units
 
 __all__ = ["CONFIDENCE", "DRAWS", "evidence", "verdict_of"]
@@ -86,6 +87,9 @@ def evidence(
                     attack = samples.strongest(statistic, arm.name)
                     levels[-1] |= {"attack": attack.removeprefix(statistic.metric + "/"),
                                    "per_seed": samples.per_seed(statistic, arm.name)}  # fmt: skip
+                if statistic.name in CLIENT_NAMES:
+                    clients, out = samples.disparities.clients(statistic.metric, str(statistic.grouping), arm.name)
+                    levels[-1] |= {"n_clients": clients, "n_clients_left_out": out}
             if remedy is None or statistic.name == "gap":
                 continue
             direction = statistic.direction(about)
@@ -103,11 +107,12 @@ def evidence(
                     "smallest_detectable": 2.8 * spread, "p": _two_sided(change[1:]), "holm_p": None,
                 })  # fmt: skip
     _adjust(differences)
+    grouped = f" in {BUCKETS} random groups" if len(units.units) > WHOLE else ""
     return {
         "n_seeds": len(units.seeds), "n_units": len(units.units), "unit_kind": units.unit_kind, "draws": draws,
         "confidence": confidence,
         "resampling": f"paired bootstrap, {draws} draws, percentile: {len(units.seeds)} seeds, then "
-        f"{len(units.units)} {units.unit_kind}s, each with all its seeds",
+        f"{len(units.units)} {units.unit_kind}s{grouped}, each with all its seeds",
         "levels": levels, "differences": differences,
         "verdict": _verdict(levels, differences, arms, primary, cost, title, len(units.seeds), complete),
     }  # fmt: skip

@@ -12,14 +12,23 @@ A statistic is written ``name:metric[:grouping]``.
 ``worst_leakage``    the same with the worst class instead of the mean
 ===================  ==============================================================================================
 
-For the last two, ``metric`` is the first part of names such as ``attack/embedding/mlp/cross/F``: what was attacked, by
+``disparity``, ``client_disparity`` and ``mean_client_disparity`` stand in `upright.shell.disparities`.
+
+For leakage, ``metric`` is the first part of names such as ``attack/embedding/mlp/cross/F``: what was attacked, by
 whom, how users were held out, and the class whose score it is. ``AUC_c`` compares users of class c with all other
 labelled users at one seed and is averaged over seeds before its distance from chance is taken. The strongest attack is
 picked on the data and keeps its place in every draw: a maximum taken anew in each draw would grow with the noise.
+
+Units in buckets
+----------------
+Above 5,000 units, ratios of sums (`mean`, gaps, disparities) draw 2,000 random groups of units, equal in size to within
+one, instead of single units; a unit is in one bucket with all its seeds. With U units in B random buckets the bootstrap
+variance of a sum is on average ``(1 - 1/B) / (1 - 1/U)`` times that of drawing units: unbiased to within 0.05 %.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,16 +37,20 @@ from numpy.typing import NDArray
 from upright.contract import InputError, Metric, stream
 from upright.maths import intervals
 from upright.metrics.leakage import SPREAD
+from upright.shell import disparities
 from upright.shell.units import Units
 
-__all__ = ["CONFIDENCE", "LEAKS", "NAMES", "Samples", "Statistic", "computable", "parse"]
+__all__ = ["CONFIDENCE", "DISPARITIES", "LEAKS", "NAMES", "Samples", "Statistic", "computable", "parse"]
 
 Array = NDArray[np.float64]
 CONFIDENCE = 0.95
 GAPS = ("gap", "abs_gap")
 LEAKS = ("leakage", "worst_leakage")
-NAMES = (*intervals.STATISTICS, *GAPS, *LEAKS)
+DISPARITIES = disparities.NAMES
+NAMES = (*intervals.STATISTICS, *GAPS, *LEAKS, *DISPARITIES)
 PERMUTATIONS = 500
+WHOLE = 5_000  # up to so many units each is drawn by itself
+BUCKETS = 2_000
 _CHUNK_ELEMENTS = 1 << 22  # weights held at once in float64: 32 MB
 
 
@@ -52,7 +65,7 @@ class Statistic:
 
     def direction(self, about: Metric) -> str:
         """Which way is better."""
-        return "lower" if self.name in ("abs_gap", "gini", *LEAKS) else about.direction
+        return "lower" if self.name in ("abs_gap", "gini", *LEAKS, *DISPARITIES) else about.direction
 
     def label(self, about: Metric, groups: list[str], cell: str | None) -> str:
         """How a report writes the value of one cell."""
@@ -64,6 +77,11 @@ class Statistic:
         if self.name in LEAKS:
             worst = ", worst class" if self.name == "worst_leakage" else ""
             return f"{title} of {self.grouping}{worst}, {'strongest attack' if cell is None else cell}"
+        if self.name in DISPARITIES:
+            inside = {"disparity": "", "client_disparity": " inside a client, the worst client",
+                      "mean_client_disparity": " inside a client, mean over clients"}[self.name]  # fmt: skip
+            whole = f"{title}: largest difference between groups of {self.grouping}{inside}"
+            return whole if cell is None else f"{whole}, {cell}"
         words = {"mean": "", "worst_decile": ", worst tenth", "gini": ", Gini over units"}[self.name]
         return f"{title}{words}{'' if cell is None else f', {cell}'}"
 
@@ -77,13 +95,15 @@ def parse(text: str, units: Units) -> Statistic:
         When a part of it is not in the table.
     """
     name, metric, grouping = [*text.split(":"), None, None][:3]
-    known = bool(_attacks(units, str(metric))) if name in LEAKS else metric in units.metrics
-    needs = name in LEAKS and grouping is None
-    if name not in NAMES or not known or needs or (grouping is not None and grouping not in units.by):
+    known = _known(str(name), str(metric), units)
+    needs = name in (*LEAKS, *DISPARITIES) and grouping is None
+    inside = name in disparities.CLIENT_NAMES and (disparities.CLIENT not in units.by or grouping == disparities.CLIENT)
+    lost = grouping is not None and grouping not in units.by
+    if name not in NAMES or not known or needs or inside or lost:
         raise InputError(
             f"statistic {text!r}",
-            f"name:metric[:grouping] with name in {list(NAMES)}, metric in {units.metrics}, "
-            f"grouping in {sorted(units.by)}",
+            f"name:metric[:grouping] with name in {list(NAMES)}, metric in {units.metrics} or what stands before their "
+            f"last /, grouping in {sorted(units.by)}; inside clients, a grouping 'client' and another one",
             "correct the part that is not in its list",
         )
     return Statistic(text, str(name), str(metric), grouping)
@@ -91,7 +111,15 @@ def parse(text: str, units: Units) -> Statistic:
 
 def computable(text: str, units: Units) -> bool:
     """Whether the table holds what a statistic is made of."""
-    name, metric, *_ = [*text.split(":"), ""]
+    name, metric, grouping = [*text.split(":"), "", ""][:3]
+    if name in DISPARITIES and not {grouping, *([disparities.CLIENT] * (name != "disparity"))} <= set(units.by):
+        return False
+    return _known(name, metric, units)
+
+
+def _known(name: str, metric: str, units: Units) -> bool:
+    if name in DISPARITIES:
+        return bool(disparities.metrics_of(units.metrics, metric))
     return bool(_attacks(units, metric)) if name in LEAKS else metric in units.metrics
 
 
@@ -111,24 +139,32 @@ class Samples:
     def __init__(self, units: Units, draws: int, seed: int) -> None:
         self.units, self.seed = units, seed
         rng = np.random.default_rng(stream(seed, "evidence"))
+        n = len(units.units)
+        self.bucket = np.arange(n)
+        if n > WHOLE:
+            self.bucket = np.random.default_rng(stream(seed, "evidence", "buckets")).permutation(n) % BUCKETS
+        buckets = min(n, BUCKETS) if n > WHOLE else n
         self.seed_weight = np.ones((1 + draws, len(units.seeds)))  # row 0: the data itself
-        self.unit_weight = np.ones((1 + draws, len(units.units)), dtype=np.float32)  # counts, so exact
-        for weight in (self.seed_weight, self.unit_weight):
+        self.weight = np.ones((1 + draws, buckets), dtype=np.float32)  # of buckets; counts, so exact
+        for weight in (self.seed_weight, self.weight):
             intervals.fill_multiplicities(weight[1:], rng)
         self._known: dict[tuple[str, ...], Array] = {}
+        self.disparities = disparities.Disparities(self)
 
     def comparable(self, statistic: Statistic) -> bool:
-        """Whether there are the groups that a statistic compares: two for a gap, two or more for a leak.
+        """Whether there are the groups that a statistic compares: two for a gap, two or more for others.
 
         With two classes the worst one leaks what both do, so it needs three.
         """
-        if statistic.name not in (*GAPS, *LEAKS):
+        if statistic.name not in (*GAPS, *LEAKS, *DISPARITIES):
             return True
         n = len(self.units.groups(str(statistic.grouping))) if statistic.grouping else 0
         return n == 2 if statistic.name in GAPS else n >= (3 if statistic.name == "worst_leakage" else 2)
 
     def cells(self, statistic: Statistic) -> list[str | None]:
-        """Cells of a statistic: groups, attacks, or None for the whole."""
+        """Cells of a statistic: groups, attacks, classes, or None for the whole."""
+        if statistic.name in DISPARITIES:
+            return self.disparities.cells(statistic.name, statistic.metric)
         if statistic.name in LEAKS:
             attacks = _attacks(self.units, statistic.metric)
             return [None, *(a.removeprefix(statistic.metric + "/") for a in attacks)] if len(attacks) > 1 else [None]
@@ -138,6 +174,8 @@ class Samples:
 
     def of(self, statistic: Statistic, arm: str, cell: str | None) -> Array:
         """Return one cell of one arm."""
+        if statistic.name in DISPARITIES:
+            return self.disparities.of(statistic.name, statistic.metric, str(statistic.grouping), arm, cell)
         if statistic.name in LEAKS:
             return self._leakage(statistic, arm, cell)
         if statistic.name in GAPS:
@@ -150,13 +188,15 @@ class Samples:
             values = self.units.values(arm, statistic.metric)
             if cell is not None:
                 values = np.where(self.units.by[str(statistic.grouping)] == cell, values, np.nan)
-            self._known[key] = self._mean(values) if statistic.name == "mean" else self._average(
+            self._known[key] = self._mean(values) if statistic.name == "mean" else self.average(
                 [self._each(statistic.name, v) for v in values]
             )  # fmt: skip
         return self._known[key]
 
     def defined(self, statistic: Statistic, arm: str, cell: str | None) -> tuple[int, int]:
         """Return how many units have a value at one seed at least, and how many of the cell have none."""
+        if statistic.name in DISPARITIES:
+            return self.disparities.defined(statistic.name, statistic.metric, str(statistic.grouping), arm, cell)
         metric, mask = statistic.metric, None
         if statistic.name in LEAKS:
             metric = next(iter(_attacks(self.units, metric).values()))[0][0]
@@ -170,21 +210,41 @@ class Samples:
 
     def null(self, statistic: Statistic, arm: str, cell: str | None) -> dict[str, float] | None:
         """Return what shuffled labels would show: mean size and 95 % band; None for statistics without groups."""
-        if statistic.name in LEAKS:
-            sizes = self._null_leakage(statistic, arm, cell)
+        if statistic.name in (*LEAKS, *DISPARITIES):
+            sizes = (
+                self._null_leakage(statistic, arm, cell) if statistic.name in LEAKS else
+                self.disparities.null(statistic.name, statistic.metric, str(statistic.grouping), arm, cell)
+            )  # fmt: skip
             top = float(np.percentile(sizes, 100.0 * CONFIDENCE))
             return {"expected_abs": float(sizes.mean()), "low": 0.0, "high": top}
         if statistic.name not in GAPS:
             return None
-        rng = np.random.default_rng(stream(self.seed, "evidence", "null"))
-        labels, data = self.units.by[str(statistic.grouping)], self.units.values(arm, statistic.metric)
-        ok = ~np.isnan(data)
-        value = np.where(ok, data, 0.0).sum(0) / np.maximum(ok.sum(0), 1)  # mean over seeds, as the level is
-        value[~ok.any(0) | (labels[0] == "")] = np.nan  # a unit without a label is in neither group
-        first = labels[0] == self.units.groups(str(statistic.grouping))[0]
-        gaps = intervals.null_gap(value, first, PERMUTATIONS, rng)
+        gaps = self._null_gap(statistic, arm)
         low, high = intervals.percentile(gaps, CONFIDENCE)
         return {"expected_abs": float(np.abs(gaps).mean()), "low": low, "high": high}
+
+    def _null_gap(self, statistic: Statistic, arm: str) -> Array:
+        """Gaps under permuted labels; a unit keeps one label over its seeds, if it has one label at all of them."""
+        rng = np.random.default_rng(stream(self.seed, "evidence", "null"))
+        labels, data = self.units.codes(str(statistic.grouping))[1], self.units.values(arm, statistic.metric)
+        ok = ~np.isnan(data)
+        label = labels.max(0)
+        if not (ok & (labels >= 0) & (labels != label)).any():
+            counted = ok & (labels >= 0)  # a unit without a label is in neither group
+            value = np.where(counted, data, 0.0).sum(0) / np.maximum(counted.sum(0), 1)  # over seeds, as the level is
+            value[~counted.any(0)] = np.nan
+            return intervals.null_gap(value, label == 0, PERMUTATIONS, rng)
+        rows = (labels >= 0) & ok  # groups that change with the seed: labels are permuted at each seed
+        seed, unit = np.nonzero(rows)
+        keys = intervals.unit_keys(data.shape[1], PERMUTATIONS, rng)
+        sums = intervals.null_sums(
+            intervals.combine([seed]), np.zeros_like(seed), labels[rows], data[rows][None], 2, unit, keys
+        )
+        size = np.bincount(labels[rows], minlength=2)
+        if not size.all():
+            return np.full(PERMUTATIONS, np.nan)
+        rate = sums[:, 0, :, 0] / size  # (P, 2)
+        return np.asarray(rate[:, 0] - rate[:, 1])
 
     def per_seed(self, statistic: Statistic, arm: str) -> float:
         """Leakage of the strongest attack at each seed by itself, averaged: signs that alternate do not cancel."""
@@ -207,25 +267,46 @@ class Samples:
     # -- seeds and draws ------------------------------------------------------------------------------------------
 
     def _chunks(self) -> list[NDArray[np.float32]]:
-        step = max(1, _CHUNK_ELEMENTS // max(1, self.unit_weight.shape[1]))
-        return [self.unit_weight[i : i + step] for i in range(0, len(self.unit_weight), step)]
+        """Weights of buckets, some draws at a time."""
+        step = max(1, _CHUNK_ELEMENTS // max(1, self.weight.shape[1]))
+        return [self.weight[i : i + step] for i in range(0, len(self.weight), step)]
+
+    def _unit_chunks(self) -> Iterator[NDArray[np.float32]]:
+        """Weights of single units, some draws at a time; of many units they are drawn again rather than kept."""
+        n = len(self.bucket)
+        if n <= WHOLE:
+            yield from self._chunks()
+            return
+        rng = np.random.default_rng(stream(self.seed, "evidence", "units"))
+        step = max(1, _CHUNK_ELEMENTS // n)
+        for i in range(0, len(self.weight), step):
+            part = np.ones((min(step, len(self.weight) - i), n), dtype=np.float32)
+            intervals.fill_multiplicities(part[i == 0 :], rng)  # row 0: the data itself
+            yield part
+
+    def times(self, columns: Array) -> Array:
+        """Return weights times columns (buckets, C): shape (1 + draws, C)."""
+        return np.concatenate([w.astype(np.float64) @ columns for w in self._chunks()])
 
     def _each(self, name: str, values: Array) -> Array:
         """A statistic of one seed's values (U,) under every draw of units, shape (1 + draws,)."""
         ok = ~np.isnan(values)
         return np.concatenate(
-            [intervals.STATISTICS[name](values[ok], w[:, ok].astype(np.float64)) for w in self._chunks()]
+            [intervals.STATISTICS[name](values[ok], w[:, ok].astype(np.float64)) for w in self._unit_chunks()]
         )
 
     def _mean(self, values: Array) -> Array:
         ok = ~np.isnan(values)
         top, bottom = np.where(ok, values, 0.0).T, ok.T.astype(np.float64)  # (U, S)
-        both = np.concatenate([w.astype(np.float64) @ np.hstack([top, bottom]) for w in self._chunks()])
+        columns = np.hstack([top, bottom])
+        if len(self.bucket) > WHOLE:
+            columns = np.stack([np.bincount(self.bucket, c) for c in columns.T], axis=1)  # (B, 2 S)
+        both = self.times(columns)
         s = self.seed_weight.shape[1]
         up, down = (both[:, :s] * self.seed_weight).sum(1), (both[:, s:] * self.seed_weight).sum(1)
         return np.asarray(np.divide(up, down, out=np.full(len(up), np.nan), where=down > 0))
 
-    def _average(self, per_seed: list[Array]) -> Array:
+    def average(self, per_seed: list[Array]) -> Array:
         """Average over seeds by their multiplicity; a seed without a value is left out."""
         values = np.stack(per_seed, axis=1)  # (1 + draws, S)
         weight = np.where(np.isnan(values), 0.0, self.seed_weight)
@@ -252,9 +333,9 @@ class Samples:
             per_seed = []
             for v, own in zip(values, labels == cls, strict=True):
                 ok = ~np.isnan(v)
-                parts = [intervals.auc(v[ok], w[:, ok].astype(np.float64), own[ok]) for w in self._chunks()]
+                parts = [intervals.auc(v[ok], w[:, ok].astype(np.float64), own[ok]) for w in self._unit_chunks()]
                 per_seed.append(np.concatenate(parts))
-            self._known[key] = self._average(per_seed)
+            self._known[key] = self.average(per_seed)
         return self._known[key]
 
     def _null_leakage(self, statistic: Statistic, arm: str, cell: str | None) -> Array:

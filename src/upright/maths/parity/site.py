@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from upright.contract import InputError
 from upright.maths.parity.rates import Criterion, masses, strata
 
 __all__ = ["Site", "adjusted", "table_size"]
@@ -70,12 +71,35 @@ class Site:
     weight : ndarray, shape (n,)
         Non-negative; over all clients they sum to 1.
     criteria : tuple of str
+
+    Raises
+    ------
+    InputError
+        For shapes that do not fit, fewer than two classes, numbers that are not finite, and negative ones.
     """
 
     p: Array
     members: tuple[Array, ...]
     weight: Array
     criteria: tuple[Criterion, ...]
+
+    def __post_init__(self) -> None:
+        arrays = {"p": self.p, "weight": self.weight, **{f"members[{c}]": q for c, q in enumerate(self.members)}}
+        n = len(self.p)
+        if (
+            self.p.ndim != 2 or self.p.shape[1] < 2 or self.weight.shape != (n,)
+            or len(self.members) != len(self.criteria) or any(q.ndim != 2 or len(q) != n for q in self.members)
+        ):  # fmt: skip
+            raise InputError(
+                ", ".join(f"{name} of shape {v.shape}" for name, v in arrays.items()) + f", {self.criteria}",
+                "p (n, m) with m of at least 2, weight (n,), and one (n, groups) a criterion", "make the shapes fit",
+            )  # fmt: skip
+        for name, v in arrays.items():
+            if not bool(np.all((v >= 0) & np.isfinite(v))):  # a NaN would pass for convergence
+                raise InputError(
+                    f"{name} with {int((~(v >= 0) | ~np.isfinite(v)).sum())} entries that are negative or not finite",
+                    "finite numbers of at least 0", "correct or leave out these rows",
+                )  # fmt: skip
 
     def masses(self) -> list[Array]:
         """Return the mass of each stratum and group, shape (S_c, G_c, m) for each constraint; sums over clients add."""

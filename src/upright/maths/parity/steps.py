@@ -6,6 +6,8 @@ l1-Ball* (2008); Freund and Schapire, *A decision-theoretic generalization of on
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,7 @@ from upright.contract import InputError
 __all__ = ["dual_step", "l1_ball", "soft_threshold", "two_experts"]
 
 Array = NDArray[np.float64]
+_LEAST = 1e-15
 
 
 def soft_threshold(x: Array, by: Array | float) -> Array:
@@ -27,16 +30,19 @@ def l1_ball(x: Array, radius: float) -> Array:
     Raises
     ------
     InputError
-        For a radius that is not positive.
+        For a radius that is not positive, and for numbers that are not finite.
     """
     if not radius > 0:
         raise InputError(f"radius = {radius}", "a positive number", "set the bound of the dual prices, for example 5")
     size = np.abs(x).ravel()
+    if not np.isfinite(size).all():
+        raise InputError("prices that are not finite", "finite prices", "take smaller dual steps")
     if size.sum() <= radius:
         return np.array(x, dtype=np.float64)
     down = np.sort(size)[::-1]
     over = (np.cumsum(down) - radius) / np.arange(1, len(down) + 1)
-    cut = over[np.flatnonzero(down > over)[-1]]
+    inside = np.flatnonzero(down > over)  # the first always is, but for rounding where it dwarfs the radius
+    cut = over[inside[-1] if len(inside) else 0]
     return soft_threshold(np.asarray(x, dtype=np.float64), float(cut))
 
 
@@ -68,9 +74,21 @@ def two_experts(weight: float, first: float, second: float, eta: float) -> float
     Guarantee
     ---------
     For losses in [0, B], the sum over T rounds of the mixed loss exceeds that of the better expert by at most
-    ``ln 2 / eta + eta T B^2 / 8``, started at 1/2.
+    ``ln 2 / eta + eta T B^2 / 8``, started at 1/2. A weight that rounds to 0 or 1 would never leave it and void this:
+    the result lies in [1e-15, 1 - 1e-15], which costs the better expert at most ``1e-15 T / eta`` more. Weights of
+    exactly 0 and 1 stay.
+
+    Raises
+    ------
+    InputError
+        For a weight outside [0, 1], and for losses or eta that are not finite.
     """
-    if not 0.0 < weight < 1.0:
+    if not 0.0 <= weight <= 1.0 or not math.isfinite(eta * (first - second)):
+        raise InputError(
+            f"weight = {weight}, losses {first} and {second}, eta = {eta}", "a weight in [0, 1] and finite numbers",
+            "look for a loss that diverged",
+        )  # fmt: skip
+    if weight in (0.0, 1.0):
         return weight
-    odds = (1.0 - weight) / weight * np.exp(np.clip(eta * (first - second), -700.0, 700.0))
-    return float(1.0 / (1.0 + odds))
+    odds = (1.0 - weight) / weight * math.exp(min(max(eta * (first - second), -300.0), 300.0))
+    return min(max(1.0 / (1.0 + odds), _LEAST), 1.0 - _LEAST)

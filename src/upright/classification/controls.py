@@ -1,0 +1,150 @@
+"""What FedFACT is compared with: chance for a share of people, Fairlearn's two remedies, and the linear program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+from upright.contract import InputError
+from upright.maths.parity.oracle import linear_program
+from upright.maths.parity.program import Constraint
+from upright.maths.parity.rates import Criterion
+from upright.maths.parity.site import Site
+
+__all__ = ["Blend", "blend_share", "exact_tables", "reductions", "thresholds"]
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Blend:
+    """``(1 - t) h + t r``: a share t of people is decided by chance, with the shares r of all decisions.
+
+    Every gap shrinks by the factor ``1 - t``, whatever the criterion, and nothing is learnt.
+    """
+
+    t: float
+    r: Array
+
+    def __call__(self, h: Array) -> Array:
+        """Return blended decisions, shape (n, m)."""
+        return (1.0 - self.t) * h + self.t * self.r
+
+
+def blend_share(h: Array, label: Ints, accuracy: float) -> Blend:
+    """Return the blend whose accuracy on labelled rows is the given one: chance at matched utility.
+
+    Parameters
+    ----------
+    h : ndarray, shape (n, m)
+        Decisions.
+    label : int array, shape (n,)
+    accuracy : float
+        Wanted; above that of h nothing is blended.
+    """
+    r = h.mean(0)
+    own = float(h[np.arange(len(h)), label].mean())
+    chance = float(r[label].mean())
+    t = 0.0 if own <= chance else float(np.clip((own - accuracy) / (own - chance), 0.0, 1.0))
+    return Blend(t, r)
+
+
+def exact_tables(sites: Sequence[Site], constraints: Sequence[Constraint]) -> list[list[Array]]:
+    """Return the tables of adjustments that the linear program's prices give."""
+    return linear_program(sites, constraints)[2]
+
+
+def _fairlearn() -> Any:
+    try:
+        import fairlearn
+    except ImportError:
+        raise InputError(
+            "fairlearn is not installed", "fairlearn for the arms 'thresholds' and 'reductions'",
+            "pip install 'upright[fairness]', or leave these arms out with --arms",
+        ) from None  # fmt: skip
+    return fairlearn
+
+
+_NAMES = {
+    "demographic_parity": ("demographic_parity", "DemographicParity"),
+    "equal_opportunity": ("true_positive_rate_parity", "TruePositiveRateParity"),
+    "equalized_odds": ("equalized_odds", "EqualizedOdds"),
+}
+
+
+def _two_classes(m: int, criterion: Criterion, what: str) -> tuple[str, str]:
+    if m != 2 or criterion not in _NAMES:
+        raise InputError(
+            f"{what} for {m} classes and {criterion}", f"two classes, and one of {', '.join(_NAMES)}",
+            "leave these arms out with --arms: Fairlearn has no such remedy",
+        )  # fmt: skip
+    return _NAMES[criterion]
+
+
+class _Given(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Probabilities that are there already, as an estimator."""
+
+    def __init__(self) -> None:
+        self.classes_ = np.array([0, 1])
+        self.fitted_ = True
+
+    def fit(self, X: Any, y: Any) -> _Given:
+        """Do nothing."""
+        return self
+
+    def predict_proba(self, X: Any) -> Array:
+        """Return the columns of X."""
+        return np.asarray(X, dtype=np.float64)
+
+    def predict(self, X: Any) -> Ints:
+        """Return the larger of two."""
+        return np.asarray(np.asarray(X)[:, 1] > 0.5, dtype=np.int64)
+
+
+def thresholds(p: Array, label: Ints, group: Ints, criterion: Criterion) -> Any:
+    """Fit Fairlearn's ThresholdOptimizer to probabilities of all clients together.
+
+    Returns
+    -------
+    callable
+        ``decide(p, group, seed) -> (n, 2)``.
+    """
+    name, _ = _two_classes(p.shape[1], criterion, "Fairlearn's ThresholdOptimizer")
+    _fairlearn()
+    from fairlearn.postprocessing import ThresholdOptimizer
+
+    model = ThresholdOptimizer(estimator=_Given(), constraints=name, objective="accuracy_score", prefit=True,
+                               predict_method="predict_proba")  # fmt: skip
+    model.fit(p, label, sensitive_features=group)
+
+    def decide(p: Array, group: Ints, seed: int) -> Array:
+        return np.eye(2)[np.asarray(model.predict(p, sensitive_features=group, random_state=seed), dtype=np.int64)]
+
+    return decide
+
+
+def reductions(x: Array, label: Ints, group: Ints, criterion: Criterion, tol: float, estimator: Any) -> Any:
+    """Fit Fairlearn's ExponentiatedGradient to the rows of all clients together.
+
+    Returns
+    -------
+    callable
+        ``decide(x, seed) -> (n, 2)``.
+    """
+    _, name = _two_classes(int(label.max()) + 1, criterion, "Fairlearn's ExponentiatedGradient")
+    _fairlearn()
+    import fairlearn.reductions as found
+
+    model = found.ExponentiatedGradient(estimator, getattr(found, name)(difference_bound=max(tol, 1e-3)))
+    model.fit(x, label, sensitive_features=group)
+
+    def decide(x: Array, seed: int) -> Array:
+        return np.eye(2)[np.asarray(model.predict(x, random_state=seed), dtype=np.int64)]
+
+    return decide

@@ -1,0 +1,244 @@
+"""Post-processing as rounds between a server and clients that never show a row.
+
+Algorithm
+---------
+1. each client sends the masses of its groups, once, and its number of rows
+2. the server sends the adjustments that its prices make, one table of the size strata x groups x classes
+3. each client minimises over its own prices and returns the value and the sums of its rates, of the same size
+   (`upright.maths.parity.shares`)
+4. the server moves its prices by a quasi-Newton step (BFGS on the clients' part, exact on the tolerances) with step
+   halving; when the gradient is small, temperature and smoothing fall, as in `upright.maths.parity.program`
+
+The answer is that of the program on all rows together. Rows, labels, attributes, probabilities and local prices stay.
+
+Absence: the server keeps the last reply of each client and puts a plane in its place, ``F_k + <gradient, move>``, which
+is never above the client's own value: an absent client goes on asking for what it last asked for, and is never counted
+as fair. A client that never sent its masses takes no part, and the log of rounds names it.
+
+Source: Zhang et al., *FedFACT* (2025), arXiv 2506.03777, section 4.2, with Newton steps at the clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upright.contract import InputError, stream
+from upright.maths.parity.constraints import Constraint, Level, levels_of
+from upright.maths.parity.newton import smooth_abs
+from upright.maths.parity.shares import best_local_prices
+from upright.maths.parity.site import Site, table_size
+
+__all__ = ["FedFACTPost", "Scores"]
+
+Array = NDArray[np.float64]
+Arrays = dict[str, NDArray[Any]]
+State = dict[str, Any]
+_FALL, _MU_LAST = 0.25, 1e-10
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a client holds: class probabilities of its rows and their groups.
+
+    Parameters
+    ----------
+    name : str
+    p : ndarray, shape (n, m)
+    members : tuple of ndarray, shape (n, G_c)
+        One for each constraint.
+    """
+
+    name: str
+    p: Array
+    members: tuple[Array, ...]
+
+
+class FedFACTPost:
+    """Prices of global and local constraints, found in rounds.
+
+    Parameters
+    ----------
+    constraints : sequence of Constraint
+    groups : sequence of int
+        G_c of each constraint.
+    classes : int
+        m.
+    clients : sequence of str
+        Needed where local tolerances differ: their order.
+    beta : float
+        Temperature.
+    rounds : int
+        Most rounds.
+    tol : float
+        Largest gradient of the server's problem, in the unit of the gap.
+    """
+
+    def __init__(
+        self, constraints: Sequence[Constraint], groups: Sequence[int], classes: int, *, clients: Sequence[str] = (),
+        beta: float = 0.002, rounds: int = 400, tol: float = 1e-7,
+    ) -> None:  # fmt: skip
+        if len(constraints) != len(groups) or classes < 2 or not beta > 0 or rounds < 1:
+            raise InputError(
+                f"{len(constraints)} constraints, groups {tuple(groups)}, {classes} classes, beta = {beta}",
+                "one number of groups for each constraint, two classes or more, positive beta", "correct what differs",
+            )  # fmt: skip
+        self.constraints, self.clients_in_order = tuple(constraints), tuple(clients)
+        self.shapes = table_size([c.criterion for c in constraints], list(groups), classes)
+        self.width = sum(a * b * c for a, b, c in self.shapes)
+        self.beta, self.rounds, self.tol = beta, rounds, tol
+
+    def _split(self, flat: Array) -> list[Array]:
+        cuts = np.cumsum([a * b * c for a, b, c in self.shapes])[:-1]
+        return [v.reshape(shape) for v, shape in zip(np.split(flat, cuts), self.shapes, strict=True)]
+
+    def _everybody(self, state: State) -> tuple[Level, float]:
+        names = _named(state, "mass/")
+        rows = sum(state[f"count/{n}"] for n in names)
+        mass = sum((state[f"mass/{n}"] for n in names), start=np.zeros(self.width)) / rows
+        return levels_of(self.constraints, self._split(mass), [c.global_tol for c in self.constraints], 1.0), rows
+
+    # -- messages
+
+    def start(self) -> State:
+        """Return the first state: no prices, and a round in which masses are sent."""
+        return {"round": 0, "beta": max(self.beta, 0.1), "mu": 1e-3, "over": False, "history": []}
+
+    def message(self, state: State) -> Arrays:
+        """Return round, temperature, smoothing, number of rows and the adjustments; Q floats and five numbers."""
+        known = _named(state, "mass/")
+        table, rows = np.zeros(self.width), 0.0
+        if known:
+            level, rows = self._everybody(state)
+            if "trial" in state:
+                table = level.matrix @ state["trial"]
+        return {
+            "round": np.array([state["round"]]), "known": np.array([stream(0, n) for n in known], dtype=np.int64),
+            "setting": np.array([state["beta"], state["mu"], rows]), "table": table,
+        }  # fmt: skip
+
+    def template(self, state: State, name: str) -> Arrays:
+        """Return a reply of the right shapes."""
+        if f"mass/{name}" not in state:
+            return {"mass": np.zeros(self.width), "count": np.zeros(1)}
+        return {"sums": np.zeros(self.width), "value": np.zeros(1)}
+
+    def objection(self, state: State, name: str, reply: Arrays) -> str:
+        """Return what is wrong with a reply: rates outside what the client's masses allow."""
+        if "mass" in reply:
+            n = float(reply["count"][0])
+            bad = n < 1 or n != round(n) or (reply["mass"] < 0).any() or (reply["mass"] > n * (1 + 1e-9)).any()
+            return f"masses that do not fit {n:g} rows" if bad else ""
+        rows = sum(state[f"count/{n}"] for n in _named(state, "mass/"))
+        most = state[f"mass/{name}"] / rows
+        bad = (reply["sums"] < -1e-9).any() or (reply["sums"] > most + 1e-9).any()
+        return "sums outside their range: more decisions than rows, or fewer than none" if bad else ""
+
+    # -- a client
+
+    def client(self, message: Arrays, private: Arrays, data: Scores) -> tuple[Arrays, Arrays]:
+        """Send masses, or minimise over the client's own prices (step 3)."""
+        n, criteria = len(data.p), tuple(c.criterion for c in self.constraints)
+        if stream(0, data.name) not in set(message["known"].tolist()):
+            counted = Site(data.p, data.members, np.ones(n), criteria).masses()
+            return {"mass": np.concatenate([np.zeros(0), *(v.ravel() for v in counted)]),
+                    "count": np.array([float(n)])}, private  # fmt: skip
+        beta, mu, rows = (float(v) for v in message["setting"])
+        site = Site(data.p, data.members, np.full(n, 1.0 / rows), criteria)
+        level = self._local(site, data.name, n / rows)
+        nu = np.array(private["prices"]) if "prices" in private else np.zeros(len(level.tol))
+        nu, value, sums = best_local_prices(site, level, message["table"], self.shapes, nu, beta, mu)
+        own = message["table"] + level.matrix @ nu
+        return {"sums": sums, "value": np.array([value])}, {"prices": nu, "table": own}
+
+    def _local(self, site: Site, name: str, share: float) -> Level:
+        tol = []
+        for c in self.constraints:
+            many = bool(np.ndim(c.local_tol))
+            limits = c.local(len(self.clients_in_order) if many else 1)
+            tol.append(float(limits[self.clients_in_order.index(name) if many else 0]))
+        return levels_of(self.constraints, site.masses(), tol, share)
+
+    # -- the server
+
+    def server(self, state: State, replies: Mapping[str, Arrays]) -> State:
+        """Take masses, or one quasi-Newton step (step 4)."""
+        new = {**state, "round": state["round"] + 1}
+        for name in sorted(replies):
+            if "mass" in replies[name]:
+                new |= {f"mass/{name}": replies[name]["mass"], f"count/{name}": float(replies[name]["count"][0])}
+        if any("mass" in r for r in replies.values()) or "trial" not in state:
+            return self._restarted(new)
+        level, _ = self._everybody(new)
+        table = level.matrix @ state["trial"]
+        for name in sorted(replies):
+            new |= {f"sums/{name}": replies[name]["sums"], f"value/{name}": float(replies[name]["value"][0]),
+                    f"where/{name}": table}  # fmt: skip
+        names = _named(new, "sums/")  # absent ones with the plane through what they sent last
+        value = sum(new[f"value/{n}"] - float(new[f"sums/{n}"] @ (table - new[f"where/{n}"])) for n in names)
+        gradient = -level.matrix.T @ sum((new[f"sums/{n}"] for n in names), start=np.zeros(self.width))
+        return self._step(new, level, float(value), gradient)
+
+    def _restarted(self, new: State) -> State:
+        """Start the search at no prices: the clients that are known have changed."""
+        level, _ = self._everybody(new)
+        u = len(level.tol)
+        search = ("point", "bend", "step", "length", "total", "descent", "slope", "size")
+        kept = {k: v for k, v in new.items() if k not in search and not k.startswith(("sums/", "value/", "where/"))}
+        return {**kept, "trial": np.zeros(u), "bend": np.eye(u), "beta": max(self.beta, 0.1), "mu": 1e-3}
+
+    def _penalty(self, x: Array, tol: Array, mu: float) -> tuple[float, Array, Array]:
+        slope, bend, pays = np.zeros_like(x), np.zeros_like(x), tol > 0
+        value, slope[pays], bend[pays] = smooth_abs(x[pays], tol[pays], mu)
+        return float(value.sum()), slope, bend
+
+    def _step(self, new: State, level: Level, value: float, gradient: Array) -> State:
+        x, mu = new["trial"], new["mu"]
+        paid, slope, bend = self._penalty(x, level.tol, mu)
+        total, full = value + paid, gradient + slope
+        size = float(np.abs(full).max(initial=0.0))
+        history = [*new["history"], {"round": new["round"] - 1, "beta": new["beta"], "mu": mu, "value": total,
+                                     "gradient": size}]  # fmt: skip
+        new = {**new, "history": history}
+        if "point" in new:
+            wanted = new["total"] + 1e-4 * new["length"] * new["descent"]
+            rounding = -new["descent"] < 1e-10 * max(1.0, abs(total)) and size < new["size"]
+            if total > wanted and not rounding and new["length"] > 1e-9:  # halve the step
+                length = 0.5 * new["length"]
+                return {**new, "length": length, "trial": new["point"] + length * new["step"]}
+            move, turn = x - new["point"], gradient - new["slope"]
+            b = new["bend"]
+            along, own = float(move @ turn), b @ move
+            if along > 1e-14 and float(move @ own) > 0:
+                b = b + np.outer(turn, turn) / along - np.outer(own, own) / float(move @ own)
+            new = {**new, "bend": b}
+        last = new["beta"] <= self.beta and mu <= _MU_LAST
+        if size <= (self.tol if last else max(self.tol, min(1e-4, 0.01 * new["beta"]))):
+            if last:
+                return {**new, "over": True, "prices": x}
+            beta = max(self.beta, new["beta"] * _FALL)
+            fall = _FALL if new["beta"] > self.beta else 0.03
+            kept = {k: v for k, v in new.items() if k not in ("point", "step", "length", "total", "descent", "slope")}
+            return {**kept, "beta": beta, "mu": max(_MU_LAST, mu * fall)}  # the same prices, asked again
+        h = new["bend"] + np.diag(bend)
+        step = np.linalg.solve(h + 1e-10 * max(float(np.diag(h).max(initial=0.0)), 1e-30) * np.eye(len(x)), -full)
+        return {
+            **new, "point": x, "slope": gradient, "total": total, "size": size, "step": step, "length": 1.0,
+            "descent": float(full @ step), "trial": x + step,
+        }  # fmt: skip
+
+    def done(self, state: State) -> bool:
+        """Return whether the prices are found, or the rounds over."""
+        return bool(state["over"]) or state["round"] > self.rounds
+
+    def tables(self, privates: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Array]]:
+        """Return each client's adjustments from what it remembers; in use each client has its own alone."""
+        return {name: self._split(np.asarray(own["table"])) for name, own in privates.items() if "table" in own}
+
+
+def _named(state: Mapping[str, Any], prefix: str) -> list[str]:
+    return sorted(key.removeprefix(prefix) for key in state if key.startswith(prefix))

@@ -1,0 +1,64 @@
+"""Largest gaps of decisions in plain numbers; `upright.metrics.fairness` has intervals and cells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upright.classification.inputs import one_hot
+from upright.maths.parity.rates import Criterion, contrasts, masses, rates, strata
+
+__all__ = ["gaps"]
+
+Array = NDArray[np.float64]
+
+
+def gaps(
+    h: Array, groups: NDArray[Any], clients: NDArray[Any], criterion: Criterion = "demographic_parity",
+    labels: NDArray[np.int64] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Return the largest pairwise gap: for everybody, and the maximum and mean over clients of their own.
+
+    Parameters
+    ----------
+    h : ndarray, shape (n, m)
+        Decisions: one-hot, or their probabilities.
+    groups, clients : array, shape (n,)
+    criterion : str
+        Of `upright.maths.parity.rates.CRITERIA`.
+    labels : int array, shape (n,), optional
+        Needed by every criterion but demographic parity.
+
+    Returns
+    -------
+    dict
+        ``global``, ``local_max``, ``local_mean``; a client with fewer than two groups counts as 0 in none of them: it
+        is left out. NaN where no client has two groups.
+    """
+    m = h.shape[1]
+    y = h if labels is None else one_hot(labels, m)
+    names = np.unique(groups)
+    member = (groups[:, None] == names[None, :]).astype(np.float64)
+
+    def largest(rows: NDArray[np.bool_]) -> float:
+        f = strata(criterion, y[rows])
+        weight = np.ones(int(rows.sum()))
+        mass = masses(f, member[rows], weight, m)
+        there = mass > 0
+        if criterion == "equal_opportunity" and m == 2:
+            there = there & np.array([False, True])
+        r = np.nan_to_num(rates(f, member[rows], weight, h[rows]))
+        t = contrasts("pairwise", mass, there)
+        if not np.abs(t).any():
+            return float("nan")
+        return float(np.abs((t * r[:, None]).sum(2)).max())
+
+    own = np.array([largest(clients == k) for k in np.unique(clients)])
+    known = own[~np.isnan(own)]
+    return {
+        "global": largest(np.ones(len(h), dtype=bool)),
+        "local_max": float(known.max()) if len(known) else float("nan"),
+        "local_mean": float(known.mean()) if len(known) else float("nan"),
+    }

@@ -1,0 +1,413 @@
+r"""Training classifiers over silos: federated averaging, and FedFACT's personalised cost-sensitive learning.
+
+Problem
+-------
+Client k holds rows (x, a, y); ``p_k`` is its share of all rows. Minimise the error of classifiers ``h_k(x)`` that do
+not see the attribute a, such that gaps between groups stay within ``global_tol`` over everybody and ``local_tol`` at
+each client (`upright.maths.parity.rates`, `upright.maths.parity.program.Constraint`).
+
+Loss
+----
+Prices lam of the global and nu_k of the local constraints make a table V(k), and with it a matrix M(a, k), whose row y
+is ``adjusted(one-hot(y))``. With kappa the smallest shift that leaves no negative entry,
+
+    Mbar = (M + kappa) / scale        l(y, s, a) = - sum_i Mbar_yi log softmax(s)_i
+
+``scale`` is the mean of the row sums of ``M + kappa``, so that step sizes keep their meaning. Without prices M is the
+identity, kappa 0 and scale 1: the loss is the cross-entropy.
+
+Guarantee: the loss is calibrated. Its minimiser over all scores has ``softmax(s(x))`` proportional to
+``sum_a P(a | x, k) Mbar(a, k)' eta(x, a, k)``, so its argmax is the optimal decision under the prices; kappa and scale
+move all classes alike.
+
+Algorithm (round t at client k)
+-------------------------------
+1. the server sends the unified model theta and the global part of the table
+2. Mbar from the table and nu_k; weighted losses of theta and of the local model phi_k on all rows
+3. decisions ``argmax of w_k softmax(theta) + (1 - w_k) softmax(phi_k)``
+4. ``w_k`` by the rule of two experts, losses clipped to ``[0, loss_bound]``
+5. ``nu_k <- l1_ball(soft_threshold(nu_k + eta D^k, eta local_tol))``
+6. counts of the decisions by stratum, group and class go up
+7. R mini-batch steps on theta and on phi_k; the change of theta goes up
+8. server: ``theta += sum p_k (theta_k - theta)``, ``lam <- l1_ball(soft_threshold(lam + eta D, eta global_tol))``
+
+Before its first round a client sends the masses of its groups, once; they give the share of each client, what counts
+are feasible, and D from sums of counts. An absent client stays in D with its last counts; one that never sent any is
+left out of D, masses and all. It is never counted as fair.
+
+What leaves a client: changes of theta, counts by stratum, group and class, seven numbers about the round and one flag a
+constraint. Counts and masses are sums over rows. Rows, attributes, labels, phi_k and nu_k stay.
+
+Deviations
+----------
+1. local prices enter with the sign of the global ones, and both take a step from where they are: the printed form drops
+   ``mu +`` and has the other sign
+2. the tolerance is subtracted once, at the server; the printed form subtracts it in every client's message
+3. signed prices and a soft threshold in place of a pair of prices for each constraint
+4. local prices are scaled by the client's share (``mu_k = p_k nu_k``): those of small clients would diverge
+5. kappa and scale are a client's own; the unified model therefore weighs clients with high prices less
+6. the last iterate is served by default, as in the paper's experiments; ``average`` serves the last few
+7. without any finite tolerance the weight of the unified model is 1 and phi_k is not trained: this is `FedAvg`
+
+Nothing is guaranteed for the models that come out: a model class may not reach a tolerance. Then prices end at their
+bound and ``state["unreached"]`` names the constraint.
+
+Source: Zhang et al., *FedFACT* (2025), arXiv 2506.03777, algorithm 1, proposition 2; McMahan et al.,
+*Communication-Efficient Learning of Deep Networks from Decentralized Data* (2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from upright.classification.averaging import (
+    FedAvg,
+    Trained,
+    Training,
+    averaged,
+    changes,
+    first_state,
+    fits,
+    last_of,
+    model_of,
+    scored,
+    settings_of,
+    tensors_of,
+    trained,
+    trained_by_clients,
+)  # fmt: skip
+from upright.classification.silos import Silo, one_hot, weighted_log_loss
+from upright.contract import InputError, stream
+from upright.maths.parity.program import Constraint, Level, levels_of
+from upright.maths.parity.rates import masses, strata
+from upright.maths.parity.site import adjusted, table_size
+from upright.maths.parity.steps import dual_step, two_experts
+
+__all__ = ["FedAvg", "FedFACTTraining", "Trained", "Training", "cost_sensitive_loss", "normalised", "settings_of",
+           "trained"]  # fmt: skip
+
+Array = NDArray[np.float64]
+Arrays = dict[str, NDArray[Any]]
+State = dict[str, Any]
+_REPORT = ("loss", "own_loss", "error", "gap", "pull", "paid", "weight")  # of one client and round, in this order
+_LARGE = 1e9
+
+
+# -- the loss -------------------------------------------------------------------------------------------------------
+
+
+def normalised(rows: Array) -> Array:
+    """Return ``(M + kappa) / scale`` for rows of M: no negative entry, row sums of mean 1, shape of rows.
+
+    Parameters
+    ----------
+    rows : ndarray, shape (n, m)
+        Row ``y_i`` of ``M(a_i)`` for each sample; together they share one kappa and one scale.
+    """
+    shifted = rows + max(0.0, -float(rows.min()))
+    total = float(shifted.sum(axis=1).mean())
+    return shifted / total if total > 0 else np.full(rows.shape, 1.0 / rows.shape[1])  # all classes cost alike
+
+
+def cost_sensitive_loss(scores: Tensor, y: Tensor, costs: Tensor, group: Tensor | None = None) -> Tensor:
+    """Return ``- sum_i costs[y, i] log softmax(scores)_i`` per sample, shape (n,).
+
+    Parameters
+    ----------
+    scores : tensor, shape (n, m)
+        Logits.
+    y : tensor of int64, shape (n,)
+        Classes.
+    costs : tensor, shape (m, m) or (C, m, m)
+        Row y: what each decision is worth when the label is y, none negative; one matrix, or one a group.
+    group : tensor of int64, shape (n,)
+        Which of C matrices; needed when there are several.
+
+    Raises
+    ------
+    InputError
+        For costs that are negative or of another shape, and several matrices without groups.
+
+    Guarantee
+    ---------
+    Calibrated: the minimiser over all scores has ``softmax(s(x)) ~ sum_y P(y | x) costs[y]`` (summed over groups by
+    ``P(a | x)``), so its argmax is the decision of most worth. Adding one number to all entries changes no decision.
+    """
+    m = scores.shape[-1]
+    if costs.shape[-2:] != (m, m) or costs.ndim != (2 if group is None else 3) or bool((costs < 0).any()):
+        raise InputError(
+            f"costs of shape {tuple(costs.shape)}, the smallest {float(costs.min()):g}, "
+            f"{'without' if group is None else 'with'} groups",
+            f"shape ({m}, {m}), or (groups, {m}, {m}) with a group a sample; no negative entry",
+            "subtract the smallest entry from all",
+        )  # fmt: skip
+    return weighted_log_loss(scores, costs[y] if group is None else costs[group, y])
+
+
+# -- FedFACT --------------------------------------------------------------------------------------------------------
+
+
+class FedFACTTraining:
+    """Personalised cost-sensitive learning under global and local constraints.
+
+    Parameters
+    ----------
+    constraints : sequence of Constraint
+        One for each family of groups of the silos.
+    config : Training
+    clients : sequence of str
+        In the order of local tolerances that differ; not needed for one tolerance for all.
+
+    Raises
+    ------
+    InputError
+        When constraints and groups differ in number, or local tolerances have no names.
+    """
+
+    def __init__(self, constraints: Sequence[Constraint], config: Training, clients: Sequence[str] = ()) -> None:
+        if len(constraints) != len(config.groups) or config.classes < 2:
+            raise InputError(
+                f"{len(constraints)} constraints, groups {config.groups}, {config.classes} classes",
+                "one number of groups for each constraint, and two classes or more",
+                "give the silos one `members` array for each constraint",
+            )  # fmt: skip
+        self.constraints, self.config, self.names = tuple(constraints), config, tuple(clients)
+        self.criteria = [c.criterion for c in self.constraints]
+        self.tables = table_size(self.criteria, config.groups, config.classes)
+        contrasts = [g * (g - 1) // 2 if c.gap == "pairwise" else g
+                     for c, g in zip(self.constraints, config.groups, strict=True)]  # fmt: skip
+        self.prices = [(s, r, m) for (s, _, m), r in zip(self.tables, contrasts, strict=True)]
+        many = any(np.ndim(c.local_tol) for c in self.constraints)
+        self.local = np.array([c.local(len(self.names) if many else 1) for c in self.constraints])  # (C, K) or (C, 1)
+        self.local = self.local.reshape(len(self.constraints), -1)
+        tolerances = [*(c.global_tol for c in self.constraints), *self.local.ravel().tolist()]
+        self.neutral = not np.isfinite(tolerances).any()
+
+    # -- layout of tables and prices
+
+    @property
+    def width(self) -> int:
+        """Q, the entries of a table of adjustments."""
+        return sum(int(np.prod(shape)) for shape in self.tables)
+
+    def _split(self, flat: Array) -> list[Array]:
+        if not self.tables:
+            return []
+        cuts = np.cumsum([int(np.prod(shape)) for shape in self.tables])[:-1]
+        return [part.reshape(shape) for part, shape in zip(np.split(flat, cuts), self.tables, strict=True)]
+
+    def _at(self, level: Level) -> NDArray[np.int64]:
+        """Return where the prices of a level are among those of all contrasts, shape (U,)."""
+        start = np.cumsum([0, *(int(np.prod(shape)) for shape in self.prices)])
+        sizes = np.array(self.prices).reshape(-1, 3)
+        c, s, r, j = level.place.T
+        return np.asarray(start[c] + (s * sizes[c, 1] + r) * sizes[c, 2] + j, dtype=np.int64)
+
+    def _no_prices(self) -> Array:
+        return np.zeros(sum(int(np.prod(shape)) for shape in self.prices))
+
+    def _level(self, mass: Array, rows: float, tolerances: Sequence[float]) -> Level:
+        # an infinite tolerance becomes a large one: its gaps are logged, its prices stay exactly 0
+        return levels_of(self.constraints, self._split(mass / rows), [min(t, _LARGE) for t in tolerances], 1.0)
+
+    def _everybody(self, state: State, names: Sequence[str]) -> tuple[Level, float]:
+        rows = sum(state[f"count/{name}"] for name in names)
+        mass = sum((state[f"mass/{name}"] for name in names), start=np.zeros(self.width))
+        return self._level(mass, rows, [c.global_tol for c in self.constraints]), rows
+
+    # -- messages
+
+    def start(self) -> State:
+        """Return the first state: the initial model, prices of zero, and a round in which masses are sent."""
+        return {**first_state(self.config), "round": 0, "prices": self._no_prices(), "unreached": []}
+
+    def message(self, state: State) -> Arrays:
+        """Return round, model, the global part of the table, and who need not send masses."""
+        known, table = _named(state, "mass/"), np.zeros(self.width)
+        if known:
+            level, _ = self._everybody(state, known)
+            table = level.matrix @ state["prices"][self._at(level)]
+        return {
+            "round": np.array([state["round"]]), "table": table,
+            "known": np.array([stream(0, name) for name in known], dtype=np.int64),
+            **{key: value for key, value in state.items() if key.startswith("theta.")},
+        }  # fmt: skip
+
+    def template(self, state: State, name: str) -> Arrays:
+        """Return a reply of the right shapes: masses from a client that is not known, else a round's reply."""
+        if f"mass/{name}" not in state:
+            return {"mass": np.zeros(self.width), "count": np.zeros(1)}
+        changes = {f"delta.{k}": v for k, v in model_of(state).items()}
+        return {**changes, "decided": np.zeros(self.width), "report": np.zeros(len(_REPORT) + len(self.constraints))}
+
+    def objection(self, state: State, name: str, reply: Arrays) -> str:
+        """Return what is wrong with a reply: counts outside what the client's masses allow."""
+        if "mass" in reply:
+            n = float(reply["count"][0])
+            bad = n < 1 or n != round(n) or (reply["mass"] < 0).any() or (reply["mass"] > n * (1 + 1e-9)).any()
+            return f"masses that do not fit {n:g} rows" if bad else ""
+        slack = 1e-6 * (1.0 + float(state[f"count/{name}"]))
+        mass, decided = self._split(state[f"mass/{name}"]), self._split(reply["decided"])
+        for criterion, p, d in zip(self.criteria, mass, decided, strict=True):
+            if (d < -slack).any() or (d > p + slack).any():
+                return "decided outside its range: more decisions than rows, or fewer than none"
+            # strata that do not depend on the decision: each row is decided once
+            once = criterion in ("demographic_parity", "equalized_odds_cells")
+            if once and (np.abs(d.sum(axis=2) - p[:, :, 0]) > slack).any():
+                return "decided does not sum to the rows of its groups"
+        return ""
+
+    # -- clients
+
+    def client(self, message: Arrays, private: Arrays, data: Silo) -> tuple[Arrays, Arrays]:
+        """Run one client."""
+        return self.clients(message, {data.name: private}, {data.name: data})[data.name]
+
+    def clients(
+        self, message: Arrays, privates: Mapping[str, Arrays], datas: Mapping[str, Silo]
+    ) -> dict[str, tuple[Arrays, Arrays]]:
+        """Run several clients, their local steps in one tensor program."""
+        known, theta = set(message["known"].tolist()), model_of(message)
+        out: dict[str, tuple[Arrays, Arrays]] = {}
+        names, silos, rows, replies, memories = [], [], [], [], []
+        for name in sorted(datas):
+            fits(self.config, datas[name])
+            if stream(0, name) not in known:
+                mass, n = self._masses(datas[name]), np.array([float(len(datas[name].y))])
+                out[name] = ({"mass": mass, "count": n}, privates[name])
+                continue
+            row, reply, memory = self._looked_at(message, theta, privates[name], datas[name])
+            names.append(name)
+            silos.append(datas[name])
+            rows.append(row)
+            replies.append(reply)
+            memories.append(memory)
+        if not names:
+            return out
+        turn = int(message["round"][0])
+        unified = trained_by_clients(self.config, turn, tensors_of(theta, len(names)), silos, rows)
+        for k, (name, reply, memory) in enumerate(zip(names, replies, memories, strict=True)):
+            out[name] = ({**changes(theta, unified[k]), **reply}, memory)
+        if not self.neutral:
+            stacked = {key: torch.from_numpy(np.stack([m[f"phi.{key}"] for m in memories])) for key in theta}
+            local = trained_by_clients(self.config, turn, stacked, silos, rows)
+            for memory, own in zip(memories, local, strict=True):
+                memory |= {f"phi.{key}": value for key, value in own.items()}
+        if self.config.average > 1:
+            for memory, name in zip(memories, names, strict=True):
+                for key in [key for key in memory if key == "mix" or key.startswith("phi.")]:
+                    memory[f"past.{key}"] = last_of(privates[name].get(f"past.{key}"), memory[key], self.config.average)
+        return out
+
+    def _masses(self, silo: Silo) -> Array:
+        y, ones = one_hot(silo.y, self.config.classes), np.ones(len(silo.y))
+        parts = [masses(strata(c, y), q, ones, self.config.classes).ravel()
+                 for c, q in zip(self.criteria, silo.members, strict=True)]  # fmt: skip
+        return np.concatenate([np.zeros(0), *parts])
+
+    def _looked_at(
+        self, message: Arrays, theta: Arrays, private: Arrays, silo: Silo
+    ) -> tuple[Array, dict[str, Any], dict[str, Any]]:
+        """Return weights of the loss (n, m), what is reported, and the client's new memory: steps 2 to 6."""
+        config, n, y = self.config, len(silo.y), one_hot(silo.y, self.config.classes)
+        weight = float(private["mix"][0]) if private else (1.0 if self.neutral else 0.5)
+        phi = model_of(private, "phi.") or ({} if self.neutral else theta)  # starts where the unified model is
+        nu = np.array(private["prices"]) if private else self._no_prices()
+        column = self.names.index(silo.name) if self.local.shape[1] > 1 else 0
+        level = self._level(self._masses(silo), float(n), self.local[:, column].tolist())
+        at = self._at(level)
+        table = self._split(message["table"] + level.matrix @ nu[at])
+        rows = normalised(adjusted(y, silo.members, self.criteria, table))  # step 2
+        loss, p = scored(theta, silo, rows)
+        own_loss = loss
+        if phi:
+            own_loss, q = scored(phi, silo, rows)
+            p = weight * p + (1.0 - weight) * q
+        h = one_hot(p.argmax(axis=1), config.classes)  # step 3
+        decided = np.concatenate([np.zeros(0), *(
+            np.stack([member.T @ (f * h) for f in strata(c, y)]).ravel()
+            for c, member in zip(self.criteria, silo.members, strict=True)
+        )])  # fmt: skip
+        d = level.matrix.T @ decided / n
+        after = two_experts(weight, min(loss, config.loss_bound), min(own_loss, config.loss_bound), config.expert_step)
+        moved = nu.copy()
+        moved[at] = dual_step(nu[at], d, level.tol, config.dual_step, config.radius)  # step 5
+        pull, paid = _judged(nu[at], d, level.tol, config.radius)
+        report = [loss, own_loss, float((p.argmax(axis=1) != silo.y).mean()), float(np.abs(d).max(initial=0.0)),
+                  pull, paid, after, *_at_bound(moved[at], d, level, config.radius, len(self.constraints))]  # fmt: skip
+        memory = {"mix": np.array([after]), "prices": moved, **{f"phi.{key}": value for key, value in phi.items()}}
+        return rows, {"decided": decided, "report": np.array(report)}, memory
+
+    # -- the server
+
+    def server(self, state: State, replies: Mapping[str, Arrays]) -> State:
+        """Take masses of new clients, average changes of the model, and move the global prices (step 8)."""
+        new = {**state, "round": state["round"] + 1}
+        for name in sorted(replies):
+            if "mass" in replies[name]:
+                new |= {f"mass/{name}": replies[name]["mass"], f"count/{name}": float(replies[name]["count"][0])}
+        some = {name: replies[name] for name in sorted(replies) if "report" in replies[name]}
+        if not some:
+            return new
+        weights = {name: new[f"count/{name}"] for name in some}
+        new |= averaged(self.config, state, some, weights)
+        for name, reply in some.items():
+            new |= {f"decided/{name}": reply["decided"], f"report/{name}": reply["report"]}
+        names = _named(new, "decided/")  # absent ones count with what they sent last
+        level, rows = self._everybody(new, names)
+        at = self._at(level)
+        d = level.matrix.T @ sum((new[f"decided/{name}"] for name in names), start=np.zeros(self.width)) / rows
+        pull, paid = _judged(state["prices"][at], d, level.tol, self.config.radius)
+        moved = state["prices"].copy()
+        moved[at] = dual_step(moved[at], d, level.tol, self.config.dual_step, self.config.radius)
+        total = sum(weights.values())
+        mean = {k: sum(weights[n] * float(r["report"][i]) for n, r in some.items()) / total
+                for i, k in enumerate(_REPORT)}  # fmt: skip
+        entry = {
+            "round": state["round"], "loss": mean["loss"], "error": mean["error"],
+            "objective": mean["error"] + paid + mean["paid"],
+            "global_gap": float(np.abs(d).max(initial=0.0)),
+            "local_gap": max(float(r["report"][_REPORT.index("gap")]) for r in some.values()),
+            "duality_gap": pull + mean["pull"],
+            "weights": {n: float(r["report"][_REPORT.index("weight")]) for n, r in some.items()},
+        }  # fmt: skip
+        bound = _at_bound(moved[at], d, level, self.config.radius, len(self.constraints))
+        return {**new, "prices": moved, "history": [*state["history"], entry], "unreached": self._unreached(new, bound)}
+
+    def _unreached(self, state: State, bound: Sequence[float]) -> list[str]:
+        where = [("everybody", flags) for flags in [bound]]
+        where += [(f"client {n}", state[f"report/{n}"][len(_REPORT) :].tolist()) for n in _named(state, "report/")]
+        return [f"{c.criterion} (constraint {i}) of {who}: tolerance not reached with this model"
+                for who, flags in where for i, c in enumerate(self.constraints) if flags[i]]  # fmt: skip
+
+    def done(self, state: State) -> bool:
+        """Return whether all rounds are over."""
+        return bool(state["round"] > self.config.rounds)
+
+
+def _named(state: Mapping[str, Any], prefix: str) -> list[str]:
+    return sorted(key.removeprefix(prefix) for key in state if key.startswith(prefix))
+
+
+def _judged(price: Array, d: Array, tol: Array, radius: float) -> tuple[float, float]:
+    """Return by how much the best prices within the radius would raise the Lagrangian, and what the present ones add.
+
+    ``paid = <price, D> - <tol, |price|>``; ``pull = radius max(0, max |D| - tol) - paid``, at least 0: the prices' half
+    of the duality gap, the models' half is not known.
+    """
+    paid = float(price @ d - tol @ np.abs(price))
+    return radius * float(np.maximum(np.abs(d) - tol, 0.0).max(initial=0.0)) - paid, paid
+
+
+def _at_bound(price: Array, d: Array, level: Level, radius: float, count: int) -> list[float]:
+    """Return for each constraint whether it is violated while the prices stand at their bound."""
+    out = np.zeros(count)
+    if np.abs(price).sum() >= radius * (1.0 - 1e-9):
+        out[level.place[(np.abs(d) > level.tol) & (price != 0.0), 0]] = 1.0
+    return [float(v) for v in out]

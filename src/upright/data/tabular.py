@@ -1,0 +1,475 @@
+"""Tables of rows with a label and groups: loading, groups, features, and a planted table whose Bayes scores are known.
+
+A table keeps every column that was read. `Table.features` names the ones that may enter a model: not the label, not
+what gives the label away, not the sensitive columns. Nothing is fitted when a table is loaded; `encode` fits its
+categories and ranges on the rows that it is told to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upright.contract import InputError, stream
+from upright.data.rows import Table, cut_of, known
+
+if TYPE_CHECKING:
+    from upright.data.tables import Raw
+
+__all__ = [
+    "Table",
+    "encode",
+    "groups_of",
+    "load_table",
+    "planted_groups",
+    "planted_scores",
+    "synthetic_table",
+    "unseen",
+]
+
+MOST_VALUES = 10
+_OPPOSITE = {"<": ">=", "<=": ">", ">": "<=", ">=": "<"}
+
+
+# -- loading --------------------------------------------------------------------------------------------------------
+
+
+def load_table(
+    name_or_path: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    label: str | None = None,
+    sensitive: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    positive: str | None = None,
+    missing: Literal["error", "drop"] = "error",
+    text: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+) -> Table:
+    """Load a table of the catalogue, or a person's CSV, TSV or Parquet file.
+
+    ==============  =================================================  =========================  ===================
+    name            rows                                               label                      sensitive
+    ==============  =================================================  =========================  ===================
+    ``adult``       both files, none with a missing value: 45,222      income                     sex, race
+    ``compas``      the filter of ProPublica: 6,172                    two_year_recid, score_text race (of three), sex
+    ``german``      1,000                                              credit                     sex, age<25
+    ``census-kdd``  both files: 299,285                                income                     sex, race
+    ==============  =================================================  =========================  ===================
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        A catalogue name wins over a file of the same name; write ``./name`` for the file.
+    data_dir : str, Path or None
+        See `upright.data.catalogue.locate`.
+    label : str or None
+        Column of the label, needed for a file. Its classes stand in the order of their numbers, else of their text.
+    sensitive : sequence of str
+        Sensitive columns, needed for a file; ``age<25`` (``<=``, ``>``, ``>=``) cuts a column of numbers in two and
+        takes the column itself out of the features. Named ones replace the defaults, which are features again then.
+    drop : sequence of str
+        Columns to leave out altogether, default sensitive ones among them.
+    positive : str or None
+        Which of two classes is the positive one, and so the last.
+    missing : {"error", "drop"}
+        For a file: what becomes of rows with an empty label, sensitive value or number. An empty cell of a category is
+        a category of its own.
+    text, numbers : sequence of str
+        For a file: columns that hold categories although they look like numbers, and columns that hold numbers
+        although they never repeat.
+
+    Returns
+    -------
+    Table
+
+    Raises
+    ------
+    InputError
+        For an unknown name or column, the name of a data set of interactions, missing or corrupt files, options of a
+        file together with a name, and, with their lines, all cells that do not fit. In a file, a feature that names
+        rows is refused: whole numbers without a repeat, or text with more values than half of the rows.
+    """
+    from upright.data import catalogue, tables
+
+    sensitive, drop, text, numbers = map(_names, (sensitive, drop, text, numbers))
+    if isinstance(name_or_path, str) and name_or_path in catalogue.CATALOGUE:
+        of_files = {"missing": missing != "error", "text": bool(text), "numbers": bool(numbers)}
+        given = [option for option, used in of_files.items() if used]
+        if given:
+            raise InputError(
+                f"{', '.join(given)} together with the data set {name_or_path!r}",
+                f"{', '.join(of_files)} with the path of a file only",
+                "leave them out, or give the path of your own file",
+            )
+        entry, folder = catalogue.checked(name_or_path, "table", data_dir)
+        return _table(entry.name, tables.READERS[entry.reader](folder, label), sensitive, drop, positive, entry.licence)
+    path = Path(name_or_path).expanduser()
+    if not path.exists() and not path.suffix and len(path.parts) == 1:
+        catalogue.checked(str(name_or_path), "table", data_dir)
+    if label is None or not sensitive:
+        raise InputError(
+            f"{path.name} without {'label' if label is None else 'sensitive columns'}",
+            "label= the column to predict, and sensitive= the columns whose groups are compared",
+            "name them",
+        )
+    if missing not in ("error", "drop"):
+        raise InputError(f"missing = {missing!r}", "'error' | 'drop'", "pass one of them")
+    raw = tables.read_table(
+        path, label=label, sensitive=sensitive, drop=drop, missing=missing, text=text, numbers=numbers
+    )
+    return _table(path.name, raw, sensitive, (), positive, "the file's own")
+
+
+def _names(given: Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _table(
+    name: str, raw: Raw, sensitive: Sequence[str], drop: Sequence[str], positive: str | None, licence: str
+) -> Table:
+    """Choose the features and the order of classes."""
+    for one in drop:
+        if known(raw.columns, one) == raw.label_name:
+            raise InputError(f"drop names the label {one!r}", "columns other than the label", "leave it out of drop")
+    columns = {column: values for column, values in raw.columns.items() if column not in drop}
+    spelled, hidden = [], {raw.label_name: "the label"}
+    usual = [one for one in raw.sensitive if one not in drop and (cut_of(one) or (one,))[0] not in drop]
+    if not sensitive and not usual:
+        raise InputError(f"{name} has no sensitive column", "one or more", "name them, or drop fewer columns")
+    for one in sensitive or usual:
+        column, base, values = _resolve(columns, one)
+        if base == raw.label_name:
+            raise InputError(f"the label {base!r} as a sensitive column", "another column", "name another")
+        columns[column] = values
+        spelled.append(column)
+        hidden |= {base: "sensitive", column: "sensitive"}
+    hidden = {column: why for column, why in (dict(raw.aside) | hidden).items() if column in columns}
+    features = tuple(column for column in columns if column not in hidden)
+    if not features:
+        raise InputError(f"{name} has no features", "a column beside label and sensitive ones", "drop fewer columns")
+    label, classes = raw.label, raw.classes
+    if positive is not None:
+        if len(classes) != 2 or positive not in classes:
+            raise InputError(
+                f"positive = {positive!r} for the classes {', '.join(map(repr, classes))}", "one of two classes",
+                "name one of the two, or leave positive out",
+            )  # fmt: skip
+        if positive == classes[0]:
+            label, classes = 1 - label, classes[::-1]
+    facts = dict(raw.facts) | {"rows": len(label), "left_out_of_features": hidden, "licence": licence}
+    return Table(name, columns, features, tuple(dict.fromkeys(spelled)), label, classes, facts)
+
+
+# -- groups ---------------------------------------------------------------------------------------------------------
+
+
+def _resolve(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[str, str, NDArray[Any]]:
+    """Return the name, the underlying column and the values of a column or of a cut through one."""
+    cut = None if name in columns else cut_of(name)
+    if cut is None:
+        values = columns[known(columns, name)]
+        empty = (
+            np.isnan(values) if values.dtype.kind == "f" else np.array([value == "" for value in values], dtype=bool)
+        )
+        if empty.any():
+            raise InputError(
+                f"{name!r} is empty in {int(empty.sum())} rows", "a value in every row",
+                "name it as sensitive when the file is loaded, with missing='drop'",
+            )  # fmt: skip
+        return name, name, values
+    base, sign, at = cut
+    numbers = columns[known(columns, base)]
+    if numbers.dtype.kind != "f" or not np.isfinite(numbers).all():
+        raise InputError(
+            f"{name!r} cuts {base!r}, which is {'text' if numbers.dtype.kind != 'f' else 'missing in some rows'}",
+            "a column of numbers without gaps", "name the column itself, or another",
+        )  # fmt: skip
+    inside = {"<": numbers < at, "<=": numbers <= at, ">": numbers > at, ">=": numbers >= at}[sign]
+    yes, no = f"{base}{sign}{at:.12g}", f"{base}{_OPPOSITE[sign]}{at:.12g}"
+    return yes, base, np.array([no, yes], dtype=object)[inside.astype(np.int64)]
+
+
+def groups_of(table: Table, names: Sequence[str]) -> NDArray[np.str_]:
+    """Return the group of each row: the values of one column, or ``a & b`` of several.
+
+    Parameters
+    ----------
+    table : Table
+        n rows.
+    names : sequence of str
+        Columns; ``age<25`` gives the groups ``age<25`` and ``age>=25``.
+
+    Returns
+    -------
+    ndarray of str, shape (n,)
+
+    Raises
+    ------
+    InputError
+        For no or unknown names, an empty cell, and a column of numbers with more than 10 values, which is to be cut.
+    """
+    if not _names(names):
+        raise InputError(
+            "no column to group by", f"for example {', '.join(table.sensitive)}", "name one column or more"
+        )
+    parts = []
+    for name in _names(names):
+        column, _, values = _resolve(table.columns, name)
+        if values.dtype.kind == "f":
+            distinct = np.unique(values)
+            if len(distinct) > MOST_VALUES:
+                raise InputError(
+                    f"{column!r} is a column of numbers with {len(distinct)} values",
+                    f"text, or numbers with at most {MOST_VALUES} values",
+                    f"cut it in two: {column}<{np.median(values):.12g}",
+                )
+            values = np.array([f"{value:.12g}" for value in distinct])[np.searchsorted(distinct, values)]
+        parts.append(values.astype(str).tolist())
+    rows = list(zip(*parts, strict=True))
+    words = {row: " & ".join(row) for row in set(rows)}
+    if len(set(words.values())) < len(words):
+        raise InputError(
+            "two different groups with one name", "values without ' & '", "rename the values that hold ' & '"
+        )
+    return np.array([words[row] for row in rows], dtype=np.str_)
+
+
+# -- features -------------------------------------------------------------------------------------------------------
+
+
+def _checked_rows(table: Table, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    rows = np.asarray(rows)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows) or rows.min() < 0 or rows.max() >= len(table):
+        raise InputError(
+            f"rows of type {rows.dtype} and shape {rows.shape}",
+            f"row numbers from 0 to {len(table) - 1}, at least one",
+            "pass the numbers of the training rows (np.flatnonzero of a mask)",
+        )  # fmt: skip
+    return rows
+
+
+def _inputs(table: Table, also: Sequence[str]) -> list[str]:
+    """Return the columns that become features."""
+    for name in _names(also):
+        if table.facts.get("left_out_of_features", {}).get(known(table.columns, name)) == "the label":
+            raise InputError(f"the label {name!r} as a feature", "other columns", "leave it out of also")
+    return list(dict.fromkeys((*table.features, *_names(also))))
+
+
+def encode(table: Table, rows: NDArray[np.int64], *, also: Sequence[str] = ()) -> tuple[NDArray[np.float64], list[str]]:
+    """Encode all rows, fitted on some: ``(x - min) / (max - min)`` of numbers, ``[x = c]`` for each category c of text.
+
+    Parameters
+    ----------
+    table : Table
+        n rows.
+    rows : ndarray of int, shape (r,)
+        Rows that decide ranges, categories and what is constant: the training rows.
+    also : sequence of str
+        Columns beside `Table.features`, for example a sensitive one for a model that may see it.
+
+    Returns
+    -------
+    features : ndarray of float64, shape (n, d)
+        Numbers are in [0, 1] on `rows` and may lie outside elsewhere. A category that `rows` do not hold gives zeros;
+        `unseen` counts them.
+    names : list of str, length d
+        ``column`` or ``column=category``, columns in the order of the table, categories sorted. A column that is
+        constant on `rows` has no feature.
+
+    Raises
+    ------
+    InputError
+        For rows that are not row numbers, an unknown column, the label, numbers with gaps, and when every column is
+        constant.
+
+    Guarantee
+    ---------
+    No value of a row outside `rows` changes a name, or the features of another row.
+    """
+    rows = _checked_rows(table, rows)
+    plans: list[tuple[str, NDArray[Any], Any]] = []
+    for name in _inputs(table, also):
+        values = table.columns[name]
+        if values.dtype.kind == "f":
+            if not np.isfinite(values).all():
+                raise InputError(
+                    f"{name!r} is missing or infinite in {int((~np.isfinite(values)).sum())} rows",
+                    "finite numbers", "leave it out of also",
+                )  # fmt: skip
+            low, high = values[rows].min(), values[rows].max()
+            if low < high:
+                plans.append((name, values, (low, high)))
+        else:
+            categories = sorted(set(values[rows].tolist()))
+            if len(categories) > 1:
+                plans.append((name, values, categories))
+    width = sum(len(plan) if isinstance(plan, list) else 1 for _, _, plan in plans)
+    if not width:
+        raise InputError(f"every feature is constant on {len(rows)} rows", "features that vary", "pass more rows")
+    features, names = np.zeros((len(table), width)), list[str]()
+    for name, values, plan in plans:
+        if isinstance(plan, list):
+            code = _codes(values, plan)
+            known = np.flatnonzero(code >= 0)
+            features[known, len(names) + code[known]] = 1.0
+            names += [f"{name}={category}" for category in plan]
+        else:
+            low, high = plan
+            features[:, len(names)] = _scaled(name, values, low, high, len(rows))
+            names.append(name)
+    return features, names
+
+
+def _scaled(name: str, values: NDArray[np.float64], low: float, high: float, n_rows: int) -> NDArray[np.float64]:
+    """Return ``(x - low) / (high - low)``."""
+    shrink = 0.25 if np.abs(values).max() > 1e300 else 1.0  # a difference of two huge numbers may exceed float64
+    with np.errstate(over="ignore"):
+        scaled: NDArray[np.float64] = (values * shrink - low * shrink) / (high * shrink - low * shrink)
+    if not np.isfinite(scaled).all():
+        raise InputError(
+            f"{name!r} spreads over {high - low:g} on {n_rows} rows, and other rows lie beyond all bounds",
+            "numbers of one scale", "correct the column, or leave it out by drop",
+        )  # fmt: skip
+    return scaled
+
+
+def _codes(values: NDArray[Any], categories: Sequence[str]) -> NDArray[np.int64]:
+    """Return the place of each text among the categories, -1 for one that is not among them."""
+    place = {category: code for code, category in enumerate(categories)}
+    return np.fromiter((place.get(value, -1) for value in values.tolist()), dtype=np.int64, count=len(values))
+
+
+def unseen(table: Table, rows: NDArray[np.int64], *, also: Sequence[str] = ()) -> dict[str, int]:
+    """Count, for each column that `encode` would turn into categories, the rows with a category that `rows` lack."""
+    rows = _checked_rows(table, rows)
+    counts = {}
+    for name in _inputs(table, also):
+        values = table.columns[name]
+        if values.dtype.kind != "f":
+            counts[name] = int((_codes(values, sorted(set(values[rows].tolist()))) < 0).sum())
+    return counts
+
+
+# -- a planted table ------------------------------------------------------------------------------------------------
+
+
+def _spread(count: int) -> NDArray[np.float64]:
+    """Return count numbers from -1 to 1 at equal distances; 0 for one."""
+    return np.linspace(-1.0, 1.0, count) if count > 1 else np.zeros(1)
+
+
+def synthetic_table(n: int, *, groups: int = 2, classes: int = 2, clients: int = 1, seed: int) -> Table:
+    """Draw a table whose class probabilities are known: base rates differ by group and by client.
+
+    With ``u_a``, ``t_k``, ``v_j`` evenly spaced in [-1, 1] over groups, clients and classes::
+
+        k ~ uniform        P(a | k) proportional to exp(0.6 u_a t_k)
+        x1, noise ~ N(0, 1)    x2 ~ N(0.75 u_a, 1)    kind ~ uniform{a, b, c}
+        P(y = j | x, a, k) proportional to exp(1.5 (x1 cos(2 pi j / m) + x2 sin(2 pi j / m))
+                                               + v_j (0.5 [kind = c] - 0.5 [kind = a] + 0.5 u_a + 0.4 t_k))
+
+    Of two classes x2 says nothing once the group is known, and much about the group: it is a proxy.
+
+    Parameters
+    ----------
+    n : int
+        Rows, at least 1.
+    groups, classes, clients : int
+        At least 1, 2 and 1.
+    seed : int
+        Seed of the stream ``table``.
+
+    Returns
+    -------
+    Table
+        Features ``x1``, ``x2``, ``noise``, ``kind``; sensitive ``group`` (``g0`` ...); ``site`` (``s0`` ...) and
+        ``label`` are columns too. `planted_scores` and `planted_groups` give the true probabilities.
+
+    Raises
+    ------
+    InputError
+        For sizes below their bounds.
+    """
+    for name, value, least in (("n", n, 1), ("groups", groups, 1), ("classes", classes, 2), ("clients", clients, 1)):
+        if value < least:
+            raise InputError(f"{name} = {value}", f"a whole number from {least}", f"raise {name}")
+    rng = np.random.default_rng(stream(seed, "table"))
+    site = rng.integers(clients, size=n)
+    share = _shares(groups, clients)
+    # inverse of the cumulative distribution, row by row
+    group = (rng.random(n)[:, None] > share.cumsum(1)[site][:, :-1]).sum(1)
+    columns: dict[str, NDArray[Any]] = {
+        "x1": rng.standard_normal(n),
+        "x2": rng.standard_normal(n) + 0.75 * _spread(groups)[group],
+        "noise": rng.standard_normal(n),
+        "kind": np.array(["a", "b", "c"], dtype=object)[rng.integers(3, size=n)],
+        "group": np.array([f"g{code}" for code in range(groups)], dtype=object)[group],
+        "site": np.array([f"s{code}" for code in range(clients)], dtype=object)[site],
+    }
+    facts: dict[str, Any] = {
+        "rows": n,
+        "planted": {"groups": groups, "classes": classes, "clients": clients},
+        "left_out_of_features": {"group": "sensitive", "site": "the client", "label": "the label"},
+        "licence": "none needed: drawn from a seed",
+    }
+    scores = _scores(columns, facts["planted"])
+    label = (rng.random(n)[:, None] > scores.cumsum(1)[:, :-1]).sum(1).astype(np.int64)
+    names = tuple(f"c{code}" for code in range(classes))
+    columns["label"] = np.array(names, dtype=object)[label]
+    return Table("synthetic", columns, ("x1", "x2", "noise", "kind"), ("group",), label, names, facts)
+
+
+def _shares(groups: int, clients: int) -> NDArray[np.float64]:
+    """Return P(a | k), shape (clients, groups)."""
+    weight = np.exp(0.6 * np.outer(_spread(clients), _spread(groups)))
+    shares: NDArray[np.float64] = weight / weight.sum(1, keepdims=True)
+    return shares
+
+
+def _code_of(column: NDArray[Any]) -> NDArray[np.int64]:
+    return np.array([int(value[1:]) for value in column], dtype=np.int64)
+
+
+def _scores(columns: Mapping[str, NDArray[Any]], planted: Mapping[str, int]) -> NDArray[np.float64]:
+    m = planted["classes"]
+    group, site = _code_of(columns["group"]), _code_of(columns["site"])
+    kind = np.select([columns["kind"] == "a", columns["kind"] == "c"], [-0.5, 0.5], 0.0)
+    offset = kind + 0.5 * _spread(planted["groups"])[group] + 0.4 * _spread(planted["clients"])[site]
+    angle = 2 * np.pi * np.arange(m) / m
+    logits = 1.5 * (np.outer(columns["x1"], np.cos(angle)) + np.outer(columns["x2"], np.sin(angle)))
+    logits += np.outer(offset, _spread(m))
+    weight = np.exp(logits - logits.max(1, keepdims=True))
+    scores: NDArray[np.float64] = weight / weight.sum(1, keepdims=True)
+    return scores
+
+
+def _planted(table: Table) -> Mapping[str, int]:
+    if "planted" not in table.facts:
+        raise InputError(f"the table {table.name!r}", "a table of synthetic_table", "true scores are known there alone")
+    planted: Mapping[str, int] = table.facts["planted"]
+    return planted
+
+
+def planted_scores(table: Table) -> NDArray[np.float64]:
+    """Return the true ``P(y = j | x, group, site)`` of a synthetic table, shape (n, classes): the Bayes score."""
+    return _scores(table.columns, _planted(table))
+
+
+def planted_groups(table: Table) -> NDArray[np.float64]:
+    """Return the true ``P(group = a | x, site)`` of a synthetic table, shape (n, groups).
+
+    With `planted_scores` of a model that may not see the group: ``P(y | x, k) = sum_a P(a | x, k) P(y | x, a, k)``.
+    """
+    planted = _planted(table)
+    mean = 0.75 * _spread(planted["groups"])
+    share = _shares(planted["groups"], planted["clients"])[_code_of(table.columns["site"])]  # (n, groups)
+    logits = np.log(share) - 0.5 * (table.columns["x2"][:, None] - mean) ** 2
+    weight = np.exp(logits - logits.max(1, keepdims=True))
+    posterior: NDArray[np.float64] = weight / weight.sum(1, keepdims=True)
+    return posterior

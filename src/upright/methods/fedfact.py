@@ -1,0 +1,410 @@
+"""FedFACT: decisions of a classifier whose groups differ by at most a stated gap, everywhere and inside each site.
+
+Paper
+-----
+Zhang, Han, Feng, Zhang, Li, Chen: *FedFACT: A Provable Framework for Controllable Group-Fairness Calibration in
+Federated Learning*, NeurIPS 2025, arXiv 2506.03777.
+
+Problem
+-------
+    minimise  P(h(X) != Y)   such that  |D^g_u(h)| <= global_tol,  |D^k_u(h)| <= local_tol  for every client k
+
+over (randomised) decisions h, with D the gaps of demographic parity, equal opportunity or equalized odds
+(`upright.maths.parity.rates`), for any number of classes, groups and clients.
+
+Algorithm
+---------
+*Post-processing* (``remedy="post"``)
+
+1. a model by federated averaging, stopped on calibration rows
+2. its probabilities on calibration rows; where the criterion conditions on the label, fitted to each group's labels
+3. the convex program of `upright.maths.parity.program`: prices of all constraints, and a table of adjustments
+4. decide the largest adjusted probability, from the group and the client of the row
+
+*In training* (``remedy="train"``): `upright.classification.training`, blind to the group at prediction.
+
+Shapes
+------
+n rows, d features, m classes, G groups, K clients.
+
+Deviations
+----------
+D1. Log-sum-exp in place of the softmax-weighted mean, which is not convex although the paper says so.
+D2. Tolerances bound the gap between any two groups, which is what people read; ``gap="average"`` is the paper's gap of
+    a group to the average.
+D3. The program is solved by Newton steps on all clients' sums together. `upright.federation` has rounds in which a
+    client sends one gradient of the size of the global prices; they give the same answer.
+D4. Deterministic decisions tighten the tolerances by what they exceed them on the calibration rows.
+D5. Calibration rows are not training rows; the paper does not say which it takes.
+D6. In training, deviations 1 to 7 of `upright.classification.training`: signs and steps of local prices above all.
+D7. Equal opportunity of two classes looks at the positive class alone, as Fairlearn does; the paper takes both.
+
+Cost
+----
+One Newton step is O(n Q^2) with Q = strata x groups x classes entries of a table, and O(K U^3) for U prices a client;
+10 to 80 steps. Training in the constrained form costs twice federated averaging and one look at all rows a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from upright.classification import controls
+from upright.classification.estimator import FedFACTClassifier
+from upright.classification.fitting import Fitted, fit_table
+from upright.classification.gaps import gaps
+from upright.classification.inputs import one_hot
+from upright.classification.post import FairPost
+from upright.classification.silos import silos_of
+from upright.classification.training import FedAvg, FedFACTTraining, Trained, cost_sensitive_loss, settings_of, trained
+from upright.contract import (
+    Arm,
+    Config,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Run,
+    Task,
+    method,
+    stream,
+)
+from upright.federation.rounds import drive, from_tensors, to_tensors
+from upright.maths.parity.program import Constraint
+from upright.maths.parity.site import Site
+from upright.recommendation.controls import SilentRun
+
+__all__ = ["FairPost", "FedFACTClassifier", "FedFACTConfig", "cost_sensitive_loss", "run"]
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Share = Annotated[float, Range(ge=0, le=1)]
+#: settings of federated averaging; arms that agree in them share the model
+_BASE = ("rounds", "local_steps", "batch_size", "learning_rate", "weight_decay", "hidden", "check_every", "patience")
+
+
+class FedFACTConfig(Config):
+    """Settings of FedFACT and of its controls."""
+
+    global_tol: Share = 0.01
+    """Largest gap for everybody; 1 removes the constraint, since no gap is larger."""
+    local_tol: Share | None = None
+    """Largest gap inside each client; none takes `global_tol`, 1 removes the constraint."""
+    remedy: Literal["post", "train", "blend", "thresholds", "reductions", "fairfed", "fedfb", "oracle"] = "post"
+    """FedFACT after or in training; decisions by chance for as many people as cost the accuracy of `post`; Fairlearn's
+    ThresholdOptimizer and ExponentiatedGradient on pooled rows; FairFed; FedFB; the linear program of `post`."""
+    gap: Literal["pairwise", "average"] = "pairwise"
+    """Between any two groups, or of a group to the average."""
+    randomised: bool = False
+    """Whether decisions are drawn; they then meet the tolerances exactly on the calibration rows."""
+    blind: bool = False
+    """Whether `post` decides without the group, from an estimate of P(group | x, client)."""
+    temperature: PositiveFloat = 0.002
+    """beta of the randomised decision."""
+    groups: Literal["true", "random"] = "true"
+    """`random` permutes groups inside each client before anything is fitted to them: the placebo."""
+    rounds: PositiveInt = 200
+    """Most rounds of federated averaging; the log loss on calibration rows stops earlier."""
+    local_steps: PositiveInt = 20
+    """Steps of a client in a round."""
+    batch_size: PositiveInt = 256
+    """Rows of a step."""
+    learning_rate: PositiveFloat = 0.01
+    """Adam's step size."""
+    weight_decay: NonNegativeFloat = 0.0
+    """L2 penalty."""
+    hidden: NonNegativeInt = 0
+    """Width of the hidden layer; 0 is logistic regression."""
+    check_every: PositiveInt = 2
+    """Rounds between checks."""
+    patience: PositiveInt = 5
+    """Checks without a better log loss before averaging stops."""
+    fair_rounds: PositiveInt = 60
+    """Rounds of `train`, `fairfed` and `fedfb`."""
+    dual_step: PositiveFloat = 0.1
+    """Step of the prices in `train`."""
+    radius: PositiveFloat = 5.0
+    """Bound of their sum."""
+    strength: PositiveFloat = 1.0
+    """Step of the weights of FairFed, and of FedFB's group weights."""
+
+    def tolerances(self) -> tuple[float, float]:
+        """Return the global and the local tolerance, infinity where the constraint is removed."""
+        both = (self.global_tol, self.global_tol if self.local_tol is None else self.local_tol)
+        return tuple(np.inf if t >= 1.0 else float(t) for t in both)  # type: ignore[return-value]
+
+    def constraint(self, criterion: Any) -> Constraint:
+        """Return the constraint on a criterion."""
+        everybody, inside = self.tolerances()
+        return Constraint(criterion, everybody, inside, self.gap)
+
+
+@dataclass(frozen=True, eq=False)
+class Decider:
+    """Decisions of rows: ``decide(x, group, client) -> (n, m)``."""
+
+    rule: Callable[[Array, Ints, Ints], Array]
+
+    def decide(self, x: Array, group: Ints, client: Ints) -> Array:
+        """Return the probability of each decision, shape (n, m)."""
+        return self.rule(x, group, client)
+
+
+class _Stopping(FedAvg):
+    """Federated averaging that ends when calibration rows say so."""
+
+    best: float = np.inf
+    kept: Mapping[str, Any] | None = None
+    stale: int = 0
+    patience: int = 5
+
+    def done(self, state: Any) -> bool:
+        return super().done(state) or self.stale >= self.patience
+
+
+def base_model(t: Any, config: FedFACTConfig, run: Run) -> dict[str, Any]:
+    """Train by federated averaging (step 1); returns the parameters of the best round and its log loss."""
+    x, y, _, client = t.part(run, "train")
+    held, labels, _, _ = t.part(run, "valid")
+    silos = silos_of(x, y, np.array(t.clients)[client])
+    settings = settings_of(
+        silos, classes=len(t.classes), rounds=config.rounds, local_steps=config.local_steps, batch=config.batch_size,
+        learning_rate=config.learning_rate, weight_decay=config.weight_decay, hidden=config.hidden,
+        seed=stream(run.seed, "model"),
+    )  # fmt: skip
+    algorithm = _Stopping(settings)
+    algorithm.patience = config.patience
+    curve: list[dict[str, float]] = []
+
+    def watch(state: Any, privates: Any) -> None:
+        last = state["round"] - 1
+        if last % config.check_every and last != config.rounds:
+            return
+        p = trained(state, {}).predict_proba(held)
+        loss = float(-np.log(np.clip(p[np.arange(len(p)), labels], 1e-12, None)).mean())
+        curve.append({"round": last, "valid/loss": loss, "valid/accuracy": float((p.argmax(1) == labels).mean())})
+        algorithm.stale += 1
+        if loss < algorithm.best - 1e-6:
+            algorithm.best, algorithm.stale = loss, 0
+            algorithm.kept = trained(state, {}).parameters()
+
+    drive(algorithm, silos, on_round=watch)
+    return {
+        "parameters": to_tensors(dict(algorithm.kept or {})),
+        "curve": curve,
+        "converged": algorithm.stale >= config.patience,
+    }
+
+
+def _fit_post(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> tuple[Fitted, Any]:
+    """Solve the program on calibration rows (steps 2 and 3); returns it and the model of groups when blind."""
+    x, y, group, client = t.part(run, "valid")
+    group = _shuffled(config, run, group, client)
+    members, blind = None, None
+    if config.blind:
+        rows, _, own, sites = t.part(run, "train")
+        blind = LogisticRegression(max_iter=500).fit(_beside(rows, sites, len(t.clients)), own)
+        members = {"group": blind.predict_proba(_beside(x, client, len(t.clients)))}
+    one = config.constraint(t.config.criterion)
+    fitted = fit_table(
+        model.predict_proba(x), {"group": group}, {"group": [str(g) for g in t.groups]}, client, t.clients,
+        [("group", one, one.local_tol)], list(t.classes), y=y, members=members, temperature=config.temperature,
+        randomised=config.randomised, calibrate=t.config.criterion != "demographic_parity",
+    )  # fmt: skip
+    if not fitted.solution.converged:
+        run.warn(f"arm {run.arm}: the program stopped at a violation of {fitted.solution.kkt:.2g}")
+    return fitted, blind
+
+
+def _shuffled(config: FedFACTConfig, run: Run, group: Ints, client: Ints) -> Ints:
+    """Permute groups inside each client for the placebo."""
+    if config.groups == "true":
+        return group
+    out = group.copy()
+    for k in np.unique(client):
+        rows = np.flatnonzero(client == k)
+        out[rows] = group[run.rng("placebo", "groups", int(k)).permutation(rows)]
+    return out
+
+
+def _beside(x: Array, client: Ints, clients: int) -> Array:
+    return np.hstack([x, one_hot(client, clients)])
+
+
+def _post(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> Decider:
+    """Post-processing (steps 2 to 4)."""
+    fitted, blind = _fit_post(t, config, run, model)
+    table = fitted.table
+
+    def rule(x: Array, group: Ints, client: Ints) -> Array:
+        soft = blind.predict_proba(_beside(x, client, len(t.clients))) if blind is not None else one_hot(
+            group, len(t.groups)
+        )  # fmt: skip
+        z = table.scores(model.predict_proba(x), {"group": soft}, client)
+        return table.decide(z) if config.randomised else one_hot(z.argmax(1), z.shape[1])
+
+    solution = fitted.solution
+    run.note("solver", {"kkt": solution.kkt, "duality_gap": solution.duality_gap, "steps": solution.iterations,
+                        "converged": solution.converged, "beta": solution.beta})  # fmt: skip
+    run.note("prices", fitted.report)
+    run.note("small", fitted.small)
+    run.note("conflicts", fitted.conflicts)
+    run.note("table", table.as_dict())
+    masked = [row for row in fitted.report if row["tolerance"] is None]
+    if masked:
+        run.warn(f"arm {run.arm}: {len(masked)} constraints are left out because a group is empty there")
+    return Decider(rule)
+
+
+def _train(t: Any, config: FedFACTConfig, run: Run) -> Decider:
+    """Train under the constraints, or by a rival that trains."""
+    x, y, group, client = t.part(run, "train")
+    group = _shuffled(config, run, group, client)
+    names = np.array(t.clients)
+    silos = silos_of(x, y, names[client], [group], [list(range(len(t.groups)))])
+    settings = settings_of(
+        silos, classes=len(t.classes), rounds=config.fair_rounds, local_steps=config.local_steps,
+        batch=config.batch_size, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
+        hidden=config.hidden, dual_step=config.dual_step, radius=config.radius, seed=stream(run.seed, "model"),
+    )  # fmt: skip
+    if config.remedy == "train":
+        algorithm: Any = FedFACTTraining([config.constraint(t.config.criterion)], settings, list(t.clients))
+    else:
+        from upright.classification import rivals
+
+        kind = rivals.FairFed if config.remedy == "fairfed" else rivals.FedFB
+        algorithm = kind(settings, config.strength)
+    state, privates = drive(algorithm, silos)
+    for entry in state["history"]:
+        run.log(entry["round"], **{k: float(v) for k, v in entry.items() if isinstance(v, int | float)})
+    for text in state.get("unreached", []):
+        run.warn(f"arm {run.arm}: {text}")
+    run.note("history", [{k: v for k, v in e.items() if isinstance(v, int | float)} for e in state["history"]])
+    model = trained(state, privates)
+
+    def rule(x: Array, group: Ints, client: Ints) -> Array:
+        p = model.predict_proba(x, names[client])
+        return one_hot(p.argmax(1), p.shape[1])
+
+    return Decider(rule)
+
+
+def _rival(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> Decider:
+    """Return one of the remedies that FedFACT is compared with."""
+    x, y, group, client = t.part(run, "valid")
+    p = model.predict_proba(x)
+    if config.remedy == "blend":
+        plain = one_hot(p.argmax(1), p.shape[1])
+        twin = config.replace(remedy="post")
+        wanted = run.shared("accuracy", {**twin.as_dict()}, lambda: _accuracy(t, twin, run, model))["accuracy"]
+        blend = controls.blend_share(plain, y, wanted)
+        run.note("share decided by chance", blend.t)
+        return Decider(lambda x, g, k: blend(one_hot(model.predict_proba(x).argmax(1), p.shape[1])))
+    if config.remedy == "oracle":
+        site = [Site(p[client == k], (one_hot(group[client == k], len(t.groups)),),
+                     np.full(int((client == k).sum()), 1.0 / len(p)), (t.config.criterion,))
+                for k in range(len(t.clients))]  # fmt: skip
+        tables = controls.exact_tables(site, [config.constraint(t.config.criterion)])
+        blank, _ = _fit_post(t, config.replace(global_tol=1.0, local_tol=1.0), run, model)
+        exact = replace(blank.table, tables=tuple(tuple(one) for one in tables))
+
+        def exactly(x: Array, group: Ints, client: Ints) -> Array:
+            z = exact.scores(model.predict_proba(x), {"group": one_hot(group, len(t.groups))}, client)
+            return one_hot(z.argmax(1), z.shape[1])
+
+        return Decider(exactly)
+    if config.remedy == "thresholds":
+        decide = controls.thresholds(p, y, group, t.config.criterion)
+        return Decider(lambda x, g, k: decide(model.predict_proba(x), g, stream(run.seed, "thresholds") % 2**31))
+    rows, labels, own, _ = t.part(run, "train")
+    draw = controls.reductions(rows, labels, own, t.config.criterion, config.tolerances()[0],
+                               LogisticRegression(max_iter=500))  # fmt: skip
+    return Decider(lambda x, g, k: draw(x, stream(run.seed, "reductions") % 2**31))
+
+
+def _accuracy(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> dict[str, Any]:
+    """Accuracy of post-processing on calibration rows: what chance is matched to."""
+    x, y, group, client = t.part(run, "valid")
+    h = _post(t, config, SilentRun(run), model).decide(x, group, client)
+    return {"accuracy": float(h[np.arange(len(y)), y].mean())}
+
+
+def _looked_at(t: Any, run: Run, model: Trained, found: Decider) -> None:
+    """Note gaps and accuracy on calibration rows, and whose decisions changed."""
+    x, y, group, client = t.part(run, "valid")
+    h = found.decide(x, group, client)
+    before = one_hot(model.predict_proba(x).argmax(1), h.shape[1])
+    run.note("calibration", {"accuracy": float(h[np.arange(len(y)), y].mean()),
+                             **gaps(h, group, client, t.config.criterion, y)})  # fmt: skip
+    flips = []
+    for g, name in enumerate(t.groups):
+        rows = group == g
+        for j, to in enumerate(t.classes):
+            gained = float((h[rows, j] * (1.0 - before[rows, j])).mean())
+            flips.append({"group": str(name), "to": to, "share": gained, "rows": int(rows.sum())})
+    run.note("flips", flips)
+    run.note("valid", float(h[np.arange(len(y)), y].mean()))
+
+
+@method(
+    "fedfact",
+    task="upright.tasks.classify:Classify",
+    config=FedFACTConfig,
+    title="FedFACT",
+    mends="unequal treatment of groups, globally and inside each client",
+    neutral=[{"global_tol": 1.0, "local_tol": 1.0}],
+    arms=[
+        Arm("none", "baseline", {"global_tol": 1.0, "local_tol": 1.0}, "federated averaging"),
+        Arm("fedfact", "remedy", {}, "FedFACT, post-processing"),
+        Arm("blend", "trivial", {"remedy": "blend"}, "chance at matched accuracy"),
+        Arm("random", "placebo", {"groups": "random"}, "shuffled groups"),
+        Arm("train", "rival", {"remedy": "train"}, "FedFACT, in training"),
+        Arm("oracle", "rival", {"remedy": "oracle"}, "linear program", sweep=()),
+        Arm("thresholds", "rival", {"remedy": "thresholds"}, "Fairlearn ThresholdOptimizer", sweep=()),
+        Arm("reductions", "rival", {"remedy": "reductions"}, "Fairlearn ExponentiatedGradient", sweep=()),
+        Arm("fairfed", "rival", {"remedy": "fairfed"}, "FairFed", sweep=()),
+        Arm("fedfb", "rival", {"remedy": "fedfb"}, "FedFB", sweep=()),
+    ],
+    statistics=[
+        "disparity:rate:group", "client_disparity:rate:group", "mean_client_disparity:rate:group", "mean:accuracy",
+        "mean:accuracy:group",
+    ],
+    primary="disparity:rate:group",
+    cost="mean:accuracy",
+    presets={
+        "quick": {"method": {"rounds": 60, "fair_rounds": 30}, "task": {}},
+        "full": {"method": {}, "task": {}},
+    },
+    tune={"global_tol": [0.0, 0.01, 0.02, 0.05]},
+    sweep={"global_tol": [0.0, 0.01, 0.02, 0.04, 0.08]},
+    tiny={"rounds": 6, "fair_rounds": 6, "local_steps": 5, "batch_size": 64, "global_tol": 0.02},
+)  # fmt: skip
+def run(task: Task, config: FedFACTConfig, run: Run) -> Decider:
+    """Train the model that all arms share, and return the decisions of one remedy."""
+    t: Any = task
+    if len(t.groups) < 2:
+        run.warn("there is one group: nobody to compare, and nothing is constrained")
+    key = {k: config.as_dict()[k] for k in _BASE}
+    base = run.shared("base", key, lambda: base_model(t, config, run))
+    model = Trained.of(from_tensors(base["parameters"]))
+    for entry in base["curve"]:
+        run.log(int(entry["round"]), **{k: float(v) for k, v in entry.items() if k != "round"})
+    if not base["converged"]:
+        run.warn(f"federated averaging was still improving after {config.rounds} rounds: raise rounds")
+    if config.remedy == "post":
+        found = _post(t, config, run, model)
+    elif config.remedy in ("train", "fairfed", "fedfb"):
+        found = _train(t, config, run)
+    else:
+        found = _rival(t, config, run, model)
+    _looked_at(t, run, model, found)
+    if config.tolerances() == (np.inf, np.inf):
+        run.note("counts", t.counts(run))
+    return found

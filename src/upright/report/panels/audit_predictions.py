@@ -1,0 +1,329 @@
+"""Audit of decisions: gaps of every client and group as a heat map, rates by group, small cells, conflicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.patches import Rectangle
+
+from upright.report.parts import Block, Cell, Column, Details, Figure, Grid, Key, Notes, Prose, Table, cell
+from upright.report.plots import COLOURS, FONT, WIDTH, Canvas, Mark, Row, _axes
+from upright.report.read import View
+from upright.report.text import interval, number, percent, plural, shorten
+
+__all__ = ["LIMITS", "panel"]
+
+LIMITS = (
+    "Equal rates are no proof of fair treatment: the labels themselves may be unfair, and groups may differ in what "
+    "decisions cost them.",
+    "Only the groups in the file are compared. A group that is not named, or a mixture of several, may be worse off.",
+    "The largest of many gaps is large by selection, most of all among small clients: compare it with what random "
+    "groups show. Intervals are those of the place where the gap was found, and do not hold that selection.",
+    "Intervals describe other rows of the same kind, with the classifier as it is.",
+)
+MOST_CLIENTS = 12  # rows of a heat map
+MOST_GROUPS = 5  # columns of a heat map, so that two lines of numbers fit into 360 units
+MOST_MAPS = 4
+MOST_LINES = 40  # of a table of small cells
+FEW = "fewer than 5"
+TITLES = {
+    "demographic_parity": "demographic parity",
+    "equal_opportunity": "equal opportunity",
+    "equalized_odds": "equalized odds",
+}
+STRATA = {
+    "decided": "decided {}",
+    "true positive": "decided {} where it is the label",
+    "false positive": "decided {} where it is not the label",
+}
+_STEPS = (0.02, 0.05, 0.1, 0.2)  # sizes of gaps at which the shade changes
+_SHADE = 0.13  # opacity of one step: letters stay readable over four
+ABOVE, BELOW = 1, 2  # colours
+Rows = Sequence[Mapping[str, Any]]
+
+
+def panel(view: View, canvas: Canvas) -> list[Block]:
+    """Return figures and tables of the deciding criterion, the others folded; nothing of what the folder lacks."""
+    audit = view.summary.get("audit")
+    if not isinstance(audit, Mapping):
+        return []
+    tables = [one for one in audit.get("fairness") or () if isinstance(one, Mapping) and one.get("by_group")]
+    if not tables:
+        return []
+    first, columns = tables[0], _columns(audit)
+    figures = [_rates(view, first, columns, canvas), *_maps(first, columns, canvas)]
+    blocks: list[Block] = [Grid(figures), _summary(first, columns)]
+    blocks += _conflicts(first, columns) + _small(first, columns, audit)
+    for one in tables[1:]:
+        rest: list[Block] = [_summary(one, columns), _rate_table(one, columns)]
+        title = f"{_title(one)} by {_named(one, columns)}"
+        blocks.append(Details(title, [*rest, *_conflicts(one, columns), *_small(one, columns, audit)]))
+    return blocks
+
+
+def _columns(audit: Any) -> Mapping[str, Any]:
+    found = audit.get("groupings")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _named(one: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
+    """Return the columns of a grouping in words."""
+    own = columns.get(str(one.get("grouping")))
+    return " and ".join(map(str, own)) if isinstance(own, list) else str(one.get("grouping"))
+
+
+def _title(one: Mapping[str, Any]) -> str:
+    text = TITLES.get(str(one.get("criterion")), str(one.get("criterion")))
+    return text[:1].upper() + text[1:]
+
+
+def _what(row: Mapping[str, Any]) -> str:
+    """Return stratum and class of a rate in words."""
+    return STRATA.get(str(row.get("stratum")), "{}").format(row.get("class"))
+
+
+def _value(row: Mapping[str, Any], key: str) -> float:
+    found = row.get(key)
+    return float(found) if isinstance(found, int | float) else math.nan
+
+
+def _rows(one: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    return [row for row in one.get(key) or () if isinstance(row, Mapping)]
+
+
+def _count(row: Mapping[str, Any], key: str = "n") -> Cell:
+    if row.get("few"):
+        return Cell(FEW, numeric=True)
+    n = row.get(key)
+    return Cell("–", numeric=True) if n is None else Cell(number(n), order=n, numeric=True)
+
+
+def _client(row: Mapping[str, Any]) -> str:
+    return "all rows" if row.get("client") is None else str(row.get("client"))
+
+
+# -- rates --------------------------------------------------------------------------------------------------------
+
+
+def _rates(view: View, one: Mapping[str, Any], columns: Mapping[str, Any], canvas: Canvas) -> Figure:
+    """Rates of every group over all rows, with intervals: dots and whiskers."""
+    rows = [row for row in _rows(one, "by_group") if row.get("client") is None]
+    drawn, last = [], ""
+    for row in rows:
+        if _what(row) != last:
+            last = _what(row)
+            pooled = next((r for r in _rows(one, "overall") if r.get("client") is None and _what(r) == last), {})
+            drawn.append(Row(shorten(last[:1].upper() + last[1:], 52)))
+            whole = Mark(_value(pooled, "rate"), _value(pooled, "low"), _value(pooled, "high"), 0)
+            drawn.append(Row("All groups", (whole,), number(whole.value)))
+        mark = Mark(_value(row, "rate"), _value(row, "low"), _value(row, "high"), ABOVE)
+        n = FEW if row.get("few") else number(row.get("n"))
+        drawn.append(Row(shorten(f"{row.get('group')} ({n})", 40), (mark,), number(mark.value)))
+    title = f"Rates by {_named(one, columns)}"
+    table = _rate_table(one, columns)
+    alt = f"{title}. " + "; ".join(
+        f"{row.get('group')}, {_what(row)}: {number(_value(row, 'rate'))}, interval "
+        f"{interval(_value(row, 'low'), _value(row, 'high'))}"
+        for row in rows
+    )
+    reading = [
+        f"Share of a group's {view.unit_kind}s that are decided so, with its {percent(view.confidence)} interval. In "
+        "brackets: how many there are.",
+        f"{_title(one)} asks that the dots of a block lie on one line.",
+    ]
+    keys = [Key("all groups together", 0), Key("one group", ABOVE)]
+    return Figure(title, canvas.rows(drawn, "share decided so"), alt, table, keys, reading)
+
+
+def _rate_table(one: Mapping[str, Any], columns: Mapping[str, Any]) -> Table:
+    body = [
+        (Cell(str(row.get("group"))), Cell(_what(row)), _count(row),
+         cell(_value(row, "rate"), interval(_value(row, "low"), _value(row, "high"))))
+        for row in _rows(one, "by_group") if row.get("client") is None
+    ]  # fmt: skip
+    heads = [Column("Group"), Column("Rate"), Column("Rows", numeric=True), Column("Share", numeric=True)]
+    return Table(f"{_title(one)}: rates by {_named(one, columns)}, all rows", heads, body)
+
+
+# -- heat maps ----------------------------------------------------------------------------------------------------
+
+
+def _maps(one: Mapping[str, Any], columns: Mapping[str, Any], canvas: Canvas) -> list[Figure]:
+    """One map for each stratum and class: a client a row, a group a column, the group's rate minus that of all."""
+    clients = _largest_clients(one)
+    if not clients:
+        return []
+    kinds = list(dict.fromkeys((row.get("stratum"), row.get("class")) for row in _rows(one, "by_group")))
+    return [_map(one, columns, kind, clients, canvas) for kind in kinds[:MOST_MAPS]]
+
+
+def _largest_clients(one: Mapping[str, Any]) -> list[Any]:
+    rows = [r for r in _rows(one, "gaps") if r.get("client") is not None and r.get("gap") == "pairwise"]
+    there = {r.get("client") for r in _rows(one, "by_group")}
+    rows = [r for r in rows if r.get("client") in there]
+    rows.sort(key=lambda r: -_value(r, "value") if math.isfinite(_value(r, "value")) else math.inf)
+    return [r.get("client") for r in rows[:MOST_CLIENTS]]
+
+
+def _map(
+    one: Mapping[str, Any], columns: Mapping[str, Any], kind: tuple[Any, Any], clients: Sequence[Any], canvas: Canvas
+) -> Figure:
+    def own(key: str) -> list[Mapping[str, Any]]:
+        return [row for row in _rows(one, key) if (row.get("stratum"), row.get("class")) == kind]
+
+    cells = {(row.get("client"), row.get("group")): row for row in own("by_group")}
+    pooled = {row.get("client"): _value(row, "rate") for row in own("overall")}
+    sizes = {g: _value(cells.get((None, g), {}), "n") for g in one.get("groups") or ()}
+    groups = sorted(sizes, key=lambda g: -sizes[g] if math.isfinite(sizes[g]) else 0.0)[:MOST_GROUPS]
+    levels = [None, *clients]
+    away = {(c, g): _value(cells.get((c, g), {}), "rate") - pooled.get(c, math.nan) for c in levels for g in sizes}
+    what = _what({"stratum": kind[0], "class": kind[1]})
+    title = f"By client and {_named(one, columns)}: {what}"
+    body = []
+    for c in levels:
+        for g in sizes:
+            row = cells.get((c, g), {})
+            body.append((Cell(_client({"client": c})), Cell(str(g)), _count(row), cell(_value(row, "rate")),
+                         cell(away[c, g], sign=True)))  # fmt: skip
+    heads = [Column("Client"), Column("Group"), Column("Rows", numeric=True), Column("Share", numeric=True),
+             Column("Minus all groups", numeric=True)]  # fmt: skip
+    alt = f"{title}, minus all groups of the client. " + "; ".join(
+        f"{r[0].text}, {r[1].text}: {r[4].text} of {r[2].text} rows" for r in body
+    )
+    reading = [
+        "A group's share minus that of all groups of the same client, and the rows it rests on. Blue is more often "
+        "than all groups, orange less often; the shade deepens at "
+        f"{', '.join(number(step, plain=True) for step in _STEPS)}.",
+    ]
+    total = int(_value(one, "clients")) if math.isfinite(_value(one, "clients")) else len(clients)
+    if total > len(clients):
+        reading.append(f"The {len(clients)} clients with the largest gaps, of {total}.")
+    if len(sizes) > len(groups):
+        reading.append(f"The {len(groups)} largest groups, of {len(sizes)}; the table has all.")
+    keys = [Key("more often than all groups", ABOVE, "s"), Key("less often", BELOW, "s")]
+    return Figure(title, _draw(levels, groups, away, cells, canvas), alt, Table(title, heads, body), keys, reading)
+
+
+def _draw(
+    levels: Sequence[Any], groups: Sequence[Any], away: Mapping[Any, float], cells: Mapping[Any, Mapping[str, Any]],
+    canvas: Canvas,
+) -> str:  # fmt: skip
+    left, head, step = 92.0, 22.0, 34.0
+    height, wide = head + step * len(levels) + 4.0, (WIDTH - left - 4.0) / len(groups)
+    fig, ax = _axes(height, left=0, right=0, top=0, bottom=0)
+    ax.set_axis_off()
+    ax.set_xlim(0, WIDTH)
+    ax.set_ylim(height, 0)
+
+    def say(x: float, y: float, text: str, colour: str = "ink", align: str = "center", weight: str = "normal") -> None:
+        ax.text(x, y, text, horizontalalignment=align, verticalalignment="center", fontsize=FONT, fontweight=weight,
+                color=COLOURS[colour], parse_math=False)  # fmt: skip
+
+    for j, g in enumerate(groups):
+        say(left + (j + 0.5) * wide, head / 2, shorten(str(g), max(3, int(wide / 6.6))), weight="bold")
+    for i, c in enumerate(levels):
+        y = head + i * step
+        name = shorten(_client({"client": c}), 14)
+        say(4, y + step / 2, name, align="left", weight="bold" if c is None else "normal")
+        for j, g in enumerate(groups):
+            x, gap, row = left + j * wide, away[c, g], cells.get((c, g), {})
+            shade = sum(abs(gap) >= s for s in _STEPS) if math.isfinite(gap) else 0
+            if shade:
+                colour = COLOURS[f"arm-{ABOVE if gap > 0 else BELOW}"]
+                ax.add_patch(Rectangle((x + 1, y + 1), wide - 2, step - 2, facecolor=colour, alpha=_SHADE * shade,
+                                       linewidth=0))  # fmt: skip
+            ax.add_patch(Rectangle((x + 1, y + 1), wide - 2, step - 2, fill=False, edgecolor=COLOURS["line"],
+                                   linewidth=0.8))  # fmt: skip
+            shown = number(gap, 2, sign=True) if math.isfinite(gap) else "few" if row.get("few") else "none"
+            say(x + wide / 2, y + 11, shown)
+            say(x + wide / 2, y + 24, "< 5" if row.get("few") else number(row.get("n") or 0), "soft")
+    return canvas._svg(fig, height)
+
+
+# -- tables -------------------------------------------------------------------------------------------------------
+
+
+def _summary(one: Mapping[str, Any], columns: Mapping[str, Any]) -> Table:
+    """The two gaps, over all rows and over clients, with their places."""
+    body = []
+    words = {"global": "All rows", "max": "Largest of a client", "mean": "Mean over clients"}
+    kinds = {"pairwise": "between two groups", "average": "between one group and all"}
+    summary = one.get("summary")
+    for kind, sizes in summary.items() if isinstance(summary, Mapping) else ():
+        for name, size in sizes.items():
+            if isinstance(size, Mapping):
+                client = size.get("client")
+                place: Mapping[str, Any] = next(
+                    (r for r in _rows(one, "gaps") if r.get("client") == client and r.get("gap") == kind), {}
+                )
+                level = words.get(name, name) + (f", {client}" if client is not None else "")
+                body.append((Cell(level, kinds.get(kind, str(kind))), *_size(size, place if name != "mean" else {})))
+    heads = [Column("Gap"), Column("Size", numeric=True), Column("Where")]
+    return Table(f"{_title(one)} by {_named(one, columns)}: gaps", heads, body, False)
+
+
+def _size(size: Mapping[str, Any], place: Mapping[str, Any]) -> tuple[Cell, Cell]:
+    """Return a gap with its interval, and where it is; neither when it rests on fewer than five rows."""
+    if place.get("few"):
+        return Cell("not shown", numeric=True), Cell(f"a cell of {FEW} rows")
+    pair = " and ".join(str(place[side]) for side in ("first", "second") if place.get(side) is not None)
+    rows = f"{_what(place)}; smallest cell {plural(int(place['smallest']), 'row')}" if pair else ""
+    ends = interval(_value(size, "low"), _value(size, "high"))
+    return cell(_value(size, "value"), ends), Cell(pair, rows)
+
+
+def _conflicts(one: Mapping[str, Any], columns: Mapping[str, Any]) -> list[Block]:
+    rows = _rows(one, "conflicts")
+    if not rows:
+        return []
+    body = []
+    for row in rows[:MOST_LINES]:
+        sides = [row.get(key) for key in ("global", "local")]
+        shown = [s if isinstance(s, Mapping) else {} for s in sides]
+        body.append((Cell(_client(row)), Cell(f"{row.get('first')} minus {row.get('second')}", _what(row)),
+                     *(cell(_value(s, "value"), interval(_value(s, "low"), _value(s, "high"), sign=True), sign=True)
+                       for s in shown)))  # fmt: skip
+    heads = [Column("Client"), Column("Gap"), Column("All rows", numeric=True), Column("This client", numeric=True)]
+    text = (
+        "At these clients a gap points the other way than over all rows, and neither interval holds zero. Closing the "
+        "gap of all rows by one rule for everybody would widen it there. Each is judged by itself: of many pairs a few "
+        "are found by chance."
+    )
+    title = f"Clients against the whole, {_named(one, columns)}"
+    blocks: list[Block] = [Prose([text]), Table(title, heads, body)]
+    return blocks + _more(len(rows))
+
+
+def _small(one: Mapping[str, Any], columns: Mapping[str, Any], audit: Mapping[str, Any]) -> list[Block]:
+    rows = _rows(one, "small")
+    if not rows:
+        return []
+    body: list[tuple[Cell, ...]] = []
+    for row in rows[:MOST_LINES]:
+        cls = row.get("class")
+        stratum = "" if row.get("stratum") == "decided" else _what(row)
+        empty = row.get("n") == 0
+        body.append((Cell(_client(row)), Cell(str(row.get("group"))), Cell("" if cls is None else stratum), _count(row),
+                     _count({**row, "few": False}, "have"),
+                     Cell("no such row" if empty else FEW if row.get("few") else number(row.get("need")),
+                          order=row.get("need"), numeric=True)))  # fmt: skip
+    heads = [Column("Client"), Column("Group"), Column("Rate"), Column("Rows of the cell", numeric=True),
+             Column("Rows of the client", numeric=True), Column("Rows needed", numeric=True)]  # fmt: skip
+    if all(row.get("class") is None for row in rows):
+        del heads[2]
+        body = [line[:2] + line[3:] for line in body]
+    text = (
+        f"A gap is certified where a cell is sure to hold more than {audit.get('least', 30)} rows: with share p of the "
+        "client's rows it takes n of at least 2 M / p + ln(20) / (2 p²), M rows, in 95 % of samples. Here are cells of "
+        "clients with fewer. Their gaps are shown and may be chance."
+    )
+    title = f"Cells too small to certify, {_named(one, columns)}"
+    blocks: list[Block] = [Prose([text]), Table(title, heads, body), *_more(len(rows))]
+    return [Details(f"{title}: {plural(len(rows), 'cell')}", blocks, False)]
+
+
+def _more(total: int) -> list[Block]:
+    rest = total - MOST_LINES
+    return [Notes([f"{plural(rest, 'more line')} in summary.json."])] if rest > 0 else []
