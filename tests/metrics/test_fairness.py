@@ -48,7 +48,7 @@ def pairwise(found):
     return max(sizes)
 
 
-# -- numbers --------------------------------------------------------------------------------------------------------
+# -- numbers ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("criterion", parity.CRITERIA)
@@ -125,7 +125,7 @@ def test_a_hand_computed_example():
     assert found.compared == ("1",)
 
 
-# -- identities -------------------------------------------------------------------------------------------------------
+# -- identities ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("criterion", parity.CRITERIA)
@@ -227,8 +227,8 @@ def test_the_last_of_two_classes_is_the_positive_one():
     last = group_fairness(d, g, **options)
     assert last.compared == (1,)
     expected = reference(d, g, y, "equal_opportunity", 2)
-    for cls, options in ((1, options), (0, options | {"classes": [0]}), (0, options | {"names": [1, 0]})):
-        found = group_fairness(d, g, **options)
+    for cls, more in ((1, {}), (0, {"classes": [0]}), (0, {"names": [1, 0]})):
+        found = group_fairness(d, g, **options, **more)
         assert found.compared == (cls,)
         own = {key: value for key, value in expected.items() if key[1] == cls}
         assert found.summary["pairwise"]["global"]["value"] == pytest.approx(pairwise(own))
@@ -243,7 +243,7 @@ def test_gap_of_leaves_out_groups_without_a_rate():
     assert gap_of(np.stack([rate, rate])).shape == (2,)
 
 
-# -- clients, cells, conflicts ------------------------------------------------------------------------------------------
+# -- clients, cells, conflicts ------------------------------------------------------------------------------------
 
 
 def test_summaries_are_those_of_clients():
@@ -291,7 +291,8 @@ def test_a_conflict_is_found_and_only_where_both_are_shown():
         return [(client, group, int(i < positive)) for i in range(n)]
 
     data = [*rows("x", "a", 20, 100), *rows("x", "b", 60, 100), *rows("y", "a", 500, 800), *rows("y", "b", 100, 800),
-            *rows("z", "a", 50, 100), *rows("z", "b", 51, 100), *rows("w", "a", 0, 3), *rows("w", "b", 3, 3)]  # fmt: skip
+            *rows("z", "a", 50, 100), *rows("z", "b", 51, 100), *rows("w", "a", 0, 3), *rows("w", "b", 3, 3),
+            ]  # fmt: skip
     k, g, d = map(list, zip(*data, strict=True))
     found = group_fairness(d, g, clients=k)
     (one,) = found.conflicts
@@ -300,7 +301,7 @@ def test_a_conflict_is_found_and_only_where_both_are_shown():
     assert one["local"]["high"] < 0 < one["global"]["low"]
 
 
-# -- intervals ----------------------------------------------------------------------------------------------------------
+# -- intervals ----------------------------------------------------------------------------------------------------
 
 
 def coverage(gap, random, times, n=300):
@@ -356,6 +357,18 @@ def test_the_interval_is_that_of_resampled_rows():
         assert ours["low"] == pytest.approx(np.percentile(theirs, 2.5), abs=5 * 3.8 * np.std(theirs) / math.sqrt(draws))
 
 
+def test_the_size_of_clients_is_resampled_too():
+    # catches clients held fixed: here a client is a decision, so the rate of everybody would have no interval at all
+    d, g, *_ = world(n=400, m=2)
+    draws = 4000
+    (row,) = [r for r in group_fairness(d, g, clients=d, draws=draws).overall if r["client"] is None]
+    error = math.sqrt(d.mean() * (1 - d.mean()) / len(d))
+    # the width is 2 * 1.96 errors; each end is a quantile of `draws` draws, and steps by 1 / n
+    assert row["high"] - row["low"] == pytest.approx(
+        2 * 1.96 * error, abs=5 * 3.8 * error / math.sqrt(draws) + 2 / len(d)
+    )
+
+
 def test_the_gap_keeps_its_sign_in_every_draw():
     # catches a maximum taken anew in each draw, whose interval never reaches below zero
     rng = np.random.default_rng(0)
@@ -373,7 +386,7 @@ def test_the_seed_fixes_the_interval_and_confidence_widens_it():
     assert wide["low"] < one["low"] < one["high"] < wide["high"]
 
 
-# -- bad input ----------------------------------------------------------------------------------------------------------
+# -- bad input ----------------------------------------------------------------------------------------------------
 
 
 def refused(*args, **options):

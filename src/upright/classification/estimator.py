@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -17,6 +18,7 @@ from upright.classification.gaps import gaps
 from upright.classification.inputs import as_codes, as_features, one_hot, some
 from upright.classification.post import FairPost
 from upright.contract import InputError
+from upright.maths.parity.constraints import Constraint
 
 __all__ = ["FedFACTClassifier", "Front"]
 
@@ -238,6 +240,13 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
         return self.post_.predict(self._proba(X), sensitive_features=sensitive_features, clients=clients,
                                   group_proba=self._groups(X, clients))  # fmt: skip
 
+    def score(
+        self, X: Any, y: Any, sample_weight: Any = None, *, sensitive_features: Any = None, clients: Any = None
+    ) -> float:  # fmt: skip
+        """Return the accuracy of `predict`: decisions need the group, so `score` must be given it."""
+        found = self.predict(X, sensitive_features=sensitive_features, clients=clients)
+        return float(accuracy_score(y, found, sample_weight=sample_weight))
+
     def frontier(
         self, X: Any, y: Any, *, sensitive_features: Any, clients: Any = None,
         tolerances: Sequence[float] = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, float("inf")),
@@ -271,7 +280,7 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
                         unknown="common", warm_start=True)  # fmt: skip
         for tol in tolerances:
             local = tol if inside else float("inf")
-            post.set_params(global_tol=tol, local_tol=local)
+            post.set_params(constraints=_at(self.constraints, tol), global_tol=tol, local_tol=local)
             post.fit(proba["calibration"], y, sensitive_features=sensitive_features, clients=clients,
                      classes=self.classes_.tolist(), group_proba=self._groups(X, clients))  # fmt: skip
             row: dict[str, float] = {"global_tol": float(tol), "local_tol": float(local)}
@@ -289,6 +298,16 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
                         **{f"{key}_{name}": v for name, v in own.items()}}  # fmt: skip
             rows.append(row)
         return Front(rows)
+
+
+def _at(given: Any, tol: float) -> Any:
+    """Return constraints with a tolerance: those given as `Constraint` carry their own."""
+    if isinstance(given, Mapping):
+        return {name: _at(one, tol) for name, one in given.items()}
+    if isinstance(given, Constraint):
+        inside = bool(np.isfinite(given.local_tol).any())
+        return replace(given, global_tol=tol, local_tol=tol if inside else float("inf"))
+    return given if isinstance(given, str) else [_at(one, tol) for one in given]
 
 
 def _rows(X: Any, rows: NDArray[Any]) -> Any:

@@ -109,7 +109,7 @@ class FedFACTPost:
         return {"round": 0, "beta": max(self.beta, 0.1), "mu": 1e-3, "over": False, "history": []}
 
     def message(self, state: State) -> Arrays:
-        """Return round, temperature, smoothing, number of rows and the adjustments; Q floats and five numbers."""
+        """Return round, temperature, smoothing, number of rows, one number a known client, and Q adjustments."""
         known = _named(state, "mass/")
         table, rows = np.zeros(self.width), 0.0
         if known:

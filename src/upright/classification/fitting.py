@@ -132,7 +132,7 @@ def fit_table(
         solution = _tightened(sites, constraints, solution, temperature)
     common = _split(solution.levels[0].matrix @ solution.prices, solution.tables[0])
     table = replace(blank, tables=tuple(tuple(t) for t in solution.tables), common=common)
-    counts = [np.array([(hard[f][r] > 0).sum(0) for f in features]) for r in rows] if features else []
+    counts = [[(hard[f][r] > 0).sum(0) for f in features] for r in rows]
     report = _report(sites, constraints, solution, table)
     risk = 1.0 - float(sum(
         (s.weight[:, None] * s.p * (s.decide(t, temperature) if randomised else _hard(s, t))).sum()
@@ -173,13 +173,13 @@ def _tightened(
     asked = [level.tol for level in solution.levels]
     limits = [[c.global_tol, *c.local(len(sites)).tolist()] for c in constraints]
     best, least = solution, np.inf
-    for _ in range(_TIGHTER):
+    for attempt in range(_TIGHTER + 1):
         values = _values(sites, solution, randomised=False)
         excess = np.array([[_excess(lv, v, a, c) for lv, v, a in zip(solution.levels, values, asked, strict=True)]
                            for c in range(len(constraints))]).reshape(len(constraints), len(asked))  # fmt: skip
         if excess.max(initial=0.0) < least - 1e-12:
             best, least = solution, float(excess.max(initial=0.0))
-        if least <= 1e-9:
+        if least <= 1e-9 or attempt == _TIGHTER:
             break
         limits = [[max(0.0, t - e) for t, e in zip(row, over, strict=True)]
                   for row, over in zip(limits, excess.tolist(), strict=True)]  # fmt: skip
@@ -224,7 +224,9 @@ def _between(names: Sequence[str], r: int, gap: str) -> str:
     return f"{names[a]} - {names[b]}"
 
 
-def _small(table: FairTable, counts: Sequence[Array], constraints: Sequence[Constraint]) -> list[dict[str, Any]]:
+def _small(
+    table: FairTable, counts: Sequence[Sequence[Ints]], constraints: Sequence[Constraint]
+) -> list[dict[str, Any]]:
     """Cells with fewer samples than lemma B.7 asks for, at clients that have a local tolerance."""
     rows, seen = [], set()
     for k, own in enumerate(counts):

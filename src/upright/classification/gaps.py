@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upright.classification.inputs import one_hot
+from upright.contract import InputError
 from upright.maths.parity.rates import Criterion, contrasts, masses, rates, strata
 
 __all__ = ["gaps"]
@@ -36,7 +37,14 @@ def gaps(
     dict
         ``global``, ``local_max``, ``local_mean``; a client with fewer than two groups counts as 0 in none of them: it
         is left out. NaN where no client has two groups.
+
+    Raises
+    ------
+    InputError
+        For a criterion that conditions on the label, without labels.
     """
+    if labels is None and criterion != "demographic_parity":
+        raise InputError(f"{criterion} without labels", "the label of each sample", "pass labels=")
     m = h.shape[1]
     y = h if labels is None else one_hot(labels, m)
     names = np.unique(groups)

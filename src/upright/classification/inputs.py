@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from upright.contract import InputError
 
-__all__ = ["as_codes", "as_features", "as_labels", "as_probabilities", "one_hot", "some"]
+__all__ = ["as_codes", "as_features", "as_labels", "as_probabilities", "classes_in", "one_hot", "some"]
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -25,6 +25,18 @@ def some(names: Sequence[Any], most: int = 5) -> str:
 def _rows(bad: Any) -> str:
     at = np.flatnonzero(bad)
     return f"row {at[0]}" if len(at) == 1 else f"{len(at)} rows, the first of them {some(at[:3].tolist())}"
+
+
+def _missing(values: Any) -> NDArray[np.bool_]:
+    """Return which values are None, NaN, or the NA of a data frame, which is neither true nor false."""
+
+    def absent(v: Any) -> bool:
+        try:
+            return v is None or not bool(v == v)
+        except TypeError:
+            return True
+
+    return np.array([absent(v) for v in values.tolist()], dtype=bool)
 
 
 def as_probabilities(given: Any, classes: int | None = None) -> Array:
@@ -69,7 +81,7 @@ def as_features(given: Any, n: int) -> dict[str, NDArray[np.str_]]:
     Raises
     ------
     InputError
-        For another length and missing values.
+        For another length, missing values, no column, and two columns of one name.
     """
     if isinstance(given, Mapping):
         columns = {str(k): np.asarray(v, dtype=object) for k, v in given.items()}
@@ -81,12 +93,18 @@ def as_features(given: Any, n: int) -> dict[str, NDArray[np.str_]]:
         elif values.ndim == 2 and values.shape[1]:
             title = [str(c) for c in names] if names is not None else [f"group{i}" for i in range(values.shape[1])]
             title = ["group"] if names is None and values.shape[1] == 1 else title
+            if len(set(title)) < len(title):
+                raise InputError(
+                    f"sensitive features {some(title)}", "one name a column", "rename the columns that share a name"
+                )
             columns = {t: values[:, i] for i, t in enumerate(title)}
         else:
             raise InputError(
                 f"sensitive_features of shape {values.shape}", "one value a sample, or one column a family of groups",
                 "pass a vector, a data frame, or a mapping of name to vector",
             )  # fmt: skip
+    if not columns:
+        raise InputError("sensitive_features without a column", "one family of groups or more", "pass a vector")
     found = {}
     for name, column in columns.items():
         if column.shape != (n,):
@@ -94,7 +112,7 @@ def as_features(given: Any, n: int) -> dict[str, NDArray[np.str_]]:
                 f"sensitive feature {name!r} of shape {column.shape} for {n} samples", f"shape ({n},)",
                 "give one value to each sample",
             )  # fmt: skip
-        missing = np.array([v is None or v != v for v in column.tolist()], dtype=bool)
+        missing = _missing(column)
         if missing.any():
             raise InputError(
                 f"sensitive feature {name!r} is missing at {_rows(missing)}", "a group for each sample",
@@ -117,7 +135,7 @@ def as_codes(given: Any, n: int, known: Sequence[str] | None, what: str) -> tupl
     values = np.asarray(given, dtype=object)
     if values.shape != (n,):
         raise InputError(f"{what} of shape {values.shape} for {n} samples", f"shape ({n},)", "give one to each sample")
-    missing = np.array([v is None or v != v for v in values.tolist()], dtype=bool)
+    missing = _missing(values)
     if missing.any():
         raise InputError(f"{what} missing at {_rows(missing)}", "one for each sample", "leave these samples out")
     text = values.astype(str)
@@ -126,17 +144,43 @@ def as_codes(given: Any, n: int, known: Sequence[str] | None, what: str) -> tupl
     return np.array([place.get(v, -1) for v in text.tolist()], dtype=np.int64), names
 
 
+def _labels(given: Any, n: int) -> NDArray[Any]:
+    values = np.asarray(given)
+    if values.shape != (n,):
+        raise InputError(f"labels of shape {values.shape} for {n} samples", f"shape ({n},)", "give one to each sample")
+    missing = _missing(values)
+    if missing.any():
+        raise InputError(f"labels missing at {_rows(missing)}", "a label for each sample", "leave these samples out")
+    return values
+
+
+def classes_in(given: Any, n: int) -> list[Any]:
+    """Return the sorted classes of labels, shape (n,).
+
+    Raises
+    ------
+    InputError
+        For another length, missing labels, and labels of kinds that do not sort.
+    """
+    values = _labels(given, n)
+    try:
+        return list(np.unique(values).tolist())
+    except TypeError:
+        kinds = sorted({type(v).__name__ for v in values.tolist()})
+        raise InputError(
+            f"labels of the kinds {', '.join(kinds)}", "labels of one kind", "make all text, or all numbers"
+        ) from None
+
+
 def as_labels(given: Any, n: int, classes: Sequence[Any]) -> Ints:
     """Return the place of each label among the classes, shape (n,).
 
     Raises
     ------
     InputError
-        For another length, and labels that are no class.
+        For another length, missing labels, and labels that are no class.
     """
-    values = np.asarray(given)
-    if values.shape != (n,):
-        raise InputError(f"labels of shape {values.shape} for {n} samples", f"shape ({n},)", "give one to each sample")
+    values = _labels(given, n)
     place = {c: i for i, c in enumerate(np.asarray(classes).tolist())}
     codes = np.array([place.get(v, -1) for v in values.tolist()], dtype=np.int64)
     if (codes < 0).any():

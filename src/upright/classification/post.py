@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from upright.classification.fitting import Fitted, fit_table, named_constraints
-from upright.classification.inputs import Ints, as_codes, as_features, as_labels, as_probabilities, some
+from upright.classification.inputs import Ints, as_codes, as_features, as_labels, as_probabilities, classes_in, some
 from upright.contract import InputError
 
 __all__ = ["FairPost"]
@@ -121,8 +121,8 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
         """
         p = as_probabilities(proba)
         n, m = p.shape
-        found = np.arange(m) if y is None else np.unique(np.asarray(y))
-        named: list[Any] = found.tolist() if classes is None else list(classes)
+        found = list(range(m)) if y is None else classes_in(y, n)
+        named: list[Any] = found if classes is None else list(classes)
         if len(named) != m:
             raise InputError(
                 f"{m} columns of probabilities for classes {some(named)}", "one column a class",
@@ -130,7 +130,11 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
             )  # fmt: skip
         columns = as_features(sensitive_features, n)
         client, names = as_codes(clients, n, None, "clients")
+        if self.calibrate not in (True, False, "auto"):
+            raise InputError(f"calibrate = {self.calibrate!r}", "True, False or 'auto'", "choose one of the three")
         wanted = named_constraints(self.constraints, list(columns), self.global_tol, self.local_tol, self.gap)
+        if not wanted:
+            raise InputError("no constraints", "one or more", "for example constraints='demographic_parity'")
         label = None if y is None else as_labels(y, n, named)
         by_label = [c.criterion for _, c, _ in wanted if c.criterion != "demographic_parity"]
         calibrate = bool(by_label) if self.calibrate == "auto" else bool(self.calibrate)
@@ -230,7 +234,10 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
 def _weight(given: Any, n: int) -> Array:
     if given is None:
         return np.ones(n)
-    weight = np.asarray(given, dtype=np.float64)
+    try:
+        weight = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError("sample_weight that is not numbers", f"{n} numbers", "correct them") from None
     if weight.shape != (n,) or not np.isfinite(weight).all() or (weight < 0).any() or not weight.sum() > 0:
         raise InputError(
             f"sample_weight of shape {weight.shape}", f"{n} finite numbers of at least 0, not all 0", "correct them"

@@ -78,7 +78,8 @@ def checked(reply: Mapping[str, Any], template: Mapping[str, NDArray[Any]] | Non
         raise InputError(
             f"a reply without {missing} and with {more} besides", ", ".join(sorted(template)), "send what is asked for"
         )
-    for name, value in reply.items():
+    for name in sorted(reply):
+        value = reply[name]
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
             kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
             raise InputError(f"{name} of {kind}", "an array of numbers", "send NumPy arrays")

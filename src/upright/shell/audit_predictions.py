@@ -118,17 +118,22 @@ def audit_predictions(
         by["client"] = cases.client
     if cases.label is not None:
         by["label"] = [cases.classes[c] for c in cases.label]
-    wanted = [criterion, *(c for c in CRITERIA_OF if c != criterion and (cases.label is not None or c == "demographic_"
-                                                                         "parity"))]  # fmt: skip
+    computed = list(CRITERIA_OF) if cases.label is not None else [criterion]
+    wanted = [criterion, *(c for c in computed if c != criterion)]
     scores = UnitScores("row", cases.ids, values, by)
     found = evidence(
         Units([Block("audit_predictions", YOURS, seed, scores)]), arms=[Arm(YOURS, "baseline", title="your decisions")],
         statistics=_statistics(list(left), wanted, values, cases.client is not None, compared),
         metrics=_metrics(values), draws=draws, seed=seed,
     )  # fmt: skip
+    found["levels"] = [r for r in found["levels"] if not _rests_on_few(r)]
     tables = [_fairness(cases, by, name, c, compared, seed, draws, least) for name in left for c in wanted]
     for name, c, one in tables:
         _detectable(found["levels"], name, c, one)
+    for level in found["levels"]:
+        if level["grouping"] in groupings:  # one of one column is called group, which says little
+            own = _named(groupings[level["grouping"]])
+            level["label"] = level["label"].replace(f" groups of {level['grouping']}", f" groups of {own}")
     facts = [_same_ends(_facts(name, c, one), found["levels"]) for name, c, one in tables]
     name, _, top = tables[0]
     found["verdict"] |= _verdict(found["levels"], tables, groupings, criterion)
@@ -307,6 +312,12 @@ def _cut(row: Mapping[str, Any], n: int, *keys: str) -> Row:
 # -- words ----------------------------------------------------------------------------------------------------------
 
 
+def _rests_on_few(row: Mapping[str, Any]) -> bool:
+    """Whether a level is the mean of one to four rows, which says too much about each."""
+    mean = row["statistic"].startswith("mean:") and row["group"] is not None
+    return bool(mean and 0 < row["n_units"] < MIN_GROUP)
+
+
 def _level(levels: Sequence[Row], name: str, criterion: Criterion, grouping: str) -> Row:
     text = f"{name}:{CRITERIA_OF[criterion][0]}:{grouping}"
     return next(r for r in levels if r["statistic"] == text and r["group"] is None)
@@ -345,6 +356,8 @@ def _verdict(
         f"often {where[place['stratum']]} than {place['second']!r}. That is {_side(main)}; the smallest gap that this "
         f"table could have shown is {main['smallest_detectable']:.4f}."
     )
+    if place["smallest"] < MIN_GROUP:
+        notes.append(f"This gap rests on a cell of fewer than {MIN_GROUP} rows.")
     if any(r["statistic"].startswith("client_disparity:") for r in levels):
         worst, mean = (_level(levels, name, criterion, grouping) for name in _NAMES[1:])
         if math.isfinite(worst["value"]):
@@ -367,8 +380,10 @@ def _client_notes(found: GroupFairness, least: int) -> list[str]:
     worst = found.summary["pairwise"]["max"]
     place = next((r for r in found.gaps if worst and r["client"] == worst["client"] and r["gap"] == "pairwise"), None)
     notes = []
-    if place is not None and place["first"] is not None:
-        cell = f"{place['smallest']} rows" if place["smallest"] >= MIN_GROUP else f"fewer than {MIN_GROUP} rows"
+    if place is not None and 0 < place["smallest"] < MIN_GROUP:
+        notes.append(f"The largest gap inside a client rests on a cell of fewer than {MIN_GROUP} rows.")
+    elif place is not None and place["first"] is not None:
+        cell = plural(place["smallest"], "row")
         notes.append(f"The client with the largest gap is {place['client']!r}; its smaller cell there has {cell}.")
     small = sum(r["client"] is not None for r in found.small)
     if small:

@@ -20,14 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upright.contract import Config, InputError, MethodSpec, Metric, UnitScores
-from upright.maths import intervals
 from upright.shell.config import describe, to_config
 from upright.shell.evidence import evidence
 from upright.shell.fingerprint import digest, gap_of
+from upright.shell.recompute import from_rows
 from upright.shell.registry import load_method, load_object
 from upright.shell.runner import run_task
 from upright.shell.runs import ArmRun, RunFolder, plain
-from upright.shell.statistics import LEAKS, computable
+from upright.shell.statistics import computable
 from upright.shell.units import Units, read_units, write_units
 
 __all__ = ["CHECKS", "PARTS", "Check", "conformance"]
@@ -430,46 +430,10 @@ def _recomputable(lab: _Lab) -> str:
         raise _Failed("evidence from the written and read unit table is not the evidence of the run")
     columns = {k: np.asarray(v, dtype=object) for k, v in rows.items()}
     for level in after["levels"]:
-        value = _from_rows(columns, level)
+        value = from_rows(columns, level)
         if gap_of(value, np.nan if level["value"] is None else level["value"]) > TOLERANCE:
             raise _Failed(f"{level['statistic']} of arm {level['arm']} is {level['value']}, its rows give {value}")
     return f"{len(after['levels'])} levels from {len(rows['value'])} rows"
-
-
-def _from_rows(columns: Mapping[str, NDArray[Any]], level: Mapping[str, Any]) -> float:
-    """Compute one level by hand from the columns of the unit table."""
-    if level["statistic"].split(":")[0] in LEAKS:
-        return _leak_from_rows(columns, level)
-    own = (columns["arm"] == level["arm"]) & (columns["metric"] == level["metric"])
-    values, name = columns["value"].astype(np.float64), level["statistic"].split(":")[0]
-
-    def of(rows: NDArray[np.bool_], statistic: str) -> float:
-        return float(intervals.STATISTICS[statistic](values[rows], np.ones(int(rows.sum()))))
-
-    labels = None if level["grouping"] is None else columns["by_" + level["grouping"]]
-    if labels is not None and name in ("gap", "abs_gap"):
-        first, second = (of(own & (labels == g), "mean") for g in sorted(set(labels[own])))
-        return first - second if name == "gap" else abs(first - second)
-    return of(own if level["group"] is None else own & (labels == level["group"]), name)
-
-
-def _leak_from_rows(columns: Mapping[str, NDArray[Any]], level: Mapping[str, Any]) -> float:
-    """Compute one leakage by hand: every pair of a member and another user, at the one seed of the lab."""
-    prefix = level["metric"] + ("" if level["group"] is None else f"/{level['group']}") + "/"
-    sizes: dict[str, list[float]] = {}
-    for metric in sorted({m for m in columns["metric"] if m.startswith(prefix)}):
-        own = (
-            (columns["arm"] == level["arm"])
-            & (columns["metric"] == metric)
-            & (columns["by_" + level["grouping"]] != "")
-        )
-        values, labels = columns["value"][own].astype(np.float64), columns["by_" + level["grouping"]][own]
-        attack, _, cls = metric.rpartition("/")
-        a, b = values[(labels == cls) & ~np.isnan(values)], values[(labels != cls) & ~np.isnan(values)]
-        auc = float(np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b)))
-        sizes.setdefault(attack, []).append(abs(auc - 0.5))
-    of_attack = [np.mean(v) if level["statistic"].startswith("leakage") else np.max(v) for v in sizes.values()]
-    return float(max(of_attack))
 
 
 #: name of each check and the function that makes it

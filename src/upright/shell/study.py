@@ -191,7 +191,7 @@ def publish(study: Study, work: Path, results: Path, command: str) -> Path:
 
 def publish_runs(
     name: str, runs: Sequence[Path], comparison: Path, results: Path, about: Mapping[str, Any],
-    private: Sequence[str] = (),
+    private: Sequence[str] = (), cells: Sequence[str] = (),
 ) -> Path:  # fmt: skip
     """Write what of some runs may be shared: identifiers become run-local integers, no paths, no times.
 
@@ -210,6 +210,9 @@ def publish_runs(
         Groupings, and metrics by the beginning of their name, that would tell something about a person; left out of
         ``units.parquet``. Means of their groups are rounded to three digits and users stand in random order: exact
         means beside the scores of every user would give the groups away.
+    cells : sequence of str
+        Groupings by which units are counted instead of listed: ``cells.parquet`` has number and mean of every metric in
+        every cell of seed, arm and groups, none where a cell has fewer than five units, and no unit is published.
     """
     target = results / name
     target.mkdir(parents=True, exist_ok=True)
@@ -226,6 +229,9 @@ def publish_runs(
     cost = [read_json(run / "run.json")["cpu_s"] for run in runs]
     threads = int(os.environ.get("OMP_NUM_THREADS", 0))
     write_json(target / "environment.json", {**environment(), "cpu_s": sum(cost), "threads": threads})
+    if cells:
+        _write_cells(target / "cells.parquet", [b for run in runs for b in read_units(run / "units.parquet")], cells)
+        return target
     blocks, order = [], None
     for run in runs:
         for block in read_units(run / "units.parquet"):
@@ -239,3 +245,35 @@ def publish_runs(
             blocks.append(Block(f"s{block.seed}", block.arm, block.seed, scores))
     write_units(target / "units.parquet", blocks, "test")
     return target
+
+
+SMALL_CELL = 5
+
+
+def _write_cells(path: Path, blocks: Sequence[Block], groupings: Sequence[str]) -> None:
+    """Write number and mean of every metric by cell; small cells have neither."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = []
+    for block in blocks:
+        labels = list(zip(*[map(str, block.scores.by[g]) for g in groupings], strict=True))
+        names = sorted(set(labels))
+        place = {name: i for i, name in enumerate(names)}
+        at = np.array([place[v] for v in labels], dtype=np.int64)
+        for metric, given in block.scores.values.items():
+            values = np.asarray(given, dtype=np.float64)
+            ok = ~np.isnan(values)
+            count = np.bincount(at[ok], minlength=len(names))
+            total = np.bincount(at[ok], weights=values[ok], minlength=len(names))
+            for i, name in enumerate(names):
+                shown = count[i] >= SMALL_CELL or count[i] == 0
+                where = {
+                    "seed": block.seed,
+                    "arm": block.arm,
+                    "metric": metric,
+                    **dict(zip(groupings, name, strict=True)),
+                }
+                rows.append({**where, "n": int(count[i]) if shown else None,
+                             "mean": float(total[i] / count[i]) if shown and count[i] else None})  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")

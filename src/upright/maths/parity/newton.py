@@ -30,6 +30,7 @@ __all__ = ["Dual", "newton", "slopes", "smooth_abs"]
 
 Array = NDArray[np.float64]
 _RIDGE = 1e-12
+_FLAT = 1e-12  # a gap that a unit of price moves less than this is taken not to move: prices stay put on rounding
 _LARGEST_MOVE = 1e8  # of an entry of a table in one step: keeps scores finite where there is no curvature
 
 
@@ -149,11 +150,11 @@ def _factor(matrix: Array) -> Any:
     size = len(matrix)
     if not size:
         return None
-    diagonal = np.diag(matrix)
-    scale = 1.0 / np.sqrt(np.maximum(diagonal, 1e-18 * max(float(diagonal.max()), 1e-100)))
-    matrix = 0.5 * (matrix + matrix.T) * scale[:, None] * scale
+    diagonal = np.diag(matrix) + _FLAT
+    scale = 1.0 / np.sqrt(np.maximum(diagonal, 1e-18 * float(diagonal.max())))
+    matrix = (0.5 * (matrix + matrix.T) + _FLAT * np.eye(size)) * scale[:, None] * scale
     ridge = _RIDGE
-    for _ in range(12):
+    for _ in range(20):
         try:
             return cho_factor(matrix + ridge * np.eye(size), check_finite=False), scale
         except LinAlgError:

@@ -16,7 +16,7 @@ from scipy import sparse
 from scipy.optimize import linprog
 
 from upright.contract import InputError
-from upright.maths.parity.program import Constraint, levels_of
+from upright.maths.parity.constraints import Constraint, levels_of
 from upright.maths.parity.rates import strata
 from upright.maths.parity.site import Site, table_size
 
@@ -52,7 +52,7 @@ def linear_program(
     common = levels_of(constraints, pooled, [c.global_tol for c in constraints], 1.0)
     rows, tol, levels = [], [], []
     features = [_features(site) for site in sites]  # each (n_k m, Q), sparse
-    rows.append(sparse.vstack([f @ common.matrix for f in map(sparse.csr_array, features)]).T)
+    rows.append(sparse.vstack([sparse.csr_array(f @ common.matrix) for f in features]).T)
     tol.append(common.tol)
     for k, site in enumerate(sites):
         level = levels_of(constraints, mass[k], limits[:, k].tolist(), float(site.weight.sum()))

@@ -127,6 +127,7 @@ class Site:
         width = sum(v.size for v in table)
         step = max(1, _CHUNK_ELEMENTS // max(width, 1))
         value, gradient, second = 0.0, np.zeros(width), np.zeros((width, width) if curvature else (0, 0))
+        same = np.zeros((m, width // m, width // m))  # of one class with itself, (m, Q / m, Q / m)
         for start in range(0, len(self.p), step):
             rows = slice(start, start + step)
             p, w, members = self.p[rows], self.weight[rows], [q[rows] for q in self.members]
@@ -146,7 +147,11 @@ class Site:
             )  # (n, Q)
             gradient += w @ y
             second -= y.T @ (w[:, None] * y)
+            others = (e @ (1.0 - np.eye(m))) / total  # 1 - h without cancellation: h near 1 keeps its curvature
             for j in range(m):
                 x = np.concatenate([q * f[:, j : j + 1] for q, f in parts], axis=1)  # (n, Q / m)
-                second[j::m, j::m] += x.T @ ((w * h[:, j])[:, None] * x)
+                same[j] += x.T @ ((w * h[:, j] * others[:, j])[:, None] * x)
+        if curvature:
+            for j in range(m):
+                second[j::m, j::m] = same[j]
         return value, gradient, second / beta

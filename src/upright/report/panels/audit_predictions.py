@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from upright.report.parts import Block, Cell, Column, Details, Figure, Grid, Key, Notes, Prose, Table, cell
 from upright.report.plots import COLOURS, FONT, WIDTH, Canvas, Mark, Row, _axes
 from upright.report.read import View
-from upright.report.text import interval, number, percent, plural, shorten
+from upright.report.text import MINUS, interval, number, percent, plural, shorten
 
 __all__ = ["LIMITS", "panel"]
 
@@ -176,7 +176,8 @@ def _map(
     cells = {(row.get("client"), row.get("group")): row for row in own("by_group")}
     pooled = {row.get("client"): _value(row, "rate") for row in own("overall")}
     sizes = {g: _value(cells.get((None, g), {}), "n") for g in one.get("groups") or ()}
-    groups = sorted(sizes, key=lambda g: -sizes[g] if math.isfinite(sizes[g]) else 0.0)[:MOST_GROUPS]
+    largest = sorted(sizes, key=lambda g: -sizes[g] if math.isfinite(sizes[g]) else 0.0)[:MOST_GROUPS]
+    groups = [g for g in sizes if g in largest]  # the same order in every map
     levels = [None, *clients]
     away = {(c, g): _value(cells.get((c, g), {}), "rate") - pooled.get(c, math.nan) for c in levels for g in sizes}
     what = _what({"stratum": kind[0], "class": kind[1]})
@@ -210,7 +211,7 @@ def _draw(
     levels: Sequence[Any], groups: Sequence[Any], away: Mapping[Any, float], cells: Mapping[Any, Mapping[str, Any]],
     canvas: Canvas,
 ) -> str:  # fmt: skip
-    left, head, step = 92.0, 22.0, 34.0
+    left, head, step = 92.0, 34.0, 34.0
     height, wide = head + step * len(levels) + 4.0, (WIDTH - left - 4.0) / len(groups)
     fig, ax = _axes(height, left=0, right=0, top=0, bottom=0)
     ax.set_axis_off()
@@ -222,7 +223,9 @@ def _draw(
                 color=COLOURS[colour], parse_math=False)  # fmt: skip
 
     for j, g in enumerate(groups):
-        say(left + (j + 0.5) * wide, head / 2, shorten(str(g), max(3, int(wide / 6.6))), weight="bold")
+        lines = _two_lines(str(g), int(wide / 7.6))
+        for k, line in enumerate(lines):
+            say(left + (j + 0.5) * wide, head - 9 - 13 * (len(lines) - 1 - k), line, weight="bold")
     for i, c in enumerate(levels):
         y = head + i * step
         name = shorten(_client({"client": c}), 14)
@@ -236,10 +239,24 @@ def _draw(
                                        linewidth=0))  # fmt: skip
             ax.add_patch(Rectangle((x + 1, y + 1), wide - 2, step - 2, fill=False, edgecolor=COLOURS["line"],
                                    linewidth=0.8))  # fmt: skip
-            shown = number(gap, 2, sign=True) if math.isfinite(gap) else "few" if row.get("few") else "none"
+            shown = _hundredths(gap) if math.isfinite(gap) else "few" if row.get("few") else "none"
             say(x + wide / 2, y + 11, shown)
             say(x + wide / 2, y + 24, "< 5" if row.get("few") else number(row.get("n") or 0), "soft")
     return canvas._svg(fig, height)
+
+
+def _two_lines(name: str, size: int) -> list[str]:
+    """Break a name where its halves are most alike, each cut to a size; the table holds it whole."""
+    words = name.split(" ")
+    if len(name) <= size or len(words) < 2:
+        return [shorten(name, size)]
+    halves = [(" ".join(words[:i]), " ".join(words[i:])) for i in range(1, len(words))]
+    return [shorten(half, size) for half in min(halves, key=lambda pair: max(map(len, pair)))]
+
+
+def _hundredths(gap: float) -> str:
+    """Write two decimals and no more: a cell has no room for the digits of a tiny gap."""
+    return f"{gap:+.2f}".replace("-", MINUS) if abs(gap) >= 0.005 else "0.00"
 
 
 # -- tables -------------------------------------------------------------------------------------------------------

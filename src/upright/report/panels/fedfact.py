@@ -1,0 +1,319 @@
+"""FedFACT: what a tolerance costs, who is treated alike where, which constraints are dear, whose decision changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from upright.report.evidence import _Spot, _spots, arm_key
+from upright.report.panels.fedfact_maps import (
+    ABOVE,
+    BELOW,
+    FEWEST,
+    STEPS,
+    Count,
+    Rates,
+    draw_front,
+    draw_map,
+    groups_of,
+    rates_of,
+    said_count,
+)
+from upright.report.panels.fedfact_notes import client_title, mean, noted, one_seed, records, tolerance_of, value
+from upright.report.panels.fedfact_prices import cells, flips, partition, prices
+from upright.report.parts import Block, Cell, Column, Figure, Grid, Key, Notes, Prose, Table, cell
+from upright.report.plots import Canvas, Series
+from upright.report.read import ArmView, View
+from upright.report.text import interval, lower, number, percent, plural
+
+__all__ = ["LIMITS", "SHOWS_FRONT", "panel"]
+
+SHOWS_FRONT = True
+MOST_CLIENTS = 12  # rows of a heat map
+MOST_GROUPS = 5  # columns of a heat map, so that two lines of numbers fit into 360 units
+MOST_RATES = 4
+MOST_POINTS = 200
+NO_TOLERANCE = ("thresholds", "fairfed", "fedfb")  # remedies that have no such setting
+FEW = f"fewer than {FEWEST}"
+LIMITS = (
+    "Tolerances hold on the calibration rows. On other rows gaps differ from them by chance, most at small clients and "
+    "in small groups.",
+    "The largest of many gaps is large by selection: compare it with what random groups show.",
+    "Deciding after training needs a person's group at the time of the decision. Whether that is lawful differs by "
+    "place and purpose.",
+    "Equal rates are no proof of fair treatment: labels may be unfair, and decisions may cost groups unlike much.",
+    "Only the groups that the data name are compared. A group that is not named may be worse off.",
+)
+
+
+def panel(view: View, canvas: Canvas) -> list[Block]:
+    """Return the blocks of the method's section; what the folder lacks is left out."""
+    remedy = next((arm for arm in view.arms if arm.role == "remedy"), None)
+    blocks: list[Block] = [*_fronts(view, canvas), *_kept(view, remedy), *_gaps(view)]
+    if remedy is not None:
+        blocks += _maps(view, canvas, remedy) + prices(view, canvas, remedy) + flips(view, canvas, remedy)
+        blocks += cells(view, remedy)
+    return [*blocks, *partition(view), *_curves(view, canvas)]
+
+
+# -- fronts ---------------------------------------------------------------------------------------------------------
+
+
+def _fronts(view: View, canvas: Canvas) -> list[Block]:
+    """Accuracy against the global gap and against that of the worst client."""
+    primary, cost = view.primary or "", view.cost_statistic or "mean:accuracy"
+    if not primary.startswith("disparity:"):
+        return []
+    words = ((primary, "global", "the gap of all rows", False), (f"client_{primary}", "local_max",
+             "the gap of the worst client", True))  # fmt: skip
+    figures = []
+    for statistic, key, what, local in words:
+        spots = _spots(view, cost, statistic)
+        if spots and any(not s.swept for s in spots):
+            figures.append(_front(view, canvas, spots, key, what, local))
+    return [Grid(figures)] if figures else []
+
+
+def _name(spot: _Spot) -> str:
+    return f"{spot.arm.name}@{spot.strength:g}" if spot.swept else spot.arm.name
+
+
+def _front(view: View, canvas: Canvas, spots: Sequence[_Spot], key: str, what: str, local: bool) -> Figure:
+    notes = [noted(view, _name(spot), "calibration") for spot in spots]
+    fitted = [[mean([value(n, k) for n in own]) for k in ("accuracy", key)] for own in notes]
+    open_ = [(a, b) if math.isfinite(a) and math.isfinite(b) else None for a, b in fitted]
+    swept = any(spot.swept for spot in spots)
+    remedy = next((arm for arm in view.arms if arm.role == "remedy"), None)
+    asked = tolerance_of(view, remedy, local) if remedy and not swept else math.nan
+    title = f"Accuracy against {what}"
+    svg = draw_front(spots, open_, "accuracy (better →)", f"{what} (better ↓)", asked, canvas)
+    columns = [Column("Arm"), *([Column("Tolerance", numeric=True)] if swept else []),
+               Column("Accuracy", "test", True), Column("Gap", "test", True),
+               Column("Accuracy", "calibration", True), Column("Gap", "calibration", True)]  # fmt: skip
+    body = [
+        (Cell(s.arm.title, key=arm_key(s.arm)), *([_strength(s)] if swept else []),
+         cell(s.x.value, interval(s.x.low, s.x.high)), cell(s.y.value, interval(s.y.low, s.y.high)),
+         *(Cell("–", numeric=True) if math.isnan(v) else cell(v) for v in c))
+        for s, c in zip(spots, fitted, strict=True)
+    ]  # fmt: skip
+    alt = f"{title}. " + "; ".join(
+        f"{s.arm.title}{f' at tolerance {number(s.strength, plain=True)}' if s.swept else ''}: accuracy "
+        f"{number(s.x.value)}, gap {number(s.y.value)} on test, {number(c[1])} on calibration rows"
+        for s, c in zip(spots, fitted, strict=True)
+    )
+    reading = [
+        "A client's own gap; of all clients the largest."
+        if local
+        else f"Down and to the right is better. Filled marks are test rows with {percent(view.confidence)} intervals, "
+        "open ones calibration rows, on which decisions after training are fitted. How far they lie apart is what does "
+        "not carry over."
+    ]
+    if swept and not local:
+        reading.append("A line joins the tolerances of an arm; the large mark is the tolerance of the verdict.")
+    if math.isfinite(asked):
+        reading.append(f"The dashed line is the tolerance, {number(asked, plain=True)}.")
+    if len(view.seeds) > 1 and not local:
+        reading.append("Means over seeds.")
+    keys = [arm_key(spot.arm) for spot in spots if not spot.swept]
+    if any(open_):
+        keys.append(Key("Open: calibration rows", 0, "o", True))
+    return Figure(title, svg, alt, Table(title, columns, body), keys, reading)
+
+
+def _strength(spot: _Spot) -> Cell:
+    if spot.arm.settings.get("remedy") in NO_TOLERANCE:
+        return Cell("–", numeric=True)
+    if math.isnan(spot.strength) or spot.strength >= 1:
+        return Cell("none", numeric=True)
+    return Cell(number(spot.strength, plain=True), order=spot.strength, numeric=True)
+
+
+def _kept(view: View, remedy: ArmView | None) -> list[Block]:
+    """Say whether the tolerances hold on the calibration rows of every seed."""
+    notes = noted(view, remedy.name, "calibration") if remedy else []
+    if remedy is None or not notes:
+        return []
+    parts, held = [], True
+    for key, what, local in (("global", "for everybody", False), ("local_max", "inside a client", True)):
+        asked, most = tolerance_of(view, remedy, local), max((value(n, key) for n in notes), default=math.nan)
+        if math.isfinite(asked) and math.isfinite(most):
+            held = held and most <= asked + 1e-6
+            parts.append(f"{number(most, 4)} {what} (tolerance {number(asked, plain=True)})")
+    if not parts:
+        return []
+    seeds = f" of {len(notes)} seeds" if len(notes) > 1 else ""
+    text = f"{remedy.title}: the largest gap on calibration rows{seeds} is {' and '.join(parts)}."
+    if not held:
+        text += " Decisions without chance need not meet a tolerance exactly even there; drawn ones (`randomised`) do."
+    return [Notes([text], "good" if held else "warn")]
+
+
+def _gaps(view: View) -> list[Block]:
+    """Calibration rows beside test, for every arm and each of the three gaps."""
+    primary = view.primary or ""
+    kinds = (("Accuracy", view.cost_statistic or "mean:accuracy", "accuracy"), ("Gap of all rows", primary, "global"),
+             ("Gap, worst client", f"client_{primary}", "local_max"),
+             ("Gap, mean over clients", f"mean_client_{primary}", "local_mean"))  # fmt: skip
+    body = []
+    for arm in view.arms:
+        notes = noted(view, arm.name, "calibration")
+        line = [Cell(arm.title, key=arm_key(arm))]
+        for _, statistic, key in kinds:
+            test = next((row for row in view.find(statistic) if row.arm == arm.name), None)
+            fitted = [v for n in notes if math.isfinite(v := value(n, key))]
+            small = f"calibration {number(mean(fitted))}" if fitted else ""
+            if len(fitted) > 1:
+                small += f", {interval(min(fitted), max(fitted))}"
+            line.append(cell(test.value, small) if test else Cell("–", small, numeric=True))
+        if notes:
+            body.append(line)
+    columns = [Column("Arm"), *(Column(title, numeric=True) for title, *_ in kinds)]
+    several = ": mean and range over seeds" if len(view.seeds) > 1 else ""
+    return [Table(f"Test rows, and below them calibration rows{several}", columns, body)] if body else []
+
+
+# -- heat maps ------------------------------------------------------------------------------------------------------
+
+
+def _maps(view: View, canvas: Canvas, remedy: ArmView) -> list[Block]:
+    """The gap of every client and group in each rate, before and after."""
+    before = next((arm for arm in view.arms if arm.role == "baseline"), None)
+    shown = [arm for arm in (before, remedy) if arm is not None]
+    tables = rates_of(view, [arm.name for arm in shown], view.seeds[0] if view.seeds else None)
+    rates = list(dict.fromkeys(metric for _, metric in tables))
+    blocks: list[Block] = []
+    for n, metric in enumerate(rates[:MOST_RATES]):
+        own = [arm for arm in shown if (arm.name, metric) in tables]
+        figures = [_map(canvas, arm, metric, tables, own[0], explain=not n and arm is own[0]) for arm in own]
+        blocks.append(Grid(figures))
+    if blocks:
+        words = f"{one_seed(view)}Test rows of every client, before and after."
+        rest = len(rates) - MOST_RATES
+        if rest > 0:
+            words += f" {rest} more rates are not drawn."
+        blocks.insert(0, Prose([words], lead=True))
+    return blocks
+
+
+def _map(
+    canvas: Canvas, arm: ArmView, metric: str, tables: Mapping[tuple[str, str], Rates], first: ArmView, *, explain: bool
+) -> Figure:
+    cells = tables[arm.name, metric]
+    clients, groups = _clients(tables[first.name, metric]), groups_of(cells)
+    whole = {("", g): _sum([one for (_, own), one in cells.items() if own == g]) for g in groups}
+    known: dict[tuple[str, str], Count | None] = {**whole, **cells}
+    away = {key: _away(known, key) for key in known}
+    levels = ["", *clients]
+    name = metric.removeprefix("rate/")
+    title = f"Decided {name}, by client and group: {lower(arm.title)}"
+    drawn = [
+        (client_title(c), [(away.get((c, g), math.nan), said_count(known.get((c, g)), (c, g) in known))
+                      for g in groups[:MOST_GROUPS]])
+        for c in levels[: MOST_CLIENTS + 1]
+    ]  # fmt: skip
+    body = []
+    for c in levels:
+        for g in groups:
+            one, there = known.get((c, g)), (c, g) in known
+            count = Cell(number(one.n), order=one.n, numeric=True) if one else Cell(FEW if there else "no row")
+            rate = [cell(one.rate), cell(away[c, g], sign=True)] if one else [Cell("–", numeric=True)] * 2
+            body.append((Cell(client_title(c)), Cell(g), count, *rate))
+    largest = {c: _spread(known, c) for c in levels}
+    inside = [v for c, v in largest.items() if c and math.isfinite(v)]
+    alt = f"{title}. " + "; ".join(f"{r[0].text}, {r[1].text}: {r[4].text} of {r[2].text} rows" for r in body)
+    said = f"Between two groups the largest gap is {number(largest[''])} over all rows"
+    reading = [
+        said + (f" and {number(max(inside))} inside a client." if inside else "."),
+    ]
+    if explain:
+        reading.append(
+            "A cell holds a group's share minus that of all groups of the same client, and its rows. Blue is more often "
+            f"than all groups, orange less often; the shade deepens at {', '.join(f'{s:g}' for s in STEPS)}."
+        )
+    if any(one is None for one in cells.values()):
+        reading.append(f"Cells of {FEW} rows are not shown, and count in no other cell.")
+    if len(clients) > MOST_CLIENTS or len(groups) > MOST_GROUPS:
+        reading.append(
+            f"Drawn: {min(len(clients), MOST_CLIENTS)} of {plural(len(clients), 'client')}, those with the largest "
+            f"gaps before, and {min(len(groups), MOST_GROUPS)} of {plural(len(groups), 'group')}. The table has all."
+        )
+    columns = (Column("Client"), Column("Group"), Column("Rows", numeric=True), Column("Share", numeric=True),
+               Column("Minus all groups", numeric=True))  # fmt: skip
+    keys = [Key("more often than all groups", ABOVE, "s"), Key("less often", BELOW, "s")]
+    svg = draw_map(drawn, groups[:MOST_GROUPS], canvas)
+    return Figure(title, svg, alt, Table(title, columns, body), keys, reading)
+
+
+def _clients(cells: Rates) -> list[str]:
+    """Return the clients: by name where all are drawn, else those with the largest gap first."""
+    names = sorted({client for client, _ in cells}, key=lambda c: (len(c), c))
+    if len(names) <= MOST_CLIENTS:
+        return names
+    gap = {c: _spread(cells, c) for c in names}
+    return sorted(names, key=lambda c: -gap[c] if math.isfinite(gap[c]) else math.inf)
+
+
+def _sum(parts: Sequence[Count | None]) -> Count | None:
+    shown = [one for one in parts if one]
+    return Count(sum(one.n for one in shown), sum(one.total for one in shown)) if shown else None
+
+
+def _away(cells: Rates, key: tuple[str, str]) -> float:
+    """Return a group's rate minus that of all groups that are shown at the same client."""
+    one, pooled = cells[key], _sum([other for (client, _), other in cells.items() if client == key[0]])
+    return one.rate - pooled.rate if one and pooled else math.nan
+
+
+def _spread(cells: Rates, client: str) -> float:
+    rates = [one.rate for (own, _), one in cells.items() if own == client and one]
+    return max(rates) - min(rates) if len(rates) > 1 else math.nan
+
+
+# -- training under constraints -------------------------------------------------------------------------------------
+
+
+def _curves(view: View, canvas: Canvas) -> list[Block]:
+    """Gap of all rows, gap of the worst client and objective by round, of every arm that trains under constraints."""
+    words = (("global_gap", "Gap of all rows by round"), ("local_gap", "Gap of the worst client by round"),
+             ("objective", "Objective by round"))  # fmt: skip
+    figures = [figure for key, title in words if (figure := _curve(view, canvas, key, title))]
+    return [Prose(["In training, on training rows"], lead=True), Grid(figures)] if figures else []
+
+
+def _curve(view: View, canvas: Canvas, key: str, title: str) -> Figure | None:
+    series, body, keys, most = [], [], [], 1
+    for arm in view.arms:
+        seeds = [records(note, "history") for note in noted(view, arm.name, "history")]
+        rounds: dict[float, list[float]] = {}
+        for row in (row for history in seeds for row in history):
+            at, found = value(row, "round"), value(row, key)
+            if math.isfinite(at) and math.isfinite(found):
+                rounds.setdefault(at, []).append(found)
+        if len(rounds) < 2:
+            continue
+        every = max(1, math.ceil(len(rounds) / MOST_POINTS))
+        x = [at for i, at in enumerate(sorted(rounds)) if i % every == 0 or i == len(rounds) - 1]
+        middle, low, high = ([f(rounds[at]) for at in x] for f in (mean, min, max))
+        several = len(seeds) > 1
+        series.append(Series(x, middle, arm.index, False, low if several else (), high if several else ()))
+        keys.append(arm_key(arm))
+        most = max(most, len(seeds))
+        body.append((Cell(arm.title), Cell(number(x[-1], plain=True), order=x[-1], numeric=True), cell(middle[0]),
+                     cell(min(middle)), cell(middle[-1], interval(low[-1], high[-1]) if several else "")))  # fmt: skip
+    if not series:
+        return None
+    columns = (Column("Arm"), Column("Rounds", numeric=True), Column("First", numeric=True),
+               Column("Lowest", numeric=True), Column("Last", numeric=True))  # fmt: skip
+    alt = f"{title}. " + "; ".join(
+        f"{r[0].text}: first {r[2].text}, lowest {r[3].text}, last {r[4].text} after {r[1].text} rounds" for r in body
+    )
+    reading = {
+        "global_gap": ["The largest gap between two groups over all training rows."],
+        "local_gap": ["The largest gap between two groups inside a client, the client where it is largest."],
+        "objective": ["Share of wrong decisions plus what prices charge for gaps beyond their tolerance: prices rise "
+                      "while a gap is too large, so this need not fall."],
+    }[key]  # fmt: skip
+    if most > 1:
+        reading = [*reading, f"Mean over {most} seeds; the shaded range holds all of them."]
+    svg = canvas.curves(series, "round", title.removesuffix(" by round").lower())
+    return Figure(title, svg, alt, Table(title, columns, body), keys, reading)
