@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load, save
 
 from upright.classification import training
 from upright.classification.silos import Silo, one_hot, silos_of
@@ -159,7 +158,7 @@ def test_weights_of_the_loss_are_the_matrix_of_the_papers_table(criterion, monke
         np.testing.assert_allclose(row, want, atol=1e-10)
 
 
-# -- federated averaging --------------------------------------------------------------------------------------------
+# -- without constraints --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hidden", [0, 4])
@@ -176,32 +175,6 @@ def test_infinite_tolerance_is_federated_averaging_bit_for_bit(hidden, average):
         np.testing.assert_array_equal(served.predict_proba(silo.x, name), base.predict_proba(silo.x, name))
     assert state["history"][-1]["weights"] == dict.fromkeys(data, 1.0)
     assert not state["prices"].any()
-
-
-def test_federated_averaging_of_one_client_with_all_rows_is_plain_training():
-    # catches an average that is not the identity for one client: logistic regression reaches its optimum
-    from sklearn.linear_model import LogisticRegression
-
-    data = world(2, n=800, k=1)
-    own = training.settings_of(data, rounds=60, local_steps=20, batch=800, optimiser="sgd", learning_rate=0.5)
-    state, privates = drive(training.FedAvg(own), data)
-    silo = data["c0"]
-    model = LogisticRegression(C=1e6, tol=1e-8).fit(silo.x, silo.y)
-    np.testing.assert_allclose(
-        training.trained(state, privates).predict_proba(silo.x), model.predict_proba(silo.x), atol=1e-4
-    )
-
-
-def test_averages_are_weighted_by_rows():
-    # catches the plain mean: a client of 900 rows and one of 100
-    data = world(3, n=1000, k=1)
-    x, y, q = data["c0"].x, data["c0"].y, data["c0"].members[0]
-    two = {n: Silo(n, x[r], y[r], (q[r],)) for n, r in (("a", slice(0, 900)), ("b", slice(900, 1000)))}
-    algorithm = training.FedAvg(training.settings_of(two, rounds=1))
-    state = algorithm.start()
-    replies = {n: algorithm.client(algorithm.message(state), {}, s)[0] for n, s in two.items()}
-    got = algorithm.server(state, replies)["theta.weight"]
-    np.testing.assert_allclose(got, 0.9 * replies["a"]["delta.weight"] + 0.1 * replies["b"]["delta.weight"], atol=1e-15)
 
 
 # -- FedFACT --------------------------------------------------------------------------------------------------------
@@ -252,6 +225,38 @@ def test_a_flipped_sign_of_the_prices_makes_the_gap_larger(unfair, tolerances, m
     assert abs(wrong[1]) > abs(base[1]) + 0.1
 
 
+def test_small_groups_do_not_make_prices_swing():
+    # deviation 5: catches steps of one length: here they swing between gaps of 0 and 0.7
+    rng = np.random.default_rng(1)
+    a, who, x = (rng.random(4000) < 0.85).astype(np.int64), rng.integers(0, 3, 4000), rng.normal(size=(4000, 4))
+    x[:, 3] = a + 0.2 * x[:, 3]  # the group is all but known from the features
+    y = (2 * x[:, 1] + 1.5 * a - 2.2 + rng.logistic(size=4000) > 0).astype(np.int64)
+    own = training.settings_of(data := silos_of(x, y, who, [a]), rounds=40)
+    gaps = {}
+    for tol in (INF, 0.05):
+        state, _ = drive(training.FedFACTTraining([Constraint("equalized_odds", global_tol=tol)], own), data)
+        gaps[tol] = [entry["global_gap"] for entry in state["history"][-10:]]
+    assert min(gaps[INF]) > 0.1
+    assert max(gaps[0.05]) < 0.1
+    assert np.mean(gaps[0.05]) < 0.06
+
+
+def test_first_prices_are_the_step_written_out():
+    # catches a tolerance that is not scaled with its step, and masses of the wrong population
+    data = world(24, n=500, k=2)
+    algorithm = training.FedFACTTraining([Constraint(global_tol=0.1)], training.settings_of(data, rounds=2))
+    kept = []
+    drive(algorithm, data, on_round=lambda s, p: kept.append(s))
+    state = kept[2]
+    decided = sum(state[f"decided/{n}"].reshape(2, 2) for n in data)  # (G, m)
+    mass = sum(state[f"mass/{n}"].reshape(2, 2) for n in data)
+    d = decided[0] / mass[0] - decided[1] / mass[1]
+    assert np.abs(d).max() > 0.1
+    p = mass[:, 0] / mass[:, 0].sum()
+    step = 0.1 * 4.0 / (1 / p[0] + 1 / p[1])
+    np.testing.assert_allclose(state["prices"], np.sign(d) * step * np.maximum(np.abs(d) - 0.1, 0.0), atol=1e-12)
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("gap", ["pairwise", "average"])
 def test_gaps_that_are_logged_are_those_of_the_pooled_decisions(criterion, gap):
@@ -263,7 +268,7 @@ def test_gaps_that_are_logged_are_those_of_the_pooled_decisions(criterion, gap):
     config = training.settings_of(data, rounds=6, hidden=3, batch=64)
     algorithm = training.FedFACTTraining(own, config)
     kept = []
-    state, privates = drive(algorithm, data, on_round=lambda s, p: kept.append((s, p)))
+    state, _ = drive(algorithm, data, on_round=lambda s, p: kept.append((s, p)))
     served = training.trained(*kept[-2])
     y = one_hot(np.concatenate([s.y for s in data.values()]), 3)
     h = one_hot(np.concatenate([served.predict_proba(s.x, n).argmax(1) for n, s in data.items()]), 3)
@@ -306,16 +311,16 @@ def test_order_of_clients_and_names_of_groups_do_not_matter():
 def test_weight_of_two_models_has_the_regret_of_exponentiated_gradient():
     # spec 2.12, 10: catches a weight that moves the wrong way, and losses that are not clipped
     data, seen = world(8, n=600), []
-    config = training.settings_of(data, rounds=25, expert_step=0.5, loss_bound=0.8, hidden=3)
+    config = training.settings_of(data, rounds=25, expert_step=0.5, loss_bound=0.66, hidden=3)
     algorithm = training.FedFACTTraining([Constraint(global_tol=0.01)], config)
     drive(algorithm, data, on_round=lambda s, p: seen.append({k: v for k, v in s.items() if k.startswith("report/")}))
     for name in data:
         reports = np.array([s[f"report/{name}"] for s in seen if s])  # (T, 7 + C)
-        first, second = np.minimum(reports[:, 0], 0.8), np.minimum(reports[:, 1], 0.8)
+        first, second = np.minimum(reports[:, 0], 0.66), np.minimum(reports[:, 1], 0.66)
         w = np.r_[0.5, reports[:-1, 6]]
         spent = (w * first + (1 - w) * second).sum()
         best = min(first.sum(), second.sum())
-        assert spent <= best + math.log(2) / 0.5 + 0.5 * len(w) * 0.8**2 / 8 + 1e-12
+        assert spent <= best + math.log(2) / 0.5 + 0.5 * len(w) * 0.66**2 / 8 + 1e-12
         np.testing.assert_array_equal(reports[:, 6] > w, first < second)
 
 
@@ -434,20 +439,6 @@ def test_a_client_without_any_counts_is_left_out_with_its_masses_and_may_come_la
         assert math.isclose(state["history"][-1]["global_gap"], np.abs(r[0] - r[1]).max(), abs_tol=1e-12)
 
 
-def test_a_client_that_is_left_out_changes_nobody_elses_reply():
-    # catches one random stream for all
-    data = world(16, n=500)
-    algorithm = training.FedFACTTraining([Constraint(global_tol=0.02)], training.settings_of(data, rounds=2))
-    state = algorithm.start()
-    first = algorithm.clients(algorithm.message(state), {n: {} for n in data}, data)
-    state = algorithm.server(state, {n: r for n, (r, _) in first.items()})
-    full = algorithm.clients(algorithm.message(state), {n: {} for n in data}, data)
-    less = algorithm.clients(algorithm.message(state), {"c2": {}, "c3": {}}, {n: data[n] for n in ("c2", "c3")})
-    for name, (reply, _) in less.items():
-        for key, value in reply.items():
-            np.testing.assert_allclose(full[name][0][key], value, rtol=0, atol=1e-12)
-
-
 def test_saved_and_resumed_from_any_round_the_end_is_the_same():
     # catches state outside of state and memories
     data = world(17, n=400)
@@ -507,48 +498,3 @@ def test_sizes_of_messages_are_those_of_the_papers_table():
     assert sum(down.values()) == model + dim + 1 + len(data)  # the round, and a number a client that is known
     assert sum(up.values()) == model + dim + 7 + 1  # the report
     assert sum(v.size for v in algorithm.template(algorithm.start(), "c0").values()) == dim + 1  # once
-
-
-# -- what is served -------------------------------------------------------------------------------------------------
-
-
-def test_parameters_survive_safetensors_and_rows_may_be_of_several_clients():
-    # catches names that collide, and rows served by another client's model
-    data = world(20, n=500)
-    data = {n.replace("c", "site/"): Silo(n.replace("c", "site/"), s.x, s.y, s.members) for n, s in data.items()}
-    _, _, served = run(data, (0.02, INF), rounds=5, hidden=2, average=2)
-    again = training.Trained.of(load(save(served.parameters())))
-    x = np.concatenate([s.x for s in data.values()])
-    who = np.concatenate([[n] * len(s.y) for n, s in data.items()])
-    want = np.concatenate([served.predict_proba(s.x, n) for n, s in data.items()])
-    np.testing.assert_allclose(again.predict_proba(x, who), want, atol=1e-15)
-    np.testing.assert_allclose(want.sum(1), 1.0, atol=1e-12)
-    assert again.predict_proba(x).shape == (len(x), 2)
-
-
-def test_bad_questions_to_what_is_served_are_refused():
-    # catches a stranger who is served in silence, and columns in another order or number
-    data = world(21, n=300)
-    served = run(data, (0.02, INF), rounds=2)[2]
-    with pytest.raises(InputError, match="client 'z'"):
-        served.predict_proba(data["c0"].x, "z")
-    with pytest.raises(InputError, match=r"features of shape \(2, 3\)"):
-        served.predict_proba(np.zeros((2, 3)))
-    with pytest.raises(InputError, match=r"clients of shape \(1,\)"):
-        served.predict_proba(data["c0"].x, ["c0"])
-
-
-def test_settings_and_silos_that_disagree_are_refused():
-    # catches clients with other columns, and constraints without groups
-    data = world(22, n=300)
-    with pytest.raises(InputError, match="no silos"):
-        training.settings_of({})
-    with pytest.raises(InputError, match="under the name 'z'"):
-        training.settings_of({"z": data["c0"]})
-    narrow = {**data, "c1": Silo("c1", data["c1"].x[:, :2], data["c1"].y, data["c1"].members)}
-    with pytest.raises(InputError, match="client 'c1' with features"):
-        training.settings_of(narrow)
-    with pytest.raises(InputError, match="2 constraints"):
-        training.FedFACTTraining([Constraint(), Constraint()], training.settings_of(data))
-    with pytest.raises(InputError, match="Training.rounds = 0"):
-        training.settings_of(data, rounds=0)

@@ -197,10 +197,11 @@ def test_without_a_template_numbers_are_checked_all_the_same():
 
 def test_replies_refused_before_they_arrive_are_named_too():
     # catches a refusal of the transport that looks like an absence
-    good = {n: Mean().client({"at": np.zeros(2)}, {}, DATA[n])[0] for n in "ab"}
-    state = settle(Mean(), Mean().start(), good, list(DATA), refused={"c": "a stranger"})
+    replies = {n: Mean().client({"at": np.zeros(2)}, {}, DATA[n])[0] for n in "abc"}
+    state = settle(Mean(), Mean().start(), replies, list(DATA), refused={"c": "a stranger"})
     assert state["log"][-1]["quarantined"] == {"c": "a stranger"}
     assert state["log"][-1]["absent"] == []
+    np.testing.assert_allclose(state["at"], halfway("ab", 1), atol=1e-15)
 
 
 def test_the_wing_can_be_imported_without_flower():

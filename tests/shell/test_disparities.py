@@ -225,7 +225,7 @@ def test_a_remedy_that_closes_a_disparity_works():
     assert found["verdict"]["works"] is True
     row = next(d for d in found["differences"] if d["statistic"] == text and d["against"] == "none")
     assert (row["direction"], row["verdict"]) == ("lower", "helps")
-    assert row["label"] == "Parity: largest difference between groups of group"
+    assert row["label"] == "Parity: largest difference between groups"
     assert {d["statistic"] for d in found["differences"]} == {
         text,
         *(f"{text}={c}" for c in (0, 1, 2)),

@@ -133,3 +133,18 @@ def test_audit_reads_its_only_arm():
 def test_names_are_all_documented():
     """Catches a name that the page of the module leaves out."""
     assert {"mean", "gap_low", "change_abs_gap_high", "gap_null", "works"} <= set(names())
+
+
+def test_disparities_have_the_endings_of_a_gap():
+    # catches a statistic that an audit computes and no gate can name
+    level = {
+        "statistic": "disparity:predicted:group", "metric": "predicted", "grouping": "group", "group": None,
+        "arm": "yours", "value": 0.2, "low": 0.1, "high": 0.3, "null": {"expected_abs": 0.02},
+        "smallest_detectable": 0.05,
+    }  # fmt: skip
+    summary = {"arms": [{"name": "yours", "role": "baseline"}], "evidence": {"levels": [level]}}
+    for expression in ('disparity["predicted"] == 0.2', 'disparity_low["predicted"] > 0.05',
+                       'disparity_null["predicted"] < disparity_detectable["predicted"]'):  # fmt: skip
+        assert fail_if(summary, expression)
+    with pytest.raises(InputError, match="no client_disparity was computed"):
+        fail_if(summary, 'client_disparity["predicted"] > 0')

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +73,15 @@ def _fairlearn() -> Any:
     return fairlearn
 
 
+@contextlib.contextmanager
+def _their_deprecations() -> Iterator[None]:
+    """Keep what Fairlearn's own code is warned of from people who can do nothing about it."""
+    with warnings.catch_warnings():
+        for kind in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=kind, module=r"fairlearn\.")
+        yield
+
+
 _NAMES = {
     "demographic_parity": ("demographic_parity", "DemographicParity"),
     "equal_opportunity": ("true_positive_rate_parity", "TruePositiveRateParity"),
@@ -121,10 +132,13 @@ def thresholds(p: Array, label: Ints, group: Ints, criterion: Criterion) -> Any:
 
     model = ThresholdOptimizer(estimator=_Given(), constraints=name, objective="accuracy_score", prefit=True,
                                predict_method="predict_proba")  # fmt: skip
-    model.fit(p, label, sensitive_features=group)
+    with _their_deprecations():
+        model.fit(p, label, sensitive_features=group)
 
     def decide(p: Array, group: Ints, seed: int) -> Array:
-        return np.eye(2)[np.asarray(model.predict(p, sensitive_features=group, random_state=seed), dtype=np.int64)]
+        with _their_deprecations():
+            found = model.predict(p, sensitive_features=group, random_state=seed)
+        return np.eye(2)[np.asarray(found, dtype=np.int64)]
 
     return decide
 
@@ -141,10 +155,13 @@ def reductions(x: Array, label: Ints, group: Ints, criterion: Criterion, tol: fl
     _fairlearn()
     import fairlearn.reductions as found
 
-    model = found.ExponentiatedGradient(estimator, getattr(found, name)(difference_bound=max(tol, 1e-3)))
-    model.fit(x, label, sensitive_features=group)
+    model = found.ExponentiatedGradient(estimator, getattr(found, name)(difference_bound=min(max(tol, 1e-3), 1.0)))
+    with _their_deprecations():
+        model.fit(x, label, sensitive_features=group)
 
     def decide(x: Array, seed: int) -> Array:
-        return np.eye(2)[np.asarray(model.predict(x, random_state=seed), dtype=np.int64)]
+        with _their_deprecations():
+            found = model.predict(x, random_state=seed)
+        return np.eye(2)[np.asarray(found, dtype=np.int64)]
 
     return decide

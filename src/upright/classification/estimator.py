@@ -138,6 +138,8 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
         train, held = self._split(code, sensitive_features, n)
         frame = X if hasattr(X, "columns") else checked
         if self.prefit:
+            if self.estimator is None:
+                raise InputError("prefit=True without an estimator", "a fitted one", "pass estimator=, or prefit=False")
             check_is_fitted(self.estimator)
             self.estimator_ = self.estimator
         else:
@@ -183,6 +185,7 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
         if self.group_estimator is not None:
             self.group_models_ = {}
             x = self._with_client(X, clients)
+            self.group_names_ = {f: sorted(set(c[held].tolist())) for f, c in columns.items()}
             for f, column in columns.items():
                 self.group_models_[f] = clone(self.group_estimator).fit(x[train], column[train])
         self.post_ = post.fit(
@@ -216,7 +219,7 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
             return None
         x = self._with_client(X, clients)
         x = x if rows is None else x[rows]
-        return {f: model.predict_proba(x) for f, model in self.group_models_.items()}
+        return {f: _columns(model, x, self.group_names_[f]) for f, model in self.group_models_.items()}
 
     def _ready(self, X: Any) -> Any:
         check_is_fitted(self, "estimator_")
@@ -308,6 +311,14 @@ def _at(given: Any, tol: float) -> Any:
         inside = bool(np.isfinite(given.local_tol).any())
         return replace(given, global_tol=tol, local_tol=tol if inside else float("inf"))
     return given if isinstance(given, str) else [_at(one, tol) for one in given]
+
+
+def _columns(model: Any, x: Array, names: Sequence[str]) -> Array:
+    """Return P(group | x) of the named groups: rare ones may be among training or calibration samples alone."""
+    p, own = model.predict_proba(x), [str(c) for c in model.classes_]
+    out = np.column_stack([p[:, own.index(name)] if name in own else np.zeros(len(p)) for name in names])
+    out += 1e-12  # nobody is of a group that the table does not know
+    return np.asarray(out / out.sum(1, keepdims=True))
 
 
 def _rows(X: Any, rows: NDArray[Any]) -> Any:

@@ -13,7 +13,9 @@ The answer is that of the program on all rows together. Rows, labels, attributes
 
 Absence: the server keeps the last reply of each client and puts a plane in its place, ``F_k + <gradient, move>``, which
 is never above the client's own value: an absent client goes on asking for what it last asked for, and is never counted
-as fair. A client that never sent its masses takes no part, and the log of rounds names it.
+as fair. Whenever somebody leaves or comes back the objective is another one, and the search starts a new step from
+where it is. At the end those who are away are waited for, three rounds at most. A client that never sent its masses
+takes no part, and the log of rounds names it.
 
 Source: Zhang et al., *FedFACT* (2025), arXiv 2506.03777, section 4.2, with Newton steps at the clients.
 """
@@ -39,6 +41,8 @@ Array = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
 State = dict[str, Any]
 _FALL, _MU_LAST = 0.25, 1e-10
+_WAIT = 3  # rounds in which prices that are found are asked again while somebody is away
+_SEARCH = ("point", "step", "length", "total", "descent", "slope")
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,14 +185,14 @@ class FedFACTPost:
         names = _named(new, "sums/")  # absent ones with the plane through what they sent last
         value = sum(new[f"value/{n}"] - float(new[f"sums/{n}"] @ (table - new[f"where/{n}"])) for n in names)
         gradient = -level.matrix.T @ sum((new[f"sums/{n}"] for n in names), start=np.zeros(self.width))
-        return self._step(new, level, float(value), gradient)
+        return self._step(new, level, float(value), gradient, [n for n in names if n not in replies])
 
     def _restarted(self, new: State) -> State:
         """Start the search at no prices: the clients that are known have changed."""
         level, _ = self._everybody(new)
         u = len(level.tol)
-        search = ("point", "bend", "step", "length", "total", "descent", "slope", "size")
-        kept = {k: v for k, v in new.items() if k not in search and not k.startswith(("sums/", "value/", "where/"))}
+        kept = _without(new, *_SEARCH, "bend", "size", "away", "waited")
+        kept = {k: v for k, v in kept.items() if not k.startswith(("sums/", "value/", "where/"))}
         return {**kept, "trial": np.zeros(u), "bend": np.eye(u), "beta": max(self.beta, 0.1), "mu": 1e-3}
 
     def _penalty(self, x: Array, tol: Array, mu: float) -> tuple[float, Array, Array]:
@@ -196,14 +200,16 @@ class FedFACTPost:
         value, slope[pays], bend[pays] = smooth_abs(x[pays], tol[pays], mu)
         return float(value.sum()), slope, bend
 
-    def _step(self, new: State, level: Level, value: float, gradient: Array) -> State:
+    def _step(self, new: State, level: Level, value: float, gradient: Array, away: list[str]) -> State:
         x, mu = new["trial"], new["mu"]
         paid, slope, bend = self._penalty(x, level.tol, mu)
         total, full = value + paid, gradient + slope
         size = float(np.abs(full).max(initial=0.0))
         history = [*new["history"], {"round": new["round"] - 1, "beta": new["beta"], "mu": mu, "value": total,
                                      "gradient": size}]  # fmt: skip
-        new = {**new, "history": history}
+        if away != new.get("away", []):  # another objective: what was measured before is no measure of it
+            new = _without(new, *_SEARCH)
+        new = {**new, "history": history, "away": away}
         if "point" in new:
             wanted = new["total"] + 1e-4 * new["length"] * new["descent"]
             rounding = -new["descent"] < 1e-10 * max(1.0, abs(total)) and size < new["size"]
@@ -218,12 +224,14 @@ class FedFACTPost:
             new = {**new, "bend": b}
         last = new["beta"] <= self.beta and mu <= _MU_LAST
         if size <= (self.tol if last else max(self.tol, min(1e-4, 0.01 * new["beta"]))):
+            if last and away and new.get("waited", 0) < _WAIT:
+                return {**_without(new, *_SEARCH), "waited": new.get("waited", 0) + 1}  # the same prices, asked again
             if last:
                 return {**new, "over": True, "prices": x}
             beta = max(self.beta, new["beta"] * _FALL)
             fall = _FALL if new["beta"] > self.beta else 0.03
-            kept = {k: v for k, v in new.items() if k not in ("point", "step", "length", "total", "descent", "slope")}
-            return {**kept, "beta": beta, "mu": max(_MU_LAST, mu * fall)}  # the same prices, asked again
+            # the same prices, asked again
+            return {**_without(new, *_SEARCH), "beta": beta, "mu": max(_MU_LAST, mu * fall)}
         h = new["bend"] + np.diag(bend)
         step = np.linalg.solve(h + 1e-10 * max(float(np.diag(h).max(initial=0.0)), 1e-30) * np.eye(len(x)), -full)
         return {
@@ -242,3 +250,7 @@ class FedFACTPost:
 
 def _named(state: Mapping[str, Any], prefix: str) -> list[str]:
     return sorted(key.removeprefix(prefix) for key in state if key.startswith(prefix))
+
+
+def _without(state: Mapping[str, Any], *names: str) -> State:
+    return {key: value for key, value in state.items() if key not in names}

@@ -26,10 +26,11 @@ Algorithm (round t at client k)
 2. Mbar from the table and nu_k; weighted losses of theta and of the local model phi_k on all rows
 3. decisions ``argmax of w_k softmax(theta) + (1 - w_k) softmax(phi_k)``
 4. ``w_k`` by the rule of two experts, losses clipped to ``[0, loss_bound]``
-5. ``nu_k <- l1_ball(soft_threshold(nu_k + eta D^k, eta local_tol))``
+5. ``nu_k <- l1_ball(soft_threshold(nu_k + eta s D^k, eta s local_tol))``; ``s = min(1, 4 / sum_g T_g^2 / P_g)`` for each
+   price, T the contrast, P the masses of its groups
 6. counts of the decisions by stratum, group and class go up
 7. R mini-batch steps on theta and on phi_k; the change of theta goes up
-8. server: ``theta += sum p_k (theta_k - theta)``, ``lam <- l1_ball(soft_threshold(lam + eta D, eta global_tol))``
+8. server: ``theta += sum p_k (theta_k - theta)``, and lam as nu_k with D and ``global_tol`` of everybody
 
 Before its first round a client sends the masses of its groups, once; they give the share of each client, what counts
 are feasible, and D from sums of counts. An absent client stays in D with its last counts; one that never sent any is
@@ -45,9 +46,11 @@ Deviations
 2. the tolerance is subtracted once, at the server; the printed form subtracts it in every client's message
 3. signed prices and a soft threshold in place of a pair of prices for each constraint
 4. local prices are scaled by the client's share (``mu_k = p_k nu_k``): those of small clients would diverge
-5. kappa and scale are a client's own; the unified model therefore weighs clients with high prices less
-6. the last iterate is served by default, as in the paper's experiments; ``average`` serves the last few
-7. without any finite tolerance the weight of the unified model is 1 and phi_k is not trained: this is `FedAvg`
+5. steps of prices are shorter where groups are small (s above): of one length they swing, under equalized odds on
+   Adult between gaps of 0 and 0.8, as few women have the positive label; with s the gap stays near 0.04
+6. kappa and scale are a client's own; the unified model therefore weighs clients with high prices less
+7. the last iterate is served by default, as in the paper's experiments; ``average`` serves the last few
+8. without any finite tolerance the weight of the unified model is 1 and phi_k is not trained: this is `FedAvg`
 
 Nothing is guaranteed for the models that come out: a model class may not reach a tolerance. Then prices end at their
 bound and ``state["unreached"]`` names the constraint.
@@ -87,7 +90,7 @@ from upright.contract import InputError, stream
 from upright.maths.parity.program import Constraint, Level, levels_of
 from upright.maths.parity.rates import masses, strata
 from upright.maths.parity.site import adjusted, table_size
-from upright.maths.parity.steps import dual_step, two_experts
+from upright.maths.parity.steps import dual_step, l1_ball, two_experts
 
 __all__ = ["FedAvg", "FedFACTTraining", "Trained", "Training", "cost_sensitive_loss", "normalised", "settings_of",
            "trained"]  # fmt: skip
@@ -218,8 +221,10 @@ class FedFACTTraining:
 
     def _everybody(self, state: State, names: Sequence[str]) -> tuple[Level, float]:
         rows = sum(state[f"count/{name}"] for name in names)
-        mass = sum((state[f"mass/{name}"] for name in names), start=np.zeros(self.width))
-        return self._level(mass, rows, [c.global_tol for c in self.constraints]), rows
+        return self._level(self._mass(state, names), rows, [c.global_tol for c in self.constraints]), rows
+
+    def _mass(self, state: State, names: Sequence[str]) -> Array:
+        return sum((state[f"mass/{name}"] for name in names), start=np.zeros(self.width))
 
     # -- messages
 
@@ -320,7 +325,8 @@ class FedFACTTraining:
         phi = model_of(private, "phi.") or ({} if self.neutral else theta)  # starts where the unified model is
         nu = np.array(private["prices"]) if private else self._no_prices()
         column = self.names.index(silo.name) if self.local.shape[1] > 1 else 0
-        level = self._level(self._masses(silo), float(n), self.local[:, column].tolist())
+        mass = self._masses(silo)
+        level = self._level(mass, float(n), self.local[:, column].tolist())
         at = self._at(level)
         table = self._split(message["table"] + level.matrix @ nu[at])
         rows = normalised(adjusted(y, silo.members, self.criteria, table))  # step 2
@@ -337,7 +343,7 @@ class FedFACTTraining:
         d = level.matrix.T @ decided / n
         after = two_experts(weight, min(loss, config.loss_bound), min(own_loss, config.loss_bound), config.expert_step)
         moved = nu.copy()
-        moved[at] = dual_step(nu[at], d, level.tol, config.dual_step, config.radius)  # step 5
+        moved[at] = _moved(nu[at], d, level, mass / n, config)  # step 5
         pull, paid = _judged(nu[at], d, level.tol, config.radius)
         report = [loss, own_loss, float((p.argmax(axis=1) != silo.y).mean()), float(np.abs(d).max(initial=0.0)),
                   pull, paid, after, *_at_bound(moved[at], d, level, config.radius, len(self.constraints))]  # fmt: skip
@@ -365,7 +371,7 @@ class FedFACTTraining:
         d = level.matrix.T @ sum((new[f"decided/{name}"] for name in names), start=np.zeros(self.width)) / rows
         pull, paid = _judged(state["prices"][at], d, level.tol, self.config.radius)
         moved = state["prices"].copy()
-        moved[at] = dual_step(moved[at], d, level.tol, self.config.dual_step, self.config.radius)
+        moved[at] = _moved(moved[at], d, level, self._mass(new, names) / rows, self.config)
         total = sum(weights.values())
         mean = {k: sum(weights[n] * float(r["report"][i]) for n, r in some.items()) / total
                 for i, k in enumerate(_REPORT)}  # fmt: skip
@@ -393,6 +399,17 @@ class FedFACTTraining:
 
 def _named(state: Mapping[str, Any], prefix: str) -> list[str]:
     return sorted(key.removeprefix(prefix) for key in state if key.startswith(prefix))
+
+
+def _moved(price: Array, d: Array, level: Level, mass: Array, config: Training) -> Array:
+    """Return the prices after a step of length ``eta s``, shape (U,): deviation 5.
+
+    Decisions of a group react to a price by ``T_g / P_g``, and the gap to them by ``T_g``. The sum of both is 4 for two
+    groups of half of the rows each, and s is 1.
+    """
+    scale = 4.0 / np.maximum((level.matrix**2 * mass[:, None]).sum(axis=0), 4.0)
+    free = scale * dual_step(price / scale, d, level.tol, config.dual_step, np.inf)
+    return l1_ball(free, config.radius)
 
 
 def _judged(price: Array, d: Array, tol: Array, radius: float) -> tuple[float, float]:

@@ -220,10 +220,11 @@ def _fit_post(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> tuple[
         blind = LogisticRegression(max_iter=500).fit(_beside(rows, sites, len(t.clients)), own)
         members = {"group": blind.predict_proba(_beside(x, client, len(t.clients)))}
     one = config.constraint(t.config.criterion)
+    asked = config.tolerances() != (np.inf, np.inf)  # without a constraint the decisions are the model's own
     fitted = fit_table(
         model.predict_proba(x), {"group": group}, {"group": [str(g) for g in t.groups]}, client, t.clients,
         [("group", one, one.local_tol)], list(t.classes), y=y, members=members, temperature=config.temperature,
-        randomised=config.randomised, calibrate=t.config.criterion != "demographic_parity",
+        randomised=config.randomised, calibrate=asked and t.config.criterion != "demographic_parity",
     )  # fmt: skip
     if not fitted.solution.converged:
         run.warn(f"arm {run.arm}: the program stopped at a violation of {fitted.solution.kkt:.2g}")
@@ -319,17 +320,24 @@ def _rival(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> Decider:
         run.note("share decided by chance", blend.t)
         return Decider(lambda x, g, k: blend(one_hot(model.predict_proba(x).argmax(1), p.shape[1])))
     if config.remedy == "oracle":
-        site = [Site(p[client == k], (one_hot(group[client == k], len(t.groups)),),
-                     np.full(int((client == k).sum()), 1.0 / len(p)), (t.config.criterion,))
-                for k in range(len(t.clients))]  # fmt: skip
+        found, _ = _fit_post(t, config, run, model)
+        member = one_hot(group, len(t.groups))
+        q = found.table.calibrated(p, {"group": member})  # what `post` solves the program for
+        site = [Site(q[client == k], (member[client == k],), np.full(int((client == k).sum()), 1.0 / len(q)),
+                     (t.config.criterion,)) for k in range(len(t.clients))]  # fmt: skip
         tables = controls.exact_tables(site, [config.constraint(t.config.criterion)])
-        blank, _ = _fit_post(t, config.replace(global_tol=1.0, local_tol=1.0), run, model)
-        exact = replace(blank.table, tables=tuple(tuple(one) for one in tables))
+        exact = replace(found.table, tables=tuple(tuple(one) for one in tables))
+
+        def scores(x: Array, group: Ints, client: Ints) -> tuple[Array, NDArray[np.bool_]]:
+            p, own = model.predict_proba(x), {"group": one_hot(group, len(t.groups))}
+            z = exact.scores(p, own, client)
+            return found.table.scores(p, own, client), z > z.max(1, keepdims=True) - 1e-6
 
         def exactly(x: Array, group: Ints, client: Ints) -> Array:
-            z = exact.scores(model.predict_proba(x), {"group": one_hot(group, len(t.groups))}, client)
-            return one_hot(z.argmax(1), z.shape[1])
+            z, best = scores(x, group, client)  # of what the linear program holds equally good, `post` chooses
+            return one_hot(np.where(best, z, -np.inf).argmax(1), z.shape[1])
 
+        run.note("share tied", float((scores(x, group, client)[1].sum(1) > 1).mean()))
         return Decider(exactly)
     if config.remedy == "thresholds":
         decide = controls.thresholds(p, y, group, t.config.criterion)

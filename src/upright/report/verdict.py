@@ -271,17 +271,20 @@ def _open_differences(view: View) -> list[Block]:
     return blocks
 
 
+_COMPARED = ("gap", "abs_gap", "disparity", "client_disparity", "mean_client_disparity")
+
+
 def _open_levels(view: View) -> list[Block]:
     if is_leak(view.primary):
         return _open_leaks(view)
-    gaps = [row for row in view.levels if row.name in {"gap", "abs_gap"} and math.isfinite(row.low)]
+    gaps = [row for row in view.levels if row.name in _COMPARED and math.isfinite(row.low)]
     if not gaps:
         return [Prose(["One result was measured and nothing was compared, so no difference is claimed."])]
     halves = all(math.isnan(row.smallest_detectable) for row in gaps)
     body = []
     for row in gaps:
         least = (row.high - row.low) / 2 if halves else row.smallest_detectable
-        inside = row.null is not None and row.null.low <= row.value <= row.null.high
+        inside = row.null is not None and row.null.low <= row.value <= row.null.high  # the low of a size is 0
         word = "not told from random groups" if inside else "beyond random groups" if row.null else ""
         body.append((Cell(row.label), cell(row.value, interval(row.low, row.high)), given(least), Cell(word)))
     columns = (

@@ -33,6 +33,7 @@ Array = NDArray[np.float64]
 AUDITS: Mapping[str, str] = {
     "ranking": "upright.shell.audit_ranking:audit_ranking",
     "embeddings": "upright.shell.audit_embeddings:audit_embeddings",
+    "predictions": "upright.shell.audit_predictions:audit_predictions",
 }
 MIN_GROUP = 5  # units; the mean of fewer says too much about each
 DETECTABLE = 2.8  # standard errors: 1.96 for 5 % two-sided, 0.84 for 80 % power

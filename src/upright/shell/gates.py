@@ -10,6 +10,7 @@ the same with ``_low`` or ``_high``                  ends of its interval
 ``change_mean change_gap ...``                       remedy minus baseline, also with ``_low`` and ``_high``
 ``leakage worst_leakage``                            of the strongest attack, mean over classes and worst class, with
                                                      all the endings of ``gap``; needs no metric
+``disparity client_disparity mean_client_disparity`` largest difference between groups, with all the endings of ``gap``
 ``p_max``                                            of an audit of embeddings: chance that the strongest attack
                                                      leaks as much under permuted labels
 ``works``                                            whether the remedy is shown to work; not in an audit
@@ -34,11 +35,12 @@ from typing import Any
 
 from upright.contract import InputError
 from upright.shell.config import suggest
+from upright.shell.disparities import NAMES as DISPARITIES
 
 __all__ = ["check_syntax", "fail_if", "names"]
 
 _LEAKS = ("leakage", "worst_leakage")
-_STATISTICS = ("mean", "gap", "abs_gap", "worst_decile", "gini", *_LEAKS)
+_STATISTICS = ("mean", "gap", "abs_gap", "worst_decile", "gini", *_LEAKS, *DISPARITIES)
 _LONGEST = 1_000  # characters; also bounds the depth of nesting
 _ARITHMETIC: Mapping[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -98,7 +100,7 @@ def fail_if(summary: Mapping[str, Any], expression: str) -> bool:
 def names() -> list[str]:
     """Return every name that an expression may use."""
     plain = [f"{a}{b}{c}" for a, b, c in itertools.product(("", "change_"), _STATISTICS, ("", "_low", "_high"))]
-    sizes = [f"{a}_{b}" for a in ("gap", "abs_gap", *_LEAKS) for b in ("null", "detectable")]
+    sizes = [f"{a}_{b}" for a in ("gap", "abs_gap", *_LEAKS, *DISPARITIES) for b in ("null", "detectable")]
     return [*plain, *sizes, "p_max", "works"]
 
 

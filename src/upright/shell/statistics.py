@@ -80,7 +80,8 @@ class Statistic:
         if self.name in DISPARITIES:
             inside = {"disparity": "", "client_disparity": " inside a client, the worst client",
                       "mean_client_disparity": " inside a client, mean over clients"}[self.name]  # fmt: skip
-            whole = f"{title}: largest difference between groups of {self.grouping}{inside}"
+            of = "" if self.grouping == "group" else f" of {self.grouping}"
+            whole = f"{title}: largest difference between groups{of}{inside}"
             return whole if cell is None else f"{whole}, {cell}"
         words = {"mean": "", "worst_decile": ", worst tenth", "gini": ", Gini over units"}[self.name]
         return f"{title}{words}{'' if cell is None else f', {cell}'}"

@@ -63,6 +63,16 @@ def test_a_label_that_a_group_never_has_is_left_out_in_its_stratum_only():
     assert level.masked.tolist() == [[0, 1, 0, 0], [0, 1, 0, 1]]
 
 
+@pytest.mark.parametrize("share", [1.0, 0.01])
+def test_a_mass_below_rounding_is_empty(share):
+    # catches a stratum of mass 1e-13: the objective does not resolve it, and prices of 1e12 stop all other steps
+    for tiny, prices in ((1e-13, 0), (1e-6, 2)):
+        q = np.array([[1.0 - tiny, tiny], [1.0, 0.0]])
+        site = Site(np.full((2, 2), 0.5), (q,), np.full(2, share / 2), ("demographic_parity",))
+        level = levels_of([Constraint(global_tol=0.1)], site.masses(), [0.1], share)
+        assert (len(level.place), len(level.masked)) == (prices, 2 - prices)
+
+
 @pytest.mark.parametrize("gap", ["pairwise", "average"])
 def test_one_group_and_no_samples_have_no_constraints(gap):
     # catches a group compared with itself, and 0 / 0 at a client without samples

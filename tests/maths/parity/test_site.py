@@ -172,6 +172,13 @@ def test_small_temperatures_and_large_adjustments_do_not_overflow():
     np.testing.assert_allclose(h.sum(1), 1.0)
 
 
+def test_curvature_of_a_decision_near_one_is_not_rounded_away():
+    # catches h - h^2, which is 0 where h rounds to 1 while the entries beside it are not: an indefinite matrix
+    site = Site(np.array([[1.0, 0.0]]), (np.ones((1, 1)),), np.ones(1), ("demographic_parity",))
+    second = site.evaluate([np.zeros((1, 1, 2))], 0.02)[2]
+    np.testing.assert_allclose(second, math.exp(-50) / 0.02 * np.array([[1, -1], [-1, 1]]), rtol=1e-10)
+
+
 def test_a_client_without_samples_adds_nothing():
     # catches a sum over an empty client that is NaN
     site = Site(np.zeros((0, 2)), (np.zeros((0, 2)),), np.zeros(0), ("equalized_odds",))

@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from upright.contract import InputError
 from upright.maths.parity.rates import CRITERIA, Criterion, Gap, contrasts
 
-__all__ = ["Constraint", "Level", "levels_of"]
+__all__ = ["EMPTY", "Constraint", "Level", "levels_of"]
 
 Array = NDArray[np.float64]
+EMPTY = 1e-9
+"""Share of a level's weight below which a group is empty in a stratum: less than one sample of any feasible number, and
+below what the objective resolves in double precision."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def levels_of(constraints: Sequence[Constraint], mass: Sequence[Array], tol: Seq
         g, m = p.shape[1:]
         allowed = np.zeros(m, dtype=bool)
         allowed[list(one.chosen(m))] = True
-        there = p > 1e-15
+        there = p > EMPTY * share
         t = contrasts(one.gap, p, there & allowed)  # (S, R, G, m)
         full = contrasts(one.gap, p, np.broadcast_to(allowed, p.shape))
         live = np.abs(t).sum(2) > 0  # (S, R, m)

@@ -26,7 +26,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from upright.maths.parity.constraints import Level
 from upright.maths.parity.site import Site
 
-__all__ = ["Dual", "newton", "slopes", "smooth_abs"]
+__all__ = ["Dual", "factored", "newton", "slopes", "smooth_abs", "solved"]
 
 Array = NDArray[np.float64]
 _RIDGE = 1e-12
@@ -105,12 +105,12 @@ class Dual:
         kept = []
         for h, level, b, g in zip(second, self.levels[1:], bend[1:], gradient[1:], strict=True):
             across = a.T @ h @ level.matrix  # (U, U_k)
-            factor = _factor(level.matrix.T @ h @ level.matrix + np.diag(b))
-            solved = _back(factor, np.column_stack([across.T, -g]))  # (U_k, U + 1)
-            top = top - across @ solved[:, :-1]
-            right = right - across @ solved[:, -1]
-            kept.append(solved)
-        step = _back(_factor(top), right[:, None])[:, 0]
+            factor = factored(level.matrix.T @ h @ level.matrix + np.diag(b))
+            back = solved(factor, np.column_stack([across.T, -g]))  # (U_k, U + 1)
+            top = top - across @ back[:, :-1]
+            right = right - across @ back[:, -1]
+            kept.append(back)
+        step = solved(factored(top), right[:, None])[:, 0]
         return [step, *(s[:, -1] - s[:, :-1] @ step for s in kept)]
 
     def length(self, x: Sequence[Array], step: Sequence[Array], gaps: Sequence[Array], second: Sequence[Array],
@@ -141,7 +141,7 @@ class Dual:
         )
 
 
-def _factor(matrix: Array) -> Any:
+def factored(matrix: Array) -> Any:
     """Factor a matrix that may be singular: prices of classes, or of pairs of three groups, depend on each other.
 
     The ridge is relative to each diagonal entry. Those of prices that do not bind are ``t^2 / (2 mu)``, up to 1e15
@@ -162,7 +162,8 @@ def _factor(matrix: Array) -> Any:
     raise LinAlgError("curvature of the dual is not positive semi-definite")
 
 
-def _back(factor: Any, right: Array) -> Array:
+def solved(factor: Any, right: Array) -> Array:
+    """Solve with what `factored` returned, shape of right (U, R)."""
     if factor is None:
         return right
     lower, scale = factor

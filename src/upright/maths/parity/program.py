@@ -68,7 +68,7 @@ class Solution:
     values, local_values : ndarray, list of ndarray
         D of the randomised decision.
     kkt : float
-        The largest violation of a constraint, or of ``D = tol sign(price)`` where a price is not zero.
+        Largest ``|D - clip(D + price, -tol, tol)|``: a violation, or the smaller of a price and the room it leaves.
     duality_gap : float
         Dual minus primal value.
     iterations : int
@@ -183,30 +183,44 @@ def _start(levels: Sequence[Level], start: Solution | None) -> list[Array]:
     return x
 
 
+def _without(
+    dual: Dual, x: list[Array], d: list[Array], keep: list[NDArray[np.bool_]], beta: float, tol: float
+) -> tuple[list[Array], list[Array], int]:
+    """Solve for the kept prices with the others at zero; return all prices, the sums of all gaps, and the steps."""
+    fewer = [replace(level, matrix=level.matrix[:, on], tol=level.tol[on], place=level.place[on])
+             for level, on in zip(dual.levels, keep, strict=True)]  # fmt: skip
+    own, slope = ([v[on] for v, on in zip(part, keep, strict=True)] for part in (x, d))
+    found, _, steps, _ = newton(Dual(dual.sites, fewer, dual.shapes), own, slope, beta, _MU_LAST, tol, 20)
+    full = [np.zeros(len(on)) for on in keep]
+    for price, on, v in zip(full, keep, found, strict=True):
+        price[on] = v
+    return full, dual.evaluate(full, beta, _MU_LAST, False)[3], steps
+
+
 def _finish(
     dual: Dual, x: list[Array], d: list[Array], beta: float, tol: float, used: int, history: list[dict[str, float]]
 ) -> Solution:
     """Set prices that do not bind to zero, and judge the optimum by the unsmoothed conditions."""
     levels = dual.levels
     gaps = dual.evaluate(x, beta, _MU_LAST, False)[3]
-    keep = [
-        (level.tol * level.share - np.abs(v) <= 1e-6 * level.share) | (np.abs(price) >= 1e-5)
-        for level, v, price in zip(levels, gaps, x, strict=True)
-    ]
-    if not all(on.all() for on in keep):  # step 4: at a small beta even a price of 1e-8 moves the others
-        fewer = [replace(level, matrix=level.matrix[:, on], tol=level.tol[on], place=level.place[on])
-                 for level, on in zip(levels, keep, strict=True)]  # fmt: skip
-        own, slope = ([v[on] for v, on in zip(part, keep, strict=True)] for part in (x, d))
-        found, _, steps, _ = newton(Dual(dual.sites, fewer, dual.shapes), own, slope, beta, _MU_LAST, tol, 20)
+    room = [level.tol * level.share - np.abs(v) for v, level in zip(gaps, levels, strict=True)]
+    keep = [(r <= 1e-6 * level.share) | (np.abs(price) >= 1e-5)
+            for r, level, price in zip(room, levels, x, strict=True)]  # fmt: skip
+    for _ in range(5):  # step 4: at a small beta even a price of 1e-8 moves the others
+        if all(on.all() for on in keep):
+            break
+        found, moved, steps = _without(dual, x, d, keep, beta, tol)
         used += steps
-        x = [np.zeros(len(on)) for on in keep]
-        for price, on, v in zip(x, keep, found, strict=True):
-            price[on] = v
-        gaps = dual.evaluate(x, beta, _MU_LAST, False)[3]
+        again = [~on & (np.abs(v) > level.share * (level.tol + 1e-7))
+                 for on, v, level in zip(keep, moved, levels, strict=True)]  # fmt: skip
+        if not any(back.any() for back in again):
+            x, gaps = found, moved
+            break
+        keep = [on | back for on, back in zip(keep, again, strict=True)]
     values = [v / level.share if len(v) else v for v, level in zip(gaps, levels, strict=True)]
     kkt, paid = 0.0, 0.0
     for price, level, v in zip(x, levels, values, strict=True):
-        bad = np.where(price != 0.0, np.abs(v - level.tol * np.sign(price)), np.maximum(np.abs(v) - level.tol, 0.0))
+        bad = np.abs(v - np.clip(v + price, -level.tol, level.tol))
         kkt = max(kkt, float(bad.max(initial=0.0)))
         paid += level.share * float((level.tol * np.abs(price) - price * v).sum())
     return Solution(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upright.maths.parity.constraints import Level
-from upright.maths.parity.newton import smooth_abs
+from upright.maths.parity.newton import factored, smooth_abs, solved
 from upright.maths.parity.site import Site
 
 __all__ = ["best_local_prices"]
@@ -66,12 +66,11 @@ def best_local_prices(
 
     x = nu.copy()
     value, gradient, h, sums = at(x)
-    for _ in range(most):
+    for _ in range(most if level.share > 0 else 0):
         size = float(np.abs(gradient).max(initial=0.0)) / level.share
         if size <= tol:
             break
-        ridge = 1e-10 * max(float(np.diag(h).max()), 1e-30)
-        step = np.linalg.solve(h + ridge * np.eye(len(x)), -gradient)
+        step = solved(factored(h), -gradient[:, None])[:, 0]
         slope, length = float(gradient @ step), 1.0
         for _ in range(40):
             found = at(x + length * step)

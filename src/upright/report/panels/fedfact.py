@@ -19,7 +19,17 @@ from upright.report.panels.fedfact_maps import (
     rates_of,
     said_count,
 )
-from upright.report.panels.fedfact_notes import client_title, mean, noted, one_seed, records, tolerance_of, value
+from upright.report.panels.fedfact_notes import (
+    client_title,
+    mean,
+    noted,
+    one_seed,
+    over,
+    records,
+    setting,
+    tolerance_of,
+    value,
+)
 from upright.report.panels.fedfact_prices import cells, flips, partition, prices
 from upright.report.parts import Block, Cell, Column, Figure, Grid, Key, Notes, Prose, Table, cell
 from upright.report.plots import Canvas, Series
@@ -36,8 +46,8 @@ MOST_POINTS = 200
 NO_TOLERANCE = ("thresholds", "fairfed", "fedfb")  # remedies that have no such setting
 FEW = f"fewer than {FEWEST}"
 LIMITS = (
-    "Tolerances hold on the calibration rows. On other rows gaps differ from them by chance, most at small clients and "
-    "in small groups.",
+    "Tolerances are fitted on calibration rows. On other rows gaps differ from them by chance, most at small clients "
+    "and in small groups.",
     "The largest of many gaps is large by selection: compare it with what random groups show.",
     "Deciding after training needs a person's group at the time of the decision. Whether that is lawful differs by "
     "place and purpose.",
@@ -133,19 +143,53 @@ def _kept(view: View, remedy: ArmView | None) -> list[Block]:
     notes = noted(view, remedy.name, "calibration") if remedy else []
     if remedy is None or not notes:
         return []
-    parts, held = [], True
+    parts, broken = [], set[int]()
     for key, what, local in (("global", "for everybody", False), ("local_max", "inside a client", True)):
-        asked, most = tolerance_of(view, remedy, local), max((value(n, key) for n in notes), default=math.nan)
-        if math.isfinite(asked) and math.isfinite(most):
-            held = held and most <= asked + 1e-6
+        asked, found = tolerance_of(view, remedy, local), [value(n, key) for n in notes]
+        if math.isfinite(asked) and any(map(math.isfinite, found)):
+            broken |= {i for i, gap in enumerate(found) if gap > asked + 1e-6}
+            most = max(gap for gap in found if math.isfinite(gap))
             parts.append(f"{number(most, 4)} {what} (tolerance {number(asked, plain=True)})")
     if not parts:
         return []
     seeds = f" of {len(notes)} seeds" if len(notes) > 1 else ""
     text = f"{remedy.title}: the largest gap on calibration rows{seeds} is {' and '.join(parts)}."
-    if not held:
-        text += " Decisions without chance need not meet a tolerance exactly even there; drawn ones (`randomised`) do."
-    return [Notes([text], "good" if held else "warn")]
+    if not broken:
+        return [Notes([text], "good")]
+    if len(notes) > 1:
+        text += f" In {plural(len(broken), 'seed')} a gap is above its tolerance."
+    text += _why(view, remedy)
+    return [Notes([text], "warn")]
+
+
+def _why(view: View, remedy: ArmView) -> str:
+    """Say what lets a gap on calibration rows exceed the tolerance that the program was given for them."""
+    text = ""
+    if view.data.get("criterion", "demographic_parity") != "demographic_parity":
+        text += " The program takes rates from the model's probabilities; these gaps count labels."
+    if setting(view, remedy, "gap") == "average":
+        text += " The tolerance bounds a group's gap to the average; these gaps are between two groups."
+    if setting(view, remedy, "randomised") is not True:
+        text += f" Decisions without chance need not meet a tolerance exactly.{_few(view, remedy)}"
+    return text
+
+
+def _few(view: View, remedy: ArmView) -> str:
+    """Say how few rows there are where a tolerance inside a client is exceeded most."""
+    worst, client, at = 1e-6, None, 0
+    for i, note in enumerate(noted(view, remedy.name, "prices")):
+        for row in records(note, "prices", "client", "tolerance"):
+            excess = abs(value(row, "gap_deterministic")) - value(row, "tolerance")
+            if row["client"] is not None and excess > worst:
+                worst, client, at = excess, row["client"], i
+    small = noted(view, remedy.name, "small")
+    sizes = [int(value(row, "samples")) for row in (small[at] if at < len(small) else ())
+             if row.get("client") == client and value(row, "samples") > 0]  # fmt: skip
+    if not sizes:
+        return ""
+    n = min(sizes)
+    steps = f"{plural(n, 'row')}, so that its rate moves in steps of 1/{n}" if n >= FEWEST else f"{FEW} rows"
+    return f" The largest excess is inside a client where a group has {steps}."
 
 
 def _gaps(view: View) -> list[Block]:
@@ -157,19 +201,17 @@ def _gaps(view: View) -> list[Block]:
     body = []
     for arm in view.arms:
         notes = noted(view, arm.name, "calibration")
-        line = [Cell(arm.title, key=arm_key(arm))]
+        if not notes:
+            continue
+        test, fitted = ([Cell(arm.title, key=arm_key(arm)), Cell(word)] for word in ("test", "calibration"))
         for _, statistic, key in kinds:
-            test = next((row for row in view.find(statistic) if row.arm == arm.name), None)
-            fitted = [v for n in notes if math.isfinite(v := value(n, key))]
-            small = f"calibration {number(mean(fitted))}" if fitted else ""
-            if len(fitted) > 1:
-                small += f", {interval(min(fitted), max(fitted))}"
-            line.append(cell(test.value, small) if test else Cell("–", small, numeric=True))
-        if notes:
-            body.append(line)
-    columns = [Column("Arm"), *(Column(title, numeric=True) for title, *_ in kinds)]
-    several = ": mean and range over seeds" if len(view.seeds) > 1 else ""
-    return [Table(f"Test rows, and below them calibration rows{several}", columns, body)] if body else []
+            row = next((row for row in view.find(statistic) if row.arm == arm.name), None)
+            test.append(cell(row.value, interval(row.low, row.high)) if row else Cell("–", numeric=True))
+            fitted.append(over([value(n, key) for n in notes]))
+        body += [test, fitted]
+    columns = [Column("Arm"), Column("Rows"), *(Column(title, numeric=True) for title, *_ in kinds)]
+    several = "; of calibration rows mean and range over seeds" if len(view.seeds) > 1 else ""
+    return [Table(f"Test and calibration rows{several}", columns, body)] if body else []
 
 
 # -- heat maps ------------------------------------------------------------------------------------------------------
@@ -184,7 +226,7 @@ def _maps(view: View, canvas: Canvas, remedy: ArmView) -> list[Block]:
     blocks: list[Block] = []
     for n, metric in enumerate(rates[:MOST_RATES]):
         own = [arm for arm in shown if (arm.name, metric) in tables]
-        figures = [_map(canvas, arm, metric, tables, own[0], explain=not n and arm is own[0]) for arm in own]
+        figures = [_map(view, canvas, arm, metric, tables, own[0], explain=not n and arm is own[0]) for arm in own]
         blocks.append(Grid(figures))
     if blocks:
         words = f"{one_seed(view)}Test rows of every client, before and after."
@@ -196,8 +238,9 @@ def _maps(view: View, canvas: Canvas, remedy: ArmView) -> list[Block]:
 
 
 def _map(
-    canvas: Canvas, arm: ArmView, metric: str, tables: Mapping[tuple[str, str], Rates], first: ArmView, *, explain: bool
-) -> Figure:
+    view: View, canvas: Canvas, arm: ArmView, metric: str, tables: Mapping[tuple[str, str], Rates], first: ArmView, *,
+    explain: bool,
+) -> Figure:  # fmt: skip
     cells = tables[arm.name, metric]
     clients, groups = _clients(tables[first.name, metric]), groups_of(cells)
     whole = {("", g): _sum([one for (_, own), one in cells.items() if own == g]) for g in groups}
@@ -205,6 +248,8 @@ def _map(
     away = {key: _away(known, key) for key in known}
     levels = ["", *clients]
     name = metric.removeprefix("rate/")
+    if view.data.get("criterion") == "equal_opportunity":
+        name += " where it is the label"
     title = f"Decided {name}, by client and group: {lower(arm.title)}"
     drawn = [
         (client_title(c), [(away.get((c, g), math.nan), said_count(known.get((c, g)), (c, g) in known))
@@ -227,7 +272,7 @@ def _map(
     ]
     if explain:
         reading.append(
-            "A cell holds a group's share minus that of all groups of the same client, and its rows. Blue is more often "
+            "A cell holds a group's share minus that of all groups of its client, and its rows. Blue is more often "
             f"than all groups, orange less often; the shade deepens at {', '.join(f'{s:g}' for s in STEPS)}."
         )
     if any(one is None for one in cells.values()):

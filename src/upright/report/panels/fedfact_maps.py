@@ -216,8 +216,8 @@ def draw_front(
                 ax.plot([x.value], [y.value], marker=marker, markersize=8 if large else 4.5, color=colour,
                         clip_on=False, linestyle="none", zorder=5 + 0.5 * (index == 1))  # fmt: skip
         for point in fitted:
-            ax.plot(*[[v] for v in point], marker=marker, markersize=6, color=COLOURS["paper"], linestyle="none", clip_on=False,
-                    markeredgecolor=colour, markeredgewidth=1.4, zorder=4)  # fmt: skip
+            ax.plot(*[[v] for v in point], marker=marker, markersize=6, color=COLOURS["paper"], linestyle="none",
+                    clip_on=False, markeredgecolor=colour, markeredgewidth=1.4, zorder=4)  # fmt: skip
     ax.margins(0.08)
     if ax.get_ylim()[0] < 0:
         ax.set_ylim(bottom=0)

@@ -24,7 +24,7 @@ from upright.report.plots import Canvas, Mark, Row
 from upright.report.read import ArmView, View
 from upright.report.text import MINUS, number, percent, plural, shorten
 
-__all__ = ["cells", "flips", "partition", "prices"]
+__all__ = ["bars_of", "cells", "flips", "partition", "prices"]
 
 MOST_BARS = 24
 MOST_LINES = 40
@@ -36,7 +36,7 @@ FEW = f"fewer than {FEWEST}"
 _Bar = tuple[str, str, str, float, float, float]  # client ("" for everybody), contrast, rate, price, gap, tolerance
 
 
-def _bars(view: View, note: Any, randomised: bool) -> list[_Bar]:
+def bars_of(view: View, note: Any, randomised: bool) -> list[_Bar]:
     """Return each constraint once: of two classes both say the same, so their prices are added."""
     rows = records(note, "prices", "level", "class", "between", "tolerance", "price")
     classes, found = classes_of(view), dict[tuple[str, str, str], list[Mapping[str, Any]]]()
@@ -72,7 +72,7 @@ def prices(view: View, canvas: Canvas, remedy: ArmView) -> list[Block]:
     """Return what each constraint costs, and how well the program was solved."""
     notes = noted(view, remedy.name, "prices")
     randomised = setting(view, remedy, "randomised") is True
-    every = [_bars(view, note, randomised) for note in notes]
+    every = [bars_of(view, note, randomised) for note in notes]
     blocks: list[Block] = []
     if every and every[0]:
         blocks.append(Grid((_price_figure(view, canvas, every[0], remedy),)))
@@ -91,7 +91,7 @@ def _price_figure(view: View, canvas: Canvas, bars: Sequence[_Bar], remedy: ArmV
             drawn.append(Row(shorten(f"{where}: decided {rate}", 52)))
         for _, between, _, price, gap, tolerance in own:
             said = f"{number(price)} · gap {number(gap)} of {number(tolerance, plain=True)}"
-            drawn.append(Row(shorten(between, 60 - len(said)), (Mark(price, math.nan, math.nan,
+            drawn.append(Row(_pair(between, 54 - len(said)), (Mark(price, math.nan, math.nan,
                              remedy.index),), said))  # fmt: skip
     title = "Prices of the constraints"
     columns = (Column("For"), Column("Between"), Column("Decided"), Column("Price", numeric=True),
@@ -106,10 +106,10 @@ def _price_figure(view: View, canvas: Canvas, bars: Sequence[_Bar], remedy: ArmV
     )
     free = sum(bar[3] <= 1e-9 for bar in bars)
     reading = [
-        f"{one_seed(view)}A price is the accuracy lost per unit of tolerance: at a price of 0.2, a tolerance smaller "
-        "by 0.01 costs 0.002. That of a client counts in accuracy of its own rows.",
-        f"Of {plural(len(bars), 'constraint')} {number(free)} {'costs' if free == 1 else 'cost'} nothing: there the gap "
-        "stays within the tolerance once the others do.",
+        f"{one_seed(view)}A price is the accuracy lost per unit of tolerance, by the model's own probabilities: at a "
+        "price of 0.2, a tolerance smaller by 0.01 costs 0.002. That of a client counts in accuracy of its own rows.",
+        f"Of {plural(len(bars), 'constraint')} {number(free)} {'costs' if free == 1 else 'cost'} nothing: there the "
+        "gap stays within the tolerance once the others do.",
     ]
     if len(classes_of(view)) == 2:
         reading.append("Of two classes one says what the other does, so each constraint stands once.")
@@ -119,6 +119,16 @@ def _price_figure(view: View, canvas: Canvas, bars: Sequence[_Bar], remedy: ArmV
         drawn = [Row("No constraint costs accuracy", (Mark(0.0, math.nan, math.nan, remedy.index),), "0")]
     svg = canvas.rows(drawn, "accuracy lost per unit of tolerance", bars=True)
     return Figure(title, svg, alt, Table(title, columns, body), (), reading)
+
+
+def _pair(between: str, size: int) -> str:
+    """Cut a pair of groups so that a part of both is left."""
+    parts = between.split(f" {MINUS} ")
+    if len(between) <= size or len(parts) != 2:
+        return shorten(between, size)
+    half = (size - 3) // 2
+    rest = max(half, size - 3 - min(map(len, parts)))  # what a short name leaves goes to the long one
+    return f" {MINUS} ".join(shorten(part, rest if len(part) > half else half) for part in parts)
 
 
 def _price_table(every: Sequence[Sequence[_Bar]]) -> list[Block]:
@@ -139,7 +149,7 @@ def _price_table(every: Sequence[Sequence[_Bar]]) -> list[Block]:
 
 
 def _solver(view: View, remedy: ArmView) -> list[Block]:
-    notes = noted(view, remedy.name, "solver")
+    notes = [n for n in noted(view, remedy.name, "solver") if value(n, "steps") > 0]  # none without a constraint
     if not notes:
         return []
     stuck = sum(isinstance(n, Mapping) and n.get("converged") is False for n in notes)
@@ -201,7 +211,7 @@ def flips(view: View, canvas: Canvas, remedy: ArmView) -> list[Block]:
     columns = (Column("Arm"), Column("Group"), Column("Changed to"), Column("Share of the group", numeric=True),
                Column("Rows", numeric=True))  # fmt: skip
     alt = f"{title}, {remedy.title}. " + "; ".join(
-        f"{r[1].text} to {r[2].text}: {r[3].text}" for r in body if r[0].text == remedy.title
+        f"{r[1].text} to {r[2].text}: {r[3].text}" for r in body if r[0].text == remedy.title and r[3].text != "–"
     )
     several = " Mean over seeds." if len(view.seeds) > 1 else ""
     reading = [
