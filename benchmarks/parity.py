@@ -41,7 +41,7 @@ GOALS = {"fit": 2.0, "front": 20.0, "large": 60.0, "memory": 4.0}
 def adult(n: int, seed: int = 0, clients: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return features (n, 14), labels, groups and clients: a third women, fewer of them positive, uneven clients."""
     rng = np.random.default_rng(seed)
-    shares = np.random.default_rng(7).dirichlet(np.full(clients, 0.5) + 0.1, 2)
+    shares = np.random.default_rng(14).dirichlet(np.full(clients, 0.5), 2)
     group = (rng.random(n) < 0.675).astype(np.int64)
     client = (shares.cumsum(1)[group] < rng.random((n, 1))).sum(1).clip(0, clients - 1)
     x = rng.normal(size=(n, 14))

@@ -21,6 +21,7 @@ from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils.estimator_checks import check_estimator
 
 from upright.classification.estimator import FedFACTClassifier, Front
+from upright.classification.post import FairPost
 from upright.contract import InputError
 from upright.maths.parity.constraints import Constraint
 
@@ -91,6 +92,22 @@ def test_calibration_samples_are_not_trained_on_and_hold_every_cell():
     accuracy = lambda rows: own.estimator_.score(x[rows], y[rows])  # noqa: E731
     assert accuracy(train) == 1.0
     assert accuracy(held) < 0.9
+
+
+@pytest.mark.parametrize("constraints", ["demographic_parity", "equalized_odds"])
+def test_adjustments_are_those_of_fairpost_on_the_held_out_samples(constraints):
+    # catches labels, groups, clients or probabilities of other rows, and a setting that is not handed on
+    x, y, g, k = world(16, m=3, groups=3)
+    settings = {"global_tol": 0.03, "local_tol": 0.06, "gap": "average", "temperature": 0.01, "randomised": True}
+    own = FedFACTClassifier(constraints=constraints, random_state=0, **settings)
+    own.fit(x, y, sensitive_features=g, clients=k)
+    _, held = own._split(y, g, len(y))
+    p = own.estimator_.predict_proba(x[held])
+    post = FairPost(constraints, **settings).fit(p, y[held], sensitive_features=g[held], clients=k[held])
+    assert own.post_.table_.as_dict() == post.table_.as_dict()
+    assert {k: v for k, v in own.post_.get_params().items() if k != "random_state"} == {
+        k: v for k, v in post.get_params().items() if k != "random_state"
+    }
 
 
 def test_a_fitted_estimator_is_used_as_it_is():

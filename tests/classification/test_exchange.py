@@ -151,6 +151,7 @@ def test_a_client_that_is_absent_for_one_round_changes_nothing_in_the_end(gone):
     state, privates = drive(algorithm, data, present=lambda r, name: (r, name) != (gone, "c1"))
     assert state["log"][gone]["absent"] == ["c1"]
     assert state["over"]
+    assert state["log"][-1]["absent"] == []
     agree(data, wanted, algorithm.tables(privates))
 
 
@@ -198,6 +199,7 @@ def test_a_client_that_is_gone_for_good_is_never_counted_as_fair():
     algorithm = FedFACTPost(wanted, [2], 2)
     state, privates = drive(algorithm, data, present=lambda r, name: name != "c2" or r < last)
     assert state["over"]
+    assert state["waited"] == 3
     tables = algorithm.tables(privates)
     own = state["sums/c2"].reshape(2, 2) / (state["mass/c2"].reshape(2, 2) / 1200)  # what it last said
     assert np.ptp(own, axis=0).max() > 0.3

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow.parquet as pq
+import pytest
 
 from upright.shell.runner import compare_runs, execute
 from upright.shell.runs import read_json
-from upright.shell.study import publish_runs
+from upright.shell.study import _without_small_counts, publish_runs
 from upright.shell.units import Units, read_units
 
 
@@ -38,3 +40,36 @@ def test_a_published_study_keeps_no_class_of_a_person(tmp_path):
             assert row["value"] == round(row["value"], 3)
             rounded += exact[row["statistic"], row["group"], row["arm"]] != row["value"]
     assert rounded > 3
+
+
+def test_a_study_of_rows_is_published_as_cells_without_small_ones(tmp_path):
+    # catches a row or a group of a person that is passed on, a small cell, counts of few people in a note, and a mean
+    # that is not that of the units
+    settings = {"clients": 3, "least": 6, "rounds": 4, "local_steps": 2, "global_tol": 0.1}
+    run = execute("fedfact", data="synthetic", settings=settings, arms=["none", "fedfact"], folder=tmp_path / "s0")
+    whole = compare_runs([run], tmp_path / "comparison")
+    target = publish_runs(
+        "study", [run], whole, tmp_path / "results", {"command": "x"}, cells=("client", "group", "label")
+    )
+    assert {f.name for f in target.iterdir()} == {"summary.json", "config.json", "environment.json", "cells.parquet"}
+    rows = pq.read_table(target / "cells.parquet").to_pylist()
+    assert {r["n"] for r in rows if r["n"] is not None and r["n"] < 5} <= {0}
+    units = Units(read_units(run / "units.parquet"))
+    checked = 0
+    for r in rows:
+        mask = np.all([units.by[g][0] == r[g] for g in ("client", "group", "label")], axis=0)
+        values = units.values(r["arm"], r["metric"])[0][mask]
+        values = values[~np.isnan(values)]
+        if r["n"]:
+            assert len(values) == r["n"]
+            assert r["mean"] == pytest.approx(values.mean(), abs=1e-12)
+            checked += 1
+        else:
+            assert r["n"] == 0 or len(values) < 5
+    assert checked > 20
+
+
+def test_numbers_of_few_people_leave_the_notes():
+    note = {"counts": [{"client": "a", "n": 3, "y=yes": 2, "y=no": 0}, {"n": 7}], "small": [{"samples": 4, "of": 90}]}
+    counts = [{"client": "a", "n": None, "y=yes": None, "y=no": 0}, {"n": 7}]
+    assert _without_small_counts(note) == {"counts": counts, "small": [{"samples": None, "of": 90}]}

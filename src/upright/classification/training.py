@@ -26,8 +26,8 @@ Algorithm (round t at client k)
 2. Mbar from the table and nu_k; weighted losses of theta and of the local model phi_k on all rows
 3. decisions ``argmax of w_k softmax(theta) + (1 - w_k) softmax(phi_k)``
 4. ``w_k`` by the rule of two experts, losses clipped to ``[0, loss_bound]``
-5. ``nu_k <- l1_ball(soft_threshold(nu_k + eta s D^k, eta s local_tol))``; ``s = min(1, 4 / sum_g T_g^2 / P_g)`` for each
-   price, T the contrast, P the masses of its groups
+5. ``nu_k <- l1_ball(soft_threshold(nu_k + eta s D^k, eta s local_tol))``; ``s = min(1, 4 / sum_g T_g^2 / P_g)`` for
+   each price, T the contrast, P the masses of its groups
 6. counts of the decisions by stratum, group and class go up
 7. R mini-batch steps on theta and on phi_k; the change of theta goes up
 8. server: ``theta += sum p_k (theta_k - theta)``, and lam as nu_k with D and ``global_tol`` of everybody

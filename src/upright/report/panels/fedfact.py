@@ -74,8 +74,10 @@ def _fronts(view: View, canvas: Canvas) -> list[Block]:
     primary, cost = view.primary or "", view.cost_statistic or "mean:accuracy"
     if not primary.startswith("disparity:"):
         return []
-    words = ((primary, "global", "the gap of all rows", False), (f"client_{primary}", "local_max",
-             "the gap of the worst client", True))  # fmt: skip
+    words = (
+        (primary, "global", "the gap of all rows", False),
+        (f"client_{primary}", "local_max", "the gap of the worst client", True),
+    )
     figures = []
     for statistic, key, what, local in words:
         spots = _spots(view, cost, statistic)
@@ -266,7 +268,8 @@ def _map(
     largest = {c: _spread(known, c) for c in levels}
     inside = [v for c, v in largest.items() if c and math.isfinite(v)]
     alt = f"{title}. " + "; ".join(f"{r[0].text}, {r[1].text}: {r[4].text} of {r[2].text} rows" for r in body)
-    said = f"Between two groups the largest gap is {number(largest[''])} over all rows"
+    few = any(one is None for one in cells.values())
+    said = f"Between two groups{' that are shown' * few} the largest gap is {number(largest[''])} over all rows"
     reading = [
         said + (f" and {number(max(inside))} inside a client." if inside else "."),
     ]
@@ -275,7 +278,7 @@ def _map(
             "A cell holds a group's share minus that of all groups of its client, and its rows. Blue is more often "
             f"than all groups, orange less often; the shade deepens at {', '.join(f'{s:g}' for s in STEPS)}."
         )
-    if any(one is None for one in cells.values()):
+    if few:
         reading.append(f"Cells of {FEW} rows are not shown, and count in no other cell.")
     if len(clients) > MOST_CLIENTS or len(groups) > MOST_GROUPS:
         reading.append(
