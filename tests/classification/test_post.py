@@ -321,26 +321,6 @@ def test_certain_groups_decide_as_groups_do_and_blind_gaps_are_weighted():
     assert np.ptp((soft.T @ np.eye(3)[p.argmax(1)]) / soft.sum(0)[:, None], axis=0).max() > 0.05
 
 
-def test_strangers_are_refused_or_treated_as_the_average():
-    p, _, g, k = world(15, groups=2)
-    post = FairPost(local_tol=0.05).fit(p, sensitive_features=g, clients=k)
-    strange, elsewhere = np.where(np.arange(len(g)) == 3, 9, g), np.where(np.arange(len(k)) == 4, 8, k)
-    with pytest.raises(InputError, match="groups of 'group' that the fit did not see: '9'"):
-        post.predict(p, sensitive_features=strange, clients=k)
-    with pytest.raises(InputError, match="clients that the fit did not see: '8'"):
-        post.predict(p, sensitive_features=g, clients=elsewhere)
-    with pytest.raises(InputError, match="no clients, and the table has 3"):
-        post.predict(p, sensitive_features=g)
-    post.set_params(unknown="common")
-    known = post.scores(p, sensitive_features=g, clients=k)
-    for features, clients, row in ((strange, k, 3), (g, elsewhere, 4)):
-        z = post.scores(p, sensitive_features=features, clients=clients)
-        changed = np.flatnonzero((z != known).any(1))
-        assert changed.tolist() == [row]
-    alone = post.scores(p, sensitive_features=g)
-    np.testing.assert_array_equal(alone[4], z[4])  # no client at all is a client that is not known
-
-
 # -- fronts ----------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,1 @@
+"""The language wing: log-probabilities of answers, unlearning losses, and what is built on them."""
