@@ -35,7 +35,7 @@ _TINY = 1e-12  # below, 2 / beta times a logarithm has no digits left
 
 
 def _at_least(low: float, **values: float) -> None:
-    """Refuse factors below `low`; for ``low = 0`` zero itself is fine, for a tiny `low` it is not."""
+    """Refuse factors below `low`, that is 0 or `_TINY`."""
     for name, value in values.items():
         if not low <= value < float("inf"):
             accepted = "a finite number of at least 0" if low == 0 else "a finite number above 0"
@@ -58,14 +58,8 @@ def token_mean(values: Tensor, counts: Tensor) -> Tensor:
 
     Parameters
     ----------
-    values : Tensor, shape (B,)
-        Means over the tokens of each sample.
-    counts : Tensor of int, shape (B,)
-        Answer tokens of each sample.
-
-    Returns
-    -------
-    Tensor, shape ()
+    values, counts : Tensor, shape (B,)
+        Means over the tokens of each sample, and the number of these tokens.
     """
     return (values * counts).sum() / counts.sum()
 
@@ -75,11 +69,6 @@ def token_mean(values: Tensor, counts: Tensor) -> Tensor:
 
 def nll(log_probs: Tensor, mask: Tensor) -> Tensor:
     """``cbar_i``, the usual training loss and the usual retain term, shape (B,), at least 0.
-
-    Parameters
-    ----------
-    log_probs : Tensor, shape (B, T)
-    mask : Tensor of bool, shape (B, T)
 
     Raises
     ------
@@ -103,18 +92,6 @@ def grad_diff(forget: Tensor, retain: Tensor, *, gamma: float = 1.0, alpha: floa
     GradDiff is ``grad_diff(ga(...), nll(...))``; with ``kl`` as `retain` it is the KL variant. The same sum serves
     every other forget loss.
 
-    Parameters
-    ----------
-    forget, retain : Tensor, shape (B,)
-        Values of the forget samples and of their partners.
-    gamma, alpha : float
-        At least 0.
-
-    Raises
-    ------
-    InputError
-        When shapes differ or a factor is negative.
-
     Source: Liu, Liu, Stone, *Continual Learning and Private Unlearning* (2022); Maini et al., *TOFU* (2024).
     """
     _at_least(0.0, gamma=gamma, alpha=alpha)
@@ -129,12 +106,11 @@ def npo(log_probs: Tensor, mask: Tensor, reference: Tensor, *, beta: float = 0.1
 
     Parameters
     ----------
-    log_probs : Tensor, shape (B, T)
-    mask : Tensor of bool, shape (B, T)
+    log_probs, mask : Tensor, shape (B, T)
     reference : Tensor, shape (B,)
         Sums of log-probabilities under the reference, ``-c_i^ref``. Sums, not means.
     beta : float
-        Above 0.
+        Above 0; the smaller, the closer to gradient ascent.
 
     Guarantee
     ---------
@@ -158,9 +134,7 @@ def simnpo(log_probs: Tensor, mask: Tensor, *, beta: float = 4.5, delta: float =
     Parameters
     ----------
     beta : float
-        Above 0. 4.5 in OpenUnlearning, 2.5 in the authors' file for TOFU.
-    delta : float
-        Margin, 0 in both.
+        Above 0. 4.5 in OpenUnlearning, 2.5 in the authors' file for TOFU; `delta` is 0 in both.
 
     Guarantee
     ---------
@@ -186,8 +160,6 @@ def dpo(
         Of the answer to be forgotten, as for `npo`.
     win_log_probs, win_mask, win_reference
         Of the answer to be given instead, for the same questions; its length may differ.
-    beta : float
-        Above 0.
 
     Source: Rafailov et al., *Direct Preference Optimization* (2023); Maini et al., *TOFU* (2024); Mekala et al.,
     *Alternate Preference Optimization* (2024), arXiv 2409.13474. The factor 2 is that of NPO's code base.
@@ -311,17 +283,7 @@ def ce_u(
 
     The model is taught its own distribution without the answer: ``-log(1 - p_y)`` plus the entropy of the target.
 
-    Parameters
-    ----------
-    logits : Tensor, shape (B, T, V)
-    labels : Tensor of int, shape (B, T)
-    skip : int
-        Answer tokens at the start that are left alone; 1 in the paper.
-
-    Raises
-    ------
-    InputError
-        Also when an answer has no token left after `skip`.
+    `skip` answer tokens at the start are left alone, 1 in the paper; an answer with no token left is refused.
 
     Source: Yang, *CE-U: Cross Entropy Unlearning* (2025), arXiv 2503.01224.
     """
@@ -366,12 +328,8 @@ def control_vector(
 
     Parameters
     ----------
-    dim : int
-        Width of the hidden states.
     scale : float
         c, above 0: 2 in the recipe for WMDP with zephyr-7b-beta, 20 in OpenUnlearning.
-    generator : torch.Generator
-        Source of randomness, on the CPU.
     law : {"sphere", "orthant"}
         ``sphere`` is uniform over directions. ``orthant`` normalises uniform numbers from [0, 1) as the authors do: all
         entries are positive, and any two draws have a cosine of about 3/4.
@@ -380,8 +338,8 @@ def control_vector(
     if law not in ("sphere", "orthant"):
         raise InputError(f"law = {law!r}", "'sphere' or 'orthant'", "choose one of the two")
     draw = torch.randn if law == "sphere" else torch.rand
-    raw = draw(dim, generator=generator)
-    return scale * raw / raw.norm()
+    raw: Tensor = draw(dim, generator=generator)
+    return raw * (scale / float(raw.norm()))
 
 
 def _distance(hidden: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -428,22 +386,11 @@ def rmu_retain(hidden: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
 # -- without training -----------------------------------------------------------------------------------------------
 
 
-def task_vector(
-    base: Mapping[str, Tensor], reinforced: Mapping[str, Tensor], *, alpha: float = 1.0
-) -> dict[str, Tensor]:
+def task_vector(base: Mapping[str, Tensor], reinforced: Mapping[str, Tensor], alpha: float = 1.0) -> dict[str, Tensor]:
     """``theta - alpha (theta_reinforced - theta)``: subtract what more training on the forget set adds.
 
-    Parameters
-    ----------
-    base, reinforced : mapping of str to Tensor
-        State dicts of one architecture. Neither is changed.
-    alpha : float
-        0 gives the base back.
-
-    Returns
-    -------
-    dict of str to Tensor
-        In the types of `base`; computed in float32 at least. What is no floating point number is copied.
+    State dicts of one architecture in, neither changed; a new one out, in the types of `base`, computed in float32 at
+    least. What is no floating point number is copied. ``alpha = 0`` gives the base back.
 
     Raises
     ------
@@ -472,20 +419,13 @@ def task_vector(
 def whp_logits(base: Tensor, reinforced: Tensor, *, alpha: float = 1.0) -> Tensor:
     """``z - alpha relu(z_reinforced - z)``: logits at inference, lowered where more training raised them.
 
-    Parameters
-    ----------
-    base, reinforced : Tensor of one shape
-    alpha : float
-        At least 0.
-
     Source: Eldan, Russinovich, *Who's Harry Potter?* (2023), arXiv 2310.02238, in the form that MUSE uses.
     """
     _at_least(0.0, alpha=alpha)
     if base.shape != reinforced.shape:
         got = f"logits of shapes {tuple(base.shape)} and {tuple(reinforced.shape)}"
         raise InputError(got, "one shape", "run both models on the same tokens")
-    lowered: Tensor = base - alpha * (reinforced - base).clamp_min(0)
-    return lowered
+    return torch.sub(base, (reinforced - base).clamp_min(0), alpha=alpha)
 
 
 # -- what each needs, as data ---------------------------------------------------------------------------------------
