@@ -43,7 +43,7 @@ test-minimum: .venv-min/.installed
 	rm -rf .venv-min
 	python3.11 -m venv .venv-min
 	$(MIN) -m pip install --quiet --disable-pip-version-check -c constraints-minimum.txt \
-	  "$$(grep '^torch==' constraints-minimum.txt)" --editable . pytest pytest-timeout hypothesis scikit-learn
+	  "$$(grep '^torch==' constraints-minimum.txt)" --editable . pytest pytest-timeout hypothesis scikit-learn fairlearn
 	touch $@
 
 demo: $(STAMP)

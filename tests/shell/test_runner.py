@@ -335,3 +335,13 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path):
         assert (a.run, a.arm, a.seed, a.scores.unit, a.scores.by) == (b.run, b.arm, b.seed, b.scores.unit, b.scores.by)
         for metric, values in a.scores.values.items():
             np.testing.assert_array_equal(values, b.scores.values[metric])
+
+
+def test_the_command_of_a_run_can_be_typed():
+    # catches a list written as Python writes it, which the command line does not read, and data that are named twice
+    from upright.shell.runner import _command
+
+    asked = {"preset": "full", "resolved": {"task": {"data": "ml100k"}}, "arms": ["none"], "sweep": False, "seed": 3,
+             "passed": {"data": "ml100k", "surfaces": ("embedding", "lists")}}  # fmt: skip
+    wanted = "upright run raid --preset full --data ml100k --set surfaces=embedding,lists --arms none --seed 3"
+    assert _command("raid", asked) == wanted

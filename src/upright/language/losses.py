@@ -27,8 +27,8 @@ from upright.contract import InputError
 from upright.language.logprobs import IGNORE, answer_mask, over_answers, sample_means, sample_sums
 
 __all__ = [
-    "LOSSES", "Loss", "ce_u", "control_vector", "dpo", "dual_step", "ga", "grad_diff", "kl", "nll", "npo", "pdu",
-    "rmu_forget", "rmu_retain", "satimp", "simnpo", "task_vector", "token_mean", "undial", "wga", "whp_logits",
+    "LOSSES", "PAIRS", "Loss", "ce_u", "control_vector", "dpo", "dual_step", "ga", "grad_diff", "kl", "nll", "npo",
+    "pdu", "rmu_forget", "rmu_retain", "satimp", "simnpo", "task_vector", "token_mean", "undial", "wga", "whp_logits",
 ]  # fmt: skip
 
 _TINY = 1e-12  # below, 2 / beta times a logarithm has no digits left
@@ -479,4 +479,12 @@ LOSSES: Mapping[str, Loss] = {
     "kl": Loss(kl, "logits", "distributions", "token", side="retain", defaults={"direction": "forward"}),
     "rmu_retain": Loss(rmu_retain, "hidden", "hidden", "sample", side="retain"),
 }
-"""Losses by name. GradDiff is ``grad_diff`` of ``ga`` and ``nll``; with ``kl`` in place of ``nll``, its KL variant."""
+"""Losses by name, one value a sample each."""
+
+PAIRS: Mapping[str, tuple[str, str]] = {
+    "grad_diff": ("ga", "nll"),
+    "grad_diff_kl": ("ga", "kl"),
+    "rmu": ("rmu", "rmu_retain"),
+    "pdu": ("pdu", "nll"),
+}
+"""Published sums of a forget and a retain loss, for `grad_diff`; other forget losses take ``nll`` or ``kl``."""

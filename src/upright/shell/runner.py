@@ -270,10 +270,15 @@ def _command(name: str, asked: Mapping[str, Any]) -> str:
     words = [f"upright run {name}", f"--preset {asked['preset']}"]
     data = asked["resolved"]["task"].get("data")
     words += [f"--data {shlex.quote(str(data))}"] if data else []
-    words += [f"--set {shlex.quote(f'{k}={v}')}" for k, v in asked["passed"].items()]
+    words += [f"--set {shlex.quote(f'{k}={_typed(v)}')}" for k, v in asked["passed"].items() if k != "data"]
     words += [f"--arms {','.join(asked['arms'])}"] if asked["arms"] else []
     words += ["--sweep"] if asked["sweep"] else []
     return " ".join([*words, f"--seed {asked['seed']}"])
+
+
+def _typed(value: Any) -> str:
+    """Return a setting as a person types it: lists without brackets."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _new_folder(out: Path, name: str, data: str, seed: int) -> Path:
