@@ -45,6 +45,9 @@ STUDIES: list[tuple[str, dict[str, Any], list[str] | None, bool, dict[str, Any]]
      True, {}),
     ("fedfact-adult-odds", {"data": "adult", "group": "sex", "criterion": "equalized_odds"},
      [*NO_FAIRLEARN, "thresholds", "reductions"], False, {}),
+    ("fedfact-adult-odds-drawn",
+     {"data": "adult", "group": "sex", "criterion": "equalized_odds", "randomised": True},
+     [*NO_FAIRLEARN, "thresholds", "reductions"], False, {}),
     ("fedfact-census-sex", {"data": "census-kdd", "group": "sex", "clients": 10, "most_rows": 60_000}, NO_FAIRLEARN,
      False, {}),
 ]  # fmt: skip

@@ -489,3 +489,17 @@ def test_labels_of_any_kind_come_back():
     post = FairPost(global_tol=INF).fit(p, names[y], sensitive_features=g, classes=names)
     np.testing.assert_array_equal(post.predict(p, sensitive_features=g), names[p.argmax(1)])
     np.testing.assert_array_equal(FairPost().fit(p, names[y], sensitive_features=g).classes_, np.sort(names))
+
+
+def test_a_tolerance_that_only_drawn_decisions_meet_is_named():
+    # all of a group have one score: no threshold splits them. Catches a limit that is missed in silence
+    p = np.where(np.arange(400)[:, None] < 200, [[0.4, 0.6]], [[0.6, 0.4]])
+    group = np.repeat(["a", "b"], 200)
+    fixed = FairPost(global_tol=0.1).fit(p, sensitive_features=group)
+    drawn = FairPost(global_tol=0.1, randomised=True).fit(p, sensitive_features=group)
+    assert fixed.missed_ >= 0.4 or np.unique(fixed.predict(p, sensitive_features=group)).size == 1
+    h = drawn.decide(p, sensitive_features=group)
+    assert abs(h[:200, 1].mean() - h[200:, 1].mean()) <= 0.1 + 1e-6
+    smooth = np.linspace(0.05, 0.95, 400)
+    many = np.column_stack([1 - smooth, smooth])
+    assert FairPost(global_tol=0.1).fit(many, sensitive_features=np.tile(["a", "b"], 200)).missed_ == 0.0

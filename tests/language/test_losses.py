@@ -36,7 +36,8 @@ def batch(seed, b=3, t=6, v=5):
     labels[:, -3] = torch.where(torch.rand(b, generator=g) < 0.5, -100, 1)
     labels[:, -2:] = torch.randint(0, v, (b, 2), generator=g)  # two answer tokens at least
     return {"logits": 2 * draw(b, t, v), "other": 2 * draw(b, t, v), "hidden": draw(b, t, 4), "base": draw(b, t, 4),
-            "win": draw(b, t, v), "control": draw(4), "labels": labels}  # fmt: skip
+            "win": draw(b, t, v), "win_other": draw(b, t, v), "control": draw(4), "labels": labels,
+            "win_labels": labels.roll(1, 0)}  # fmt: skip
 
 
 def evaluate(name, x, **options):
@@ -55,8 +56,8 @@ def evaluate(name, x, **options):
     if loss.reference == "sums":
         arguments.append(sample_sums(*token_log_probs(x["other"], x["labels"])))
     if loss.answers == 2:
-        win = token_log_probs(x["win"], x["labels"].roll(1, 0))
-        arguments += [*win, sample_sums(*token_log_probs(x["other"], x["labels"].roll(1, 0)))]
+        win = token_log_probs(x["win"], x["win_labels"])
+        arguments += [*win, sample_sums(*token_log_probs(x["win_other"], x["win_labels"]))]
     return loss.function(*arguments, **options)
 
 
@@ -93,7 +94,7 @@ def test_losses_of_log_probs_by_hand():
 
 
 def row(*p):
-    """Logits (1, 2, V) whose place 0 gives the probabilities p, with place 1 as nonsense, and the label 0 at place 1."""
+    """Logits (1, 2, V) that give the token at place 1 the probabilities p; what place 1 predicts is not asked."""
     return torch.log(torch.tensor([[p, p[::-1]]], dtype=torch.float64)) + 1.7
 
 
@@ -107,9 +108,8 @@ def test_losses_of_logits_by_hand():
     near(ul.kl(own, ref, FIRST, direction="reverse"), [0.5 * math.log(2.0) + 0.25 * math.log(0.5)])
     skew = row(0.8, 0.1, 0.1)
     near(ul.kl(skew, ref, FIRST), [0.25 * math.log(0.25 / 0.8) + 0.25 * math.log(2.5) + 0.5 * math.log(5.0)])
-    near(
-        ul.kl(skew, ref, FIRST, direction="reverse"), [0.8 * math.log(3.2) + 0.1 * math.log(0.4) + 0.1 * math.log(0.2)]
-    )
+    reverse = 0.8 * math.log(3.2) + 0.1 * math.log(0.4) + 0.1 * math.log(0.2)
+    near(ul.kl(skew, ref, FIRST, direction="reverse"), [reverse])
     # teacher 0.5, 0.25, 0.25 with its first logit lowered by log 2: one third each
     near(ul.undial(skew, own, FIRST, beta=math.log(2.0)), [-(math.log(0.8) + 2 * math.log(0.1)) / 3])
     # own 0.8, 0.1, 0.1 without the answer: one half each
@@ -201,6 +201,8 @@ def test_what_is_not_an_answer_changes_nothing(name, seed, rubbish):
     on = x["labels"] != -100
     predicts = torch.roll(on, -1, dims=1)  # logits at t - 1 predict t
     dirty = dict(x)
+    for key in ("win", "win_other"):
+        dirty[key] = torch.where(predicts.roll(1, 0)[..., None], x[key], rubbish)
     for key in ("logits", "other"):
         dirty[key] = torch.where(predicts[..., None], x[key], rubbish)
     for key in ("hidden", "base"):
@@ -221,12 +223,8 @@ def test_samples_do_not_see_each_other(name):
     whole = evaluate(name, x)
     assert whole.shape == (3,)
     assert torch.isfinite(whole).all()
-    two = ul.LOSSES[name].answers == 2
     for i in range(3):
-        some = [i] if not two else [i, (i - 1) % 3]  # the winner of sample i is labelled by its neighbour
-        part = {k: v if k == "control" else v[some] for k, v in x.items()}
-        if two:
-            part["win"] = x["win"][[i, i]]
+        part = {k: v if k == "control" else v[[i]] for k, v in x.items()}
         torch.testing.assert_close(evaluate(name, part)[0], whole[i], rtol=0, atol=1e-12)
 
 
@@ -234,12 +232,12 @@ def test_samples_do_not_see_each_other(name):
 def test_a_reference_gets_no_gradient(name):
     # catches: a reference that is trained along when it shares the graph
     x = batch(8)
-    for key in ("other", "base", "control"):
+    for key in ("other", "base", "control", "win_other"):
         x[key].requires_grad_()
     for key in ("logits", "hidden"):
         x[key].requires_grad_()
     evaluate(name, x).sum().backward()
-    assert all(x[key].grad is None for key in ("other", "base", "control"))
+    assert all(x[key].grad is None for key in ("other", "base", "control", "win_other"))
     assert (x["hidden"].grad is None) == (ul.LOSSES[name].reads != "hidden")
     assert (x["logits"].grad is None) == (ul.LOSSES[name].reads == "hidden")
 

@@ -79,6 +79,17 @@ class Fitted:
     risk: float
     constraints: tuple[Constraint, ...]
 
+    def missed(self, slack: float = 0.005) -> float:
+        """Return by how much deterministic decisions exceed a global tolerance on the calibration data.
+
+        0 below `slack`. Where whole groups are indifferent between decisions, as equalized odds often asks for, or
+        equal scores are many, only drawn decisions can meet a tolerance.
+        """
+        over = [abs(r["gap_deterministic"]) - r["tolerance"] for r in self.report
+                if r["level"] == "global" and r["tolerance"] is not None]  # fmt: skip
+        worst = max(over, default=0.0)
+        return worst if worst > slack else 0.0
+
 
 def _calibration(p: Array, y: Ints, code: Ints, groups: Sequence[str], weight: Array) -> dict[str, Any]:
     """Fit ``softmax(log p A + b)`` to the labels of each group; the identity where a group lacks a class."""

@@ -65,6 +65,10 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
         Groups at clients that are too small to certify (lemma B.7).
     conflicts_ : list of dict
         Clients whose local price pulls against the global one.
+    missed_ : float
+        By how much deterministic decisions exceed a global tolerance on the calibration data, 0 below half a point.
+        Whole groups can be indifferent between decisions, under equalized odds above all: then only
+        ``randomised=True`` meets the tolerance.
     kkt_, duality_gap_, n_iter_, converged_
         Of the solver.
 
@@ -168,6 +172,7 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
         self.fitted_, self.table_, self.blind_ = found, found.table, blind
         self.groups_, self.clients_ = dict(found.table.groups), list(found.table.clients)
         self.report_, self.small_, self.conflicts_ = found.report, found.small, found.conflicts
+        self.missed_ = found.missed()
         self.kkt_, self.duality_gap_ = found.solution.kkt, found.solution.duality_gap
         self.n_iter_, self.converged_ = found.solution.iterations, found.solution.converged
 
