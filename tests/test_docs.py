@@ -119,6 +119,14 @@ def test_every_metric_has_a_page() -> None:
         "worst_decile",
         "leakage",
         "balanced_accuracy",
+        "forget_quality",
+        "model_utility",
+        "truth_ratio",
+        "extraction_strength",
+        "exact_memorisation",
+        "rouge_l",
+        "privleak",
+        "min_k",
     }
 
 
