@@ -307,6 +307,9 @@ class Arm:
         How a report writes it.
     sweep : sequence, optional
         Strengths of this arm in a sweep, in place of the method's: losses of another scale want another grid.
+    unfit : callable, optional
+        ``unfit(task) -> str``: why this arm has no meaning for a task, empty where it has. Unless it was asked for by
+        name, such an arm is left out with a warning.
     """
 
     name: str
@@ -314,6 +317,7 @@ class Arm:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     title: str = ""
     sweep: Sequence[Any] | None = None
+    unfit: Callable[[Any], str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -289,6 +289,32 @@ def test_settings_that_do_not_fit_are_refused(args, options):
 
 def test_rounds_that_are_used_up_leave_no_prices():
     # catches an unfinished search that passes for an answer
-    state, _ = drive(FedFACTPost([Constraint(global_tol=0.01)], [3], 2, rounds=5), world(15))
+    with pytest.warns(RuntimeWarning, match="not found in 5 rounds"):
+        state, _ = drive(FedFACTPost([Constraint(global_tol=0.01)], [3], 2, rounds=5), world(15))
     assert not state["over"]
     assert "prices" not in state
+
+
+def test_a_client_that_sends_masses_and_never_answers_is_left_out_until_it_does():
+    # catches a client whose rows divide the rates and whose decisions are not among them: prices then run away
+    data = world(groups=2)
+    names = sorted(data)
+    algorithm = FedFACTPost([Constraint("demographic_parity", 0.02)], [2], 2)
+
+    def gone(round_, name):
+        return name != names[2] or round_ == 0
+
+    state, _ = drive(algorithm, data, present=gone)
+    assert state["over"]
+    assert state["who"] == names[:2]
+    alone, _ = drive(algorithm, {n: data[n] for n in names[:2]})
+    np.testing.assert_allclose(state["prices"], alone["prices"], atol=1e-4)
+
+    def late(round_, name):
+        return name != names[2] or round_ in (0, *range(30, 500))
+
+    state, _ = drive(algorithm, data, present=late)
+    whole, _ = drive(algorithm, data)
+    if state["round"] > 30:
+        assert state["who"] == names
+        np.testing.assert_allclose(state["prices"], whole["prices"], atol=1e-4)

@@ -413,7 +413,7 @@ def test_bad_input_of_a_prediction_is_told_in_three_parts():
     post = FairPost().fit(P, Y, sensitive_features={"sex": G})
     for features, said in (
         ({}, ("no sensitive_features", "the group of each sample: 'sex'",
-              "pass them, or fit with group_proba to decide without")),
+              "pass them; to decide without, fit with group_proba (group_estimator of FedFACTClassifier)")),
         ({"sensitive_features": {"a": G, "b": G}}, ("no sensitive feature 'sex' among 'a', 'b'", "'sex'",
                                                     "pass the features that the fit had, under the same names")),
         ({"sensitive_features": G[1:]}, ("sensitive feature 'group' of shape (59,) for 60 samples", "shape (60,)",

@@ -76,13 +76,11 @@ def test_a_price_is_the_accuracy_lost_per_unit_of_tolerance():
     assert bar[4] == pytest.approx(at, abs=1e-6)
 
 
-def test_two_classes_under_equalized_odds_give_two_constraints_that_say_the_same():
+def test_two_classes_under_equalized_odds_have_one_constraint_a_rate():
     # catches: a true positive of one class counted beside the false positive of the other, which is one minus it
     report = [r for r in solved("equalized_odds", 0.03).report if r["level"] == "global"]
-    assert len(report) == 4
+    assert [(r["stratum"], r["class"]) for r in report] == [(0, "yes"), (1, "yes")]
     gap = {(r["stratum"], r["class"]): r["gap_randomised"] for r in report}
-    for stratum in (0, 1):
-        assert gap[stratum, "yes"] == pytest.approx(-gap[1 - stratum, "no"], abs=1e-12)
     bars = bars_of(TWO, report, True)
     assert {b[2] for b in bars} == {"yes, true positive", "yes, false positive"}
     for bar in bars:
@@ -172,7 +170,8 @@ def test_constraints_left_out_are_counted_and_placed(folder):
     change(folder, noting("fedfact", prices=report))
     found = section(folder)
     masked = [r for r in report if r["client"] == "1"]
-    assert f"{len(masked)} constraints could not be stated, since a group is empty there." in found
+    assert len(masked) == 1
+    assert "1 constraint could not be stated, since a group is empty there." in found
     assert [" ".join(r[0]) for r in table(found, "Constraints left out")] == ["Client 1"]
     assert not [r for r in table(found, PRICES) if " ".join(r[0]) == "Client 1"]
     assert "None" not in found

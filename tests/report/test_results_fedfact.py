@@ -83,7 +83,7 @@ def test_levels_are_those_of_the_summary_with_interval_and_null(parts):
     summary, config = parts
     found = section("x", summary, config)
     names = {a["name"]: a["title"] for a in summary["arms"]}
-    nulls = table(found, "What groups permuted")
+    nulls = table(found, "What permuted groups")
     for arm in ARMS:
         row = table(found, "### Levels")[names[arm]]
         for text, statistic in zip(row[1:], [*GAPS, "mean:accuracy"], strict=True):

@@ -18,7 +18,7 @@ from upright.maths.parity.program import Constraint
 from upright.maths.parity.rates import Criterion
 from upright.maths.parity.site import Site
 
-__all__ = ["Blend", "blend_share", "exact_tables", "reductions", "thresholds"]
+__all__ = ["Blend", "average_bound", "blend_share", "exact_tables", "reductions", "thresholds"]
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -124,7 +124,7 @@ def thresholds(p: Array, label: Ints, group: Ints, criterion: Criterion) -> Any:
     Returns
     -------
     callable
-        ``decide(p, group, seed) -> (n, 2)``.
+        ``decide(p, group) -> (n, 2)``: probabilities of its decisions, which it draws.
     """
     name, _ = _two_classes(p.shape[1], criterion, "Fairlearn's ThresholdOptimizer")
     _fairlearn()
@@ -135,33 +135,46 @@ def thresholds(p: Array, label: Ints, group: Ints, criterion: Criterion) -> Any:
     with _their_deprecations():
         model.fit(p, label, sensitive_features=group)
 
-    def decide(p: Array, group: Ints, seed: int) -> Array:
+    def decide(p: Array, group: Ints) -> Array:
         with _their_deprecations():
-            found = model.predict(p, sensitive_features=group, random_state=seed)
-        return np.eye(2)[np.asarray(found, dtype=np.int64)]
+            return np.asarray(model._pmf_predict(p, sensitive_features=group), dtype=np.float64)
 
     return decide
 
 
+def average_bound(group: Ints, label: Ints, criterion: Criterion, tol: float) -> float:
+    """Return the bound on a group's gap to the average that keeps the gap between any two groups within `tol`.
+
+    Of two groups with shares s the gap to the average is ``1 - s`` times the gap between them, so ``max(s) tol`` does;
+    under a criterion that conditions on the label shares are those among rows of one label, and the smallest bound is
+    taken. Of more groups ``tol / 2`` is enough.
+    """
+    rows = [np.ones(len(label), dtype=bool)] if criterion == "demographic_parity" else [
+        label == c for c in np.unique(label)]  # fmt: skip
+    if len(np.unique(group)) > 2:
+        return 0.5 * tol
+    return min(float((np.bincount(group[r]) / r.sum()).max()) * tol for r in rows)
+
+
 def reductions(x: Array, label: Ints, group: Ints, criterion: Criterion, tol: float, estimator: Any) -> Any:
-    """Fit Fairlearn's ExponentiatedGradient to the rows of all clients together.
+    """Fit Fairlearn's ExponentiatedGradient to the rows of all clients together, its bound that of `average_bound`.
 
     Returns
     -------
     callable
-        ``decide(x, seed) -> (n, 2)``.
+        ``decide(x) -> (n, 2)``: probabilities of its decisions, which it draws.
     """
     _, name = _two_classes(int(label.max()) + 1, criterion, "Fairlearn's ExponentiatedGradient")
     _fairlearn()
     import fairlearn.reductions as found
 
-    model = found.ExponentiatedGradient(estimator, getattr(found, name)(difference_bound=min(max(tol, 1e-3), 1.0)))
+    bound = average_bound(group, label, criterion, min(tol, 1.0))
+    model = found.ExponentiatedGradient(estimator, getattr(found, name)(difference_bound=max(bound, 1e-3)))
     with _their_deprecations():
         model.fit(x, label, sensitive_features=group)
 
-    def decide(x: Array, seed: int) -> Array:
+    def decide(x: Array) -> Array:
         with _their_deprecations():
-            found = model.predict(x, random_state=seed)
-        return np.eye(2)[np.asarray(found, dtype=np.int64)]
+            return np.asarray(model._pmf_predict(x), dtype=np.float64)
 
     return decide

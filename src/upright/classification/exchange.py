@@ -12,16 +12,18 @@ Algorithm
 The answer is that of the program on all rows together. Rows, labels, attributes, probabilities and local prices stay.
 
 Absence: the server keeps the last reply of each client and puts a plane in its place, ``F_k + <gradient, move>``, which
-is never above the client's own value: an absent client goes on asking for what it last asked for, and is never counted
-as fair. Whenever somebody leaves or comes back the objective is another one, and the search starts a new step from
-where it is. At the end those who are away are waited for, three rounds at most. A client that never sent its masses
-takes no part, and the log of rounds names it.
+at one temperature is never above the client's own value: an absent client goes on asking for what it last asked for,
+and is never counted as fair. Whenever somebody leaves or comes back the objective is another one, and the search starts
+a new step from where it is. At the end, and before the first step, those who are away are waited for, three rounds at
+most. A client that sent no masses, or masses and never an answer, takes no part until it does: its rows divide no rate,
+and ``state["who"]`` does not name it. A search that ends by the number of rounds warns.
 
 Source: Zhang et al., *FedFACT* (2025), arXiv 2506.03777, section 4.2, with Newton steps at the clients.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +103,7 @@ class FedFACTPost:
         return [v.reshape(shape) for v, shape in zip(np.split(flat, cuts), self.shapes, strict=True)]
 
     def _everybody(self, state: State) -> tuple[Level, float]:
-        names = _named(state, "mass/")
+        names = state.get("who") or _named(state, "mass/")
         rows = sum(state[f"count/{n}"] for n in names)
         mass = sum((state[f"mass/{n}"] for n in names), start=np.zeros(self.width)) / rows
         return levels_of(self.constraints, self._split(mass), [c.global_tol for c in self.constraints], 1.0), rows
@@ -137,7 +139,7 @@ class FedFACTPost:
             n = float(reply["count"][0])
             bad = n < 1 or n != round(n) or (reply["mass"] < 0).any() or (reply["mass"] > n * (1 + 1e-9)).any()
             return f"masses that do not fit {n:g} rows" if bad else ""
-        rows = sum(state[f"count/{n}"] for n in _named(state, "mass/"))
+        rows = self._everybody(state)[1]
         most = state[f"mass/{name}"] / rows
         bad = (reply["sums"] < -1e-9).any() or (reply["sums"] > most + 1e-9).any()
         return "sums outside their range: more decisions than rows, or fewer than none" if bad else ""
@@ -176,12 +178,18 @@ class FedFACTPost:
             if "mass" in replies[name]:
                 new |= {f"mass/{name}": replies[name]["mass"], f"count/{name}": float(replies[name]["count"][0])}
         if any("mass" in r for r in replies.values()) or "trial" not in state:
-            return self._restarted(new)
+            return self._restarted({**new, "who": _named(new, "mass/")})
+        silent = [n for n in state["who"] if n not in replies and f"sums/{n}" not in state]
+        back = [n for n in replies if n not in state["who"]]
+        if back or (silent and state.get("waited", 0) >= _WAIT):  # who never answered has no plane to stand for it
+            return self._restarted({**new, "who": sorted({*state["who"], *back} - set(silent))})
         level, _ = self._everybody(new)
         table = level.matrix @ state["trial"]
         for name in sorted(replies):
             new |= {f"sums/{name}": replies[name]["sums"], f"value/{name}": float(replies[name]["value"][0]),
                     f"where/{name}": table}  # fmt: skip
+        if silent:  # the same prices, asked again
+            return {**new, "waited": state.get("waited", 0) + 1, "away": silent}
         names = _named(new, "sums/")  # absent ones with the plane through what they sent last
         value = sum(new[f"value/{n}"] - float(new[f"sums/{n}"] @ (table - new[f"where/{n}"])) for n in names)
         gradient = -level.matrix.T @ sum((new[f"sums/{n}"] for n in names), start=np.zeros(self.width))
@@ -223,6 +231,11 @@ class FedFACTPost:
                 b = b + np.outer(turn, turn) / along - np.outer(own, own) / float(move @ own)
             new = {**new, "bend": b}
         last = new["beta"] <= self.beta and mu <= _MU_LAST
+        if new["round"] > self.rounds and not (last and size <= self.tol):
+            warnings.warn(
+                f"prices were not found in {self.rounds} rounds: raise rounds, or see in state['log'] who was away",
+                RuntimeWarning, stacklevel=2,
+            )  # fmt: skip
         if size <= (self.tol if last else max(self.tol, min(1e-4, 0.01 * new["beta"]))):
             if last and away and new.get("waited", 0) < _WAIT:
                 return {**_without(new, *_SEARCH), "waited": new.get("waited", 0) + 1}  # the same prices, asked again

@@ -34,6 +34,8 @@ def named_constraints(
     given : str, Constraint, sequence of them, or mapping of feature to any of these
         A plain constraint holds for every feature.
     """
+    if local_tol is None:
+        local_tol = global_tol
     if isinstance(given, Mapping):
         unknown = [f for f in given if f not in features]
         if unknown:
@@ -215,7 +217,7 @@ def _report(
                 "feature": table.features[c], "criterion": constraints[c].criterion, "stratum": s,
                 "class": table.classes[j], "between": _between(names, r, constraints[c].gap),
                 "tolerance": float(level.tol[u]), "gap_randomised": float(soft[n][u]),
-                "gap_deterministic": float(hard[n][u]), "price": float(prices[n][u]),
+                "gap_deterministic": float(hard[n][u]), "price": float(level.share * prices[n][u]),
             })  # fmt: skip
         for c, s, r, j in level.masked.tolist():
             names = table.groups[table.features[c]]
@@ -238,7 +240,10 @@ def _between(names: Sequence[str], r: int, gap: str) -> str:
 def _small(
     table: FairTable, counts: Sequence[Sequence[Ints]], constraints: Sequence[Constraint]
 ) -> list[dict[str, Any]]:
-    """Cells with fewer samples than lemma B.7 asks for, at clients that have a local tolerance."""
+    """Groups with fewer samples than lemma B.7 asks for, at clients that have a local tolerance.
+
+    Under a criterion that conditions on the label, a group counts with its rarest label.
+    """
     rows, seen = [], set()
     for k, own in enumerate(counts):
         for c, feature in enumerate(table.features):

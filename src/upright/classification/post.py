@@ -34,8 +34,9 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
         ``demographic_parity``, ``equal_opportunity``, ``equalized_odds`` (true and false positive rates) or
         ``equalized_odds_cells`` (every cell). A plain one holds for every sensitive feature that is passed.
     global_tol, local_tol : float
-        For constraints given by name: largest gap for everybody, and inside each client (a number, one a client, or a
-        mapping of client to number). Infinity removes the constraint.
+        For constraints given by name: largest gap for everybody, and inside each client (a number, one a client in the
+        order of ``clients_``, or a mapping of client to number, in which other clients have no limit). Infinity removes
+        the constraint; None takes `global_tol`.
     gap : {"pairwise", "average"}
         Between any two groups, or of each group to the average.
     temperature : float
@@ -76,7 +77,9 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
     ---------
     ``decide(...)`` on the calibration data has every constrained gap within its tolerance plus ``kkt_`` (1e-6 when it
     converged). For equal opportunity and equalized odds, rates count samples by the (calibrated) probability of their
-    label, not by the label. On other data gaps differ by sampling: see ``small_`` and the report of an audit.
+    label, not by the label. With ``group_proba`` gaps are those of the estimated memberships: how far the true groups
+    lie apart depends on how good the estimate is. On other data gaps differ by sampling: see ``small_`` and the report
+    of an audit.
     """
 
     def __init__(
@@ -198,7 +201,7 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
             if sensitive_features is None and self.groups_:
                 raise InputError(
                     "no sensitive_features", f"the group of each sample: {some(list(self.groups_))}",
-                    "pass them, or fit with group_proba to decide without",
+                    "pass them; to decide without, fit with group_proba (group_estimator of FedFACTClassifier)",
                 )  # fmt: skip
             columns = as_features(sensitive_features, n) if sensitive_features is not None else {}
             if len(self.groups_) == 1 and len(columns) == 1:

@@ -27,7 +27,7 @@ Algorithm (round t at client k)
 3. decisions ``argmax of w_k softmax(theta) + (1 - w_k) softmax(phi_k)``
 4. ``w_k`` by the rule of two experts, losses clipped to ``[0, loss_bound]``
 5. ``nu_k <- l1_ball(soft_threshold(nu_k + eta s D^k, eta s local_tol))``; ``s = min(1, 4 / sum_g T_g^2 / P_g)`` for
-   each price, T the contrast, P the masses of its groups
+   each price, T the contrast, P the masses of its groups; of two classes one has a price, and s is twice that
 6. counts of the decisions by stratum, group and class go up
 7. R mini-batch steps on theta and on phi_k; the change of theta goes up
 8. server: ``theta += sum p_k (theta_k - theta)``, and lam as nu_k with D and ``global_tol`` of everybody
@@ -407,7 +407,9 @@ def _moved(price: Array, d: Array, level: Level, mass: Array, config: Training) 
     Decisions of a group react to a price by ``T_g / P_g``, and the gap to them by ``T_g``. The sum of both is 4 for two
     groups of half of the rows each, and s is 1.
     """
-    scale = 4.0 / np.maximum((level.matrix**2 * mass[:, None]).sum(axis=0), 4.0)
+    # of two classes one has a price, which moves the margin between them half as far as a pair of prices would
+    twice = 2.0 if config.classes == 2 and len(set(level.place[:, 3].tolist())) < 2 else 1.0
+    scale = twice * 4.0 / np.maximum((level.matrix**2 * mass[:, None]).sum(axis=0), 4.0)
     free = scale * dual_step(price / scale, d, level.tol, config.dual_step, np.inf)
     return l1_ball(free, config.radius)
 

@@ -17,12 +17,12 @@ is the average of signed differences and can be negative. A maximum taken anew i
 of the draw, on top of that of the data. The value itself is still biased upwards near 0, by the noise of the data: that
 is why the null stands beside it.
 
-*Null.* Group labels are permuted within each client and, among its rows, within each set of metrics that are defined
-(which for true and false positives is: within each label). Predictions, clients and the size of every cell stay. What
-clients explain by themselves stays as well, so the null of ``disparity`` is above noise where groups live at different
-clients. A unit that stands at several seeds tends to the same group at all of them, as far as its clients allow; with
-labels permuted anew at each seed, the average over seeds would vary too little. Where seeds share no unit, 0/1 values
-are drawn as counts, which has the same law and is faster.
+*Null.* Group labels are permuted within each set of metrics that are defined (which for true and false positives is:
+within each label): over all rows for ``disparity``, within each client for the other two. Predictions, clients and the
+size of every cell stay. Were labels permuted within clients for the gap of all rows too, a gap that comes from groups
+living at different clients would pass for chance. A unit that stands at several seeds tends to the same group at all of
+them; with labels permuted anew at each seed, the average over seeds would vary too little. Where seeds share no unit,
+0/1 values are drawn as counts, which has the same law and is faster.
 """
 
 from __future__ import annotations
@@ -220,21 +220,21 @@ class Disparities:
         classes = metrics_of(self.units.metrics, prefixes)
         column = {m: i for i, m in enumerate(self._metrics(prefixes, None))}
         of_class = {cell: [column[m] for m in own] for cell, own in classes.items()}
-        for s in range(len(self.units.seeds)):
-            for arm, named, top, bottom in self._permuted(prefixes, grouping, s):
-                whole = spread(top.sum(1, keepdims=True), bottom.sum(0, keepdims=True)[None])
-                each = spread(top[:, named], bottom[None, named])  # (P, clients, M)
-                for name in names:
+        for s, apart in [(s, apart) for s in range(len(self.units.seeds)) for apart in (False, *([True] * inside))]:
+            for arm, named, top, bottom in self._permuted(prefixes, grouping, s, apart):
+                sizes = spread(top[:, named], bottom[None, named])  # (P, clients, M)
+                for name in [n for n in names if (n in CLIENT_NAMES) == apart]:
                     for cell in self.cells(name, prefixes):
-                        sizes = whole if name == "disparity" else each
                         size = _largest(name, sizes if cell is None else sizes[..., of_class[cell]])
                         total[name, arm, cell] += np.where(np.isnan(size), 0.0, [size, np.ones_like(size)])
         return {key: np.divide(up, n, out=np.full(PERMUTATIONS, np.nan), where=n > 0) for key, (up, n) in total.items()}
 
     def _permuted(
-        self, prefixes: str, grouping: str, s: int
+        self, prefixes: str, grouping: str, s: int, apart: bool
     ) -> Iterator[tuple[str, NDArray[np.bool_], Array, Array]]:  # fmt: skip
         """Yield of each arm: which clients have a name, sums (P, clients, groups, M), numbers (clients, groups, M).
+
+        ``apart`` permutes inside each client; otherwise all rows are those of one.
 
         Every arm meets the same random numbers, so that an arm's null does not depend on the others.
         """
@@ -243,7 +243,7 @@ class Disparities:
         name = (self.draws.seed, "evidence", "null", "disparity")
         for arm in self.units.arms:
             rows = self._rows("disparity", prefixes, grouping, arm, None, s)
-            client = self.units.codes(CLIENT)[1][s][rows.unit] if CLIENT in self.units.by else rows.client
+            client = self.units.codes(CLIENT)[1][s][rows.unit] if apart else rows.client
             found, code = np.unique(client, return_inverse=True)  # rows without a client are a stratum of their own
             rows = _Rows(rows.unit, code.astype(np.int64), rows.group, rows.values, len(found), rows.groups)
             if alone and np.isin(rows.values[~np.isnan(rows.values)], (0.0, 1.0)).all():

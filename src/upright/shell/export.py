@@ -19,18 +19,22 @@ def model_card(summary: dict[str, Any]) -> str:
     rows = [x for x in summary["evidence"]["levels"] if x["value"] is not None]
     best = next((a["name"] for a in summary["arms"] if a["role"] == "remedy"), summary["arms"][0]["name"])
     results = []
+    kind = (
+        "tabular-classification" if "classes" in summary["data"] and "features" in summary["data"] else "recommendation"
+    )
     for row in rows:
         if row["arm"] == best:
             metric = {"type": row["statistic"] + (f"={row['group']}" if row["group"] else ""), "name": row["label"],
                       "value": row["value"], "args": {"low": row["low"], "high": row["high"]}}  # fmt: skip
             data = {"type": summary["data"]["name"], "name": summary["data"]["name"], "split": "test"}
-            results.append({"task": {"type": "recommendation"}, "dataset": data, "metrics": [metric]})
+            results.append({"task": {"type": kind}, "dataset": data, "metrics": [metric]})
     # JSON is YAML, so no YAML writer is needed and nothing has to be quoted by hand
     head = {"library_name": "upright", "tags": [summary["method"]],
             "model-index": [{"name": summary["title"], "results": results}]}  # fmt: skip
     verdict = summary["evidence"]["verdict"]
     lines = [f"# {summary['title']} on {summary['data']['name']}", "", f"Mends: {summary['mends']}.", "",
-             verdict["sentence"], "", verdict["cost"], "", "## What is not significant", "",
+             verdict["sentence"], "", verdict["cost"], "", *[f"* {x}" for x in verdict.get("notes", [])], "",
+             "## What is not significant", "",
              *[f"* {x}" for x in verdict["not_significant"]], "", "## Deviations from the paper", "",
              *[f"* {x}" for x in summary["deviations"]]]  # fmt: skip
     return "---\n" + json.dumps(head, indent=1, ensure_ascii=False) + "\n---\n\n" + "\n".join(lines) + "\n"

@@ -87,7 +87,7 @@ def run_task(
     warnings : list of str
     """
     _require_arms(spec, arms)
-    chosen = [arm for arm in spec.arms if arms is None or arm.name in arms]
+    chosen, left = _fitting(spec, task, arms)
     trained = []
     for arm in [*chosen, *(_swept(spec, config, chosen, arm_settings or {}) if sweep else [])]:
         settings = {**(arm_settings or {}).get(arm.name.partition("@")[0], {}), **arm.settings}
@@ -95,7 +95,7 @@ def run_task(
         result = spec.run(task, config.replace(**settings), arm_run)
         trained.append((arm, settings, arm_run, result))
     task.open_test()
-    blocks, facts, warnings = [], [], []
+    blocks, facts, warnings = [], [], left
     name = folder.path.name if folder is not None else "memory"
     for arm, settings, arm_run, result in trained:
         scores: UnitScores = task.score(result, "test", arm_run)
@@ -104,6 +104,28 @@ def run_task(
                       "notes": arm_run.notes, "totals": dict(scores.totals)})  # fmt: skip
         warnings += [w for w in arm_run.warnings if w not in warnings]
     return blocks, facts, warnings
+
+
+def _fitting(spec: MethodSpec, task: Any, arms: Sequence[str] | None) -> tuple[list[Arm], list[str]]:
+    """Return the arms to train, and a warning for each that the task has no use for.
+
+    Raises
+    ------
+    InputError
+        When such an arm was asked for by name; before anything is trained.
+    """
+    chosen, left = [], []
+    for arm in spec.arms:
+        if arms is not None and arm.name not in arms:
+            continue
+        why = arm.unfit(task) if arm.unfit else ""
+        if why and arms is not None:
+            raise InputError(f"arm {arm.name!r}: {why}", "arms that fit the data", "leave it out of --arms")
+        if why:
+            left.append(f"arm {arm.name} is left out: {why}")
+        else:
+            chosen.append(arm)
+    return chosen, left
 
 
 def _swept(

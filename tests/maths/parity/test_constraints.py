@@ -45,10 +45,10 @@ def test_empty_groups_are_left_out_and_named():
     # spec 2.12.5: catches a division by zero and a constraint that goes missing without a word
     q = np.eye(3)[[0, 0, 1, 1]]  # nobody in group 2
     site = Site(np.full((4, 2), 0.5), (q,), np.full(4, 0.25), ("demographic_parity",))
-    pairs = levels_of([Constraint(global_tol=0.1)], site.masses(), [0.1], 1.0)
+    pairs = levels_of([Constraint(global_tol=0.1, classes=(0, 1))], site.masses(), [0.1], 1.0)
     assert pairs.place.tolist() == [[0, 0, 0, 0], [0, 0, 0, 1]]  # 0 with 1
     assert pairs.masked.tolist() == [[0, 0, r, j] for r in (1, 2) for j in (0, 1)]  # 0 with 2, 1 with 2
-    means = levels_of([Constraint(global_tol=0.1, gap="average")], site.masses(), [0.1], 1.0)
+    means = levels_of([Constraint(global_tol=0.1, gap="average", classes=(0, 1))], site.masses(), [0.1], 1.0)
     assert means.place[:, 2].tolist() == [0, 0, 1, 1]
     assert means.masked.tolist() == [[0, 0, 2, 0], [0, 0, 2, 1]]
     assert np.isfinite(means.matrix).all()
@@ -58,7 +58,8 @@ def test_a_label_that_a_group_never_has_is_left_out_in_its_stratum_only():
     # catches a mask over whole groups: the other label can still be compared
     p = np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5], [0.5, 0.5]])  # group 0 never has label 1
     site = Site(p, (np.eye(2)[[0, 0, 1, 1]],), np.full(4, 0.25), ("equalized_odds_cells",))
-    level = levels_of([Constraint("equalized_odds_cells", 0.1)], site.masses(), [0.1], 1.0)
+    cells = Constraint("equalized_odds_cells", 0.1, classes=(0, 1))
+    level = levels_of([cells], site.masses(), [0.1], 1.0)
     assert level.place.tolist() == [[0, 0, 0, 0], [0, 0, 0, 1]]
     assert level.masked.tolist() == [[0, 1, 0, 0], [0, 1, 0, 1]]
 
@@ -69,7 +70,7 @@ def test_a_mass_below_rounding_is_empty(share):
     for tiny, prices in ((1e-13, 0), (1e-6, 2)):
         q = np.array([[1.0 - tiny, tiny], [1.0, 0.0]])
         site = Site(np.full((2, 2), 0.5), (q,), np.full(2, share / 2), ("demographic_parity",))
-        level = levels_of([Constraint(global_tol=0.1)], site.masses(), [0.1], share)
+        level = levels_of([Constraint(global_tol=0.1, classes=(0, 1))], site.masses(), [0.1], share)
         assert (len(level.place), len(level.masked)) == (prices, 2 - prices)
 
 
@@ -94,10 +95,12 @@ def test_infinite_tolerances_leave_no_price():
 
 
 def test_classes_by_default_and_by_choice():
-    # catches equal opportunity of two classes that also constrains the first one
+    # catches a price that is shared between two classes of which one says all
     assert Constraint("equal_opportunity").chosen(2) == (1,)
     assert Constraint("equal_opportunity").chosen(3) == (0, 1, 2)
-    assert Constraint().chosen(2) == (0, 1)
+    assert Constraint().chosen(2) == (1,)
+    assert Constraint().chosen(3) == (0, 1, 2)
+    assert Constraint(classes=(0, 1)).chosen(2) == (0, 1)
     assert Constraint(classes=(2,)).chosen(3) == (2,)
     np.testing.assert_array_equal(Constraint(local_tol=0.1).local(3), [0.1] * 3)
     np.testing.assert_array_equal(Constraint(local_tol=[0.1, math.inf]).local(2), [0.1, math.inf])

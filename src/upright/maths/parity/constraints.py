@@ -34,7 +34,7 @@ class Constraint:
     gap : {"pairwise", "average"}
         Between any two groups, or of a group to the average over groups.
     classes : tuple of int or None
-        Which decisions are constrained; None: all, and for ``equal_opportunity`` of two classes the last one.
+        Which decisions are constrained; None: all, of two classes the last one.
     """
 
     criterion: Criterion = "demographic_parity"
@@ -59,7 +59,7 @@ class Constraint:
     def chosen(self, m: int) -> tuple[int, ...]:
         """Return the constrained classes of m."""
         if self.classes is None:
-            return (1,) if self.criterion == "equal_opportunity" and m == 2 else tuple(range(m))
+            return (1,) if m == 2 else tuple(range(m))  # the other of two says the same, and would share the price
         if not self.classes or not all(0 <= c < m for c in self.classes):
             raise InputError(
                 f"classes = {self.classes!r}", f"some of 0 to {m - 1}", "name the classes by their place in order"

@@ -38,7 +38,7 @@ def section(name: str, summary: Mapping[str, Any], config: Mapping[str, Any]) ->
             [[found.title[a["name"]], a["role"], *[number(found.level(s, a["name"])) for s in (*GAPS, ACCURACY)]]
              for a in found.arms],
         ),
-        "What groups permuted inside each client show, 95th percentile. How clients differ by themselves stays:",
+        "What permuted groups show, 95th percentile: permuted over all rows for the first gap, inside each client for the others:",
         table(
             ["arm", *GAPS.values()],
             [[found.title[a["name"]], *[_null(found.level(s, a["name"])) for s in GAPS]] for a in found.arms],
@@ -166,8 +166,8 @@ def _why(found: Found, arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
     settings = next(arms[a["name"]] for a in found.arms if a["role"] == "remedy")
     said = []
     if not settings.get("randomised"):
-        said.append("Decisions without chance need not meet a tolerance exactly: in a cell of n rows a rate moves in "
-                    "steps of 1/n.")  # fmt: skip
+        said.append("Decisions without chance need not meet a tolerance: in a cell of n rows a rate moves in steps of "
+                    "1/n, and groups that are indifferent between decisions cannot be split by a threshold.")  # fmt: skip
     if found.summary["data"]["criterion"] != "demographic_parity":
         said.append("The program takes rates from the model's probabilities; the gaps above count labels.")
     if settings.get("gap") == "average":
