@@ -106,9 +106,9 @@ def one_fit(n: int, repeats: int) -> tuple[np.ndarray, ...]:
     alone, fair = clock(lambda: post(float("inf"), False), repeats)
     line("FairPost, global", alone, ours(fair), both)
     slow, decide = clock(lambda: controls.thresholds(p, y, group, CRITERION), repeats)
-    line("Fairlearn ThresholdOptimizer, global", slow, lambda p, x, g, k: decide(p, g, 0), both)
+    line("Fairlearn ThresholdOptimizer, global", slow, lambda p, x, g, k: decide(p, g), both)
     slow, draw = clock(lambda: controls.reductions(x, y, group, CRITERION, TOL, LogisticRegression(max_iter=1000)), 1)
-    line("Fairlearn ExponentiatedGradient, global", slow, lambda p, x, g, k: draw(x, 0), both)
+    line("Fairlearn ExponentiatedGradient, global", slow, lambda p, x, g, k: draw(x), both)
     rows = [np.flatnonzero(client == k) for k in range(5)]
     sites = [Site(p[r], (one_hot(group[r], 2),), np.full(len(r), 1 / len(p)), (CRITERION,)) for r in rows]
     slow, (_, decisions, _) = clock(lambda: linear_program(sites, [Constraint(CRITERION, TOL, LOCAL)]), 1)
