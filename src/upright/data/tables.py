@@ -81,7 +81,8 @@ def _arrays(frame: pl.DataFrame, numeric: Sequence[str]) -> dict[str, NDArray[An
 
 def _index(series: pl.Series, values: Sequence[str]) -> NDArray[np.int64]:
     """Return the place of each text in a list that holds them all."""
-    return series.replace_strict(values, np.arange(len(values)), return_dtype=pl.Int64).to_numpy().astype(np.int64)
+    place = {value: i for i, value in enumerate(values)}
+    return series.replace_strict(place, return_dtype=pl.Int64).to_numpy().astype(np.int64)
 
 
 def _one_of(name: str, label: str | None, choices: Sequence[str]) -> str:
