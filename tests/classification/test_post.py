@@ -497,7 +497,7 @@ def test_a_tolerance_that_only_drawn_decisions_meet_is_named():
     group = np.repeat(["a", "b"], 200)
     fixed = FairPost(global_tol=0.1).fit(p, sensitive_features=group)
     drawn = FairPost(global_tol=0.1, randomised=True).fit(p, sensitive_features=group)
-    assert fixed.missed_ >= 0.4 or np.unique(fixed.predict(p, sensitive_features=group)).size == 1
+    assert fixed.missed_ == pytest.approx(0.9)  # one group is decided as one class, the other as the other
     h = drawn.decide(p, sensitive_features=group)
     assert abs(h[:200, 1].mean() - h[200:, 1].mean()) <= 0.1 + 1e-6
     smooth = np.linspace(0.05, 0.95, 400)

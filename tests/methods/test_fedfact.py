@@ -19,6 +19,7 @@ from upright.maths.parity.rates import CRITERIA
 from upright.methods import fedfact
 from upright.methods.fedfact import FedFACTConfig
 from upright.shell.checks import CHECKS, conformance
+from upright.shell.runner import _fitting
 from upright.shell.runs import ArmRun
 from upright.tasks.classify import Classify, ClassifyConfig
 
@@ -270,3 +271,25 @@ def test_averaging_keeps_the_round_with_the_least_loss_on_calibration_rows():
     x, y, _, _ = task.part(run, "valid")
     p = Trained.of(from_tensors(base["parameters"])).predict_proba(x)
     assert -np.log(p[np.arange(len(y)), y]).mean() == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_the_placebo_of_a_blind_decision_does_not_know_the_groups_either():
+    # catches a model of groups that is fitted to the true ones: the placebo was then the remedy
+    task = world()
+    remedy, _, _ = arm("fedfact", task, blind=True)
+    placebo, _, _ = arm("random", task, blind=True)
+    group = task.part(ArmRun(None, 0, "x"), "valid")[2]
+    assert (remedy != placebo).any()
+    assert gap(remedy, group) < gap(placebo, group)
+
+
+def test_arms_without_a_meaning_for_the_data_are_left_out_and_refused_by_name():
+    # catches a run that fails after an hour because its last arm knows two classes alone
+    task = world("equalized_odds")
+    chosen, left = _fitting(spec_of(fedfact.run), task, None)
+    assert {a.name for a in chosen} == set(ARMS) - {"fedfb", "oracle"}
+    assert [text.split(":")[0] for text in left] == ["arm oracle is left out", "arm fedfb is left out"]
+    assert {a.name for a in _fitting(spec_of(fedfact.run), world(shape=MULTI), None)[0]} == set(ARMS) - {
+        "thresholds", "reductions"}  # fmt: skip
+    with pytest.raises(InputError, match="FedFB knows demographic parity alone"):
+        _fitting(spec_of(fedfact.run), task, ["none", "fedfb"])

@@ -452,3 +452,17 @@ def test_how_units_were_drawn_is_said():
     assert "6000 rows in 2000 random groups, each with all its seeds" in found["resampling"]
     few = evidence(many(1, n=50), arms=ARMS, metrics={}, statistics=["mean:predicted/0"], draws=5)
     assert "50 rows, each with all its seeds" in few["resampling"]
+
+
+def test_a_gap_that_comes_from_who_lives_where_is_no_chance():
+    # catches labels that are permuted inside clients for the gap of all rows: it then passes for chance
+    group = np.repeat(["a", "b"], 200)
+    client = np.where(np.arange(400) % 10 == 0, np.where(group == "a", "k1", "k0"), np.where(group == "a", "k0", "k1"))
+    predicted = (client == "k1").astype(int)
+    one = scores(list(range(400)), predicted, predicted, group, client, (1,))
+    samples = Samples(Units([Block("r", "none", 0, one)]), 20, 0)
+    whole = parse("disparity:predicted:group", samples.units)
+    inside = parse("client_disparity:predicted:group", samples.units)
+    assert samples.of(whole, "none", None)[0] == pytest.approx(0.8)
+    assert 0.02 < samples.null(whole, "none", None)["high"] < 0.2
+    assert samples.null(inside, "none", None)["high"] == 0.0  # at a client all are decided alike

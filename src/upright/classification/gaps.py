@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from upright.classification.inputs import one_hot
 from upright.contract import InputError
-from upright.maths.parity.rates import Criterion, contrasts, masses, rates, strata
+from upright.maths.parity.rates import Criterion, rates, strata
+from upright.metrics.fairness import gap_of
 
 __all__ = ["gaps"]
 
@@ -53,15 +54,10 @@ def gaps(
     def largest(rows: NDArray[np.bool_]) -> float:
         f = strata(criterion, y[rows])
         weight = np.ones(int(rows.sum()))
-        mass = masses(f, member[rows], weight, m)
-        there = mass > 0
+        r = rates(f, member[rows], weight, h[rows])
         if criterion == "equal_opportunity" and m == 2:
-            there = there & np.array([False, True])
-        r = np.nan_to_num(rates(f, member[rows], weight, h[rows]))
-        t = contrasts("pairwise", mass, there)
-        if not np.abs(t).any():
-            return float("nan")
-        return float(np.abs((t * r[:, None]).sum(2)).max())
+            r[..., 0] = np.nan  # of two classes the positive one
+        return float(gap_of(r))
 
     own = np.array([largest(clients == k) for k in np.unique(clients)])
     known = own[~np.isnan(own)]

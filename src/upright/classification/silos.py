@@ -32,6 +32,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from upright.classification.inputs import one_hot
 from upright.contract import InputError
 
 __all__ = ["Params", "Silo", "batches", "initial", "local_steps", "logits", "one_hot", "silos_of", "weighted_log_loss"]
@@ -93,13 +94,6 @@ class Silo:
                     f"client {self.name!r}, members {place}: not one-hot, or of shape {member.shape}",
                     f"shape ({n}, groups), each row one 1 and zeros", "build them with silos_of",
                 )  # fmt: skip
-
-
-def one_hot(codes: Ints, width: int) -> Array:
-    """Return ``[codes_i = j]``, shape (n, width)."""
-    out = np.zeros((len(codes), width))
-    out[np.arange(len(codes)), codes] = 1.0
-    return out
 
 
 def silos_of(

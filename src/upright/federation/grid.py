@@ -56,6 +56,11 @@ def identity(run_id: int = 1, node_id: int = 1, task_id: int = 1) -> Iterator[No
             setattr(held, name, value)
 
 
+def _at_once() -> InputError:
+    return InputError("messages pushed to or pulled from a grid in one process", "send_and_receive, which is immediate",
+                      "call send_and_receive")  # fmt: skip
+
+
 class InProcessGrid(Grid):
     """Nodes that answer at once.
 
@@ -113,11 +118,11 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[fl.Message]) -> Iterable[str]:
         """Refuse: replies are not kept here."""
-        raise NotImplementedError("InProcessGrid answers at once: call send_and_receive")
+        raise _at_once()
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[fl.Message]:
         """Refuse: replies are not kept here."""
-        raise NotImplementedError("InProcessGrid answers at once: call send_and_receive")
+        raise _at_once()
 
     def send_and_receive(self, messages: Iterable[fl.Message], *, timeout: float | None = None) -> Iterable[fl.Message]:
         """Call the app for each message of a node that is present, and return the replies."""
