@@ -326,8 +326,8 @@ def test_catalogue_is_complete():
     """Catches an entry without terms, origin, hash or folder."""
     logs = ["ml100k", "ml-latest-small", "epinions", "gowalla", "lastfm"]
     tables = ["adult", "compas", "german", "census-kdd"]
-    assert list(CATALOGUE) == [*logs, *tables]
-    free = {"ml-latest-small", "adult", "german", "census-kdd"}
+    assert list(CATALOGUE) == [*logs, *tables, "tofu"]
+    free = {"ml-latest-small", "adult", "german", "census-kdd", "tofu"}
     for name, entry in CATALOGUE.items():
         assert entry.name == name
         assert entry.title
@@ -338,10 +338,20 @@ def test_catalogue_is_complete():
         assert all(len(digest) == 64 and int(digest, 16) for digest in entry.files.values())
         assert entry.may_redistribute == (name in free)
         assert bool(entry.package) == bool(entry.members) == entry.by_pip
-        assert entry.shape == ("interactions" if name in logs else "table")
-        assert entry.reader in (parts.READERS if name in logs else table_readers)
+        assert entry.shape == ("interactions" if name in logs else "table" if name in tables else "records")
+        assert entry.reader in (parts.READERS if name in logs else table_readers if name in tables else ("records",))
         assert set(entry.made) <= set(entry.files)
         assert set(entry.made) <= set(MAKERS)
+
+
+def test_what_is_bundled_is_whole_and_always_here(monkeypatch, tmp_path):
+    """Catches a bundled file that was changed without its hash, and one that is looked for elsewhere."""
+    monkeypatch.setenv("UPRIGHT_CACHE", str(tmp_path))
+    monkeypatch.delenv("UPRIGHT_DATA", raising=False)
+    assert verify("tofu") == []
+    assert (fetch("tofu", progress=lambda _: None) / "LICENSE-tofu").is_file()
+    with pytest.raises(InputError, match="prompts with answers"):
+        load_split("tofu")
 
 
 def test_the_world_without_files_is_listed_and_described(toy):

@@ -104,6 +104,8 @@ def _cached(entry: Entry) -> Path:
 
 def _candidates(entry: Entry, data_dir: str | Path | None) -> list[Path]:
     """Return every folder in which an entry may lie, best first."""
+    if entry.kind == "bundled":
+        return [Path(__file__).parent / folder for folder in entry.folders]
     roots = [Path(root).expanduser() for root in (data_dir, os.environ.get("UPRIGHT_DATA")) if root]
     # The root itself last: a person may point at the data set's own folder.
     folders = [root / folder for root in roots for folder in (*entry.folders, ".")]
@@ -331,7 +333,8 @@ def checked(
     """
     entry = entry_of(name)
     if entry.shape != shape:
-        words = {"interactions": "interactions of users with items", "table": "a table of rows with a label and groups"}
+        words = {"interactions": "interactions of users with items", "table": "a table of rows with a label and groups",
+                 "records": "prompts with answers"}  # fmt: skip
         fitting = [known for known, other in CATALOGUE.items() if other.shape == shape]
         raise InputError(
             f"the data set {name!r} is {words[entry.shape]}", f"{words[shape]}: {', '.join(fitting)}, or your own file",

