@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from upright.contract import Arm, Metric
 from upright.maths import intervals
+from upright.shell import correlations
 from upright.shell.disparities import CLIENT_NAMES
-from upright.shell.statistics import BUCKETS, CONFIDENCE, LEAKS, WHOLE, Samples, parse
+from upright.shell.statistics import BUCKETS, CONFIDENCE, CORRELATIONS, FORGETTING, LEAKS, WHOLE, Samples, parse
 from upright.shell.units import Units
 
 __all__ = ["CONFIDENCE", "DRAWS", "evidence", "verdict_of"]
@@ -72,7 +73,11 @@ def evidence(
         groups = units.groups(statistic.grouping) if statistic.grouping else []
         about = metrics.get(statistic.metric, Metric(statistic.metric))
         for cell in samples.cells(statistic):
-            label = statistic.label(about, groups, cell)
+            if statistic.name in CORRELATIONS:
+                x, y = (metrics.get(m, Metric(m)) for m in correlations.pair(statistic.metric))
+                label = correlations.label(x, y) + ("" if cell is None else f", {cell}")
+            else:
+                label = statistic.label(about, groups, cell)
             per_arm = {arm.name: samples.of(statistic, arm.name, cell) for arm in arms}
             for arm in arms:
                 own = per_arm[arm.name]
@@ -90,8 +95,11 @@ def evidence(
                 if statistic.name in CLIENT_NAMES:
                     clients, out = samples.disparities.clients(statistic.metric, str(statistic.grouping), arm.name)
                     levels[-1] |= {"n_clients": clients, "n_clients_left_out": out}
-            if remedy is None or statistic.name == "gap":
-                continue
+                if statistic.name in FORGETTING:
+                    levels[-1] |= samples.forgetting.details(statistic.name, statistic.metric, statistic.grouping,
+                                                             arm.name, cell, confidence)  # fmt: skip
+            if remedy is None or statistic.name in ("gap", "forget_quality", *CORRELATIONS):
+                continue  # no better direction, or no draws
             direction = statistic.direction(about)
             for arm in arms:
                 if arm is remedy or arm.role == "sweep":

@@ -11,6 +11,9 @@ the same with ``_low`` or ``_high``                  ends of its interval
 ``leakage worst_leakage``                            of the strongest attack, mean over classes and worst class, with
                                                      all the endings of ``gap``; needs no metric
 ``disparity client_disparity mean_client_disparity`` largest difference between groups, with all the endings of ``gap``
+``ks_distance membership memory_gap utility``        of forgetting, see `upright.shell.forgetting`; the first two with
+                                                     ``_null``, all with ``_detectable`` in an audit
+``forget_quality``                                   of forgetting: p-value, median over seeds, without interval
 ``p_max``                                            of an audit of embeddings: chance that the strongest attack
                                                      leaks as much under permuted labels
 ``works``                                            whether the remedy is shown to work; not in an audit
@@ -36,11 +39,13 @@ from typing import Any
 from upright.contract import InputError
 from upright.shell.config import suggest
 from upright.shell.disparities import NAMES as DISPARITIES
+from upright.shell.forgetting import NAMES as FORGETTING
+from upright.shell.forgetting import RETRAIN
 
 __all__ = ["check_syntax", "fail_if", "names"]
 
 _LEAKS = ("leakage", "worst_leakage")
-_STATISTICS = ("mean", "gap", "abs_gap", "worst_decile", "gini", *_LEAKS, *DISPARITIES)
+_STATISTICS = ("mean", "gap", "abs_gap", "worst_decile", "gini", *_LEAKS, *DISPARITIES, *FORGETTING)
 _LONGEST = 1_000  # characters; also bounds the depth of nesting
 _ARITHMETIC: Mapping[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -100,7 +105,7 @@ def fail_if(summary: Mapping[str, Any], expression: str) -> bool:
 def names() -> list[str]:
     """Return every name that an expression may use."""
     plain = [f"{a}{b}{c}" for a, b, c in itertools.product(("", "change_"), _STATISTICS, ("", "_low", "_high"))]
-    sizes = [f"{a}_{b}" for a in ("gap", "abs_gap", *_LEAKS, *DISPARITIES) for b in ("null", "detectable")]
+    sizes = [f"{a}_{b}" for a in ("gap", "abs_gap", *_LEAKS, *DISPARITIES, *FORGETTING) for b in ("null", "detectable")]
     return [*plain, *sizes, "p_max", "works"]
 
 
@@ -203,6 +208,8 @@ class _Reader:
         roles = {str(arm.get("name")): arm.get("role") for arm in self.summary.get("arms", []) if "name" in arm}
         there = {str(row["arm"]) for row in rows}
         chosen = [name for name in there if roles.get(name) == "remedy"] or list(there)
+        if len(chosen) > 1:
+            chosen = [name for name in chosen if name != RETRAIN]  # of an audit: what the model is compared with
         if len(chosen) != 1:
             raise self._refuse(f"arms {sorted(there)}", "one remedy, or one arm", "gate on a finished run or audit")
         return chosen[0]

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upright.maths import intervals
+from upright.shell.correlations import NAMES as CORRELATIONS
 from upright.shell.disparities import NAMES as DISPARITIES
+from upright.shell.forgetting import NAMES as FORGETTING
 from upright.shell.statistics import LEAKS
 
 __all__ = ["from_rows"]
@@ -25,6 +27,10 @@ def from_rows(columns: Mapping[str, NDArray[Any]], level: Mapping[str, Any]) -> 
         return _leak_from_rows(columns, level)
     if level["statistic"].split(":")[0] in DISPARITIES:
         return _disparity_from_rows(columns, level)
+    if level["statistic"].split(":")[0] in FORGETTING:
+        return _forgetting_from_rows(columns, level)
+    if level["statistic"].split(":")[0] in CORRELATIONS:
+        return _correlation_from_rows(columns, level)
     own = (columns["arm"] == level["arm"]) & (columns["metric"] == level["metric"])
     values, name = columns["value"].astype(np.float64), level["statistic"].split(":")[0]
 
@@ -78,3 +84,67 @@ def _disparity_from_rows(columns: Mapping[str, NDArray[Any]], level: Mapping[str
     if not largest:
         return float("nan")
     return float(np.mean(largest) if name == "mean_client_disparity" else max(largest))
+
+
+def _forgetting_from_rows(columns: Mapping[str, NDArray[Any]], level: Mapping[str, Any]) -> float:
+    """Compute one statistic of forgetting by hand: dictionaries of records, one seed after the other."""
+    from scipy.stats import hmean, ks_2samp
+
+    name, metric = level["statistic"].split(":")[0], level["metric"]
+    cell = None if level["group"] is None else columns["by_" + level["grouping"]] == level["group"]
+    sets = columns.get("by_set")
+    seeds = columns["seed"] if "seed" in columns else np.zeros(len(columns["value"]))
+
+    def records(arm: str, of: str, side: str, seed: Any) -> dict[str, float]:
+        rows = (columns["arm"] == arm) & (columns["metric"] == of) & (seeds == seed)
+        if sets is not None and (side != "retain" or "retain" in set(sets)):
+            rows &= sets == side
+        if cell is not None and side != "holdout":
+            rows &= cell
+        pairs = zip(columns["unit"][rows], columns["value"][rows].astype(np.float64), strict=True)
+        return {str(unit): float(v) for unit, v in pairs if not np.isnan(v)}
+
+    per_seed = []
+    for seed in sorted(set(seeds)):
+        if name == "utility":
+            parts = [f"{metric}_{p}" for p in ("probability", "rouge_l", "truth_ratio")]
+            parts = [
+                m for m in parts if not np.isnan(columns["value"][columns["metric"] == m].astype(np.float64)).all()
+            ]
+            own = [list(records(level["arm"], m, "retain", seed).values()) for m in parts]
+            if all(own):
+                per_seed.append(float(hmean([np.mean(v) for v in own])))
+            continue
+        mine = records(level["arm"], metric, "forget", seed)
+        if name == "membership":
+            other = records(level["arm"], metric, "holdout", seed)
+            wins = [(a > b) + 0.5 * (a == b) for a in mine.values() for b in other.values()]
+            per_seed += [float(np.mean(wins))] if wins else []
+            continue
+        other = records("retrain", metric, "forget", seed)
+        both = sorted(set(mine) & set(other))
+        if not both:
+            continue
+        v, u = np.array([mine[i] for i in both]), np.array([other[i] for i in both])
+        test = ks_2samp(v, u)
+        per_seed.append(float({"ks_distance": test.statistic, "memory_gap": np.mean(np.abs(v - u)),
+                               "forget_quality": test.pvalue}[name]))  # fmt: skip
+    if not per_seed:
+        return float("nan")
+    whole = float(np.median(per_seed) if name == "forget_quality" else np.mean(per_seed))
+    return abs(whole - 0.5) if name == "membership" else whole
+
+
+def _correlation_from_rows(columns: Mapping[str, NDArray[Any]], level: Mapping[str, Any]) -> float:
+    """Compute one rank correlation by hand at the one seed of the lab."""
+    from scipy.stats import spearmanr
+
+    sides = []
+    for metric in level["metric"].split("~"):
+        rows = (columns["arm"] == level["arm"]) & (columns["metric"] == metric)
+        if level["group"] is not None:
+            rows &= columns["by_" + level["grouping"]] == level["group"]
+        pairs = zip(columns["unit"][rows], columns["value"][rows].astype(np.float64), strict=True)
+        sides.append({str(unit): float(v) for unit, v in pairs if not np.isnan(v)})
+    both = sorted(set(sides[0]) & set(sides[1]))
+    return float(spearmanr([sides[0][u] for u in both], [sides[1][u] for u in both]).statistic)

@@ -12,7 +12,9 @@ A statistic is written ``name:metric[:grouping]``.
 ``worst_leakage``    the same with the worst class instead of the mean
 ===================  ==============================================================================================
 
-``disparity``, ``client_disparity`` and ``mean_client_disparity`` stand in `upright.shell.disparities`.
+``disparity``, ``client_disparity`` and ``mean_client_disparity`` stand in `upright.shell.disparities`; ``utility``,
+``ks_distance``, ``memory_gap``, ``membership`` and ``forget_quality`` in `upright.shell.forgetting`;
+``rank_correlation`` of two metrics, ``x~y``, in `upright.shell.correlations`.
 
 For leakage, ``metric`` is the first part of names such as ``attack/embedding/mlp/cross/F``: what was attacked, by
 whom, how users were held out, and the class whose score it is. ``AUC_c`` compares users of class c with all other
@@ -37,17 +39,20 @@ from numpy.typing import NDArray
 from upright.contract import InputError, Metric, stream
 from upright.maths import intervals
 from upright.metrics.leakage import SPREAD
-from upright.shell import disparities
+from upright.shell import correlations, disparities, forgetting
 from upright.shell.units import Units
 
-__all__ = ["CONFIDENCE", "DISPARITIES", "LEAKS", "NAMES", "Samples", "Statistic", "computable", "parse"]
+__all__ = ["CONFIDENCE", "CORRELATIONS", "DISPARITIES", "FORGETTING", "LEAKS", "NAMES", "Samples", "Statistic",
+           "computable", "parse"]  # fmt: skip
 
 Array = NDArray[np.float64]
 CONFIDENCE = 0.95
 GAPS = ("gap", "abs_gap")
 LEAKS = ("leakage", "worst_leakage")
 DISPARITIES = disparities.NAMES
-NAMES = (*intervals.STATISTICS, *GAPS, *LEAKS, *DISPARITIES)
+FORGETTING = forgetting.NAMES
+CORRELATIONS = correlations.NAMES
+NAMES = (*intervals.STATISTICS, *GAPS, *LEAKS, *DISPARITIES, *FORGETTING, *CORRELATIONS)
 PERMUTATIONS = 500
 WHOLE = 5_000  # up to so many units each is drawn by itself
 BUCKETS = 2_000
@@ -62,13 +67,19 @@ class Statistic:
     name: str
     metric: str
     grouping: str | None
+    title: str = ""  # of statistics whose label depends on the table
 
     def direction(self, about: Metric) -> str:
         """Which way is better."""
+        if self.name in FORGETTING:
+            return "higher" if self.name in forgetting.HIGHER else "lower"
         return "lower" if self.name in ("abs_gap", "gini", *LEAKS, *DISPARITIES) else about.direction
 
     def label(self, about: Metric, groups: list[str], cell: str | None) -> str:
         """How a report writes the value of one cell."""
+        if self.name in FORGETTING:
+            whole = forgetting.label(self.name, about, self.title)
+            return whole if cell is None else f"{whole}, {cell}"
         title = about.title or about.name
         if self.name == "gap":
             return f"{title}: {groups[0]} minus {groups[1]}"
@@ -107,7 +118,8 @@ def parse(text: str, units: Units) -> Statistic:
             f"last /, grouping in {sorted(units.by)}; inside clients, a grouping 'client' and another one",
             "correct the part that is not in its list",
         )
-    return Statistic(text, str(name), str(metric), grouping)
+    own = forgetting.parts_in_words(str(metric), units) if name == "utility" else ""
+    return Statistic(text, str(name), str(metric), grouping, own)
 
 
 def computable(text: str, units: Units) -> bool:
@@ -121,6 +133,10 @@ def computable(text: str, units: Units) -> bool:
 def _known(name: str, metric: str, units: Units) -> bool:
     if name in DISPARITIES:
         return bool(disparities.metrics_of(units.metrics, metric))
+    if name in FORGETTING:
+        return forgetting.known(name, metric, units)
+    if name in CORRELATIONS:
+        return correlations.known(metric, units)
     return bool(_attacks(units, metric)) if name in LEAKS else metric in units.metrics
 
 
@@ -151,6 +167,8 @@ class Samples:
             intervals.fill_multiplicities(weight[1:], rng)
         self._known: dict[tuple[str, ...], Array] = {}
         self.disparities = disparities.Disparities(self)
+        self.forgetting = forgetting.Forgetting(self)
+        self.correlations = correlations.Correlations(self)
 
     def comparable(self, statistic: Statistic) -> bool:
         """Whether there are the groups that a statistic compares: two for a gap, two or more for others.
@@ -177,6 +195,10 @@ class Samples:
         """Return one cell of one arm."""
         if statistic.name in DISPARITIES:
             return self.disparities.of(statistic.name, statistic.metric, str(statistic.grouping), arm, cell)
+        if statistic.name in FORGETTING:
+            return self.forgetting.of(statistic.name, statistic.metric, statistic.grouping, arm, cell)
+        if statistic.name in CORRELATIONS:
+            return self.correlations.of(statistic.metric, statistic.grouping, arm, cell)
         if statistic.name in LEAKS:
             return self._leakage(statistic, arm, cell)
         if statistic.name in GAPS:
@@ -198,6 +220,10 @@ class Samples:
         """Return how many units have a value at one seed at least, and how many of the cell have none."""
         if statistic.name in DISPARITIES:
             return self.disparities.defined(statistic.name, statistic.metric, str(statistic.grouping), arm, cell)
+        if statistic.name in FORGETTING:
+            return self.forgetting.defined(statistic.name, statistic.metric, statistic.grouping, arm, cell)
+        if statistic.name in CORRELATIONS:
+            return self.correlations.defined(statistic.metric, statistic.grouping, arm, cell)
         metric, mask = statistic.metric, None
         if statistic.name in LEAKS:
             metric = next(iter(_attacks(self.units, metric).values()))[0][0]
@@ -211,16 +237,22 @@ class Samples:
 
     def null(self, statistic: Statistic, arm: str, cell: str | None) -> dict[str, float] | None:
         """Return what shuffled labels would show: mean size and 95 % band; None for statistics without groups."""
-        if statistic.name in (*LEAKS, *DISPARITIES):
-            sizes = (
-                self._null_leakage(statistic, arm, cell) if statistic.name in LEAKS else
-                self.disparities.null(statistic.name, statistic.metric, str(statistic.grouping), arm, cell)
-            )  # fmt: skip
+        sizes: Array | None = None
+        if statistic.name in LEAKS:
+            sizes = self._null_leakage(statistic, arm, cell)
+        elif statistic.name in DISPARITIES:
+            sizes = self.disparities.null(statistic.name, statistic.metric, str(statistic.grouping), arm, cell)
+        elif statistic.name in FORGETTING:
+            sizes = self.forgetting.null(statistic.name, statistic.metric, statistic.grouping, arm, cell)
+        if sizes is not None:
             top = float(np.percentile(sizes, 100.0 * CONFIDENCE))
             return {"expected_abs": float(sizes.mean()), "low": 0.0, "high": top}
-        if statistic.name not in GAPS:
+        if statistic.name not in (*GAPS, *CORRELATIONS):
             return None
-        gaps = self._null_gap(statistic, arm)
+        gaps = (
+            self._null_gap(statistic, arm) if statistic.name in GAPS else
+            self.correlations.null(statistic.metric, statistic.grouping, arm, cell)
+        )  # fmt: skip
         low, high = intervals.percentile(gaps, CONFIDENCE)
         return {"expected_abs": float(np.abs(gaps).mean()), "low": low, "high": high}
 
@@ -315,6 +347,19 @@ class Samples:
         up = (np.where(np.isnan(values), 0.0, values) * weight).sum(1)
         return np.asarray(np.divide(up, total, out=np.full(len(up), np.nan), where=total > 0))
 
+    def each(self, units: NDArray[np.int64]) -> Array:
+        """Return how often each of some units is drawn, shape (1 + draws, U); row 0 is the data."""
+        return np.concatenate([w[:, units].astype(np.float64) for w in self._unit_chunks()])
+
+    def auc(self, values: Array, positive: NDArray[np.bool_]) -> Array:
+        """Return the AUC of values (S, U) at each seed, averaged over seeds, shape (1 + draws,); NaN is left out."""
+        per_seed = []
+        for v, own in zip(values, positive, strict=True):
+            ok = ~np.isnan(v)
+            parts = [intervals.auc(v[ok], w[:, ok].astype(np.float64), own[ok]) for w in self._unit_chunks()]
+            per_seed.append(np.concatenate(parts))
+        return self.average(per_seed)
+
     # -- attacks ----------------------------------------------------------------------------------------------------
 
     def _leakage(self, statistic: Statistic, arm: str, cell: str | None) -> Array:
@@ -330,13 +375,7 @@ class Samples:
         key = ("auc", arm, metric, grouping, cls)
         if key not in self._known:
             values, labels = self.units.values(arm, metric), self.units.by[grouping]
-            values = np.where(labels == "", np.nan, values)
-            per_seed = []
-            for v, own in zip(values, labels == cls, strict=True):
-                ok = ~np.isnan(v)
-                parts = [intervals.auc(v[ok], w[:, ok].astype(np.float64), own[ok]) for w in self._unit_chunks()]
-                per_seed.append(np.concatenate(parts))
-            self._known[key] = self.average(per_seed)
+            self._known[key] = self.auc(np.where(labels == "", np.nan, values), labels == cls)
         return self._known[key]
 
     def _null_leakage(self, statistic: Statistic, arm: str, cell: str | None) -> Array:

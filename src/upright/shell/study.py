@@ -234,18 +234,20 @@ def publish_runs(
     if cells:
         _write_cells(target / "cells.parquet", [b for run in runs for b in read_units(run / "units.parquet")], cells)
         return target
-    blocks, order = [], None
-    for run in runs:
-        for block in read_units(run / "units.parquet"):
-            kept = block.scores
-            if order is None:
-                order = np.random.default_rng().permutation(len(kept.unit)) if private else np.arange(len(kept.unit))
-            scores = dataclasses.replace(
-                kept, unit=order.tolist(), by={k: v for k, v in kept.by.items() if k not in private},
-                values={k: v for k, v in kept.values.items() if not k.startswith(tuple(private) or ("\0",))},
-            )  # fmt: skip
-            blocks.append(Block(f"s{block.seed}", block.arm, block.seed, scores))
-    write_units(target / "units.parquet", blocks, "test")
+    blocks = [b for run in runs for b in read_units(run / "units.parquet")]
+    seen = list(dict.fromkeys(str(u) for b in blocks for u in b.scores.unit))  # seeds may have other units
+    order = np.random.default_rng().permutation(len(seen)) if private else np.arange(len(seen))
+    number = dict(zip(seen, order.tolist(), strict=True))
+    shared = []
+    for block in blocks:
+        kept = block.scores
+        scores = dataclasses.replace(
+            kept, unit=[number[str(u)] for u in kept.unit],
+            by={k: v for k, v in kept.by.items() if k not in private},
+            values={k: v for k, v in kept.values.items() if not k.startswith(tuple(private) or ("\0",))},
+        )  # fmt: skip
+        shared.append(Block(f"s{block.seed}", block.arm, block.seed, scores))
+    write_units(target / "units.parquet", shared, "test")
     return target
 
 
