@@ -1,0 +1,67 @@
+"""Adapters of `peft`, and reading a model without leaving a trace in it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from upright.contract import InputError, stream
+from upright.language.encoding import Encoded
+
+__all__ = ["adapted", "adapter_is_neutral", "quiet"]
+
+
+@contextlib.contextmanager
+def quiet(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode of every module comes back, and all global generators."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def adapted(model: Any, config: Any, *, seed: int, checkpointing: bool) -> Any:
+    """Return the model with the adapter that was asked for.
+
+    Parameters
+    ----------
+    model : PreTrainedModel or PeftModel
+    config : PeftConfig or None
+    seed : int
+        Of the adapter's first weights; the global generator is left as it was.
+    checkpointing : bool
+        Whether activations are computed again in the backward pass: then the embeddings must ask for gradients, or
+        nothing below the first adapter is recorded.
+    """
+    if config is not None:
+        try:
+            from peft import get_peft_model
+        except ImportError:
+            got = "peft_config without the package peft"
+            raise InputError(got, "the extra llm", "pip install 'upright[llm]'") from None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(seed, "adapter"))
+            model = get_peft_model(model, config)
+    if checkpointing and hasattr(model, "disable_adapter"):
+        model.enable_input_require_grads()
+    return model
+
+
+def adapter_is_neutral(model: Any, record: Encoded) -> bool:
+    """Whether a model has an adapter that changes nothing yet, judged by its logits on one record."""
+    if not hasattr(model, "disable_adapter"):
+        return False
+    ids = torch.tensor([record.ids], device=next(model.parameters()).device)
+    with quiet(model):
+        own = model(input_ids=ids, use_cache=False)["logits"]
+        with model.disable_adapter():
+            base = model(input_ids=ids, use_cache=False)["logits"]
+    return bool(torch.allclose(own, base, rtol=1e-5, atol=1e-5))

@@ -1,0 +1,174 @@
+"""What can be done with a request afterwards: its receipt, a second look, destruction of what is secret, checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upright.contract import InputError
+from upright.data.forget import Record, unique_records
+from upright.language import disk, receipts
+from upright.language.disk import Request, plain
+from upright.language.receipts import name_of, open_ledger, records_of
+from upright.ledger import Ledger
+
+if TYPE_CHECKING:  # receipts and checks must not wait for torch
+    from upright.language.evaluation import Speaker
+
+__all__ = ["listing", "purge", "receipt", "reevaluate", "reevaluated", "verify"]
+
+PURGE_NOTE = "overwritten once and deleted; an SSD, a copying file system or a backup may still hold the old blocks"
+
+# -- earlier requests -----------------------------------------------------------------------------------------------
+
+
+def reevaluated(
+    desk: Path, ledger: Ledger, speaker: Speaker, records: Sequence[Record], *, kept: Sequence[Record] = (),
+    model: str | None = None, skip: str = "", seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure earlier requests on a model, as far as their records are here, and note it in the ledger.
+
+    Later training can bring back what was forgotten. ``came_back``: the interval of the mean probability now lies above
+    the interval right after the request.
+
+    Parameters
+    ----------
+    records : sequence of Record
+        Whatever was supplied; each is matched by its salted hash.
+    kept : sequence of Record
+        Retained by the present request: an earlier record among them was taught again.
+    skip : str
+        The present request.
+
+    Returns
+    -------
+    dict
+        ``requests`` with a row each: ``state``, ``why``, ``matched``, ``of``, ``probability``, ``metrics``,
+        ``came_back``, ``kept_again``; ``ledger`` is None when there was no earlier request.
+    """
+    last = {x["body"]["request"]: x["body"] for x in ledger.lines() if x["kind"] == "unlearned"}
+    last.pop(skip, None)
+    known = unique_records(records)[0]
+    rows = [_again(desk, body, speaker, known, kept, seed) for body in last.values()]
+    if not rows:
+        return {"requests": [], "ledger": None}
+    line = ledger.append("re-evaluated", plain({"model": model, "by": skip or None, "requests": rows}))
+    return {"requests": line["body"]["requests"], "ledger": line["n"]}
+
+
+def _again(
+    desk: Path, body: Mapping[str, Any], speaker: Speaker, records: Sequence[Record], kept: Sequence[Record], seed: int
+) -> dict[str, Any]:
+    """Return the row of one earlier request."""
+    row: dict[str, Any] = {"request": body["request"], "of": len(body["hashes"])}
+    folder = desk / "requests" / body["request"]
+    request = Request(folder)
+    if body["model"]["output"] is None:
+        return {**row, "state": "not re-evaluable", "why": "it failed and left no model"}
+    if request.salt is None:
+        why = "it was purged" if folder.is_dir() else "its folder is gone"
+        return {**row, "state": "not re-evaluable", "why": f"{why}: no hash can be tied to a record"}
+    wanted = set(body["hashes"])
+    own = [r for r, h in zip(records, request.hashes(records), strict=True) if h in wanted]
+    if not own:
+        return {**row, "state": "not re-evaluable", "why": "its records were not supplied"}
+    from upright.language.evaluation import score_records
+    from upright.language.measures import aggregate
+
+    scores = score_records(speaker, own, side="forget", rouge=False, truth=False)
+    found = aggregate(scores, seed=seed, name="forget")
+    now, then = found["forget_probability"], body["metrics"]["forget"]["forget_probability"].get("after")
+    return {
+        **row, "state": "re-evaluated", "why": "", "matched": len(own), "probability": now, "metrics": found,
+        "came_back": None if now is None or then is None else bool(now["low"] > then["high"]),
+        "kept_again": sum(h in wanted for h in request.hashes(kept)),
+    }  # fmt: skip
+
+
+def reevaluate(
+    desk: Path, model_dir: Path, files: Sequence[Path], *, batch_size: int = 8, key: Path | None = None
+) -> dict[str, Any]:
+    """Measure all earlier requests whose records are supplied again on a model; list the others.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        Records in any order, of any number of requests: each is recognised by its salted hash.
+
+    Returns
+    -------
+    dict
+        ``requests``: one row an earlier request; ``ledger``: number of the line.
+    """
+    from upright.language.evaluation import Speaker
+    from upright.models.hub import load_language_model
+
+    ledger = open_ledger(desk, key)
+    notes: list[str] = []
+    records = [r for file in files for r in records_of("earlier", file, notes)]
+    model, tokenizer = load_language_model(model_dir)
+    speaker = Speaker(model, tokenizer, batch_size=batch_size)
+    return reevaluated(desk, ledger, speaker, records, model=name_of(model_dir))
+
+
+def receipt(desk: Path, request: str, *, key: Path | None = None) -> dict[str, Any]:
+    """Write the receipt of a request beside its salt, as JSON and as a page of text, and return it."""
+    return receipts.receipt_of(desk, request, ledger=Ledger(desk / "ledger.jsonl", key=key))
+
+
+def purge(desk: Path, request: str, *, key: Path | None = None) -> dict[str, Any]:
+    """Destroy salt, scores and caches of a request; its lines stay in the ledger, which still verifies.
+
+    The overwritten blocks may survive on an SSD, a copying file system, or in a backup: no program can promise more.
+    """
+    ledger, own = open_ledger(desk, key), disk.request_of(desk, request)
+    gone = own.purge()
+    line = ledger.append("purged", {"request": request, "destroyed": gone})
+    own.note(purged=line["n"])
+    return {"request": request, "destroyed": gone, "ledger": line["n"], "note": PURGE_NOTE}
+
+
+def listing(desk: Path) -> list[dict[str, Any]]:
+    """Return one row a request: how it ended, and where that stands in the ledger."""
+    lines = {x["body"]["request"]: x for x in Ledger(desk / "ledger.jsonl").lines() if x["kind"] == "unlearned"}
+    rows = []
+    for one in disk.requests_of(desk):
+        plan, line = one.plan, lines.get(one.id)
+        status = plan.get("status", "unknown")
+        rows.append({
+            "request": one.id, "status": "running or interrupted" if status == "started" else status,
+            "model": plan.get("model"), "out": line["body"]["model"]["output"] if line else None,
+            "purged": one.salt is None, "line": line["n"] if line else None,
+        })  # fmt: skip
+    return rows
+
+
+def verify(
+    desk: Path,
+    *,
+    head: str | None = None,
+    receipt_file: Path | None = None,
+    key: Path | None = None,
+    mend: bool = False,
+) -> dict[str, Any]:
+    """Check the whole ledger, and that it still holds the line and the head that a receipt names.
+
+    Parameters
+    ----------
+    head : str, optional
+        Hash of a line, kept elsewhere.
+    receipt_file : Path, optional
+        ``receipt.json``; what it says must also be what its line says.
+    mend : bool
+        Take a torn end out first; the bytes are kept and a line tells of it.
+    """
+    ledger = Ledger(desk / "ledger.jsonl", key=key)
+    if not ledger.path.exists():
+        raise InputError(f"no ledger at the desk {desk.name}", "a folder that score or unlearn wrote", "check --desk")
+    mended = ledger.mend() is not None if mend else False
+    found = ledger.verify(head=head)
+    reason = found.reason
+    if found.intact and receipt_file is not None:
+        reason = receipts.difference(ledger, disk.read_json(receipt_file))
+    return {**vars(found), "intact": not reason, "reason": reason, "mended": mended}

@@ -1,0 +1,345 @@
+"""What a forgetting desk keeps on disk: whole model folders, and request folders with what is secret in them.
+
+*Model folders.* None is ever written to. A new one is made beside its place under another name and renamed once it is
+complete and on disk, so at any moment it is there as a whole or not at all. Room is looked for before hours of
+training, and a disk that fills up all the same leaves nothing behind.
+
+*Request folders.* ``DESK/requests/ID/`` with ``salt`` (32 secret bytes), ``scores.json`` (a number a record),
+``cache/`` and ``plan.json``. `purge` destroys the first three; without the salt no hash in the ledger can be tied to a
+record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import hmac
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from upright.contract import InputError
+from upright.data.forget import Record, digest, fingerprint
+
+__all__ = ["Request", "checksum", "is_full", "leftovers", "new_folder", "plain", "read_json", "refuse_full",
+           "refuse_place", "request_of", "requests_of", "weight_bytes", "write_json", "write_text"]  # fmt: skip
+
+_SPARE = 1.1  # of the weights: tokenizer, configuration, what else is written meanwhile
+_PART = ".upright-part-"
+_BLOCK = 1 << 20
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: undefined numbers become None, arrays lists."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as a whole or not at all."""
+    write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as a whole or not at all.
+
+    Raises
+    ------
+    InputError
+        When the disk is full or the place cannot be written to.
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"{path.name} cannot be written ({error.strerror})", "a place with room that may be written to",
+            "free some space, or name another place",
+        ) from None  # fmt: skip
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises
+    ------
+    InputError
+        When it is missing or broken.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path.name}: {error.__class__.__name__}", "a JSON file that this desk wrote",
+                         "check the path, or take the file from a copy") from None  # fmt: skip
+
+
+# -- model folders --------------------------------------------------------------------------------------------------
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def weight_bytes(folder: Path) -> int:
+    """Return how many bytes the weights of a model folder take."""
+    return sum(file.stat().st_size for file in _weights(folder))
+
+
+def checksum(folder: Path) -> str:
+    """SHA-256 over ``name, SHA-256 of the content`` of every ``*.safetensors`` in a folder, by name; 64 hex digits."""
+    outer = hashlib.sha256()
+    for file in _weights(folder):
+        inner = hashlib.sha256()
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                inner.update(block)
+        outer.update(f"{file.name} {inner.hexdigest()}\n".encode())
+    return outer.hexdigest()
+
+
+def refuse_place(desk: Path, models: Sequence[Path], out: Path | None = None) -> None:
+    """Refuse to write inside a model folder, and a new model where something stands.
+
+    Raises
+    ------
+    InputError
+    """
+    for place, option in ((desk, "--desk"), *([(out, "--out")] if out else [])):
+        for model in models:
+            inside, whole = place.resolve(), model.resolve()
+            if inside == whole or whole in inside.parents:
+                raise InputError(f"{option} {place.name} inside the model folder {model.name}", "a place outside of it",
+                                 "name another place: a model folder is never written to")  # fmt: skip
+    if out is None:
+        return
+    if out.exists():
+        raise InputError(f"--out {out.name}, which is there already", "a new folder", "name another one, or move it")
+    first = next(part for part in out.absolute().parents if part.exists())
+    if not first.is_dir():
+        raise InputError(f"--out {out.name}: {first.name} above it is a file", "a folder", "name another one")
+
+
+def _mebibytes(size: float) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def refuse_full(out: Path, size: int) -> None:
+    """Refuse a disk without room for weights of `size` bytes and a tenth more.
+
+    Raises
+    ------
+    InputError
+    """
+    standing = next(part for part in out.absolute().parents if part.is_dir())
+    need, free = math.ceil(size * _SPARE), shutil.disk_usage(standing).free
+    if free < need:
+        raise InputError(f"{_mebibytes(free)} free for --out {out.name}", f"{_mebibytes(need)}, the model and 10 %",
+                         "free some space, or name a place on another disk")  # fmt: skip
+
+
+def leftovers(out: Path) -> list[str]:
+    """Return the names of half-written folders that killed runs left beside a place."""
+    return sorted(p.name for p in out.parent.glob(f".{out.name}{_PART}*")) if out.parent.is_dir() else []
+
+
+@contextlib.contextmanager
+def new_folder(out: Path, size: int) -> Iterator[Path]:
+    """Yield a temporary folder beside `out` that becomes `out` when the body ends well, and vanishes when it does not.
+
+    Parameters
+    ----------
+    out : Path
+        Must not exist.
+    size : int
+        Bytes that will be written.
+
+    Raises
+    ------
+    InputError
+        When there is no room before, or no room left while writing, or `out` appeared meanwhile.
+    """
+    refuse_full(out, size)
+    part = out.with_name(f".{out.name}{_PART}{secrets.token_hex(4)}")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if out.exists():
+            raise FileExistsError(errno.EEXIST, "it appeared meanwhile", str(out))
+        os.rename(part, out)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        number = _errno(error)
+        if is_full(error):
+            raise InputError(
+                f"a full disk while writing --out {out.name}", f"{_mebibytes(size * _SPARE)}, the model and 10 %",
+                "free some space, or name a place on another disk; nothing was left behind",
+            ) from None  # fmt: skip
+        if number is not None:
+            raise InputError(f"--out {out.name} cannot be written ({os.strerror(number)})", "a new folder",
+                             "name another place; nothing was left behind") from None  # fmt: skip
+        raise
+    _sync(out.parent)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of room: disk, quota, or the largest file that is allowed."""
+    return _errno(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _errno(error: BaseException) -> int | None:
+    """Return the number of an error of the operating system; safetensors gives it in words alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# -- request folders ------------------------------------------------------------------------------------------------
+
+
+class Request:
+    """One request: its folder in a desk.
+
+    Parameters
+    ----------
+    folder : Path
+        ``DESK/requests/ID``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.id = folder, folder.name
+
+    @classmethod
+    def new(cls, desk: Path) -> Request:
+        """Make a folder with a salt that only its owner may read."""
+        folder = desk / "requests" / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+        try:
+            folder.mkdir(parents=True)
+            folder.chmod(0o700)  # what is secret stays with its owner
+            handle = os.open(folder / "salt", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(secrets.token_bytes(32))
+        except OSError as error:
+            raise InputError(f"--desk {desk.name} cannot be written to ({error.strerror})", "a folder with room",
+                             "name another place") from None  # fmt: skip
+        return cls(folder)
+
+    @property
+    def salt(self) -> bytes | None:
+        """None once purged."""
+        file = self.folder / "salt"
+        return file.read_bytes() if file.is_file() else None
+
+    @property
+    def cache(self) -> Path:
+        """Folder for what may be thrown away; made when asked for."""
+        folder = self.folder / "cache"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What was asked for and how far it got; no text and no score."""
+        return dict(read_json(self.folder / "plan.json"))
+
+    def note(self, **values: Any) -> None:
+        """Add to the plan."""
+        before = self.plan if (self.folder / "plan.json").exists() else {"request": self.id}
+        write_json(self.folder / "plan.json", {**before, **values})
+
+    def hashes(self, records: Iterable[Record]) -> list[str]:
+        """``HMAC-SHA-256(salt, digest(record))`` of each record, 64 hex digits; raises once purged."""
+        salt = self._secret()
+        return [hmac.new(salt, digest(r).encode(), hashlib.sha256).hexdigest() for r in records]
+
+    def hash_of_set(self, records: Sequence[Record]) -> str:
+        """``HMAC-SHA-256(salt, fingerprint(records))``: guessing the records does not confirm them without the salt."""
+        return hmac.new(self._secret(), fingerprint(records).encode(), hashlib.sha256).hexdigest()
+
+    def _secret(self) -> bytes:
+        if self.salt is None:
+            raise InputError(f"request {self.id} without its salt", "a request that was not purged", "begin another")
+        return self.salt
+
+    def purge(self) -> list[str]:
+        """Overwrite and delete salt, scores and cache; returns what there was.
+
+        Guarantee
+        ---------
+        None about the medium: an SSD, a copying file system or a backup may keep the old blocks.
+        """
+        gone = []
+        for name in ("salt", "scores.json"):
+            if (self.folder / name).is_file():
+                _destroy(self.folder / name)
+                gone.append(name)
+        cache = self.folder / "cache"
+        if cache.is_dir():
+            for file in cache.rglob("*"):
+                if file.is_file() and not file.is_symlink():
+                    _destroy(file)
+            shutil.rmtree(cache)
+            gone.append("cache")
+        return gone
+
+
+def _destroy(file: Path) -> None:
+    """Overwrite a file once, then delete it."""
+    with file.open("r+b") as stream:
+        left = file.stat().st_size
+        while left > 0:
+            left -= stream.write(secrets.token_bytes(min(left, _BLOCK)))
+        stream.flush()
+        os.fsync(stream.fileno())
+    file.unlink()
+
+
+def requests_of(desk: Path) -> list[Request]:
+    """Return all requests of a desk, the oldest first."""
+    return [Request(p) for p in sorted((desk / "requests").glob("*")) if p.is_dir()]
+
+
+def request_of(desk: Path, name: str) -> Request:
+    """Return one request.
+
+    Raises
+    ------
+    InputError
+        When there is none of this name.
+    """
+    if not re.fullmatch(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}", name) or not (desk / "requests" / name).is_dir():
+        known = ", ".join(r.id for r in requests_of(desk)[-5:]) or "none yet"
+        raise InputError(f"request {name!r} at the desk {desk.name}", f"one of its requests: {known}",
+                         "see all of them with: upright forget list")  # fmt: skip
+    return Request(desk / "requests" / name)

@@ -1,0 +1,316 @@
+r"""What one optimiser step minimises: batches of forget and retain records, and losses summed over all of a step.
+
+    L = gamma sum_i w_i forget_i / sum_i w_i + alpha sum_j v_j retain_j / sum_j v_j
+
+Sums run over every record of the step: all micro-batches of an accumulation and all ranks. ``w_i`` is the number of
+tokens that the loss reads where its source averages tokens, and 1 where it averages records (`Loss.batch`). So 1 x 8,
+2 x 4 and 8 x 1 records give one gradient, and so do one and two processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upright.contract import InputError
+from upright.language.logprobs import IGNORE, token_log_probs
+from upright.language.losses import LOSSES, PAIRS, Loss
+
+__all__ = ["Objective", "View", "forward", "objective_of", "record_losses", "sample_values", "step_totals",
+           "step_weights"]  # fmt: skip
+
+_EXTRA: Mapping[str, Mapping[str, Any]] = {
+    "rmu": {"layer": 7, "scale": 2.0, "law": "sphere"},
+    "pdu": {"epsilon": None, "dual_step": 1.0, "warmup": 5},
+}
+"""Options of a loss that are no arguments of its function."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A forget loss, a retain loss and their factors.
+
+    Parameters
+    ----------
+    name : str
+        As it was asked for.
+    forget : str
+        Name in `LOSSES`.
+    retain : str or None
+        Name in `LOSSES`; None without a retain term.
+    gamma, alpha : float
+        Factors, at least 0. With ``pdu``, alpha is where dual ascent starts.
+    options : mapping
+        Of both losses, complete.
+    """
+
+    name: str
+    forget: str
+    retain: str | None
+    gamma: float = 1.0
+    alpha: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def needs(self, what: str) -> bool:
+        """Whether one of the losses takes this kind of reference."""
+        return any(LOSSES[name].reference == what for name in (self.forget, self.retain) if name)
+
+    @property
+    def layer(self) -> int | None:
+        """The layer whose hidden states are read, None for losses of logits."""
+        return int(self.options["layer"]) if LOSSES[self.forget].reads == "hidden" else None
+
+    def arguments(self, name: str) -> dict[str, Any]:
+        """Return the factors of a loss function."""
+        return {key: self.options[key] for key in LOSSES[name].defaults}
+
+
+def _partner(loss: str, retain_loss: str | None, has_retain: bool) -> tuple[str, str | None]:
+    """Return the names of forget and retain loss."""
+    pair = PAIRS.get(loss)
+    forget = pair[0] if pair else loss
+    if not has_retain:
+        if pair and loss != "rmu":
+            raise InputError(f"loss {loss!r} without retain records", "retain records", "pass retain=, or take 'ga'")
+        return forget, None
+    if retain_loss == "auto":
+        return forget, pair[1] if pair else "nll"
+    return forget, retain_loss
+
+
+def objective_of(
+    loss: str, *, retain_loss: str | None = "auto", has_retain: bool = True, gamma: float = 1.0, alpha: float = 1.0,
+    options: Mapping[str, Any] | None = None,
+) -> Objective:  # fmt: skip
+    """Return a checked objective.
+
+    Parameters
+    ----------
+    loss : str
+        A forget loss of `LOSSES` or a pair of `PAIRS`.
+    retain_loss : str or None
+        ``"auto"``: that of the pair, ``nll`` for others. None leaves the term out.
+    has_retain : bool
+        Without retain records there is no retain term.
+    gamma, alpha : float
+    options : mapping, optional
+        Factors of either loss, for example ``{"beta": 0.1}``; ``rmu`` also takes ``layer``, ``scale``, ``law`` and
+        ``pdu`` ``epsilon`` (needed), ``dual_step`` and ``warmup`` (epochs).
+
+    Raises
+    ------
+    InputError
+        For unknown names and options, and factors below 0.
+    """
+    known = sorted({*PAIRS, *(name for name, one in LOSSES.items() if one.side == "forget")})
+    if loss not in known:
+        raise InputError(f"loss = {loss!r}", ", ".join(known), "choose one of these")
+    forget, retain = _partner(loss, retain_loss, has_retain)
+    kept = sorted(name for name, one in LOSSES.items() if one.side == "retain")
+    if retain is not None and retain not in kept:
+        raise InputError(f"retain_loss = {retain!r}", f"'auto', {', '.join(kept)} or None", "choose one of these")
+    if (retain == "rmu_retain" and forget != "rmu") or (forget == "rmu" and retain not in (None, "rmu_retain")):
+        got = f"{forget!r} with {retain!r}"
+        raise InputError(got, "rmu with rmu_retain, other losses with nll or kl", "leave retain_loss='auto'")
+    for name, value in (("gamma", gamma), ("alpha", alpha)):
+        if not 0 <= value < float("inf"):
+            raise InputError(f"{name} = {value}", "a finite number of at least 0", f"change {name}")
+    full = {**LOSSES[forget].defaults, **(LOSSES[retain].defaults if retain else {}), **_EXTRA.get(forget, {})}
+    if odd := sorted(set(options or {}) - set(full)):
+        accepted = ", ".join(full) or "no options"
+        raise InputError(f"option {odd[0]!r} of loss {loss!r}", accepted, "correct its name or leave it out")
+    full |= dict(options or {})
+    if forget == "pdu" and retain is not None and full["epsilon"] is None:
+        raise InputError(
+            "pdu without epsilon", "the largest retain loss that is allowed, above 0",
+            "pass loss_options={'epsilon': ...}, for example 1.1 times the retain loss before training",
+        )  # fmt: skip
+    return Objective(loss, forget, retain, gamma, alpha, full)
+
+
+# -- values ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class View:
+    """What a model says about one side of a batch; B records of width T, None where nothing reads it.
+
+    Parameters
+    ----------
+    labels : Tensor of int64, shape (B, T)
+    logits : Tensor, shape (B, T, V)
+    hidden : Tensor, shape (B, T, d)
+        Output of one layer.
+    """
+
+    labels: Tensor
+    logits: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+def forward(
+    model: Any, sides: Sequence[Mapping[str, Tensor]], *, layer: int | None = None, width: int | None = None
+) -> list[View]:
+    """Run all sides of a batch as one, so that sharded weights are gathered once and DDP sees one forward pass.
+
+    Parameters
+    ----------
+    model : callable
+        A causal language model, wrapped or not.
+    sides : sequence of mapping
+        Results of `collate`, padded on the right.
+    layer : int, optional
+        Read hidden states after this layer, counted from 0; logits are left out then.
+    width : int, optional
+        Fill all sides up to this width, by default to that of the widest.
+
+    Returns
+    -------
+    list of View, one a side
+    """
+    if width is None:
+        width = max(one["input_ids"].shape[1] for one in sides)
+    fill = {"labels": IGNORE}
+
+    def wide(one: Tensor, name: str) -> Tensor:
+        return torch.nn.functional.pad(one, (0, width - one.shape[1]), value=fill.get(name, 0))
+
+    names = ("input_ids", "attention_mask", "position_ids")
+    inputs = {name: torch.cat([wide(one[name], name) for one in sides]) for name in names}
+    labels = [wide(one["labels"], "labels") for one in sides]
+    sizes = [len(one) for one in labels]
+    if layer is not None:
+        out = model(**inputs, use_cache=False, output_hidden_states=True, logits_to_keep=1)
+        states = out["hidden_states"]
+        if not 0 <= layer < len(states) - 1:
+            raise InputError(
+                f"layer {layer} of a model with {len(states) - 1}", f"0 to {len(states) - 2}",
+                "pass loss_options={'layer': ...}",
+            )  # fmt: skip
+        parts = states[layer + 1].split(sizes)
+        return [View(label, hidden=part) for label, part in zip(labels, parts, strict=True)]
+    parts = model(**inputs, use_cache=False)["logits"].split(sizes)
+    return [View(label, logits=part) for label, part in zip(labels, parts, strict=True)]
+
+
+def sample_values(
+    name: str, view: View, *, reference: Any = None, win: View | None = None, win_reference: Tensor | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Tensor:  # fmt: skip
+    """Return the values of a loss, one a record, shape (B,), from what its entry in `LOSSES` reads.
+
+    Parameters
+    ----------
+    name : str
+    view : View
+    reference : Tensor or View, optional
+        Sums of log-probabilities (B,), a control vector (d,), or a `View` of the frozen model on the same batch.
+    win, win_reference : View and Tensor, optional
+        The answer to be given instead, and its sums under the reference.
+    options : mapping, optional
+        Factors of the loss function.
+    """
+    loss: Loss = LOSSES[name]
+    more = dict(options or {})
+    if loss.reads == "hidden":
+        mask = view.labels != IGNORE
+        if loss.reference == "control":
+            return loss.function(view.hidden, mask, reference, **more)
+        return loss.function(view.hidden, reference.hidden, mask, **more)
+    if loss.reads == "logits":
+        other = [reference.logits] if loss.reference == "distributions" else []
+        return loss.function(view.logits, *other, view.labels, **more)
+    arguments: list[Any] = [*token_log_probs(_logits(view), view.labels)]
+    if loss.reference == "sums":
+        arguments.append(reference)
+    if loss.answers == 2:
+        if win is None:
+            raise InputError(f"loss {name!r} without alternative answers", "one a forget record", "pass alternatives=")
+        arguments += [*token_log_probs(_logits(win), win.labels), win_reference]
+    return loss.function(*arguments, **more)
+
+
+def _logits(view: View) -> Tensor:
+    if view.logits is None:
+        raise InputError("a view without logits", "logits of shape (B, T, V)", "run the model without layer=")
+    return view.logits
+
+
+def record_losses(
+    objective: Objective, model: Any, inputs: Mapping[str, Any], *, sums: Mapping[str, Tensor],
+    speaking: Callable[[], AbstractContextManager[Any]], control: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Return the losses of the forget and the retain records of a batch, shape (B,) each; None without a retain term.
+
+    Parameters
+    ----------
+    objective : Objective
+    model : callable
+        That is trained, wrapped or not.
+    inputs : mapping
+        Of a `PairCollator`.
+    sums : mapping of str to Tensor, shape (n,)
+        Reference sums of all forget records, by side.
+    speaking : callable
+        Returns a context whose value speaks for the reference.
+    control : Tensor, shape (d,), optional
+    """
+    sides = [side for side in ("forget", "alternative", "retain") if side in inputs]
+    width = max(inputs[side]["input_ids"].shape[1] for side in sides)
+    named = {"forget": objective.forget, "retain": objective.retain}
+    asked = [side for side, name in named.items() if name and LOSSES[name].reference in ("distributions", "hidden")]
+    held: dict[str, View] = {}
+    if asked:  # before the model's own pass: switching its adapter must not touch what is recorded there
+        with speaking() as other:
+            found = forward(other, [inputs[side] for side in asked], layer=objective.layer, width=width)
+        held = dict(zip(asked, found, strict=True))
+    passed = forward(model, [inputs[side] for side in sides], layer=objective.layer, width=width)
+    views = dict(zip(sides, passed, strict=True))
+    index = inputs["index"]
+    mine = {side: one[index.to(one.device)].to(index.device) for side, one in sums.items()}
+    forget = sample_values(
+        objective.forget, views["forget"], reference=held.get("forget", mine.get("forget", control)),
+        win=views.get("alternative"), win_reference=mine.get("alternative"),
+        options=objective.arguments(objective.forget),
+    )  # fmt: skip
+    if objective.retain is None:
+        return forget, None
+    options = objective.arguments(objective.retain)
+    return forget, sample_values(objective.retain, views["retain"], reference=held.get("retain"), options=options)
+
+
+def _weights(name: str, labels: Tensor, counts: Tensor, *, skip: int = 0) -> Tensor:
+    """Return the weight of each record in a step, int64 of shape (B,): tokens or 1, and 0 where it does not count.
+
+    Parameters
+    ----------
+    name : str
+    labels : Tensor of int, shape (B, T)
+    counts : Tensor of bool, shape (B,)
+    skip : int
+        Answer tokens at the start that the loss leaves alone.
+    """
+    if LOSSES[name].batch == "sample":
+        return counts.long()
+    return ((labels != IGNORE).sum(dim=1) - skip) * counts.long()
+
+
+def step_weights(objective: Objective, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return ``w`` and ``v`` of one batch, int64 of shape (B,) each; ``v`` is 0 without a retain term."""
+    counts = batch["counts"]
+    skip = int(objective.options.get("skip", 0))
+    forget = _weights(objective.forget, batch["forget"]["labels"], counts, skip=skip)
+    if objective.retain is None:
+        return forget, torch.zeros_like(forget)
+    return forget, _weights(objective.retain, batch["retain"]["labels"], counts)
+
+
+def step_totals(objective: Objective, batches: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Return ``sum_i w_i`` and ``sum_j v_j`` over the micro-batches of a step, int64 of shape (2,)."""
+    pairs = [step_weights(objective, batch) for batch in batches]
+    return torch.stack([torch.stack([one.sum() for one in pair]) for pair in pairs]).sum(dim=0)  # (2,)

@@ -1,0 +1,193 @@
+"""What the forgetting desk shows to a person: plain text from the same values that a machine reads as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["dry_page", "eval_page", "list_page", "page", "purge_page", "score_page", "unlearn_page", "verify_page"]
+
+_ORDER = {"before": 0, "after": 1, "model": 1, "reference": 2}
+
+
+def number(value: Any) -> str:
+    """Write an estimate as ``0.1234 [0.1000, 0.1500], n = 40``, what is not reported as a dash."""
+    if not isinstance(value, Mapping):
+        return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    low, high = (f"{value[k]:.4g}" if value[k] is not None else "?" for k in ("low", "high"))
+    return f"{value['value']:.4g} [{low}, {high}], n = {value['n']}"
+
+
+def metric_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the aggregates as lines of text; what had too few records is left out and counted."""
+    lines, hidden = [], 0
+    for side in ("forget", "retain"):
+        for name, row in (metrics.get(side) or {}).items():
+            shown = {k: row[k] for k in _ordered(row) if row[k] is not None}
+            hidden += not shown
+            lines += [f"  {name}"] * bool(shown) + [f"    {k:<22} {number(v)}" for k, v in shown.items()]
+    if metrics.get("utility"):
+        rows = {k: v for k, v in metrics["utility"].items() if k != "parts"}
+        lines.append(f"  utility: harmonic mean of {', '.join(metrics['utility']['parts'])}")
+        lines += [f"    {k:<22} {number(rows[k])}" for k in _ordered(rows)]
+    if metrics.get("forget_quality"):
+        q = metrics["forget_quality"]
+        lines.append(f"  forget quality against the reference: p = {q['p']:.4g}, D = {q['distance']:.4g}, n = {q['n']}")
+    if hidden:
+        lines.append(f"  {hidden} metrics not reported: fewer than 5 records with a value")
+    return lines
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Put models before differences, in the order of time: canonical JSON has sorted them by letter."""
+    return sorted(names, key=lambda k: (" " in k, _ORDER.get(k, 0), k))
+
+
+def attack_lines(attacks: Mapping[str, Any] | None) -> list[str]:
+    """Return attacks as lines: AUC of forgotten against held-out records by model."""
+    lines = []
+    for model in _ordered(attacks or {}):
+        for name, row in ((attacks or {})[model] or {}).items():
+            leak = f", privleak {row['privleak']:.1f}" if row.get("privleak") is not None else ""
+            lines.append(f"  {name}, {model}: AUC {number(row)}, {row['n_holdout']} held out{leak}")
+    return lines or ["  none available: no held-out records, or fewer than 5"]
+
+
+def page(receipt: Mapping[str, Any]) -> str:
+    """Return a receipt as plain text."""
+    r = receipt
+    model, ledger = r["model"], r["ledger"]
+    lines = [
+        f"Receipt of request {r['request']}", "",
+        f"status      {r['status']}" + (f": {'; '.join(r['reasons'])}" if r["reasons"] else ""),
+        f"level       {r['level']}",
+        "            no certificate: other tests than those below may still find the records",
+        f"records     {r['records']['forget']} to forget, {r['records']['retain']} to keep, "
+        f"{r['records']['holdout']} held out",
+        f"model       {model['source']}, SHA-256 {model['before']}",
+        f"became      {model['output'] or 'not written'}" + (f", SHA-256 {model['after']}" if model["after"] else ""),
+        f"reference   {r['reference']}",
+        f"early stop  {r['early_stop']}" + ("" if r["at_level"] is None else
+                                            f"; {r['at_level']} of {r['records']['forget']} records reached it"),
+        f"method      {', '.join(f'{k} = {v}' for k, v in r['method'].items())}",
+        f"code        {', '.join(f'{k} {v}' for k, v in r['code'].items())}",
+        f"ledger      line {ledger['line']} of {ledger['time']}, hash {ledger['hash']}",
+        f"            head {ledger['head']}{', signed' if ledger['signed'] else ''}",
+        "", "Guards", *(f"  {g['name']}: {g['state']}: {g['detail']}" for g in r["guards"]),
+        "", "Measured, with 95 % intervals over records", *metric_lines(r["metrics"]),
+        "", "Attacks tried, forgotten against held-out records (AUC, 0.5 finds nothing)",
+        *attack_lines(r["metrics"]["membership"]),
+        "", "What still holds the data", *(f"  {a['what']}: {a['name']}: {a['holds']}" for a in r["artefacts"]),
+    ]  # fmt: skip
+    if r["warnings"]:
+        lines += ["", "Warnings", *(f"  {w}" for w in r["warnings"])]
+    if r["since"]:
+        lines += ["", "Since", *(f"  {x['time']}, line {x['line']}: {said(x)}" for x in r["since"])]
+    if r["purged"]:
+        lines += ["", f"Purged in line {r['purged']}: the hashes below can no longer be tied to records."]
+    lines += ["", f"Records, {r['hashing']}", *(f"  {h}" for h in r["hashes"]), ""]
+    return "\n".join(lines)
+
+
+def said(row: Mapping[str, Any]) -> str:
+    """Say in words what a re-evaluation found about one request."""
+    if row["state"] != "re-evaluated":
+        return f"not re-evaluable: {row['why']}"
+    back = "; it came back" if row["came_back"] else ""
+    back += f"; {row['kept_again']} of them stood in the retain file: they were taught again" * bool(row["kept_again"])
+    return f"re-evaluated on {row['matched']} of {row['of']} records: probability {number(row['probability'])}{back}"
+
+
+# -- the verbs ------------------------------------------------------------------------------------------------------
+
+
+def _sections(parts: Mapping[str, Sequence[str]]) -> str:
+    """Join titled sections; empty ones are left out."""
+    return "\n\n".join("\n".join([title, *lines]) for title, lines in parts.items() if lines)
+
+
+def _again(found: Mapping[str, Any] | None) -> list[str]:
+    return [f"  {row['request']}: {said(row)}" for row in (found or {"requests": []})["requests"]]
+
+
+def score_page(found: Mapping[str, Any]) -> str:
+    """Return the aggregates of a scoring."""
+    d = found["difficulty"]
+    rows = {
+        k: d[k]
+        for k in ("mrd", "mrd_per_token", "nll", "tokens", "reliability", "scaling", "clamped", "probes", "passes")
+    }
+    return _sections({
+        f"Request {found['request']}, {d['records']} records, ledger line {found['ledger']}":
+            [f"  {k:<14} {number(v)}" for k, v in rows.items()],
+        "Warnings": [f"  {w}" for w in [*found["notes"], *d["warnings"]]],
+    })  # fmt: skip
+
+
+def dry_page(found: Mapping[str, Any]) -> str:
+    """Return what a request would take."""
+    lines = [f"  {k:<11} {v}" for k, v in found["passes"].items()]
+    lines.append(f"  {'minutes':<11} {found['minutes']:.1f}, from one small batch on this machine")
+    lines.append(f"  {'memory':<11} {found['memory_mib']:.1f} MiB: {found['memory']}")
+    return _sections({"A dry run: nothing was changed": lines, "Warnings": [f"  {w}" for w in found["notes"]]})
+
+
+def unlearn_page(found: Mapping[str, Any]) -> str:
+    """Return how a request ended; the receipt holds the rest."""
+    model, utility = found["model"], found["metrics"]["utility"] or {}
+    probability = found["metrics"]["forget"].get("forget_probability") or {}
+    lines = [f"  level      {found['level']}",
+             f"  model      {model['output'] or 'not written: see --keep-failed'}",
+             f"  early stop {found['early_stop']}"]  # fmt: skip
+    lines += [f"  {g['name']}: {g['state']}: {g['detail']}" for g in found["guards"]]
+    lines += [f"  probability of the forgotten answers, {k}: {number(probability[k])}" for k in _ordered(probability)
+              if probability[k] is not None and " " not in k]  # fmt: skip
+    lines += [f"  utility, {k}: {number(utility[k])}" for k in _ordered(utility) if " " not in k and k != "parts"]
+    lines.append(f"  receipt    upright forget receipt {found['request']}")
+    lines.append(f"  ledger     line {found['ledger']['line']}, head {found['ledger']['head']}: keep it elsewhere")
+    return _sections({
+        f"Request {found['request']}: {found['status']}": [*[f"  because {r}" for r in found["reasons"]], *lines],
+        "Warnings": [f"  {w}" for w in found["warnings"]],
+        "Earlier requests": _again(found["reevaluated"]),
+    })  # fmt: skip
+
+
+def eval_page(found: Mapping[str, Any], again: Mapping[str, Any] | None, out: Path) -> str:
+    """Return the measures of a model."""
+    title = f"{found['model']['name']}, reference: {found['reference']}; written to {out.name}"
+    return _sections({
+        title: metric_lines(found["metrics"]),
+        "Attacks, forgotten against held-out records (AUC, 0.5 finds nothing)":
+            attack_lines(found["metrics"]["membership"]),
+        "Warnings": [f"  {w}" for w in found["notes"]],
+        "Earlier requests": _again(again),
+    })  # fmt: skip
+
+
+def purge_page(found: Mapping[str, Any]) -> str:
+    """Return what was destroyed."""
+    gone = ", ".join(found["destroyed"]) or "nothing was left to destroy"
+    return f"Request {found['request']}: {gone}; ledger line {found['ledger']}\n  {found['note']}"
+
+
+def _place(line: int | None) -> str:
+    return "" if line is None else f", ledger line {line}"
+
+
+def list_page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return one line a request."""
+    lines = [
+        f"  {r['request']}  {r['status']}, {r['model']} -> {r['out'] or 'no model'}"
+        f"{', purged' if r['purged'] else ''}{_place(r['line'])}"
+        for r in rows
+    ]  # fmt: skip
+    return "\n".join(["Requests", *(lines or ["  none yet"])])
+
+
+def verify_page(found: Mapping[str, Any]) -> str:
+    """Return what a check of the ledger found."""
+    kept = "signed" if found["signed"] else "unsigned: whoever may write the file can write the whole chain anew"
+    if found["intact"]:
+        return f"{found['lines']} lines, all hold; {kept}\n  head {found['head']}"
+    return f"broken at line {found['broken'] or 'of the receipt'}: {found['reason']}\n  {found['lines']} lines"

@@ -1,0 +1,173 @@
+"""Receipts: what can be shown about one request to forget, and what cannot.
+
+A receipt is the line that the request left in the ledger, its number and hash, and what has happened since. It holds
+aggregates alone: no text, no score of one record, no path beyond a folder's own name. Records appear as
+``HMAC-SHA-256(salt, digest)`` in sorted order; whoever holds the record *and* the salt can check that it was meant, and
+after `purge` nobody can.
+
+Levels
+------
+``exact retrain``
+    The model was trained anew without the records. No function of this desk does that, so no receipt claims it.
+``approximate, empirical evidence only``
+    The model was changed until named tests could no longer find the records. No method for language models gives a
+    certificate; another test may find them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from upright.contract import InputError
+from upright.data.forget import Record, read_records, unique_records
+from upright.language.disk import Request, request_of, write_json, write_text
+from upright.language.pages import page
+from upright.ledger import Ledger
+
+__all__ = [
+    "APPROXIMATE",
+    "artefacts",
+    "body_of",
+    "code",
+    "difference",
+    "name_of",
+    "open_ledger",
+    "receipt_of",
+    "records_of",
+]
+
+APPROXIMATE = "approximate, empirical evidence only"
+_PACKAGES = ("upright", "torch", "transformers", "accelerate", "peft")
+
+
+def code() -> dict[str, str]:
+    """Return versions of the packages that the result depends on."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def artefacts(request: Request, plan: Mapping[str, Any]) -> list[dict[str, str]]:
+    """List what still holds the data, as far as a desk can know.
+
+    Parameters
+    ----------
+    plan : mapping
+        Of the request; names of files and folders alone are taken.
+    """
+    rows = [("source model folder", plan["model"], "a model trained on the records"),
+            ("forget file", plan["forget"], "the records themselves")]  # fmt: skip
+    rows += [("file of earlier requests", name, "records of earlier requests") for name in plan.get("earlier", ())]
+    kept = (("salt", "salt", "what ties the hashes of this receipt to records"),
+            ("scores", "scores.json", "one number a record, which marks the forget set"),
+            ("cache", "cache", "log-probabilities of the records under the source model"))  # fmt: skip
+    rows += [
+        (what, name, f"{holds}; purge destroys it") for what, name, holds in kept if (request.folder / name).exists()
+    ]
+    rows.append(("checkpoints and optimizer state", "none", "written to a temporary folder that was deleted"))
+    rows.append(("logs, backups, copies, caches of other programs", "not known", "look for them: a desk cannot"))
+    return [{"what": what, "name": name, "holds": holds} for what, name, holds in rows]
+
+
+def body_of(ledger: Ledger, request: str) -> dict[str, Any]:
+    """Return the ledger line of a finished request.
+
+    Raises
+    ------
+    InputError
+        When the request left none: it was interrupted, or only scored.
+    """
+    own = [line for line in ledger.lines() if line["kind"] == "unlearned" and line["body"]["request"] == request]
+    if not own:
+        raise InputError(f"request {request} that did not end", "a request that unlearn finished",
+                         "run unlearn again: what was interrupted left no model")  # fmt: skip
+    return own[-1]
+
+
+def receipt_of(desk: Path, name: str, *, ledger: Ledger) -> dict[str, Any]:
+    """Write ``receipt.json`` and ``receipt.txt`` of a request, and return the receipt.
+
+    Raises
+    ------
+    InputError
+        When there is no such request, it did not end, or the ledger was tampered with: nothing is vouched for then.
+    """
+    request = request_of(desk, name)
+    found = ledger.verify()
+    if not found.intact:
+        raise InputError(f"a ledger that is broken at line {found.broken}: {found.reason}", "an intact ledger",
+                         "see: upright forget verify")  # fmt: skip
+    line = body_of(ledger, name)
+    later = [x for x in ledger.lines() if x["n"] > line["n"]]
+    since = [
+        {"line": x["n"], "time": x["time"], **row}
+        for x in later if x["kind"] == "re-evaluated"
+        for row in x["body"]["requests"] if row["request"] == name
+    ]  # fmt: skip
+    purged = [x["n"] for x in later if x["kind"] == "purged" and x["body"]["request"] == name]
+    out = {
+        **line["body"], "artefacts": artefacts(request, request.plan), "since": since,
+        "purged": purged[-1] if purged else None,
+        "ledger": {"line": line["n"], "time": line["time"], "hash": line["hash"], "head": found.head,
+                   "signed": "signature" in line},
+    }  # fmt: skip
+    write_json(request.folder / "receipt.json", out)
+    write_text(request.folder / "receipt.txt", page(out))
+    return out
+
+
+def difference(ledger: Ledger, receipt: Mapping[str, Any]) -> str:
+    """Say in what a receipt differs from the ledger, nothing when it does not."""
+    place = receipt.get("ledger")
+    if not isinstance(place, Mapping) or not {"line", "hash", "head"} <= set(place):
+        raise InputError("a receipt without its place in the ledger", "receipt.json of a desk", "check --receipt")
+    for known in (place["hash"], place["head"]):
+        found = ledger.verify(head=known)
+        if not found.intact:
+            return found.reason
+    line = next(x for x in ledger.lines() if x["hash"] == place["hash"])
+    odd = [k for k in line["body"] if k != "artefacts" and receipt.get(k) != line["body"][k]]
+    return f"the receipt says something else than line {line['n']} about {odd[0]}" if odd else ""
+
+
+# -- what every verb begins with ------------------------------------------------------------------------------------
+
+
+def open_ledger(desk: Path, key: Path | None = None) -> Ledger:
+    """Return the ledger of a desk after checking it.
+
+    Raises
+    ------
+    InputError
+        When it is torn or was tampered with: nothing is added to what does not hold.
+    """
+    ledger = Ledger(desk / "ledger.jsonl", key=key)
+    found = ledger.verify()
+    if not found.intact:
+        raise InputError(
+            f"a ledger that is broken at line {found.broken}: {found.reason}", "an intact ledger",
+            "see upright forget verify: a torn end is mended by --mend, else take the file from a copy",
+        )  # fmt: skip
+    return ledger
+
+
+def records_of(name: str, file: Path | None, notes: list[str]) -> list[Record]:
+    """Read one file; repetitions are counted once."""
+    if file is None:
+        return []
+    records, repeated = unique_records(read_records(file))
+    if repeated:
+        notes.append(f"{repeated} repeated records of the {name} file count once")
+    return records
+
+
+def name_of(path: Path | None) -> str | None:
+    """Return the own name of a folder or file: receipts hold no path."""
+    return None if path is None else path.resolve().name

@@ -1,0 +1,278 @@
+r"""What the model said before unlearning: sums of log-probabilities kept on disk, or a frozen model.
+
+NPO and preference losses need one number a record, ``log p_ref(y_i)``. It is computed once, stored under the SHA-256 of
+(weights, records, scope), and read again by every run that asks for the same. Losses that need whole distributions or
+hidden states take a model: the base under a disabled adapter, a given one, or a frozen copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from upright.contract import InputError
+from upright.language.adapters import adapter_is_neutral, quiet
+from upright.language.encoding import Encoded, Scope, collate, length_batches
+from upright.language.logprobs import sequence_log_probs
+
+__all__ = ["Reference", "agree", "cached_sums", "checksum", "frozen_copy", "mean_nll", "records_key", "reference_sums",
+           "sums_key", "write_tensors"]  # fmt: skip
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor, gathered where it is sharded over ranks."""
+    gather = getattr(tensor, "full_tensor", None)
+    return gather() if gather is not None else tensor
+
+
+def checksum(model: Any) -> str:
+    """SHA-256 over names, types, shapes and bytes of the state dict, 64 hex digits.
+
+    Sharded tensors (DTensor) are gathered one at a time, so every rank must call it and all get one result.
+    """
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, Tensor):
+            continue
+        whole = _whole(tensor.detach()).cpu().contiguous()
+        total.update(f"{name} {whole.dtype} {tuple(whole.shape)}".encode())
+        raw: Any = whole.reshape(-1).view(torch.uint8).numpy()  # bytes: bfloat16 has no NumPy type
+        total.update(raw)
+    return total.hexdigest()
+
+
+def records_key(encoded: Sequence[Encoded]) -> str:
+    """SHA-256 over tokens and starts of records in order; 64 hex digits."""
+    rows = [[one.start, *one.ids] for one in encoded]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def sums_key(model: Any, encoded: Sequence[Encoded], scope: Scope, tag: str = "") -> str:
+    """SHA-256 of (weights, records, scope, tag): what a stored reference belongs to."""
+    return hashlib.sha256(json.dumps([checksum(model), records_key(encoded), scope, tag]).encode()).hexdigest()
+
+
+def reference_sums(
+    model: Any, encoded: Sequence[Encoded], *, pad: int, scope: Scope = "answer", batch_size: int = 8
+) -> tuple[Tensor, Tensor]:
+    """``sum_t log p(y_it | y_i,<t)`` of every record and its number of tokens, in evaluation mode.
+
+    Parameters
+    ----------
+    model : callable
+        A causal language model, wrapped or not.
+    encoded : sequence of Encoded, length n
+    pad : int
+    scope : {"answer", "sequence"}
+    batch_size : int
+
+    Returns
+    -------
+    sums : Tensor of float64, shape (n,)
+        At most 0, on the CPU.
+    counts : Tensor of int64, shape (n,)
+    """
+    sums = torch.zeros(len(encoded), dtype=torch.float64)
+    counts = torch.zeros(len(encoded), dtype=torch.int64)
+    device = next(model.parameters()).device
+    with quiet(model):
+        for rows in length_batches(encoded, batch_size):
+            batch = {k: v.to(device) for k, v in collate([encoded[i] for i in rows], pad, scope=scope).items()}
+            labels = batch.pop("labels")
+            found, n = sequence_log_probs(model(**batch, use_cache=False)["logits"], labels)
+            sums[rows], counts[rows] = found.double().cpu(), n.cpu()
+    return sums, counts
+
+
+def mean_nll(
+    model: Any, encoded: Sequence[Encoded], *, pad: int, scope: Scope = "answer", batch_size: int = 8
+) -> Tensor:
+    """``cbar_i = -(1 / n_i) sum_t log p(y_it | y_i,<t)``, float64 of shape (n,), at least 0."""
+    sums, counts = reference_sums(model, encoded, pad=pad, scope=scope, batch_size=batch_size)
+    return -sums / counts
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file so that it is there whole or not at all."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({name: one.detach().cpu().contiguous() for name, one in tensors.items()}, part, metadata=metadata)
+    os.replace(part, path)
+
+
+def _stored(path: Path, key: str, n: int) -> Tensor | None:
+    """Return what was stored under a key, None where nothing fits it whole."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+            sums: Tensor = file.get_tensor("sums")
+    except (OSError, SafetensorError):
+        return None
+    return sums if sums.shape == (n,) and bool(torch.isfinite(sums).all()) else None
+
+
+def cached_sums(
+    model: Any, encoded: Sequence[Encoded], *, pad: int, scope: Scope = "answer", batch_size: int = 8,
+    cache_dir: str | Path | None = None, write: bool = True, tag: str = "",
+) -> tuple[Tensor, str]:  # fmt: skip
+    """Return `reference_sums` and their key, from the cache where it holds them.
+
+    Parameters
+    ----------
+    model, encoded, pad, scope, batch_size
+        As for `reference_sums`.
+    cache_dir : path, optional
+        Folder of ``reference-<key>.safetensors``; a damaged file is computed again. None keeps nothing.
+    write : bool
+        Whether this process stores what it computed: one rank should.
+    tag : str
+        What else the numbers depend on: mixed precision, a disabled adapter.
+
+    Returns
+    -------
+    sums : Tensor of float64, shape (n,)
+    key : str
+    """
+    key = sums_key(model, encoded, scope, tag)
+    path = None if cache_dir is None else Path(cache_dir) / f"reference-{key[:32]}.safetensors"
+    if path is not None and (stored := _stored(path, key, len(encoded))) is not None:
+        return stored, key
+    sums, _ = reference_sums(model, encoded, pad=pad, scope=scope, batch_size=batch_size)
+    if path is not None and write:
+        write_tensors(path, {"sums": sums}, {"key": key})
+    return sums, key
+
+
+def frozen_copy(model: Any) -> Any:
+    """Return a copy in evaluation mode that no optimiser can change.
+
+    Raises
+    ------
+    InputError
+        When the model is sharded or quantised, where a copy in memory is not possible.
+    """
+    sharded = any(hasattr(p, "full_tensor") for p in model.parameters())
+    if sharded or getattr(model, "quantization_method", None) is not None:
+        raise InputError(
+            "a sharded or quantised model, and a loss that needs the reference's distributions",
+            "an adapter (reference='adapter') or a second model", "pass peft_config=, or load the reference apart",
+        )  # fmt: skip
+    other = copy.deepcopy(model).eval()
+    for parameter in other.parameters():
+        parameter.requires_grad_(False)
+    return other
+
+
+def agree(values: ArrayLike | Tensor) -> NDArray[np.float64]:
+    """Return the values of the first rank on all ranks: rounding may differ, the order of records may not."""
+    own = np.array(values.numpy() if isinstance(values, Tensor) else values, dtype=np.float64)
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return own
+    from accelerate import PartialState
+    from accelerate.utils import broadcast
+
+    sent: Any = broadcast(torch.as_tensor(own, device=PartialState().device))
+    return np.asarray(sent.cpu().numpy(), dtype=np.float64)
+
+
+class Reference:
+    """What a run keeps of the model before unlearning: sums, and who speaks when distributions are asked for.
+
+    Parameters
+    ----------
+    kind : None, "start", "adapter" or PreTrainedModel
+        The model as it stands before the first step (None and ``start``), the base under its adapter, or another one.
+    model : PreTrainedModel or PeftModel
+        That is trained.
+    sums, speaks : bool
+        Whether losses ask for sums of log-probabilities, and for distributions or hidden states.
+
+    Attributes
+    ----------
+    sums : dict of str to Tensor of float64, shape (n,)
+        By side of the batch; empty until `prepare`.
+    key : str
+        Which weights they are of.
+    """
+
+    def __init__(self, kind: Any, model: Any, *, sums: bool, speaks: bool) -> None:
+        if isinstance(kind, str) and kind not in ("start", "adapter"):
+            got = f"reference = {kind!r}"
+            raise InputError(got, "None, 'start', 'adapter' or a model", "choose one of these")
+        if isinstance(kind, str) and kind == "adapter" and not hasattr(model, "disable_adapter"):
+            got = "reference='adapter' and a model without one"
+            raise InputError(got, "a model with an adapter", "pass peft_config=, or reference='start'")
+        self.kind: str = kind if isinstance(kind, str) else "start" if kind is None else "model"
+        self.given = None if kind is None or isinstance(kind, str) else kind.eval()
+        self._wants_sums, self._wants_model = sums, speaks
+        self.sums: dict[str, Tensor] = {}
+        self.key = ""
+        self._frozen: Any = None
+
+    def prepare(
+        self, model: Any, sides: dict[str, Sequence[Encoded]], *, pad: int, scope: Scope, batch_size: int,
+        cache_dir: str | Path | None = None, write: bool = True, tag: str = "",
+    ) -> None:  # fmt: skip
+        """Compute what is missing, at the present weights of the model; does nothing the second time.
+
+        Parameters
+        ----------
+        model : PreTrainedModel or PeftModel
+        sides : mapping of str to sequence of Encoded
+            Records whose sums are asked for; empty ones are left out.
+        pad, scope, batch_size, cache_dir, write, tag
+            As for `cached_sums`.
+        """
+        if self.given is not None:
+            self.given.to(next(model.parameters()).device)
+        base = self.kind == "adapter"
+        if self._wants_sums and not self.sums:
+            keys = []
+            with model.disable_adapter() if base else contextlib.nullcontext():
+                for side, records in sides.items():
+                    if records:
+                        sums, key = cached_sums(
+                            model if self.given is None else self.given, records, pad=pad, scope=scope,
+                            batch_size=batch_size, cache_dir=cache_dir, write=write, tag=tag + ("base" if base else ""),
+                        )  # fmt: skip
+                        self.sums[side] = torch.from_numpy(agree(sums))
+                        keys.append(key)
+            self.key = " ".join(keys)
+        if self._wants_model and not self.key:
+            self._frozen = self.given
+            if self.kind == "start" and not adapter_is_neutral(model, sides["forget"][0]):
+                self._frozen = frozen_copy(model)
+            self.key = "adapter" if self._frozen is None else checksum(self._frozen)
+
+    def load(self, sums: dict[str, Tensor], key: str) -> None:
+        """Take sums over from a checkpoint, in place of computing them; a model that speaks is found again."""
+        self.sums, self.key = dict(sums), key if sums else ""
+
+    @contextlib.contextmanager
+    def speaking(self, model: Any) -> Iterator[Any]:
+        """Yield who speaks for the reference, in evaluation mode without gradient.
+
+        Parameters
+        ----------
+        model : PreTrainedModel or PeftModel
+            That is trained, unwrapped; its adapter is off meanwhile when no other model speaks.
+        """
+        other = model if self._frozen is None else self._frozen
+        with quiet(other), other.disable_adapter() if self._frozen is None else contextlib.nullcontext():
+            yield other

@@ -1,0 +1,337 @@
+"""The forgetting desk meets bad input, full disks and kills: three parts, and everything is as it was."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from upright.contract import InputError
+from upright.data.forget import read_records, tofu_records
+from upright.language import desk, disk
+from upright.ledger import Ledger
+from upright.models.tiny import tiny_tokenizer
+
+# tests are no package under --import-mode=importlib, so the sibling is loaded by its path, once for all that use it
+if "desk_world" not in sys.modules:
+    spec = importlib.util.spec_from_file_location("desk_world", Path(__file__).with_name("desk_world.py"))
+    sys.modules["desk_world"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["desk_world"])
+w = sys.modules["desk_world"]
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    return w.world_of(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    return w.finished_of(tmp_path_factory)
+
+
+# -- bad input: three parts, nothing changed ------------------------------------------------------------------------
+
+
+def _empty(user, p):
+    (p / "f.jsonl").write_text("\n")
+    return {"forget": p / "f.jsonl"}
+
+
+def _overlap(user, p):
+    records = read_records(user.retain)
+    return {"retain": w.write_records(p / "r.jsonl", [*records[:3], replace(read_records(user.forget)[4], id="x7")])}
+
+
+def _held_out_is_retained(user, p):
+    return {"holdout": user.retain}
+
+
+def _tokenizer(user, p):
+    shutil.copytree(user.model, p / "odd")
+    tiny_tokenizer([r.answer for r in tofu_records()[:60]], vocabulary=500).save_pretrained(p / "odd")
+    return {"model": p / "odd"}
+
+
+def _other_reference(user, p):
+    shutil.copytree(user.model, p / "other")
+    tiny_tokenizer([r.answer for r in tofu_records()[40:60]], vocabulary=400).save_pretrained(p / "other")
+    return {"reference": p / "other"}
+
+
+def _long(user, p):
+    one = read_records(user.forget)[0]
+    return {"forget": w.write_records(p / "f.jsonl", [replace(one, answer="again and " * 200, id="long")])}
+
+
+def _long_retained(user, p):
+    one = read_records(user.retain)[0]
+    return {"retain": w.write_records(p / "r.jsonl", [replace(one, answer="again and " * 200, id="long")])}
+
+
+def _no_model(user, p):
+    (p / "empty").mkdir()
+    return {"model": p / "empty"}
+
+
+def _taken(user, p):
+    (p / "new").mkdir()
+    return {}
+
+
+def _inside(user, p):
+    return {"out": user.model / "new"}
+
+
+def _desk_inside(user, p):
+    return {"desk": user.model / "desk"}
+
+
+def _loss(user, p):
+    return {"settings": w.FAST.replace(loss="npoo")}
+
+
+def _below_a_file(user, p):
+    (p / "file").write_text("")
+    return {"out": p / "file" / "new"}
+
+
+def _broken_line(user, p):
+    (p / "f.jsonl").write_text('{"question": "q", "answer": "a"}\n{"question"\n')
+    return {"forget": p / "f.jsonl"}
+
+
+BAD = [
+    (_empty, "f.jsonl without a record",
+     "JSON lines with question and answer, prompt and completion, messages, or text", "check the file"),
+    (_overlap, "record 4 of forget is record x7 of retain (1 shared)", "forget and retain without a common record",
+     "take the shared records out of retain"),
+    (_held_out_is_retained, "record 20 of retain is record 20 of holdout (14 shared)",
+     "retain and holdout without a common record", "take the shared records out of holdout"),
+    (_tokenizer, "a tokenizer of 500 tokens and a model with embeddings for 400", "the tokenizer of the model",
+     "copy the tokenizer files that belong to this model into its folder"),
+    (_other_reference, "a reference model with another tokenizer",
+     "a reference of the same family, with the same vocabulary",
+     "use the base model, or a model retrained from it without the records"),
+    (_long, r"forget file: record long with \d+ tokens", "at most 256, the context of the model",
+     "split the record, or use a model with a longer context"),
+    (_long_retained, r"retain file: record long with \d+ tokens", "at most 256, the context of the model",
+     "split the record, or use a model with a longer context"),
+    (_no_model, "empty without config.json", "the folder of a model as save_pretrained writes it", "check the path"),
+    (_taken, "--out new, which is there already", "a new folder", "name another one, or move it"),
+    (_inside, "--out new inside the model folder model", "a place outside of it",
+     "name another place: a model folder is never written to"),
+    (_desk_inside, "--desk desk inside the model folder model", "a place outside of it",
+     "name another place: a model folder is never written to"),
+    (_loss, "loss = 'npoo'", None, "choose one of these"),
+    (_below_a_file, "--out new: file above it is a file", "a folder", "name another one"),
+    (_broken_line, r"f.jsonl, line 2: .*", "one JSON object a line", "correct that line"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "got", "accepted", "todo"), BAD, ids=lambda x: getattr(x, "__name__", None))
+def test_bad_input_has_three_parts_and_changes_nothing(world, tmp_path, make, got, accepted, todo):
+    # catches a check that comes after work, a folder left behind, and errors that name neither file nor remedy
+    changes = make(world, tmp_path)
+    before, place = w.contents(world.root), w.contents(tmp_path)
+    with pytest.raises(InputError) as caught:
+        w.start(world, tmp_path, **changes)
+    assert re.fullmatch(got if r"\d" in got or ".*" in got else re.escape(got), caught.value.got)
+    assert accepted is None or caught.value.accepted == accepted
+    assert caught.value.todo == todo
+    assert w.contents(world.root) == before
+    assert w.contents(tmp_path) == place
+    assert not (tmp_path / "desk").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [({"learning_rate": 0.0}, "learning_rate = 0.0"), ({"epochs": 0}, "epochs = 0"), ({"sampling": "mdr"}, "'mdr'"),
+     ({"utility_floor": 1.5}, "utility_floor = 1.5"), ({"batch_size": -1}, "batch_size = -1")],
+)  # fmt: skip
+def test_settings_outside_their_range_are_refused(change, got):
+    # catches a typo that trains for hours with a default
+    with pytest.raises(InputError, match=got):
+        desk.Settings(**change)
+
+
+def test_a_disk_without_room_is_noticed_before_training(world, tmp_path, monkeypatch):
+    # catches a check of the wrong disk or after the work: training itself must not begin
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 2000, 2000))
+    monkeypatch.setattr(desk, "_train", lambda *_: pytest.fail("training began"))
+    before = w.contents(world.root)
+    with pytest.raises(InputError) as caught:
+        w.start(world, tmp_path)
+    size = disk.weight_bytes(world.model)
+    assert caught.value.got == "0.0 MiB free for --out new"
+    assert caught.value.accepted == f"{1.1 * size / 2**20:,.1f} MiB, the model and 10 %"
+    assert caught.value.todo == "free some space, or name a place on another disk"
+    assert w.contents(world.root) == before
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"),
+     SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")],
+)  # fmt: skip
+def test_a_disk_that_fills_up_while_writing_leaves_nothing_behind(world, tmp_path, monkeypatch, error):
+    # catches half a model under the final name, a temporary left there, and safetensors' own error type
+    import safetensors.torch
+    import transformers.modeling_utils
+
+    def full(tensors, filename, **_):
+        Path(filename).write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr(transformers.modeling_utils, "safe_save_file", full)
+    monkeypatch.setattr(desk, "_train", w.no_training)
+    before = w.contents(world.root)
+    with pytest.raises(InputError) as caught:
+        w.start(world, tmp_path)
+    assert caught.value.got == "a full disk while writing --out new"
+    assert caught.value.accepted.endswith("MiB, the model and 10 %")
+    assert caught.value.todo == "free some space, or name a place on another disk; nothing was left behind"
+    assert w.contents(world.root) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["desk"]
+    assert [r["status"] for r in desk.listing(tmp_path / "desk")] == ["interrupted"]
+    assert desk.verify(tmp_path / "desk")["intact"]
+
+
+def test_a_full_disk_at_the_desk_is_no_fault_of_ours(world, tmp_path, monkeypatch):
+    # catches a traceback where the cache of the request, not the model, filled the disk
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(desk, "_train", full)
+    with pytest.raises(InputError, match="a full disk while keeping request") as caught:
+        w.start(world, tmp_path)
+    assert caught.value.todo == "free some space, then run this again; no model was written"
+
+
+REAL = """
+import resource, signal, sys
+from pathlib import Path
+from upright.contract import InputError
+from upright.language import disk
+from safetensors.torch import save_file
+import torch
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    with disk.new_folder(Path(sys.argv[1]), 10) as part:
+        save_file({"a": torch.zeros(100_000)}, part / "model.safetensors")
+except InputError as error:
+    print(error.got)
+"""
+
+
+def test_safetensors_really_fails_in_the_way_that_is_understood(tmp_path):
+    # catches a change of safetensors' wording: here the operating system itself refuses the write
+    out = tmp_path / "new"
+    done = subprocess.run([sys.executable, "-c", REAL, str(out)], capture_output=True, text=True)
+    assert done.stdout.strip() == "a full disk while writing --out new", done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_torn_ledger_stops_a_request_before_anything_is_computed(world, tmp_path):
+    # catches hours of training whose line could not be added
+    Ledger(tmp_path / "desk" / "ledger.jsonl").append("opened", {"request": "a"})
+    with (tmp_path / "desk" / "ledger.jsonl").open("ab") as file:
+        file.write(b'{"half')
+    with pytest.raises(InputError, match="a ledger that is broken at line 2: torn") as caught:
+        w.start(world, tmp_path)
+    assert "--mend" in caught.value.todo
+    assert desk.verify(tmp_path / "desk", mend=True)["intact"]
+
+
+# -- kills ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupt_at_the_rename_leaves_source_and_place_as_they_were(world, tmp_path, monkeypatch):
+    # catches a temporary that stays after Ctrl-C, and a final name that appears too early
+    def stop(part, out):
+        assert (Path(part) / "model.safetensors").exists()
+        assert not Path(out).exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(desk, "_train", w.no_training)
+    monkeypatch.setattr(disk.os, "rename", stop)
+    before = w.contents(world.root)
+    with pytest.raises(KeyboardInterrupt):
+        w.start(world, tmp_path)
+    assert w.contents(world.root) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["desk"]
+    with pytest.raises(InputError, match="that did not end"):
+        desk.receipt(tmp_path / "desk", disk.requests_of(tmp_path / "desk")[0].id)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from upright.language import disk
+when, source, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+rename = os.rename
+def dying(part, place):
+    if when == "after":
+        rename(part, place)
+    os.kill(os.getpid(), signal.SIGKILL)
+os.rename = dying
+with disk.new_folder(out, 10) as part:
+    for file in source.iterdir():
+        (part / file.name).write_bytes(file.read_bytes())
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_around_the_rename_leaves_a_whole_folder_or_none(world, tmp_path, when):
+    # catches a folder that is filled under its final name: after SIGKILL it would be half a model
+    before, out = w.contents(world.model), tmp_path / "new"
+    done = subprocess.run([sys.executable, "-c", KILLED, when, str(world.model), str(out)], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert w.contents(world.model) == before
+    if when == "after":
+        assert w.contents(out) == before
+        assert disk.leftovers(out) == []
+    else:
+        assert not out.exists()
+        assert len(disk.leftovers(out)) == 1
+
+
+def test_what_a_killed_run_left_is_named_in_the_next_one(world, tmp_path, monkeypatch):
+    # catches half-written folders of gigabytes that nobody hears of
+    (tmp_path / ".new.upright-part-0123").mkdir()
+    monkeypatch.setattr(desk, "_train", w.no_training)
+    found = w.start(world, tmp_path)
+    assert any(".new.upright-part-0123" in said for said in found["warnings"])
+
+
+def test_a_ledger_that_cannot_be_written_takes_the_model_back(world, tmp_path, monkeypatch):
+    # catches a model that no line of the ledger tells of
+    append = Ledger.append
+
+    def full(self, kind, body):
+        if kind == "unlearned":
+            raise InputError("ledger.jsonl cannot be written to", "a disk with room", "free some space")
+        return append(self, kind, body)
+
+    monkeypatch.setattr(desk, "_train", w.no_training)
+    monkeypatch.setattr(Ledger, "append", full)
+    with pytest.raises(InputError, match="cannot be written to"):
+        w.start(world, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["desk"]

@@ -1,0 +1,326 @@
+"""After a request: numbers against other implementations, receipts, purge, a second look at earlier requests."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import hmean, ks_2samp
+from sklearn.metrics import roc_auc_score
+
+from upright.contract import InputError
+from upright.data.forget import read_records
+from upright.language import desk, disk, measures, pages
+from upright.language.evaluation import Speaker
+from upright.ledger import Ledger
+from upright.metrics import membership
+from upright.models.hub import load_language_model
+
+# tests are no package under --import-mode=importlib, so the sibling is loaded by its path, once for all that use it
+if "desk_world" not in sys.modules:
+    spec = importlib.util.spec_from_file_location("desk_world", Path(__file__).with_name("desk_world.py"))
+    sys.modules["desk_world"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["desk_world"])
+w = sys.modules["desk_world"]
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    return w.world_of(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    return w.finished_of(tmp_path_factory)
+
+
+# -- numbers --------------------------------------------------------------------------------------------------------
+
+
+def test_aggregates_agree_with_other_implementations(world, finished):
+    # catches a swapped difference, an AUC the wrong way, a utility over other parts, a test of folded ratios
+    place, found = finished
+    sides = [read_records(getattr(world, name)) for name in ("forget", "retain", "holdout")]
+    looks = {}
+    for name, folder in (("before", world.model), ("after", place / "new"), ("reference", world.reference)):
+        model, tokenizer = load_language_model(folder)
+        looks[name] = measures.look(Speaker(model, tokenizer), sides[0], retain=sides[1], holdout=sides[2], rouge=False)
+    row = found["metrics"]["forget"]["extraction_strength"]
+    gap = looks["after"].forget["extraction_strength"] - looks["before"].forget["extraction_strength"]
+    assert row["after - before"]["value"] == pytest.approx(gap.mean(), abs=1e-9)
+    assert "before - after" not in row
+    positive = np.repeat([1, 0], [10, 8])
+    for attack, got in found["metrics"]["membership"]["after"].items():
+        scores = np.concatenate([looks["after"].forget[attack], looks["after"].holdout[attack]])
+        assert got["value"] == pytest.approx(roc_auc_score(positive, scores))
+        base = np.concatenate([looks["reference"].forget[attack], looks["reference"].holdout[attack]])
+        assert got["privleak"] == pytest.approx(membership.privleak(got["value"], roc_auc_score(positive, base)))
+    assert found["metrics"]["utility"]["parts"] == ["retain_probability", "retain_truth_ratio"]
+    parts = [looks["after"].retain[p].mean() for p in found["metrics"]["utility"]["parts"]]
+    assert found["metrics"]["utility"]["after"]["value"] == pytest.approx(hmean(parts), rel=1e-4)
+    ratio = [1 / looks[name].forget["forget_truth_probability"] - 1 for name in ("after", "reference")]
+    assert found["metrics"]["forget_quality"]["p"] == pytest.approx(ks_2samp(*ratio, method="exact").pvalue)
+
+
+def test_intervals_are_those_of_a_bootstrap_over_records():
+    # catches unpaired resampling, a wrong level, and draws that depend on the metric
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=400)
+    found = measures.aggregate({"x": values, "y": values + 1}, seed=3, name="forget")
+    width = found["x"]["high"] - found["x"]["low"]
+    assert width == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.06)  # 2,000 draws: 5 s.e. of a width are 6 %
+    assert found["y"]["low"] == pytest.approx(found["x"]["low"] + 1)
+    assert (found["x"]["n"], found["x"]["value"]) == (400, pytest.approx(values.mean()))
+    assert measures.aggregate({"x": values}, seed=3, name="forget")["x"] == found["x"]
+    assert measures.aggregate({"x": values}, seed=4, name="forget")["x"] != found["x"]
+    sparse = np.r_[values[:4], np.full(10, np.nan)]
+    assert measures.aggregate({"x": sparse}, seed=0, name="a")["x"] is None
+
+
+def test_evaluate_writes_json_and_agrees_with_the_receipt(world, finished, tmp_path):
+    # catches an evaluation that measures otherwise than a request does
+    place, found = finished
+    own = desk.evaluate(place / "new", world.forget, world.retain, holdout=world.holdout, reference=world.reference,
+                        out=tmp_path / "e.json", rouge=False)  # fmt: skip
+    assert disk.read_json(tmp_path / "e.json") == own
+    for metric, row in own["metrics"]["forget"].items():
+        other = found["metrics"]["forget"][metric]
+        for mine, theirs in (
+            ("model", "after"),
+            ("reference", "reference"),
+            ("model - reference", "after - reference"),
+        ):
+            if row[mine] is not None:
+                assert row[mine]["value"] == pytest.approx(other[theirs]["value"], abs=1e-5)
+    assert own["reference"] == "reference"
+    alone = desk.evaluate(place / "new", world.forget, rouge=False)
+    assert alone["reference"] == "none available"
+    assert alone["metrics"]["utility"] is None
+
+
+def test_a_dry_run_says_what_it_takes_and_changes_nothing(world, tmp_path):
+    # catches a dry run that opens a request or trains
+    before = w.contents(world.root)
+    found = w.start(
+        world, tmp_path, dry_run=True, reference=world.reference, settings=w.FAST.replace(sampling="mrd", epochs=3)
+    )
+    assert found["passes"]["training"].startswith("6 steps: 3 times 10 records")
+    assert found["passes"]["evaluation"] == "3 times 54 texts"  # 10 with 3 other answers each, and 14 kept ones
+    assert found["minutes"] > 0
+    model, _ = load_language_model(world.model)
+    assert found["weights"] == sum(p.numel() for p in model.parameters())
+    assert found["memory_mib"] == pytest.approx(16 * found["weights"] / 2**20)
+    assert w.contents(world.root) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_meets_the_same_errors(world, tmp_path):
+    # catches a rehearsal that skips the checks
+    with pytest.raises(InputError, match="of forget is record"):
+        w.start(world, tmp_path, dry_run=True, retain=world.forget)
+
+
+def test_score_keeps_numbers_in_the_desk_and_returns_aggregates(world, tmp_path):
+    # catches scores in the ledger or beside the model
+    before = w.contents(world.root)
+    found = desk.score(world.model, world.forget, desk=tmp_path / "desk", probes=4)
+    rows = disk.read_json(tmp_path / "desk" / "requests" / found["request"] / "scores.json")
+    assert found["difficulty"]["probes"] == 4
+    assert found["difficulty"]["mrd"]["n"] == len(rows["mrd"]) == 10
+    assert not set(w.numbers(Ledger(tmp_path / "desk" / "ledger.jsonl").lines())) & set(rows["mrd"] + rows["nll"])
+    assert w.contents(world.root) == before
+    with pytest.raises(InputError, match="inside the model folder"):
+        desk.score(world.model, world.forget, desk=world.model)
+
+
+def test_the_same_request_twice_gives_the_same_weights(world, tmp_path):
+    # catches sampling or training outside the seed
+    one, two = (w.start(world, tmp_path, out=tmp_path / n, settings=w.FAST.replace(epochs=1)) for n in "ab")
+    assert one["model"]["after"] == two["model"]["after"] != one["model"]["before"]
+    assert one["hashes"] != two["hashes"]
+
+
+# -- afterwards -----------------------------------------------------------------------------------------------------
+
+
+def test_a_receipt_can_be_written_again_and_is_checked_against_its_line(finished, tmp_path):
+    # catches a receipt that was edited, and a ledger that lost the line of a receipt
+    place, found = finished
+    own = shutil.copytree(place / "desk", tmp_path / "desk")
+    again = desk.receipt(own, found["request"])
+    assert {k: v for k, v in again.items() if k != "ledger"} == {k: v for k, v in found.items()
+                                                                 if k not in ("ledger", "reevaluated")}  # fmt: skip
+    file = own / "requests" / found["request"] / "receipt.json"
+    assert desk.verify(own, receipt_file=file)["intact"]
+    forged = {**again, "status": "exact retrain"}
+    (tmp_path / "forged.json").write_text(json.dumps(forged))
+    bad = desk.verify(own, receipt_file=tmp_path / "forged.json")
+    assert (bad["intact"], bad["reason"]) == (
+        False,
+        f"the receipt says something else than line {again['ledger']['line']} about status",
+    )
+    lines = (own / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    (own / "ledger.jsonl").write_bytes(b"".join(lines[:1]))
+    assert desk.verify(own)["intact"], "truncation alone leaves no trace"
+    assert not desk.verify(own, receipt_file=file)["intact"]
+    assert not desk.verify(own, head=found["ledger"]["head"])["intact"]
+
+
+def test_no_receipt_from_a_ledger_that_was_edited(finished, tmp_path):
+    # catches a receipt that vouches for forged numbers
+    place, found = finished
+    own = shutil.copytree(place / "desk", tmp_path / "desk")
+    text = (own / "ledger.jsonl").read_text().replace('"status":"done"', '"status":"perfect"')
+    (own / "ledger.jsonl").write_text(text)
+    with pytest.raises(InputError, match="broken at line 2"):
+        desk.receipt(own, found["request"])
+
+
+def test_purge_destroys_what_is_secret_and_the_ledger_stays(world, finished, tmp_path):
+    # catches a salt that stays somewhere, and a purge that breaks the chain
+    place, found = finished
+    own = shutil.copytree(place / "desk", tmp_path / "desk")
+    folder = own / "requests" / found["request"]
+    salt, old = (folder / "salt").read_bytes(), (own / "ledger.jsonl").read_bytes()
+    done = desk.purge(own, found["request"])
+    assert done["destroyed"] == ["salt", "scores.json", "cache"]
+    assert "SSD" in done["note"]
+    assert {p.name for p in folder.iterdir()} == {"plan.json", "receipt.json", "receipt.txt"}
+    assert not [p for p in own.rglob("*") if p.is_file() and salt in p.read_bytes()]
+    assert (own / "ledger.jsonl").read_bytes().startswith(old)
+    check = desk.verify(own, head=found["ledger"]["head"])
+    assert (check["intact"], check["lines"]) == (True, done["ledger"])
+    again = desk.receipt(own, found["request"])
+    assert again["purged"] == done["ledger"]
+    assert not {"salt", "scores", "cache"} & {a["what"] for a in again["artefacts"]}
+    with pytest.raises(InputError, match="without its salt"):
+        disk.request_of(own, found["request"]).hashes(read_records(world.forget))
+    assert desk.listing(own)[0]["purged"]
+    assert desk.purge(own, found["request"])["destroyed"] == []
+
+
+def test_purge_overwrites_before_it_deletes(tmp_path, monkeypatch):
+    # catches a delete that leaves the bytes of the salt in free blocks of a disk that writes in place
+    request = disk.Request.new(tmp_path)
+    salt, seen = request.salt, []
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda self, **k: (seen.append(self.read_bytes()), unlink(self, **k))[1])
+    request.purge()
+    assert len(seen[0]) == 32
+    assert seen[0] != salt
+
+
+def test_earlier_requests_are_measured_again_where_their_records_are_supplied(world, finished, tmp_path):
+    # catches requests that are forgotten about, matched by place instead of hash, or measured after a purge
+    place, found = finished
+    own = shutil.copytree(place / "desk", tmp_path / "desk")
+    later = w.write_records(tmp_path / "later.jsonl", read_records(world.retain)[:6])
+    keep = w.write_records(tmp_path / "keep.jsonl", read_records(world.retain)[6:])
+    half = w.write_records(tmp_path / "half.jsonl", read_records(world.forget)[:7][::-1])
+    common = {"desk": own, "settings": w.FAST.replace(epochs=1)}
+    second = desk.unlearn(place / "new", later, keep, out=tmp_path / "two", earlier=[half], **common)
+    row = second["reevaluated"]["requests"][0]
+    assert (row["request"], row["state"], row["matched"], row["of"]) == (found["request"], "re-evaluated", 7, 10)
+    model, tokenizer = load_language_model(tmp_path / "two")
+    own_p = np.exp(-Speaker(model, tokenizer).read(read_records(world.forget)[:7]).mean_nll)
+    assert row["probability"]["value"] == pytest.approx(own_p.mean(), rel=1e-4)
+    assert desk.receipt(own, found["request"])["since"][0]["line"] == second["reevaluated"]["ledger"]
+    assert "re-evaluated on 7 of 10 records" in pages.page(desk.receipt(own, found["request"]))
+    rows = desk.reevaluate(own, tmp_path / "two", [later])["requests"]
+    assert [r["state"] for r in rows] == ["not re-evaluable", "re-evaluated"]
+    assert rows[0]["why"] == "its records were not supplied"
+    desk.purge(own, found["request"])
+    rows = desk.reevaluate(own, tmp_path / "two", [half, later])["requests"]
+    assert rows[0]["why"].startswith("it was purged")
+    assert rows[1]["state"] == "re-evaluated"
+    assert desk.verify(own)["intact"]
+
+
+def test_what_comes_back_is_noticed(world, finished, tmp_path):
+    # catches later training that restores what was forgotten: here the source model, which still knows it all
+    place, found = finished
+    own = shutil.copytree(place / "desk", tmp_path / "desk")
+    row = desk.reevaluate(own, world.model, [world.forget])["requests"][0]
+    assert row["came_back"] is True
+    assert "it came back" in pages.page(desk.receipt(own, found["request"]))
+    assert desk.reevaluate(own, place / "new", [world.forget])["requests"][0]["came_back"] is False
+
+
+def test_earlier_records_in_the_retain_file_are_reported(world, finished, tmp_path, monkeypatch):
+    # catches a later request that teaches the forgotten records again without a word
+    place, found = finished
+    own = shutil.copytree(place / "desk", tmp_path / "desk")
+    monkeypatch.setattr(desk, "_train", w.no_training)
+    both = w.write_records(tmp_path / "both.jsonl", [*read_records(world.retain)[6:], *read_records(world.forget)[:6]])
+    later = w.write_records(tmp_path / "later.jsonl", read_records(world.retain)[:6])
+    second = desk.unlearn(place / "new", later, both, out=tmp_path / "two", desk=own, settings=w.FAST)
+    row = second["reevaluated"]["requests"][0]
+    assert row["kept_again"] == 6
+    assert "taught again" in pages.page(desk.receipt(own, found["request"]))
+
+
+def test_failed_requests_are_listed_as_not_re_evaluable(world, tmp_path, monkeypatch):
+    # catches a measure of forgetting for a request that changed no model
+    Ledger(tmp_path / "desk" / "ledger.jsonl").append(
+        "unlearned", {"request": "20260101-000000-abcdef", "hashes": ["a"], "model": {"output": None}, "metrics": {}}
+    )
+    row = desk.reevaluate(tmp_path / "desk", world.model, [world.forget])["requests"][0]
+    assert (row["state"], row["why"]) == ("not re-evaluable", "it failed and left no model")
+
+
+@pytest.mark.parametrize("name", ["../../etc", "", "20260101-000000-zzzzzz", "20260101-000000-abcdef", "/"])
+def test_a_request_is_a_name_and_no_path(finished, name):
+    # catches a purge outside of the desk
+    place, found = finished
+    with pytest.raises(InputError, match="at the desk") as caught:
+        desk.purge(place / "desk", name)
+    assert found["request"] in caught.value.accepted
+
+
+def test_a_signed_desk_needs_its_key(world, tmp_path, monkeypatch):
+    # catches a key that is dropped between the verbs
+    key = tmp_path / "key"
+    key.write_bytes(os.urandom(32))
+    monkeypatch.setattr(desk, "_train", w.no_training)
+    found = w.start(world, tmp_path, key=key)
+    assert found["ledger"]["signed"]
+    assert desk.verify(tmp_path / "desk", key=key)["signed"]
+    with pytest.raises(InputError, match="signed lines"):
+        desk.purge(tmp_path / "desk", found["request"])
+    assert desk.receipt(tmp_path / "desk", found["request"], key=key)["status"] == "done"
+
+
+def test_repeated_records_count_once_and_are_mentioned(world, tmp_path, monkeypatch):
+    # catches a record that weighs twice because it stands in the file twice
+    monkeypatch.setattr(desk, "_train", w.no_training)
+    records = read_records(world.forget)
+    twice = w.write_records(tmp_path / "twice.jsonl", [*records, records[0], records[3]])
+    found = w.start(world, tmp_path, forget=twice)
+    assert found["records"]["forget"] == 10
+    assert "2 repeated records of the forget file count once" in found["warnings"]
+
+
+def test_verify_without_a_ledger_is_an_error(tmp_path):
+    # catches "all lines hold" about a desk that is not there
+    with pytest.raises(InputError, match="no ledger at the desk nowhere"):
+        desk.verify(tmp_path / "nowhere")
+
+
+def test_torch_generators_stay_as_they_were(world, tmp_path):
+    # catches a verb that reseeds what a user's own program draws from
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    desk.evaluate(world.model, world.forget, rouge=False)
+    assert torch.equal(state, torch.get_rng_state())

@@ -1,0 +1,293 @@
+"""Requests of the forgetting desk: what is written, what a receipt gives away, guards and early stop."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from upright.data.forget import digest, read_records
+from upright.language import desk, disk, measures, pages
+from upright.language.evaluation import Speaker
+from upright.ledger import Ledger
+from upright.models.hub import load_language_model
+
+# tests are no package under --import-mode=importlib, so the sibling is loaded by its path, once for all that use it
+if "desk_world" not in sys.modules:
+    spec = importlib.util.spec_from_file_location("desk_world", Path(__file__).with_name("desk_world.py"))
+    sys.modules["desk_world"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["desk_world"])
+w = sys.modules["desk_world"]
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    return w.world_of(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    return w.finished_of(tmp_path_factory)
+
+
+# -- a request that ends well ---------------------------------------------------------------------------------------
+
+
+def test_a_request_writes_a_model_that_loads_and_leaves_the_source(world, finished):
+    # catches a model saved before training, a changed source, checksums of the wrong folder
+    place, found = finished
+    assert found["status"] == "done"
+    assert found["level"] == "approximate, empirical evidence only"
+    assert found["model"]["before"] == disk.checksum(world.model)
+    assert found["model"]["after"] == disk.checksum(place / "new") != found["model"]["before"]
+    model, tokenizer = load_language_model(place / "new")
+    own = measures.look(Speaker(model, tokenizer), read_records(world.forget), rouge=False)
+    row = found["metrics"]["forget"]["forget_probability"]
+    assert own.forget["forget_probability"].mean() == pytest.approx(row["after"]["value"], rel=1e-5)
+    assert row["after"]["high"] < row["before"]["low"]
+    assert found["training"]["steps"] > 0
+
+
+def test_the_checksum_is_that_of_the_weights(world, tmp_path):
+    # catches a checksum that leaves bytes or names out, by an independent computation
+    shutil.copytree(world.model, tmp_path / "copy")
+    weights = (tmp_path / "copy" / "model.safetensors").read_bytes()
+    line = f"model.safetensors {hashlib.sha256(weights).hexdigest()}\n"
+    assert disk.checksum(tmp_path / "copy") == hashlib.sha256(line.encode()).hexdigest()
+    (tmp_path / "copy" / "config.json").write_text("{}")
+    assert disk.checksum(tmp_path / "copy") == disk.checksum(world.model)
+    (tmp_path / "copy" / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    assert disk.checksum(tmp_path / "copy") != disk.checksum(world.model)
+
+
+def test_hashes_are_salted_and_the_salt_is_secret(world, finished):
+    # catches hashes that anybody who guesses a record can confirm, and a salt that others may read
+    place, found = finished
+    request = disk.request_of(place / "desk", found["request"])
+    records = read_records(world.forget)
+    salt = (request.folder / "salt").read_bytes()
+    assert len(salt) == 32
+    expected = sorted(hmac.new(salt, digest(r).encode(), "sha256").hexdigest() for r in records)
+    assert found["hashes"] == expected
+    everything = (place / "desk" / "ledger.jsonl").read_text() + (request.folder / "receipt.json").read_text()
+    assert not [r for r in records if digest(r) in everything]
+    assert request.folder.stat().st_mode & 0o077 == 0
+    assert (request.folder / "salt").stat().st_mode & 0o077 == 0
+    other = disk.Request.new(place / "other")
+    assert not set(other.hashes(records)) & set(expected)
+
+
+def test_one_number_a_record_stays_in_the_request(world, finished):
+    # catches scores beside the wrong records, and text in the file of scores
+    place, found = finished
+    request = disk.request_of(place / "desk", found["request"])
+    rows, records = disk.read_json(request.folder / "scores.json"), read_records(world.forget)
+    assert rows["id"] == [r.id for r in records]
+    assert rows["hash"] == request.hashes(records)
+    assert len(rows["mrd"]) == len(records)
+    assert np.mean(rows["mrd"]) == pytest.approx(found["difficulty"]["mrd"]["value"])
+    assert not w.telling((request.folder / "scores.json").read_text(), records)
+
+
+def test_level_code_seeds_and_artefacts_are_named(finished):
+    # catches a receipt that leaves out what still holds the data or claims more than it can
+    _, found = finished
+    assert {"upright", "torch", "transformers"} <= set(found["code"])
+    assert found["seeds"] == {"all": 0}
+    assert found["method"]["loss"] == "npo"
+    assert {a["what"] for a in found["artefacts"]} >= {
+        "source model folder", "forget file", "salt", "scores", "checkpoints and optimizer state",
+        "logs, backups, copies, caches of other programs",
+    }  # fmt: skip
+    assert found["early_stop"] == "loss of each record under the reference"
+    assert set(found["metrics"]["membership"]["after"]) == {"mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus"}
+    assert "no certificate" in pages.page(found)
+
+
+def test_the_cache_of_training_is_deleted(finished):
+    # catches checkpoints with optimizer state that stay in the desk
+    place, found = finished
+    assert not (place / "desk" / "requests" / found["request"] / "cache" / "training").exists()
+
+
+# -- receipts give nothing away -------------------------------------------------------------------------------------
+
+
+def test_receipt_ledger_and_page_hold_no_text_of_any_record(world, finished):
+    # catches a record, a question or a false answer in what is handed out; the search itself is checked first
+    place, found = finished
+    records = [r for name in ("forget", "retain", "holdout") for r in read_records(getattr(world, name))]
+    planted = json.dumps({**found, "note": records[3].answer})
+    assert w.telling(planted, records, w.vocabulary())
+    folder = place / "desk" / "requests" / found["request"]
+    for file in (
+        folder / "receipt.json",
+        folder / "receipt.txt",
+        folder / "plan.json",
+        place / "desk" / "ledger.jsonl",
+    ):
+        assert w.telling(file.read_text(), records, w.vocabulary()) == [], file.name
+
+
+def test_receipt_and_ledger_hold_no_score_of_one_record(world, finished):
+    # catches minima, quartiles, medians and per-record lists: any number that one record has by itself
+    place, found = finished
+    request = disk.request_of(place / "desk", found["request"])
+    single = w.numbers({k: v for k, v in disk.read_json(request.folder / "scores.json").items() if k != "tokens"})
+    for name in ("model", "reference", "new"):
+        model, tokenizer = load_language_model(place / name if name == "new" else getattr(world, name))
+        speaker = Speaker(model, tokenizer)
+        own = measures.look(speaker, read_records(world.forget), holdout=read_records(world.holdout), rouge=False)
+        tables = {**own.forget, "nll": own.reading.mean_nll, **{f"h{k}": v for k, v in own.holdout.items()}}
+        single += [x for v in tables.values() for x in v.tolist() if x not in (0.0, 1.0) and np.isfinite(x)]
+    single = np.array(single)
+    given = w.numbers(found) + [n for line in Ledger(place / "desk" / "ledger.jsonl").lines() for n in w.numbers(line)]
+    given = [x for x in given if x not in (0.0, 1.0)]
+    assert np.isclose(single, single[3], rtol=1e-6).any(), "the search finds what is planted"
+    hits = [x for x in given if np.isclose(single, x, rtol=1e-6, atol=0).any()]
+    assert hits == []
+
+
+def test_receipts_hold_names_and_no_paths(world, finished):
+    # catches a home folder, and with it a person, in a document that is handed out
+    place, found = finished
+    folder = place / "desk" / "requests" / found["request"]
+    text = (folder / "receipt.json").read_text() + (folder / "receipt.txt").read_text()
+    text += (place / "desk" / "ledger.jsonl").read_text() + (folder / "plan.json").read_text()
+    for path in (world.root, place, Path.home(), w.ROOT):
+        assert str(path) not in text
+        assert path.name not in text or path.name in ("language", "root")
+    assert found["model"]["source"] == "model"
+
+
+def test_few_records_have_no_aggregate(world, tmp_path):
+    # catches a mean over one record, which is its score
+    few = w.write_records(tmp_path / "few.jsonl", read_records(world.forget)[:3])
+    found = w.start(
+        world, tmp_path, forget=few, holdout=world.holdout, settings=w.FAST.replace(sampling="mrd", epochs=1)
+    )
+    assert all(v is None for row in found["metrics"]["forget"].values() for v in row.values())
+    assert found["metrics"]["membership"] == {"before": None, "after": None}
+    assert found["difficulty"]["mrd"] is None
+    assert found["at_level"] is None
+    assert "AUC of too few to show" in found["guards"][1]["detail"]
+    rows = disk.read_json(tmp_path / "desk" / "requests" / found["request"] / "scores.json")
+    assert not set(w.numbers(found)) & set(rows["mrd"] + rows["nll"])
+
+
+# -- guards and early stop ------------------------------------------------------------------------------------------
+
+
+def test_over_unlearning_is_a_failure_and_writes_no_model(world, tmp_path):
+    # catches AUC far below 1/2 sold as success: one epoch of steep ascent goes past the reference before it can stop
+    harsh = w.FAST.replace(loss="ga", learning_rate=3e-2, epochs=1, batch_size=2, utility_floor=0.0)
+    found = w.start(world, tmp_path, reference=world.reference, settings=harsh)
+    states = {g["name"]: g["state"] for g in found["guards"]}
+    assert states == {"utility floor": "passed", "over-unlearning": "failed"}
+    assert found["status"] == "failed"
+    assert found["reasons"][0].startswith("over-unlearning: AUC 0.")
+    assert not (tmp_path / "new").exists()
+    assert found["model"]["output"] is None
+    assert "not written" in pages.page(found)
+
+
+def test_keep_failed_writes_the_model_and_still_says_failed(world, tmp_path):
+    # catches a switch that also turns the status
+    harsh = w.FAST.replace(loss="ga", learning_rate=2e-2, epochs=1, utility_floor=1.0)
+    found = w.start(world, tmp_path, settings=harsh, keep_failed=True)
+    assert found["status"] == "failed"
+    assert found["reasons"][0].startswith("utility floor: utility ")
+    assert found["guards"][1]["state"] == "not checked"
+    assert load_language_model(tmp_path / "new")
+
+
+def test_a_run_that_diverges_fails_and_leaves_the_source(world, tmp_path):
+    # catches NaN weights on disk, and a crash that blames the person
+    before = w.contents(world.root)
+    found = w.start(world, tmp_path, settings=w.FAST.replace(learning_rate=1e20, epochs=4))
+    assert found["status"] == "failed"
+    assert found["reasons"][0].startswith("not a number: ")
+    assert not (tmp_path / "new").exists()
+    assert w.contents(world.root) == before
+    json.dumps(found, allow_nan=False)
+
+
+def fake(forget_nll, holdout_nll=None, retain=None, reference_nll=None):
+    forget = {"mia_loss": -np.asarray(forget_nll, dtype=float)}
+    holdout = {} if holdout_nll is None else {"mia_loss": -np.asarray(holdout_nll, dtype=float)}
+    kept = {} if retain is None else {"retain_probability": np.asarray(retain, dtype=float)}
+    return measures.Look(forget, None, kept, holdout)
+
+
+@pytest.mark.parametrize(
+    ("after", "state"), [(0.46, "passed"), (0.4499, "failed"), (0.4501, "passed"), (0.9, "passed")]
+)
+def test_the_utility_floor_is_relative_to_before(after, state):
+    # catches an absolute floor and a strict comparison the other way round
+    old, new = fake([1.0], retain=[0.5] * 6), fake([1.0], retain=[after] * 6)
+    assert measures.guards(old, new, None, utility_floor=0.9)[0].state == state
+
+
+def test_over_unlearning_is_judged_by_held_out_records_or_the_reference():
+    # catches a guard that looks the wrong way, and one that passes where it could not look
+    low, high = np.linspace(1, 2, 20), np.linspace(5, 6, 20)
+    assert measures.guards(fake(low), fake(high, low), None, utility_floor=0)[1].state == "failed"
+    assert measures.guards(fake(low), fake(low, high), None, utility_floor=0)[1].state == "passed"
+    assert measures.guards(fake(low), fake(low, low), None, utility_floor=0)[1].state == "passed"
+    assert measures.guards(fake(low), fake(high), fake(low), utility_floor=0)[1].state == "failed"
+    assert measures.guards(fake(low), fake(high), fake(high), utility_floor=0)[1].state == "passed"
+    assert measures.guards(fake(low), fake(high), None, utility_floor=0)[1].state == "not checked"
+
+
+def test_a_record_at_its_level_is_left_alone(world, tmp_path):
+    # catches an early stop that never looks, or looks the other way: the reference never saw the records
+    found = w.start(world, tmp_path, model=world.reference, reference=world.model, holdout=world.holdout)
+    assert found["training"]["stopped"].startswith("every record at its target before epoch")
+    assert found["model"]["before"] == found["model"]["after"]
+    assert found["at_level"] == found["records"]["forget"]
+
+
+def test_the_level_that_was_used_is_said(world, tmp_path, monkeypatch):
+    # catches a level taken from elsewhere than the receipt says
+    seen = []
+    monkeypatch.setattr(
+        desk, "_train", lambda r, g, s, levels: (seen.append(levels), w.no_training(r, g, s, levels))[1]
+    )
+    found = w.start(world, tmp_path, holdout=world.holdout)
+    model, tokenizer = load_language_model(world.model)
+    level = Speaker(model, tokenizer).read(read_records(world.holdout)).mean_nll.mean()
+    np.testing.assert_allclose(seen[0], np.full(10, level), rtol=1e-5)
+    assert found["early_stop"] == "mean loss of the held-out records before"
+    again = w.start(world, tmp_path, out=tmp_path / "second")
+    assert seen[1] is None
+    assert again["early_stop"].startswith("none available")
+    assert again["reference"] == "none available"
+    third = w.start(world, tmp_path, out=tmp_path / "third", holdout=world.holdout, reference=world.reference)
+    model, tokenizer = load_language_model(world.reference)
+    np.testing.assert_allclose(seen[2], Speaker(model, tokenizer).read(read_records(world.forget)).mean_nll, rtol=1e-5)
+    assert third["reference"] == "reference"
+
+
+def test_what_is_still_known_is_a_warning(finished):
+    # catches a receipt that says done and keeps quiet about an attack that still works
+    _, found = finished
+    rows = found["metrics"]["membership"]["after"]
+    known = [name for name, row in rows.items() if row["low"] > 0.5]
+    assert known
+    for name in known:
+        assert any(name in said and "not forgotten" in said for said in found["warnings"])
+    assert (
+        measures.still_known({"membership": {"after": {"a": {"low": 0.4, "high": 0.9, "value": 0.7}}}}, "after") == []
+    )

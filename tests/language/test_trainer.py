@@ -1,0 +1,574 @@
+"""Unlearning with Trainer: steps by hand, accumulation, sampling, references, adapters, guards."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, logsigmoid
+from transformers import TrainerCallback, TrainingArguments
+
+from upright.contract import InputError
+from upright.data.forget import Record
+from upright.language import callbacks, objectives, references, trainer
+from upright.language.encoding import encode_all
+from upright.language.sampling import draws, partners, sampling_weights, shuffle_order
+from upright.language.trainer import UnlearnTrainer
+from upright.models.tiny import tiny_llama, tiny_tokenizer
+
+WORDS = [
+    "the",
+    "river",
+    "town",
+    "keeps",
+    "nine",
+    "old",
+    "boats",
+    "and",
+    "one",
+    "quiet",
+    "clock",
+    "under",
+    "a",
+    "low",
+    "hill",
+]
+OPTIONS = {"pdu": {"epsilon": 5.0, "warmup": 0}, "rmu": {"layer": 0}}
+LOSSES = [
+    "ga",
+    "npo",
+    "simnpo",
+    "idk_dpo",
+    "wga",
+    "satimp",
+    "undial",
+    "ce_u",
+    "pdu",
+    "rmu",
+    "grad_diff",
+    "grad_diff_kl",
+]
+
+
+def _records(n, seed):
+    """Records whose answers have 1 to 9 words: lengths must differ, or token and sample means would agree."""
+    rng = np.random.default_rng(seed)
+    say = lambda low, high: " ".join(rng.choice(WORDS, rng.integers(low, high)))  # noqa: E731
+    return [Record(f"{say(1, 5)} {i}?", say(1, 10), id=str(i)) for i in range(n)]
+
+
+@functools.cache
+def data():
+    """Tokenizer, forget, retain and alternative records, all encoded."""
+    sets = [_records(10, 0), _records(7, 1), _records(10, 2)]
+    tokenizer = tiny_tokenizer([f"{r.prompt} {r.answer}" for one in sets for r in one], vocabulary=300)
+    return tokenizer, *(encode_all(tokenizer, one) for one in sets)
+
+
+def tiny(seed=0, **changes):
+    return tiny_llama(data()[0], **{"hidden": 16, "layers": 2, "heads": 2, "seed": seed, **changes})
+
+
+def arguments(folder, **changes):
+    return TrainingArguments(
+        output_dir=str(folder),
+        **{
+            "use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no", "max_steps": 2,
+            "per_device_train_batch_size": 4, "learning_rate": 0.05, "lr_scheduler_type": "constant", "optim": "sgd",
+            "max_grad_norm": 0.0, "logging_steps": 1, "seed": 3, **changes,
+        },
+    )  # fmt: skip
+
+
+def make(folder, loss, *, model=None, retain=True, args=None, forget=None, **options):
+    tokenizer, own, kept, alternatives = data()
+    options.setdefault("loss_options", OPTIONS.get(loss))
+    if loss == "idk_dpo":
+        options.setdefault("alternatives", alternatives)
+    return UnlearnTrainer(
+        tiny() if model is None else model, own if forget is None else forget, kept if retain else None,
+        args=arguments(folder, **(args or {})), processing_class=tokenizer, loss=loss, **options,
+    )  # fmt: skip
+
+
+def weights(model):
+    return torch.cat([p.detach().double().reshape(-1) for p in model.parameters()])
+
+
+def run(folder, loss, **options):
+    one = make(folder, loss, **options)
+    one.train()
+    return one
+
+
+def watched(one):
+    """Train, and return the keys of all batches in order."""
+    inner, seen = one.data_collator, []
+    one.data_collator = lambda keys: seen.extend(keys) or inner(keys)
+    one.train()
+    return seen
+
+
+# -- by hand --------------------------------------------------------------------------------------------------------
+
+
+def cost(model, one):
+    """``c_i`` and ``n_i`` of one record, without padding, batches or masks."""
+    ids = torch.tensor([one.ids])
+    logits = model(input_ids=ids).logits[0, one.start - 1 : -1]
+    target = ids[0, one.start :]
+    return cross_entropy(logits, target, reduction="sum"), len(target)
+
+
+def by_hand(loss, model, start, forget, retain):
+    """The published objective of one batch, one record at a time."""
+    costs = [cost(model, one) for one in forget]
+    if loss in ("ga", "grad_diff"):
+        value = -sum(c for c, _ in costs) / sum(n for _, n in costs)
+    elif loss == "npo":
+        refs = [cost(start, one)[0].detach() for one in forget]
+        value = sum(-(2 / 0.1) * logsigmoid(0.1 * (c - r)) for (c, _), r in zip(costs, refs, strict=True)) / len(costs)
+    else:
+        value = sum(-(2 / 4.5) * logsigmoid(4.5 * c / n) for c, n in costs) / len(costs)
+    kept = [cost(model, one) for one in retain]
+    return value + sum(c for c, _ in kept) / sum(n for _, n in kept) if retain else value
+
+
+@pytest.mark.parametrize(("loss", "with_retain"), [("ga", False), ("npo", True), ("simnpo", True), ("grad_diff", True)])
+def test_steps_equal_a_hand_written_loop(tmp_path, loss, with_retain):
+    # catches a sign, a mean over samples for one over tokens, a shifted label, a prompt that is trained, a reference
+    # that moves with the model, and a partner of another place
+    one = run(tmp_path, loss, retain=with_retain, model=tiny().double())
+    model, start = tiny().double(), tiny().double()
+    _, forget, retain, _ = data()
+    order, kept = shuffle_order(10, 3, 0).tolist(), partners(7, 3, 0, 10).tolist()
+    for at in (0, 4):
+        batch = [forget[i] for i in order[at : at + 4]]
+        partner = [retain[j] for j in kept[at : at + 4]] if with_retain else []
+        model.zero_grad()
+        by_hand(loss, model, start, batch, partner).backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.05 * p.grad
+    moved = weights(model) - weights(start)
+    assert moved.norm() > 0.01
+    assert (weights(one.model) - weights(model)).norm() < 1e-6 * moved.norm() + 1e-9
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_accumulation_changes_nothing(tmp_path, loss):
+    # spec 4.1 (#144, #36): catches a mean of means, with records of different length and a short last step
+    runs = [
+        run(
+            tmp_path / f"{size}", loss, args={"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
+        )
+        for size, steps in ((8, 1), (2, 4), (1, 8))
+    ]
+    start, (first, *others) = weights(tiny()), [weights(one.model) for one in runs]
+    moved = first - start
+    assert moved.norm() > 0
+    for other in others:
+        assert (other - first).norm() < 2e-5 * moved.norm()
+    values = [[line["forget_loss"] for line in one.state.log_history if "loss" in line] for one in runs]
+    assert len(values[0]) == 2
+    np.testing.assert_allclose(values[1:], [values[0]] * 2, rtol=1e-5)
+    if loss == "pdu":
+        assert runs[0].alpha == pytest.approx(runs[2].alpha, rel=1e-6)
+        assert runs[0].alpha > 1.0
+
+
+def test_a_mean_of_means_would_be_seen(tmp_path, monkeypatch):
+    # the plant to the test above: normalising each micro-batch by itself moves the result far out of its tolerance
+    right = weights(run(tmp_path / "a", "ga", args={"per_device_train_batch_size": 8}).model)
+    monkeypatch.setattr(UnlearnTrainer, "loss_is_scaled_for_ga", False)
+    whole = objectives.step_totals
+    monkeypatch.setattr(trainer, "step_totals", lambda objective, batches: whole(objective, batches[-1:]))
+    wrong = run(tmp_path / "b", "ga", args={"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8})
+    assert (weights(wrong.model) - right).norm() > 1e-2 * (right - weights(tiny())).norm()
+
+
+def test_log_holds_both_terms(tmp_path):
+    # catches terms that are not normalised like the loss, and a factor that is left out of it
+    one = run(tmp_path, "grad_diff", gamma=0.5, alpha=2.0, args={"logging_steps": 2, "gradient_accumulation_steps": 2})
+    line = next(line for line in one.state.log_history if "loss" in line)
+    assert line["loss"] == pytest.approx(0.5 * line["forget_loss"] + 2.0 * line["retain_loss"], rel=1e-5)
+    assert line["forget_loss"] < 0 < line["retain_loss"]
+
+
+@pytest.mark.parametrize("loss", ["undial", "ce_u", "pdu", "npo", "grad_diff_kl"])
+def test_prompts_are_never_trained(tmp_path, loss):
+    # spec 4.1: UNDIAL upstream has no mask; catches a gradient at any row that predicts no answer token
+    grads, batches = [], []
+    model = tiny()
+
+    def listen(module, inputs, out):
+        if out.requires_grad:
+            out.register_hook(grads.append)
+
+    model.lm_head.register_forward_hook(listen)
+    one = make(tmp_path, loss, model=model, args={"max_steps": 1})
+    inner = one.data_collator
+    one.data_collator = lambda keys: batches.append(inner(keys)) or batches[-1]
+    one.train()
+    labels = [batches[0][side]["labels"] for side in ("forget", "retain")]
+    width = grads[0].shape[1]
+    labels = torch.cat([torch.nn.functional.pad(x, (0, width - x.shape[1]), value=-100) for x in labels])
+    answers = torch.zeros_like(labels, dtype=torch.bool)
+    answers[:, :-1] = labels[:, 1:] != -100
+    assert not grads[0][~answers].any()
+    assert grads[0][:4][answers[:4]].abs().sum(dim=1).count_nonzero() > 4
+
+
+# -- order ----------------------------------------------------------------------------------------------------------
+
+
+def test_tau_0_is_uniform_to_the_bit(tmp_path):
+    # the neutral setting of MRD sampling: the index streams and so the weights must be the same
+    scores = np.random.default_rng(0).random(10)
+    seen = {}
+    runs = []
+    kinds = {
+        "mrd": {"sampling": "mrd", "difficulty": scores, "tau": 0.0}, "uniform": {"sampling": "uniform"},
+        "tau1": {"sampling": "mrd", "difficulty": scores**3},
+    }  # fmt: skip
+    for name, options in kinds.items():
+        runs.append(make(tmp_path / name, "npo", args={"max_steps": 5}, **options))
+        seen[name] = watched(runs[-1])
+    assert seen["mrd"] == seen["uniform"] != seen["tau1"]
+    assert torch.equal(weights(runs[0].model), weights(runs[1].model))
+    first = draws(sampling_weights(scores**3), 3, 0, 10).tolist()
+    assert [i for i, _, counts in seen["tau1"] if counts][:10] == first
+
+
+def test_given_weights_decide_what_is_drawn(tmp_path):
+    # catches weights that are read as difficulty, and a record of weight 0 that is trained
+    seen = watched(make(tmp_path, "ga", sampling=np.eye(10)[4], args={"max_steps": 3}))
+    assert {i for i, *_ in seen} == {4}
+
+
+def test_difficulty_is_scored_and_refreshed(tmp_path, monkeypatch):
+    # catches weights of the first scoring that are kept, a refresh in the wrong epoch, one after the last epoch
+    calls = []
+
+    def score(model, encoded, **options):
+        calls.append(options)
+        return types.SimpleNamespace(mrd=np.eye(10)[len(calls)] + 0.0)
+
+    monkeypatch.setitem(
+        __import__("sys").modules, "upright.language.difficulty", types.SimpleNamespace(score_difficulty=score)
+    )
+    one = make(
+        tmp_path, "npo", sampling="mrd", refresh=2, scoring={"probes": 3},
+        args={"max_steps": -1, "num_train_epochs": 4, "per_device_train_batch_size": 10},
+    )  # fmt: skip
+    seen = watched(one)
+    assert [epoch for epoch, _ in one.difficulty_history] == [0, 2]
+    assert [i for i, *_ in seen] == [1] * 20 + [2] * 20
+    assert all(options["probes"] == 3 and options["scope"] == "answer" for options in calls)
+
+
+def test_a_function_may_score(tmp_path):
+    # catches a score of the first model that is taken for that of the present one
+    asked = []
+
+    def score(model):
+        asked.append(weights(model))
+        return np.eye(10)[3 * len(asked)]
+
+    changes = {"max_steps": 2, "per_device_train_batch_size": 10}
+    seen = watched(make(tmp_path, "npo", sampling="mrd", scoring=score, refresh=1, args=changes))
+    assert [i for i, *_ in seen] == [3] * 10 + [6] * 10
+    assert not torch.equal(asked[0], asked[1])
+
+
+def test_forgotten_records_are_left_alone(tmp_path):
+    # catches a target that is read the wrong way round, and one that is read once
+    targets = np.full(10, np.inf)
+    targets[[2, 5]] = 0.0
+    one = make(tmp_path, "npo", sampling="uniform", targets=targets, args={"max_steps": 6})
+    seen = watched(one)
+    assert {i for i, *_ in seen} <= set(range(10)) - {2, 5}
+    assert one.schedule.weights[[2, 5]].tolist() == [0.0, 0.0]
+    assert not one.stopped
+
+
+def test_training_ends_when_all_is_forgotten(tmp_path):
+    # catches a step that is taken when nothing is left, by momentum or weight decay
+    one = run(tmp_path, "npo", sampling="uniform", targets=np.zeros(10), args={"max_steps": 6, "optim": "adamw_torch"})
+    assert torch.equal(weights(one.model), weights(tiny()))
+    assert one.stopped == "every record at its target before epoch 0"
+    loss = float(references.mean_nll(tiny(), data()[1], pad=0).max())
+    later = run(
+        tmp_path, "ga", sampling="uniform", retain=False, targets=np.full(10, loss + 0.05),
+        args={"max_steps": 200, "learning_rate": 0.5, "max_grad_norm": 1.0},
+    )  # fmt: skip
+    assert later.stopped
+    assert later.state.global_step < 200
+    assert (references.mean_nll(later.model, data()[1], pad=0) >= loss + 0.05).all()
+
+
+# -- references -----------------------------------------------------------------------------------------------------
+
+
+def test_reference_sums_are_read_from_the_cache(tmp_path, monkeypatch):
+    # catches a cache that is never hit; the numbers must be those of the start model
+    first = run(tmp_path / "a", "npo", cache_dir=tmp_path / "cache")
+    file = next((tmp_path / "cache").glob("reference-*.safetensors"))
+    exact = [-cost(tiny(), one)[0].item() for one in data()[1]]
+    np.testing.assert_allclose(first.reference.sums["forget"], exact, rtol=1e-5)
+    monkeypatch.setattr(references, "reference_sums", lambda *a, **k: pytest.fail("computed again"))
+    second = run(tmp_path / "b", "npo", cache_dir=tmp_path / "cache")
+    assert torch.equal(weights(first.model), weights(second.model))
+    monkeypatch.undo()
+    file.write_bytes(file.read_bytes()[:-8])  # a damaged file is computed again, not believed
+    third = run(tmp_path / "c", "npo", cache_dir=tmp_path / "cache")
+    assert torch.equal(weights(first.model), weights(third.model))
+
+
+def test_the_key_of_a_reference_changes_with_all_that_it_depends_on():
+    # catches a stale reference: other weights, records, order, scope or precision
+    _, forget, retain, _ = data()
+    model = tiny()
+    key = references.sums_key(model, forget, "answer")
+    assert key == references.sums_key(tiny(), forget, "answer")
+    others = [
+        references.sums_key(tiny(seed=1), forget, "answer"), references.sums_key(model, retain, "answer"),
+        references.sums_key(model, forget[::-1], "answer"), references.sums_key(model, forget, "sequence"),
+        references.sums_key(model, forget, "answer", "bf16"), references.sums_key(tiny().bfloat16(), forget, "answer"),
+    ]  # fmt: skip
+    with torch.no_grad():
+        model.model.norm.weight[3] += 1e-6
+    others.append(references.sums_key(model, forget, "answer"))
+    assert len({key, *others}) == 8
+
+
+def test_reading_leaves_no_trace():
+    # catches a model that is left in evaluation mode, a generator that moved, a gradient
+    model = tiny().train()
+    model.lm_head.eval()
+    state = torch.random.get_rng_state()
+    references.reference_sums(model, data()[1], pad=0)
+    assert model.training
+    assert not model.lm_head.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_another_model_may_be_the_reference(tmp_path):
+    # catches reference= that is ignored; with it the first NPO loss is no longer 2 / beta log 2
+    own, other = run(tmp_path / "a", "npo"), run(tmp_path / "b", "npo", reference=tiny(seed=5))
+    firsts = [one.state.log_history[0]["forget_loss"] for one in (own, other)]
+    assert firsts[0] == pytest.approx(20 * np.log(2), rel=1e-5)
+    assert abs(firsts[1] - firsts[0]) > 1e-3
+    exact = [-cost(tiny(seed=5), one)[0].item() for one in data()[1]]
+    np.testing.assert_allclose(other.reference.sums["forget"], exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["grad_diff_kl", "undial", "rmu"])
+def test_a_frozen_copy_speaks_and_stays(tmp_path, loss):
+    # catches a reference that is the trained model itself
+    one = run(tmp_path / "a", loss, args={"max_steps": 4})
+    given = run(tmp_path / "b", loss, reference=tiny(), args={"max_steps": 4})
+    assert torch.equal(weights(one.model), weights(given.model))
+    assert torch.equal(weights(given.reference.given), weights(tiny()))
+    assert one.reference.key == given.reference.key == references.checksum(tiny())
+
+
+OLD_NAME = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # peft 0.21 asks transformers by the old name
+)
+
+# -- adapters -------------------------------------------------------------------------------------------------------
+
+
+def lora(**changes):
+    peft = pytest.importorskip("peft")
+    return peft.LoraConfig(**{"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], **changes})
+
+
+CHECKPOINTED = {
+    "activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}, "learning_rate": 0.5,
+}  # fmt: skip
+
+
+@OLD_NAME
+def test_adapters_train_under_checkpointing(tmp_path):
+    # spec 4.1 (#178): catches lora_B that stays all zero
+    one = run(tmp_path, "npo", peft_config=lora(), args=CHECKPOINTED)
+    trained = {name: p for name, p in one.model.named_parameters() if p.requires_grad}
+    assert len(trained) == 8
+    assert all(p.abs().sum() > 0 for name, p in trained.items() if "lora_B" in name)
+    base = {name: p for name, p in one.model.named_parameters() if not p.requires_grad}
+    assert sum(p.numel() for p in base.values()) == sum(p.numel() for p in tiny().parameters())
+    plain = run(tmp_path, "npo", peft_config=lora(), args={"learning_rate": 0.5})
+    np.testing.assert_allclose(weights(one.model), weights(plain.model), atol=1e-6)
+
+
+@OLD_NAME
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # what the plant provokes in torch
+@pytest.mark.parametrize("head", [False, True])
+def test_missing_input_gradients_are_caught(tmp_path, head):
+    # the plant of #178: without enable_input_require_grads nothing below the head is recorded
+    changes = {"modules_to_save": ["lm_head"]} if head else {}
+    model = tiny_untied()
+    model.enable_input_require_grads = lambda: None
+    with pytest.raises(
+        InputError, match=r"no gradient for .*lora_A" if head else "a loss without gradient at step 1"
+    ) as e:
+        run(tmp_path, "npo", peft_config=lora(**changes), model=model, args=CHECKPOINTED)
+    assert "enable_input_require_grads" in e.value.todo
+
+
+def tiny_untied():
+    """A model whose head is a tensor of its own."""
+    model = tiny()
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    return model
+
+
+@OLD_NAME
+@pytest.mark.parametrize("loss", ["npo", "grad_diff_kl", "undial", "rmu"])
+def test_the_base_under_an_adapter_is_the_reference(tmp_path, loss):
+    # catches an adapter that stays on, or off, and a copy of the model where none is needed
+    options = {"peft_config": lora(), "args": {"max_steps": 3, "learning_rate": 0.5}}
+    off = run(tmp_path / "a", loss, reference="adapter", **options)
+    copied = run(tmp_path / "b", loss, reference=tiny(), **options)
+    torch.testing.assert_close(weights(off.model), weights(copied.model), rtol=0, atol=1e-7)
+    assert (weights(off.model) - weights(make(tmp_path, loss, **options).model)).abs().max() > 1e-5
+    if loss != "npo":
+        assert off.reference.key == "adapter" == run(tmp_path / "c", loss, **options).reference.key
+
+
+@OLD_NAME
+def test_an_adapter_that_is_not_neutral_is_no_start(tmp_path):
+    # catches the base that speaks for a model which was taught through its adapter
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(tiny(), lora())
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p += 0.5
+    before = copy.deepcopy(model)
+    one = run(tmp_path, "undial", model=model)
+    assert one.reference.key == references.checksum(before)
+
+
+# -- guards ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_tensor_without_gradient_is_named(tmp_path):
+    # catches weights that are silently left alone
+    model = tiny()
+    model.register_parameter("spare", torch.nn.Parameter(torch.ones(2)))
+    with pytest.raises(InputError, match=r"no gradient for spare in the first step \(1 of "):
+        run(tmp_path / "a", "npo", model=model)
+    assert run(tmp_path / "b", "npo", model=copy.deepcopy(model), check_gradients=False).state.global_step == 2
+    assert run(tmp_path / "c", "rmu", model=copy.deepcopy(model)).state.global_step == 2  # a layer is read: no check
+
+
+def test_gradients_that_are_not_finite_stop_the_run(tmp_path):
+    # catches a step that spoils the weights; the checkpoint before must survive, none may follow
+    model = tiny()
+    steps = []
+
+    def spoil(grad):
+        steps.append(1)
+        return grad * (float("nan") if len(steps) == 3 else 1.0)
+
+    model.model.norm.weight.register_hook(spoil)
+    with pytest.raises(InputError, match="a gradient that is not finite, at step 3"):
+        run(tmp_path, "npo", model=model, args={"max_steps": 5, "save_strategy": "steps", "save_steps": 1})
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert torch.isfinite(weights(model)).all()
+
+
+def test_weights_and_losses_that_are_not_finite_name_their_step(tmp_path):
+    # catches a checkpoint of infinite weights, and logging_nan_inf_filter, which hides the loss
+    model = tiny()
+
+    class Burst(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, **kwargs):
+            with torch.no_grad():
+                kwargs["model"].model.norm.weight[0] = float("inf")
+
+    with pytest.raises(InputError, match="weights that are not finite, at step 1"):
+        run(tmp_path, "ga", model=model, callbacks=[Burst()], args={"save_strategy": "steps", "save_steps": 1})
+    assert not list(tmp_path.glob("checkpoint-*"))
+    with pytest.raises(InputError, match="at step 2"):
+        run(tmp_path, "ga", args={"learning_rate": 3e38})
+
+
+def test_a_utility_floor_ends_the_run_in_order(tmp_path):
+    # catches a floor that is a ceiling, a NaN that passes, a check in training mode
+    asked = []
+
+    def check(model):
+        asked.append(model.training)
+        return {"utility": 0.9 - 0.1 * len(asked)}
+
+    stop = callbacks.UtilityFloor(check, {"utility": 0.65}, every=2)
+    one = run(tmp_path, "npo", stop=stop, args={"max_steps": 20})
+    assert one.state.global_step == 6
+    assert [line["step"] for line in one.guard_history] == [2, 4, 6]
+    assert one.stopped == "utility = 0.6 below its floor at step 6"
+    assert asked == [False] * 3
+    assert stop.below({"utility": float("nan")}) == stop.below({}) == ["utility"]
+
+
+# -- settings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loss": "nll"}, "loss = 'nll'"),
+        ({"loss": "grad_diff", "retain": False}, "'grad_diff' without retain records"),
+        ({"retain_loss": "l2"}, "retain_loss = 'l2'"),
+        ({"retain_loss": "rmu_retain"}, "'npo' with 'rmu_retain'"),
+        ({"loss": "rmu", "retain_loss": "nll"}, "'rmu' with 'nll'"),
+        ({"gamma": -1.0}, "gamma = -1"),
+        ({"alpha": float("nan")}, "alpha = nan"),
+        ({"loss_options": {"betta": 1}}, "option 'betta' of loss 'npo'"),
+        ({"loss": "pdu", "loss_options": None}, "pdu without epsilon"),
+        ({"loss": "idk_dpo", "alternatives": ()}, "0 alternative answers for 10"),
+        ({"sampling": "hard"}, "sampling = 'hard'"),
+        ({"sampling": np.ones(3)}, r"sampling of shape \(3,\)"),
+        ({"sampling": np.zeros(10)}, "weights that sum to 0"),
+        ({"sampling": "mrd", "difficulty": np.ones(3)}, r"difficulty of shape \(3,\)"),
+        ({"difficulty": np.ones(10)}, "difficulty or refresh with sampling='shuffle'"),
+        ({"sampling": np.ones(10), "refresh": 1}, "with given weights"),
+        ({"sampling": "mrd", "refresh": -1}, "refresh = -1"),
+        ({"targets": np.ones(10)}, "targets with sampling='shuffle'"),
+        ({"targets": np.full(10, np.nan), "sampling": "uniform"}, "targets with NaN"),
+        ({"reference": "base"}, "reference = 'base'"),
+        ({"reference": "adapter"}, "a model without one"),
+    ],
+)
+def test_contradictions_are_refused(tmp_path, options, words):
+    # each before a step is taken, with what was got
+    with pytest.raises(InputError, match=words):
+        make(tmp_path, **{"loss": "npo", **options})
+
+
+def test_no_forget_records_and_a_missing_layer_are_refused(tmp_path):
+    # catches an epoch of nothing, and a layer that wraps around
+    with pytest.raises(InputError, match="no forget records"):
+        make(tmp_path, "npo", forget=[])
+    with pytest.raises(InputError, match="layer 2 of a model with 2, at step 1"):
+        run(tmp_path, "rmu", loss_options={"layer": 2})
+    with pytest.raises(InputError, match="every = 0"):
+        callbacks.UtilityFloor(dict, every=0)
+
+
+def test_arguments_of_the_user_stay_as_they_are(tmp_path):
+    # catches a shared TrainingArguments that is changed behind the user's back
+    args = arguments(tmp_path, remove_unused_columns=True)
+    tokenizer, forget, retain, _ = data()
+    one = UnlearnTrainer(tiny(), forget, retain, args=args, processing_class=tokenizer, loss="npo")
+    assert args.remove_unused_columns
+    assert not one.args.remove_unused_columns
