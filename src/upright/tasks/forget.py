@@ -1,0 +1,390 @@
+"""Forgetting: records that a language model was taught and must lose, beside those that it must keep.
+
+The unit is the record. Each seed draws its own authors to forget, its own weights, and with them its own two models:
+the *original*, taught all records, and the *reference*, taught those that are kept. With ``data`` a folder and
+``model`` a folder both are the user's; the seed then names the draws of training alone.
+
+=============  ======================================================================================
+forget         every record of the drawn authors; all are trained on, all are scored
+retain         records of the other authors; all may be trained on, a sample of each is scored
+holdout        records that no model was taught, for membership
+=============  ======================================================================================
+
+A quarter of the scored questions of each set is for validation (choosing settings), three quarters are the test.
+
+Values of a record: the metrics of `upright.metrics.forgetting` and `upright.metrics.membership` under the set that they
+belong to, NaN under the others, and ``forget_gap``, ``|p - p_reference|`` with p the probability of the answer: how far
+a forgotten record is from a model that never saw it, on either side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from upright.contract import (
+    Config,
+    InputError,
+    Metric,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Run,
+    UnitScores,
+    stream,
+)
+from upright.data.catalogue import cache_dir
+from upright.data.forget import Record, fingerprint, read_records, refuse_overlap, tofu_records, unique_records
+from upright.language.encoding import Encoded, Template, encode_all, refuse_mismatch
+from upright.language.evaluation import Speaker, score_records
+from upright.language.pretraining import teach
+from upright.metrics import forgetting, membership
+from upright.models.hub import load_language_model, smollm2
+from upright.models.tiny import tiny_llama, tiny_tokenizer
+
+__all__ = ["Forget", "ForgetConfig", "Sets"]
+
+Array = NDArray[np.float64]
+_ATTACKS = ("mia_loss", "mia_zlib", "mia_reference", "mia_min_k", "mia_min_k_plus_plus")
+_OWN = (
+    Metric("forget_gap", "lower", title="Distance of a forgotten answer's probability from the reference model's"),
+    Metric("mrd", "higher", high=float("inf"), title="Memory removal difficulty (small is hard)"),
+    Metric("mrd_per_token", "higher", high=float("inf"), title="Memory removal difficulty per answer token"),
+    Metric("answer_tokens", "higher", high=float("inf"), title="Answer tokens"),
+    Metric("nll_before", "higher", high=float("inf"), title="Loss per token before unlearning"),
+    Metric("effort", "lower", high=float("inf"), title="Updates until forgotten, one record at a time"),
+)
+
+
+class ForgetConfig(Config):
+    """Records, models, and what is scored."""
+
+    data: str = "tofu"
+    """`tofu` for the bundled part of TOFU, or a folder with forget.jsonl, retain.jsonl and perhaps holdout.jsonl."""
+    model: str = "tiny"
+    """Model that knows the records: `tiny` teaches one from scratch, `smollm2` teaches SmolLM2-135M-Instruct, a folder
+    is a model that was taught already."""
+    reference: str = ""
+    """Folder of a model that was taught the kept records alone; `tiny` and `smollm2` make their own."""
+    authors: Annotated[int, Range(ge=4, le=40)] = 40
+    """Authors of TOFU."""
+    forget_authors: PositiveInt = 4
+    """How many of them are forgotten, 20 questions each."""
+    epochs: PositiveInt = 20
+    """Of teaching."""
+    learning_rate: PositiveFloat = 3e-3
+    """Of teaching."""
+    batch_size: PositiveInt = 16
+    """Of teaching."""
+    hidden: PositiveInt = 96
+    """Width of the tiny model."""
+    layers: PositiveInt = 3
+    """Layers of the tiny model."""
+    vocabulary: Annotated[int, Range(ge=259)] = 2048
+    """Tokens of the tiny model."""
+    context: PositiveInt = 256
+    """Most tokens of the tiny model."""
+    scored_retain: PositiveInt = 160
+    """Kept records that are scored; all are trained on."""
+    scored_holdout: NonNegativeInt = 120
+    """Held-out records that are scored; 0 leaves membership out."""
+    generate: bool = True
+    """Whether answers are written, for ROUGE-L; without it utility has two parts."""
+    template: Template = "auto"
+    """How a prompt is written: the tokenizer's chat template, plainly, or the first where there is one."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Of the weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.forget_authors >= self.authors:
+            raise InputError(
+                f"forget_authors = {self.forget_authors} of {self.authors}", "fewer than there are authors", "lower it"
+            )
+        if self.data != "tofu" and self.model in ("tiny", "smollm2") and self.reference:
+            raise InputError(
+                f"reference = {Path(self.reference).name!r} with model = {self.model!r}", "a reference with a model "
+                "folder alone", "leave it out: the reference is taught beside the model",
+            )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets:
+    """Records of one seed.
+
+    Parameters
+    ----------
+    forget, retain, holdout : tuple of Record
+    """
+
+    forget: tuple[Record, ...]
+    retain: tuple[Record, ...]
+    holdout: tuple[Record, ...]
+
+
+class Forget:
+    """Records to forget and to keep, and the models that were taught them.
+
+    Parameters
+    ----------
+    config : ForgetConfig
+    """
+
+    unit_kind = "record"
+    Config = ForgetConfig
+
+    def __init__(self, config: ForgetConfig) -> None:
+        self.config = config
+        self._open, self._caches = False, False
+        self._sets: dict[int, Sets] = {}
+        self._models: dict[tuple[str, int], tuple[Any, Any]] = {}
+        self._at_reference: dict[tuple[int, str], Any] = {}
+        if config.data == "tofu":
+            every = tofu_records()
+            known = every[: 20 * config.authors // 2] + every[800 - 20 * (config.authors - config.authors // 2) : 800]
+            self._given: Sets | None = None
+            self._known, self._unknown = tuple(known), tuple(every[800:])
+            size = {"forget": 20 * config.forget_authors, "holdout": len(self._unknown),
+                    "retain": len(known) - 20 * config.forget_authors}  # fmt: skip
+            name, licence = "TOFU, bundled part", "MIT"
+        else:
+            self._given = _read_folder(Path(config.data))
+            size = {k: len(getattr(self._given, k)) for k in ("forget", "retain", "holdout")}
+            name, licence = Path(config.data).name, "yours"
+        everything = self._known if self._given is None else (*self._given.forget, *self._given.retain)
+        self.facts = {
+            "name": name, "licence": licence, "records": size, "model": Path(config.model).name,
+            "reference": Path(config.reference).name if config.reference else (
+                "taught the kept records alone" if config.model in ("tiny", "smollm2") else "none"),
+            "fingerprint": fingerprint(everything),
+        }  # fmt: skip
+        self.metrics = self.metrics_of(config.as_dict())
+
+    @staticmethod
+    def metrics_of(settings: Mapping[str, Any]) -> dict[str, Metric]:
+        """Return what the values mean."""
+        return {**forgetting.METRICS, **membership.METRICS, **{m.name: m for m in _OWN}}
+
+    @classmethod
+    def load(cls, config: ForgetConfig, data_dir: str | None = None) -> Forget:
+        """Read the records that a config names.
+
+        Raises
+        ------
+        InputError
+            For everything that `read_records` refuses, records in two sets, and a folder without a forget set.
+        """
+        task = cls(config)
+        task._caches = True
+        return task
+
+    @classmethod
+    def tiny(cls, seed: int = 0, **changes: Any) -> Forget:
+        """Return a task with eight authors and a model of 20,000 parameters, for tests and `upright check`."""
+        settings: dict[str, Any] = {
+            "authors": 4, "forget_authors": 1, "epochs": 4, "hidden": 16, "layers": 1, "vocabulary": 320,
+            "context": 512, "scored_retain": 8, "scored_holdout": 8, "precision": "float64",
+            "learning_rate": 1e-2,
+        } | changes  # fmt: skip
+        return cls(ForgetConfig(**settings))
+
+    # -- records and models ---------------------------------------------------------------------------------------
+
+    def sets(self, run: Run) -> Sets:
+        """Return the records of a run's seed; the same for every arm."""
+        if self._given is not None:
+            return self._given
+        if run.seed not in self._sets:
+            names = list(dict.fromkeys(r.author for r in self._known))
+            drawn = set(run.rng("authors").permutation(names)[: self.config.forget_authors].tolist())
+            forget = tuple(r for r in self._known if r.author in drawn)
+            retain = tuple(r for r in self._known if r.author not in drawn)
+            self._sets[run.seed] = Sets(forget, retain, self._unknown)
+        return self._sets[run.seed]
+
+    def model(self, run: Run, which: Literal["original", "reference"]) -> tuple[Any, Any]:
+        """Return a fresh copy of a model and its tokenizer.
+
+        Raises
+        ------
+        InputError
+            When there is no reference, a folder holds no model, or tokenizer and records do not fit.
+        """
+        if (which, run.seed) not in self._models:
+            self._models[which, run.seed] = self._make(run, which)
+        model, tokenizer = self._models[which, run.seed]
+        twin = type(model)(model.config).to(model.dtype)
+        twin.load_state_dict(model.state_dict())
+        twin.tie_weights()
+        return twin.eval(), tokenizer
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is a model that never saw the forgotten records."""
+        return self.config.model in ("tiny", "smollm2") or bool(self.config.reference)
+
+    def _make(self, run: Run, which: Literal["original", "reference"]) -> tuple[Any, Any]:
+        c, kind = self.config, torch.float64 if self.config.precision == "float64" else torch.float32
+        if c.model not in ("tiny", "smollm2"):
+            if which == "reference" and not c.reference:
+                raise InputError("no reference model", "task.reference = FOLDER", "leave out what needs one")
+            model, tokenizer = load_language_model(c.model if which == "original" else c.reference, dtype=kind)
+            refuse_mismatch(tokenizer, model)
+            return model, tokenizer
+        sets = self.sets(run)
+        taught = [*sets.retain, *(sets.forget if which == "original" else ())]
+        model, tokenizer = self._untaught(run, kind)
+        encoded = encode_all(tokenizer, taught, template=c.template, context=model.config.max_position_embeddings)
+        key = {"which": which, "seed": run.seed, "records": fingerprint(taught), "torch": torch.__version__,
+               **{k: c.as_dict()[k] for k in ("model", "authors", "forget_authors", "epochs", "learning_rate",
+                                              "batch_size", "hidden", "layers", "vocabulary", "context",
+                                              "template", "precision")}}  # fmt: skip
+
+        def make() -> dict[str, Any]:
+            with run.progress(c.epochs, f"teaching the {which}") as advance:
+                curve = teach(model, encoded, epochs=c.epochs, batch_size=c.batch_size, seed=stream(run.seed, "teach"),
+                              learning_rate=c.learning_rate, advance=advance)  # fmt: skip
+            return {"weights": model.state_dict(), "curve": curve}
+
+        found = run.shared(which, key, lambda: _cached(key, make) if self._caches else make())
+        model.load_state_dict(found["weights"])
+        return model.eval(), tokenizer
+
+    def _untaught(self, run: Run, kind: torch.dtype) -> tuple[Any, Any]:
+        c = self.config
+        if c.model == "smollm2":
+            return load_language_model(smollm2(), dtype=kind)
+        every = self._known if self._given is None else (*self._given.forget, *self._given.retain)
+        tokenizer = tiny_tokenizer([f"{r.prompt}\n{r.answer}" for r in every], vocabulary=c.vocabulary)
+        model = tiny_llama(tokenizer, hidden=c.hidden, layers=c.layers, context=c.context,
+                           seed=stream(run.seed, "weights") % 2**31)  # fmt: skip
+        return model.to(kind), tokenizer
+
+    def encoded(self, run: Run, which: Literal["forget", "retain"]) -> list[Encoded]:
+        """Return the tokens of every record to forget, or to keep."""
+        model, tokenizer = self.model(run, "original")
+        context = getattr(model.config, "max_position_embeddings", None)
+        return encode_all(tokenizer, getattr(self.sets(run), which), template=self.config.template, context=context)
+
+    def ids(self, run: Run) -> list[str]:
+        """Return the ids of the records to forget, in order."""
+        return [r.id for r in self.sets(run).forget]
+
+    def scored(self, run: Run, split: Literal["valid", "test"]) -> Sets:
+        """Return the records that a split scores: of each set, every fourth of a seeded order is for validation."""
+        sets, c = self.sets(run), self.config
+        most = {"forget": len(sets.forget), "retain": c.scored_retain, "holdout": c.scored_holdout}
+        found = {}
+        for name, limit in most.items():
+            own: Sequence[Record] = getattr(sets, name)
+            order = run.rng("scored", name).permutation(len(own))[:limit]
+            chosen = order[::4] if split == "valid" else np.delete(order, slice(None, None, 4))
+            found[name] = tuple(own[i] for i in np.sort(chosen))
+        return Sets(**found)
+
+    # -- scoring --------------------------------------------------------------------------------------------------
+
+    def open_test(self) -> None:
+        """Let `score` see the test records; the runner calls it after every arm is trained."""
+        self._open = True
+
+    def speaker(self, model: Any, run: Run) -> Speaker:
+        """Return what asks a model in this task's template."""
+        if (("original", run.seed)) not in self._models:
+            self.model(run, "original")
+        return Speaker(model, self._models["original", run.seed][1], template=self.config.template, batch_size=32)
+
+    def score(self, result: Any, split: Literal["valid", "test"], run: Run) -> UnitScores:
+        """Score a model record by record.
+
+        Parameters
+        ----------
+        result : object with ``model``, and ``difficulty`` and ``values`` of forgotten records by id
+        split : {"valid", "test"}
+
+        Raises
+        ------
+        InputError
+            When the test records are asked for before the runner opened them.
+        """
+        if split == "test" and not self._open:
+            raise InputError(
+                "the test split inside a method", "split='valid'", "select on validation; the runner scores"
+            )
+        chosen, speaker = self.scored(run, split), self.speaker(result.model, run)
+        names = ("forget", "retain", "holdout")
+        unit = [f"{name}/{r.id}" for name in names for r in getattr(chosen, name)]
+        values: dict[str, Array] = {}
+        first = 0
+        for name in names:
+            records: tuple[Record, ...] = getattr(chosen, name)
+            if records:
+                own = self._scores(speaker, records, name, split, run)
+                for metric, found in own.items():
+                    whole = values.setdefault(metric, np.full(len(unit), np.nan))
+                    whole[first : first + len(records)] = found
+            first += len(records)
+        for metric, known in result.values.items():
+            values[metric] = np.array([known.get(u.removeprefix("forget/"), np.nan) for u in unit])
+        by = {
+            "set": [u.partition("/")[0] for u in unit],
+            "difficulty": [result.difficulty.get(u.removeprefix("forget/"), "") if u.startswith("forget/") else ""
+                           for u in unit],
+        }  # fmt: skip
+        return UnitScores("record", unit, values, by)
+
+    def _scores(
+        self, speaker: Speaker, records: tuple[Record, ...], name: str, split: str, run: Run
+    ) -> dict[str, Array]:
+        """Scores of one set; with a reference also the attack that uses one, and the gap to it."""
+        base = None
+        if self.has_reference and name != "retain":
+            key = (run.seed, f"{split}/{name}")
+            if key not in self._at_reference:
+                self._at_reference[key] = self.speaker(self.model(run, "reference")[0], run).read(records)
+            base = self._at_reference[key]
+        side: Any = name
+        found = dict(score_records(speaker, records, side=side, reference=base, rouge=self.config.generate))
+        if name == "forget" and base is not None:
+            found["forget_gap"] = np.abs(found["forget_probability"] - np.exp(-base.mean_nll))
+        return found
+
+
+def _read_folder(folder: Path) -> Sets:
+    """Read the sets of a user's folder and refuse what overlaps."""
+    if not folder.is_dir():
+        raise InputError(f"data {folder.name!r}", "tofu, or a folder with forget.jsonl and retain.jsonl", "check it")
+    found: dict[str, tuple[Record, ...]] = {"holdout": ()}
+    for name in ("forget", "retain", "holdout"):
+        file = folder / f"{name}.jsonl"
+        if file.is_file():
+            found[name] = tuple(unique_records(read_records(file))[0])
+        elif name != "holdout":
+            raise InputError(f"{folder.name} without {name}.jsonl", "forget.jsonl and retain.jsonl", "add the file")
+    numbered = {k: tuple(dataclasses.replace(r, id=str(i)) for i, r in enumerate(v)) for k, v in found.items()}
+    refuse_overlap(**numbered)
+    return Sets(**numbered)
+
+
+def _cached(key: Mapping[str, Any], make: Any) -> dict[str, Any]:
+    """Return what ``make()`` gives, kept in the cache under what it depends on: studies share their models."""
+    name = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:24]
+    path = cache_dir() / "models" / f"taught-{name}.pt"
+    if path.is_file():
+        return dict(torch.load(path, weights_only=True))
+    made = dict(make())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")  # two processes may make the same model at once
+    torch.save(made, part)
+    part.replace(path)
+    return made
