@@ -125,7 +125,7 @@ class MRDConfig(Config):
     """Of AdamW."""
     effort: bool = False
     """Whether to count updates until each record alone is forgotten: the check that MRD predicts effort."""
-    effort_rate: PositiveFloat = 0.03
+    effort_rate: PositiveFloat = 0.003
     """Learning rate of those updates, plain gradient steps."""
     serve: Literal["unlearned", "original", "reference"] = "unlearned"
     """Which model an arm returns."""
