@@ -32,7 +32,7 @@ from upright.tasks.forget import Forget, ForgetConfig
 
 SEEDS = range(6)
 CHOICE_SEEDS = (100, 101)
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 KEEP = 0.95  # of the original's utility on validation
 SHARED: dict[str, Any] = {"effort": True}
 LOSSES: dict[str, dict[str, Any]] = {

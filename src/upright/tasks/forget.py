@@ -371,7 +371,8 @@ def _read_folder(folder: Path) -> Sets:
             found[name] = tuple(unique_records(read_records(file))[0])
         elif name != "holdout":
             raise InputError(f"{folder.name} without {name}.jsonl", "forget.jsonl and retain.jsonl", "add the file")
-    numbered = {k: tuple(dataclasses.replace(r, id=str(i)) for i, r in enumerate(v)) for k, v in found.items()}
+    numbered = {k: tuple(dataclasses.replace(r, id=str(i)) for i, r in enumerate(found[k]))
+                for k in ("forget", "retain", "holdout")}  # fmt: skip
     refuse_overlap(**numbered)
     return Sets(**numbered)
 
