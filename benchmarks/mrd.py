@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -198,8 +197,8 @@ def memory_child(engine: str) -> None:
     tokenizer = tiny_tokenizer([f"{r.prompt} {r.answer}" for r in records], vocabulary=2048)
     small = tiny_llama(tokenizer, hidden=32, layers=1)
     encoded = encode_all(tokenizer, records)
-    score_difficulty(small, encoded, probes=1, batch_size=2, engine=engine)  # what torch itself keeps
-    before = resident("VmRSS")
+    score = {"hook": "hook", "inplace": "inplace"}.get(engine)
+    score_difficulty(small, encoded, probes=1, batch_size=2, engine=score or "inplace")  # what torch itself keeps
     model = tiny_llama(tokenizer, hidden=1024, layers=8, heads=16)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     now = resident("VmRSS")
@@ -207,16 +206,18 @@ def memory_child(engine: str) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
     except OSError:
         print("the high-water mark includes the making of the model", file=sys.stderr)
-    if engine != "peer":
-        score_difficulty(model, encoded, probes=1, batch_size=2, engine=engine, check_scaling=False)
+    if score:
+        score_difficulty(model, encoded, probes=1, batch_size=2, engine=score, check_scaling=False)
     else:
         peer(model, encoded, 1)
-    top = max(resident("VmHWM"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 * 0)
-    print(json.dumps({"model": size, "loaded": now - before, "extra": top - now}))
+    print(json.dumps({"model": size, "extra": resident("VmHWM") - now}))
 
 
 def memory() -> None:
-    print("\n(c) resident memory over a loaded model of 4-byte weights, batches of 2")
+    print(
+        "\n(c) resident memory over a loaded model of 4-byte weights, batches of 2; the peer keeps a list of noise, and"
+    )
+    print("    here the copy that puts its drift right")
     for engine in ("hook", "inplace", "peer"):
         out = subprocess.run([sys.executable, __file__, "--child", engine], capture_output=True, text=True, check=True)
         found = json.loads(out.stdout.splitlines()[-1])

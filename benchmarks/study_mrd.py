@@ -35,10 +35,12 @@ CHOICE_SEEDS = (100, 101)
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 KEEP = 0.95  # of the original's utility on validation
 SHARED: dict[str, Any] = {"effort": True}
-LOSSES: dict[str, dict[str, Any]] = {
-    "mrd-tofu-npo": {"loss": "npo"},
-    "mrd-tofu-ga": {"loss": "ga"},
-    "mrd-tofu-simnpo": {"loss": "simnpo", "gamma": 0.125},
+FEW = ["uniform", "mrd", "loss", "random", "original", "retrain"]
+#: name, settings, arms (None: all)
+LOSSES: dict[str, tuple[dict[str, Any], list[str] | None]] = {
+    "mrd-tofu-npo": ({"loss": "npo"}, None),
+    "mrd-tofu-ga": ({"loss": "ga"}, FEW),
+    "mrd-tofu-simnpo": ({"loss": "simnpo", "gamma": 0.125}, FEW),
 }
 
 
@@ -81,9 +83,9 @@ def choose(pool: Any, settings: dict[str, Any], file: Path) -> dict[str, Any]:
     return chosen
 
 
-def _run(job: tuple[str, dict[str, Any], int]) -> str:
-    folder, settings, seed = job
-    execute("mrd", settings=settings, seed=seed, folder=Path(folder))
+def _run(job: tuple[str, dict[str, Any], list[str] | None, int]) -> str:
+    folder, settings, arms, seed = job
+    execute("mrd", settings=settings, arms=arms, seed=seed, folder=Path(folder))
     return folder
 
 
@@ -92,13 +94,13 @@ def main() -> None:
     work, names = Path(sys.argv[1]), set(sys.argv[2:])
     work.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for name, own in LOSSES.items():
+        for name, (own, arms) in LOSSES.items():
             if names and name not in names:
                 continue
             chosen = choose(pool, own, work / name / "choice.json")
             settings = {**SHARED, **own, "learning_rate": chosen["learning_rate"]}
             runs = [Path(f) for f in pool.map(
-                _run, [(str(work / name / f"s{s}"), settings, s) for s in SEEDS], chunksize=1)]  # fmt: skip
+                _run, [(str(work / name / f"s{s}"), settings, arms, s) for s in SEEDS], chunksize=1)]  # fmt: skip
             comparison = compare_runs(runs, work / name / "comparison")
             about = {"choice": chosen, "command": f"python benchmarks/study_mrd.py WORK_FOLDER {name}"}
             if os.environ.get("UPRIGHT_PUBLISH", "1") == "1":

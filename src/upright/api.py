@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Result", "audit_predictions", "check", "compare", "load", "run"]
+__all__ = ["Result", "audit_forgetting", "audit_predictions", "check", "compare", "load", "run"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +109,32 @@ def audit_predictions(file: str | Path, *, group: str | Sequence[str], out: str 
     from upright.shell.audit_predictions import audit_predictions as audit
 
     return Result(audit(file, group=group, out=out, **options))
+
+
+def audit_forgetting(
+    model: str | Path, *, forget: str | Path, retain: str | Path, out: str | Path, **options: Any
+) -> Result:  # fmt: skip
+    """Audit what a language model still knows of records that it should have forgotten, and return the audit.
+
+    Parameters
+    ----------
+    model : path
+        Folder of a causal language model with its tokenizer.
+    forget, retain : path
+        JSON lines: what should be forgotten, and what should be kept.
+    out : path
+        Where the audit's folder goes.
+    **options
+        Of `upright.shell.audit_forgetting.audit_forgetting`: holdout, reference, template, generate ...
+
+    Raises
+    ------
+    upright.contract.InputError
+        For everything that is wrong with the files and the models.
+    """
+    from upright.shell.audit_forgetting import audit_forgetting as audit
+
+    return Result(audit(model, forget=forget, retain=retain, out=out, **options))
 
 
 def load(folder: str | Path) -> Result:

@@ -51,23 +51,25 @@ def test_teaching_depends_on_seed_alone():
         teach(tiny_llama(tokenizer, hidden=16, layers=1, heads=2), [], epochs=1)
 
 
-def test_effort_is_what_a_plain_loop_counts(taught):
+@pytest.mark.parametrize("reduce", ["mean", "sum"])
+def test_effort_is_what_a_plain_loop_counts(taught, reduce):
     # a wrong sign, a level read before the step, or weights that are not put back all change the count
     model, encoded, _ = taught
     before = [p.detach().clone() for p in model.parameters()]
     levels = np.array([_loss(model, e) + 1.0 for e in encoded[:3]])
-    found = updates_to_forget(model, encoded[:3], levels, learning_rate=0.05, most=80)
+    rate = 0.05 if reduce == "mean" else 0.05 / 40
+    found = updates_to_forget(model, encoded[:3], levels, learning_rate=rate, reduce=reduce, most=80)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     for i in range(3):
         twin = type(model)(model.config).double().eval()
         twin.load_state_dict(model.state_dict())
         losses = []
-        optimizer = torch.optim.SGD(twin.parameters(), lr=0.05)
+        optimizer = torch.optim.SGD(twin.parameters(), lr=rate)
         while not losses or losses[-1] < levels[i]:
             loss = twin(**collate([encoded[i]], 0)).loss  # the mean over the answer's tokens
             losses.append(float(loss.detach()))
             optimizer.zero_grad()
-            (-loss).backward()
+            (-loss * (1 if reduce == "mean" else encoded[i].answer_length)).backward()
             optimizer.step()
         steps = len(losses) - 1
         assert steps - 1 < found[i] <= steps

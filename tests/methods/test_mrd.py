@@ -85,7 +85,7 @@ def test_every_arm_carries_the_same_scores_of_its_records(task, remedy):
     other, _ = _unlearned(task, "uniform")
     assert found.values == other.values
     assert found.difficulty == other.difficulty
-    assert set(found.values) == {"mrd", "mrd_per_token", "answer_tokens", "nll_before", "effort"}
+    assert set(found.values) == {"mrd", "mrd_per_token", "answer_tokens", "nll_before", "effort", "effort_sum"}
     ids = [r.id for r in task.sets(ArmRun(None, 0, "x")).forget]
     assert all(list(column) == ids for column in found.values.values())
     by_score = sorted(ids, key=found.values["mrd"].__getitem__)

@@ -55,7 +55,8 @@ ESTIMATORS: tuple[Estimator, ...] = ("antithetic", "plain", "mean_abs")
 DEFAULT_SIGMA = "rel:1e-2"
 """Largest of 0.005, 0.01, 0.015, 0.02, 0.03 at which twice the noise gives 4 times the score within 10 % on all of six
 tiny Llamas. Five (untrained, half, fully and unevenly trained, eight layers deep) allow 0.02: ratios 3.91 to 4.26. The
-sixth, taught 800 records of TOFU until their answers have a probability of 0.93, gives 5.02 there and 4.24 at 0.01. Below 0.0003 rounding in float32 spoils the law. Repeated by ``benchmarks/mrd.py``."""
+sixth, taught 800 records of TOFU until their answers have a probability of 0.93, gives 5.02 there and 4.24 at 0.01.
+Below 0.0003 rounding in float32 spoils the law. Repeated by ``benchmarks/mrd.py``."""
 _FLOOR = 1e-30
 _FIRST, _MORE = 4, 2  # probes before the first look at the ranking, and between looks
 _SPLITS = 16

@@ -1,6 +1,10 @@
 """How many updates a record needs until it is forgotten: what a difficulty score should predict.
 
-    theta <- theta + lr * grad of mean log p(y | x)   with the sign turned, one record at a time, from the same theta
+    theta <- theta + lr * grad c,    one record at a time, always from the same theta
+
+with c the loss per token, ``cbar``, or the loss of the whole answer, ``n cbar`` (``reduce``). The two rank records
+differently: a long answer has the smaller gradient under the first and the larger one under the second. Gradient ascent
+as it is usually coded is the first; NPO weighs sums.
 
 The count is the first step at which the loss per token is at least the record's level, refined by linear interpolation
 between the last two losses, so that ranks have few ties.
@@ -9,7 +13,7 @@ between the last two losses, so that ranks have few ties.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,8 +28,8 @@ __all__ = ["updates_to_forget"]
 
 
 def updates_to_forget(
-    model: Any, encoded: Sequence[Encoded], levels: ArrayLike, *, learning_rate: float, most: int = 60,
-    advance: Callable[[int], object] | None = None,
+    model: Any, encoded: Sequence[Encoded], levels: ArrayLike, *, learning_rate: float,
+    reduce: Literal["mean", "sum"] = "mean", most: int = 60, advance: Callable[[int], object] | None = None,
 ) -> NDArray[np.float64]:  # fmt: skip
     """Count gradient ascent steps of each record alone until its loss per token reaches a level.
 
@@ -38,6 +42,8 @@ def updates_to_forget(
         Loss per token at which a record counts as forgotten: that of a model which never saw it.
     learning_rate : float
         Of plain gradient steps: an adaptive optimiser would make the first steps equally long for every record.
+    reduce : {"mean", "sum"}
+        What is ascended: the loss per token, or that of the whole answer.
     most : int
         Steps at most.
     advance : callable, optional
@@ -63,7 +69,8 @@ def updates_to_forget(
     out = np.full(len(encoded), np.nan)
     try:
         for i, (one, aim) in enumerate(zip(encoded, aims, strict=True)):
-            out[i] = _steps(model, parameters, collate([one], 0), float(aim), learning_rate, most)
+            rate = learning_rate * (one.answer_length if reduce == "sum" else 1)  # grad of n cbar = n grad of cbar
+            out[i] = _steps(model, parameters, collate([one], 0), float(aim), rate, most)
             _put_back(parameters, before)
             if advance is not None:
                 advance(1)

@@ -124,9 +124,10 @@ class MRDConfig(Config):
     weight_decay: NonNegativeFloat = 0.01
     """Of AdamW."""
     effort: bool = False
-    """Whether to count updates until each record alone is forgotten: the check that MRD predicts effort."""
+    """Whether to count updates until each record alone is forgotten, by the loss per token and by that of the whole
+    answer: the check that MRD predicts effort."""
     effort_rate: PositiveFloat = 0.003
-    """Learning rate of those updates, plain gradient steps."""
+    """Learning rate of those updates, plain gradient steps; divided by the mean number of tokens for whole answers."""
     serve: Literal["unlearned", "original", "reference"] = "unlearned"
     """Which model an arm returns."""
 
@@ -182,18 +183,22 @@ def _before(t: Any, config: MRDConfig, run: Run, forget: list[Encoded]) -> dict[
     return run.shared("difficulty", key, make)
 
 
-def _effort(t: Any, config: MRDConfig, run: Run, forget: list[Encoded]) -> Array:
+def _effort(t: Any, config: MRDConfig, run: Run, forget: list[Encoded]) -> dict[str, Array]:
     """Count updates of each record alone, once for all arms; NaN where the level of the reference was not reached."""
+    per_token = float(np.mean([one.answer_length for one in forget]))
+    rates = {"effort": config.effort_rate, "effort_sum": config.effort_rate / per_token}  # equal for a mean answer
 
     def make() -> dict[str, Any]:
         model, _ = t.model(run, "original")
         levels = score_nll(t, run, "reference")
-        with run.progress(len(forget), "effort of each record") as advance:
-            return {"effort": torch.from_numpy(
-                updates_to_forget(model, forget, levels, learning_rate=config.effort_rate, advance=advance)
-            )}  # fmt: skip
+        with run.progress(2 * len(forget), "effort of each record") as advance:
+            return {name: torch.from_numpy(updates_to_forget(
+                model, forget, levels, learning_rate=rate, reduce="sum" if name == "effort_sum" else "mean",
+                advance=advance,
+            )) for name, rate in rates.items()}  # fmt: skip
 
-    return np.asarray(run.shared("effort", {"rate": config.effort_rate}, make)["effort"].numpy())
+    found = run.shared("effort", {"rate": config.effort_rate}, make)
+    return {name: np.asarray(found[name].numpy()) for name in rates}
 
 
 def score_nll(t: Any, run: Run, which: Literal["original", "reference"]) -> Array:
@@ -317,8 +322,9 @@ def _has_reference(t: Any) -> str:
         "forget_quality:forget_truth_probability", "utility:retain", "mean:forget_probability",
         "mean:forget_rouge_l", "mean:exact_memorisation", "mean:extraction_strength", "mean:retain_probability",
         "mean:retain_rouge_l", "mean:retain_truth_ratio", "membership:mia_loss", "membership:mia_min_k_plus_plus",
-        "rank_correlation:mrd~effort", "rank_correlation:mrd_per_token~effort", "rank_correlation:answer_tokens~effort",
-        "rank_correlation:nll_before~effort", "rank_correlation:mrd~answer_tokens", "rank_correlation:mrd~nll_before",
+        *(f"rank_correlation:{x}~{y}" for y in ("effort", "effort_sum")
+          for x in ("mrd", "mrd_per_token", "answer_tokens", "nll_before")),
+        "rank_correlation:mrd~answer_tokens", "rank_correlation:mrd~nll_before",
     ],
     primary="mean:forget_gap",
     cost="utility:retain",
@@ -343,7 +349,7 @@ def run(task: Task, config: MRDConfig, run: Run) -> Unlearned:
     columns = {"mrd": before["mrd"].numpy(), "mrd_per_token": before["mrd"].numpy() / tokens,
                "answer_tokens": tokens.astype(np.float64), "nll_before": before["nll"].numpy()}  # fmt: skip
     if config.effort and t.has_reference:
-        columns["effort"] = _effort(t, config, run, forget)
+        columns |= _effort(t, config, run, forget)
     own = config.serve == "unlearned"
     model = unlearn(t, config, run, forget, before) if own else t.model(run, config.serve)[0]
     found = Unlearned(

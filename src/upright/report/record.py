@@ -50,7 +50,7 @@ def asked(view: View) -> Section:
     if view.seeds and view.kind != "audit":
         facts.append(("Seeds", ", ".join(map(str, view.seeds))))
     blocks: list[Block] = [Facts(facts)]
-    if len(view.arms) > 1:
+    if len(view.arms) > 1 and view.kind != "audit":
         body = [
             (
                 Cell(arm.title, arm.name, key=arm_key(arm)),

@@ -39,6 +39,10 @@ VERDICTS: Mapping[str, tuple[str, str]] = {
     "leak shown": ("bad", "an attacker reads more than permuted labels show"),
     "no leak shown": ("open", "no attacker reads more than permuted labels show; another attacker may"),
     "measured": ("same", "levels only; nothing was compared"),
+    "still known": ("bad", "more is left than in a model that never saw the records"),
+    "over-unlearned": ("bad", "records are pushed below the level of unseen ones, which gives them away as well"),
+    "told apart": ("bad", "the model differs from one that never saw the records, beyond chance"),
+    "no trace shown": ("open", "nothing beyond chance was found; another attack may find more"),
 }
 
 ROLES: Mapping[str, str] = {

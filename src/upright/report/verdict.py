@@ -277,6 +277,8 @@ _COMPARED = ("gap", "abs_gap", "disparity", "client_disparity", "mean_client_dis
 def _open_levels(view: View) -> list[Block]:
     if is_leak(view.primary):
         return _open_leaks(view)
+    if any(row.name in _FORGETTING for row in view.levels):
+        return _open_forgetting(view)
     gaps = [row for row in view.levels if row.name in _COMPARED and math.isfinite(row.low)]
     if not gaps:
         return [Prose(["One result was measured and nothing was compared, so no difference is claimed."])]
@@ -299,6 +301,31 @@ def _open_levels(view: View) -> list[Block]:
         "A smaller gap may be there and was not seen."
     )
     return [Prose([text]), Table("Gaps and the smallest that could have been detected", columns, body)]
+
+
+_FORGETTING = {"membership": "permuted labels", "ks_distance": "two equal models", "memory_gap": "", "utility": ""}
+
+
+def _open_forgetting(view: View) -> list[Block]:
+    rows = [row for row in view.levels if row.name in _FORGETTING and row.null and math.isfinite(row.value)]
+    rows = (
+        [row for row in rows if row.arm == view.arms[0].name] if view.arms else rows
+    )  # not of what it is compared with
+    if not rows:
+        return [Prose(["The model was compared with no other model and no unseen records, so no trace is excluded."])]
+    body = []
+    for row in rows:
+        high = row.null.high if row.null else math.nan
+        word = f"{'beyond' if row.value > high else 'not told from'} {_FORGETTING[row.name]}"
+        body.append((Cell(row.label, view.arm_title(row.arm)), cell(row.value, interval(row.low, row.high)),
+                     given(high), given(row.smallest_detectable), Cell(word)))  # fmt: skip
+    columns = (Column("Distance"), Column("Value", numeric=True), Column("By chance, up to", numeric=True),
+               Column("Smallest detectable", numeric=True), Column("Against chance"))  # fmt: skip
+    text = (
+        "The smallest detectable distance is the one that four of five such audits would have found, with as many "
+        f"{view.unit_kind}s. A smaller trace may be there, and an attack that was not tried may find it."
+    )
+    return [Prose([text]), Table("Distances and what chance shows", columns, body)]
 
 
 def _open_leaks(view: View) -> list[Block]:

@@ -34,6 +34,7 @@ AUDITS: Mapping[str, str] = {
     "ranking": "upright.shell.audit_ranking:audit_ranking",
     "embeddings": "upright.shell.audit_embeddings:audit_embeddings",
     "predictions": "upright.shell.audit_predictions:audit_predictions",
+    "forgetting": "upright.shell.audit_forgetting:audit_forgetting",
 }
 MIN_GROUP = 5  # units; the mean of fewer says too much about each
 DETECTABLE = 2.8  # standard errors: 1.96 for 5 % two-sided, 0.84 for 80 % power
@@ -75,6 +76,8 @@ class Audit:
         Repeats the audit.
     evidence : mapping, optional
         Levels and verdict of an audit that is not decided by a gap; by default those of the unit table.
+    others : sequence of (str, str, UnitScores)
+        Name, title and scores of what is compared with, on the same units.
     """
 
     kind: str
@@ -93,6 +96,7 @@ class Audit:
     warnings: Sequence[str] = ()
     command: str = ""
     evidence: Mapping[str, Any] | None = None
+    others: Sequence[tuple[str, str, UnitScores]] = ()
 
 
 def suppress_small(labels: Sequence[str], counted: NDArray[np.bool_]) -> tuple[list[str], list[str]]:
@@ -240,16 +244,18 @@ def write_audit(audit: Audit, out: Path, *, seed: int = 0, draws: int = DRAWS, f
     with run.running(method=method, seed=seed, command=audit.command):
         write_json(path / "config.json", {
             "passed": audit.passed, "resolved": {"audit": audit.resolved}, "method": method, "seed": seed,
-            "arms": [YOURS],
+            "arms": [YOURS, *(name for name, _, _ in audit.others)],
         })  # fmt: skip
         block = Block(method, YOURS, seed, audit.scores)
-        write_units(path / "units.parquet", [block], "test")
+        others = [Block(method, name, seed, scores) for name, _, scores in audit.others]
+        write_units(path / "units.parquet", [block, *others], "test")
         found, gaps = _evidence(audit, Units([block]), draws, seed)
-        arm = {"name": YOURS, "role": "baseline", "title": audit.arm_title, "settings": {}, "notes": {},
-               "totals": dict(audit.scores.totals)}  # fmt: skip
+        arms = [{"name": name, "role": role, "title": title, "settings": {}, "notes": {}, "totals": dict(scores.totals)}
+                for name, role, title, scores in ((YOURS, "baseline", audit.arm_title, audit.scores),
+                                                  *((n, "reference", t, s) for n, t, s in audit.others))]  # fmt: skip
         write_json(path / "summary.json", {
             "schema": 1, "kind": "audit", "method": method, "title": audit.title, "mends": audit.asks, "seed": seed,
-            "data": audit.data, "arms": [arm], "warnings": list(audit.warnings), "deviations": [],
+            "data": audit.data, "arms": arms, "warnings": list(audit.warnings), "deviations": [],
             "evidence": found, "audit": {**gaps, **audit.facts}, **audit.more,
         })  # fmt: skip
     return path

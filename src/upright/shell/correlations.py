@@ -1,4 +1,4 @@
-"""Rank correlation of two values of the same units: does a score predict what it is said to predict?
+"""Rank correlation of two values of the same units, for asking whether a score predicts what it is said to predict.
 
     rho = Pearson correlation of midranks of x and y, at each seed, averaged over seeds
 

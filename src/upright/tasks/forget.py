@@ -62,7 +62,8 @@ _OWN = (
     Metric("mrd_per_token", "higher", high=float("inf"), title="Memory removal difficulty per answer token"),
     Metric("answer_tokens", "higher", high=float("inf"), title="Answer tokens"),
     Metric("nll_before", "higher", high=float("inf"), title="Loss per token before unlearning"),
-    Metric("effort", "lower", high=float("inf"), title="Updates until forgotten, one record at a time"),
+    Metric("effort", "lower", high=float("inf"), title="Updates until forgotten alone, loss per token"),
+    Metric("effort_sum", "lower", high=float("inf"), title="Updates until forgotten alone, loss of the answer"),
 )
 
 
