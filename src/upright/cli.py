@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from upright import __version__
+from upright.cli_forget import forget_app
 from upright.contract import InputError
 from upright.shell.terminal import levels_table, paragraphs, table
 
@@ -28,6 +29,7 @@ runs_app = typer.Typer(no_args_is_help=True, help="Keep run folders small.")
 app.add_typer(data_app, name="data")
 app.add_typer(audit_app, name="audit")
 app.add_typer(runs_app, name="runs")
+app.add_typer(forget_app, name="forget")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DataDir = Annotated[str | None, typer.Option(help="Folder that holds data sets; UPRIGHT_DATA otherwise.")]
@@ -391,6 +393,42 @@ def audit_predictions_(
     )  # fmt: skip
     summary = Result(folder).summary
     shown = _table(gaps_of(summary), ["gap", "value", "interval", "by chance"])
+    _finish(summary, folder, build_report(folder), as_json, fail_if, shown)
+
+
+@audit_app.command("forgetting")
+def audit_forgetting_(
+    model: Annotated[Path, typer.Argument(help="Folder of a causal language model with its tokenizer.")],
+    forget: Annotated[Path, typer.Option(help="JSON lines: what should be forgotten.")],
+    retain: Annotated[Path, typer.Option(help="JSON lines: what should be kept.")],
+    holdout: Annotated[Path | None, typer.Option(help="JSON lines that the model never saw, for membership.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Folder of a model trained without the forgotten records.")
+    ] = None,
+    template: Annotated[str, typer.Option(help="auto, chat or plain.")] = "auto",
+    generate: Annotated[bool, typer.Option(help="Write answers, for ROUGE-L; takes most of the time.")] = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Records at once.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of resampling and permutations.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
+    fail_if: FailIf = None,
+    as_json: Json = False,
+) -> None:
+    """Audit what a language model still knows of records that it should have forgotten."""
+    if fail_if:
+        from upright.shell.gates import check_syntax
+
+        check_syntax(fail_if)
+    from upright.api import Result
+    from upright.report import build_report
+    from upright.shell.audit_forgetting import audit_forgetting, numbers_of
+
+    folder = audit_forgetting(
+        model, forget=forget, retain=retain, holdout=holdout, reference=reference, generate=generate,
+        template=_one_of("--template", template, "auto", "chat", "plain"), batch_size=batch_size, seed=seed, out=out,
+        command=shlex.join(["upright", *sys.argv[1:]]),
+    )  # fmt: skip
+    summary = Result(folder).summary
+    shown = _table(numbers_of(summary), ["number", "of", "value", "interval", "by chance"])
     _finish(summary, folder, build_report(folder), as_json, fail_if, shown)
 
 

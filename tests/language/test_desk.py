@@ -105,6 +105,10 @@ def _loss(user, p):
     return {"settings": w.FAST.replace(loss="npoo")}
 
 
+def _loss_with_options(user, p):
+    return {"settings": w.FAST.replace(loss="idk_dpo")}
+
+
 def _below_a_file(user, p):
     (p / "file").write_text("")
     return {"out": p / "file" / "new"}
@@ -138,6 +142,9 @@ BAD = [
     (_desk_inside, "--desk desk inside the model folder model", "a place outside of it",
      "name another place: a model folder is never written to"),
     (_loss, "loss = 'npoo'", None, "choose one of these"),
+    (_loss_with_options, "loss 'idk_dpo' at the desk",
+     "a loss of records alone, such as npo, simnpo, ga or grad_diff",
+     "train with upright.language.trainer.UnlearnTrainer, which takes its options"),
     (_below_a_file, "--out new: file above it is a file", "a folder", "name another one"),
     (_broken_line, r"f.jsonl, line 2: .*", "one JSON object a line", "correct that line"),
 ]  # fmt: skip

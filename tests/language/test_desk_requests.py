@@ -286,6 +286,14 @@ def test_what_is_still_known_is_a_warning(finished):
     rows = found["metrics"]["membership"]["after"]
     known = [name for name, row in rows.items() if row["low"] > 0.5]
     assert known
+    assert found["forgotten"] == f"no: {len(known)} of 4 attacks still find the records"
+    assert found["forgotten"] in pages.page(found)
+    clear = {"membership": {"after": {"a": {"low": 0.4, "high": 0.9, "value": 0.7}}}}
+    assert measures.verdict(clear, "after") == "none of 1 attacks finds the records"
+    below = {"membership": {"after": {"a": {"low": 0.1, "high": 0.4, "value": 0.2}}}}
+    assert measures.verdict(below, "after") == "no: 1 of 1 attacks still find the records"
+    assert "less likely than unseen records" in measures.still_known(below, "after")[0]
+    assert measures.verdict({"membership": {"after": None}}, "after").startswith("not measured")
     for name in known:
         assert any(name in said and "not forgotten" in said for said in found["warnings"])
     assert (

@@ -440,3 +440,6 @@ def test_autocast_around_the_scoring_is_switched_off():
     base = score_difficulty(model, encoded, probes=2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert np.array_equal(score_difficulty(model, encoded, probes=2).mrd, base.mrd)
+    model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)  # as accelerate prepares a model
+    with pytest.raises(InputError, match="mixed precision"):
+        score_difficulty(model, encoded, probes=2)

@@ -104,7 +104,12 @@ def whole(name):
     return one
 
 
-KINDS = {"mrd": MRD, "rmu": {**RMU, **MRD}, "pdu": PDU, "kl": {"loss": "grad_diff_kl", "sampling": "uniform"}}
+KINDS = {
+    "mrd": MRD,
+    "rmu": {**RMU, **MRD},
+    "pdu": PDU,
+    "kl": {"loss": "npo", "retain_loss": "kl", "sampling": "uniform"},
+}
 
 
 @pytest.mark.parametrize(("name", "at"), [("mrd", 1), ("mrd", 3), ("mrd", 4), ("mrd", 6), ("mrd", 7), ("rmu", 3),
@@ -212,10 +217,10 @@ def test_another_run_is_refused(checkpoint, changes, words):
     assert "new run" in error.value.todo
 
 
-@pytest.mark.parametrize("loss", ["grad_diff_kl", "rmu"])
+@pytest.mark.parametrize("loss", ["npo", "rmu"])
 def test_another_start_model_is_refused(tmp_path, loss):
     # catches a frozen copy of the wrong model: distributions are in no checkpoint
-    options = RMU if loss == "rmu" else {"loss": loss}
+    options = RMU if loss == "rmu" else {"loss": loss, "retain_loss": "kl"}
     make(tmp_path, args={"max_steps": 1}, **options).train()
     with pytest.raises(InputError, match="not the reference of the checkpoint"):
         make(tmp_path, seed=1, **options).train(resume_from_checkpoint=True)

@@ -30,9 +30,8 @@ from upright.language import disk, receipts
 from upright.language.afterwards import listing, purge, receipt, reevaluate, reevaluated, verify
 from upright.language.difficulty import DEFAULT_SIGMA, Difficulty, score_difficulty
 from upright.language.disk import Request, plain
-from upright.language.intake import Inputs, Settings, expectation, inputs
-from upright.language.measures import LEAST, Look, compared, difficulty_of, guards, look, still_known
-from upright.language.objectives import objective_of
+from upright.language.intake import Inputs, Settings, expectation, inputs, refuse_loss
+from upright.language.measures import LEAST, Look, compared, difficulty_of, guards, look, still_known, verdict
 from upright.language.receipts import name_of, open_ledger, records_of
 
 __all__ = ["Settings", "evaluate", "listing", "purge", "receipt", "reevaluate", "score", "unlearn", "verify"]
@@ -130,11 +129,11 @@ def unlearn(
     """
     settings = settings or Settings()
     disk.refuse_place(desk, [m for m in (model_dir, reference) if m is not None], out)
-    objective_of(settings.loss)
+    refuse_loss(settings.loss)
     ledger = open_ledger(desk, key)
     before_sum = disk.checksum(model_dir)
     given = inputs(model_dir, forget_file, retain_file, holdout=holdout, reference=reference,
-                    batch_size=settings.batch_size)  # fmt: skip
+                   batch_size=settings.batch_size)  # fmt: skip
     old = [r for file in earlier for r in records_of("earlier", file, [])]
     size = sum(p.numel() * p.element_size() for p in given.speaker.model.parameters())
     given.notes += [f"{name} beside --out was left by a killed run: remove it" for name in disk.leftovers(out)]
@@ -172,7 +171,7 @@ def unlearn(
     if written and not _not_a_number(body["reasons"]):
         supplied = [*given.forget, *given.retain, *given.holdout, *old]
         again = reevaluated(desk, ledger, given.speaker, supplied, kept=given.retain, model=name_of(out),
-                                     skip=request.id, seed=settings.seed)  # fmt: skip
+                            skip=request.id, seed=settings.seed)  # fmt: skip
     return {**receipts.receipt_of(desk, request.id, ledger=ledger), "reevaluated": again}
 
 
@@ -217,7 +216,7 @@ def _unlearned(request: Request, given: Inputs, settings: Settings) -> dict[str,
     metrics = compared(measured, seed=seed)
     return {
         "schema": 1, "request": request.id, "status": "failed" if reasons else "done", "reasons": reasons,
-        "level": receipts.APPROXIMATE,
+        "forgotten": verdict(metrics, "after"), "level": receipts.APPROXIMATE,
         "records": {"forget": len(given.forget), "retain": len(given.retain), "holdout": len(given.holdout)},
         "hashing": "HMAC-SHA-256 under a secret salt of this request",
         "hashes": sorted(request.hashes(given.forget)),

@@ -12,10 +12,13 @@ from upright.contract import Config, InputError, NonNegativeInt, PositiveFloat, 
 from upright.data.forget import Record, refuse_overlap
 from upright.language.encoding import refuse_mismatch
 from upright.language.evaluation import Speaker
+from upright.language.objectives import objective_of
 from upright.language.receipts import records_of
 from upright.models.hub import load_language_model
 
-__all__ = ["Inputs", "Settings", "expectation", "inputs"]
+__all__ = ["Inputs", "Settings", "expectation", "inputs", "refuse_loss"]
+
+_BEYOND = ("idk_dpo", "alt_po", "pdu", "rmu")  # alternative answers, a bound, a layer
 
 
 class Settings(Config):
@@ -60,6 +63,19 @@ class Inputs:
     holdout: list[Record]
     reference: Speaker | None
     notes: list[str]
+
+
+def refuse_loss(name: str) -> None:
+    """Refuse an unknown loss, and one that asks for more than records: the desk takes no options of losses.
+
+    Raises
+    ------
+    InputError
+    """
+    if name in _BEYOND:
+        raise InputError(f"loss {name!r} at the desk", "a loss of records alone, such as npo, simnpo, ga or grad_diff",
+                         "train with upright.language.trainer.UnlearnTrainer, which takes its options")  # fmt: skip
+    objective_of(name)
 
 
 def _fits(speaker: Speaker, name: str, records: Sequence[Record]) -> None:

@@ -24,7 +24,18 @@ from upright.language.evaluation import Reading, Speaker, score_records, utility
 from upright.maths import intervals
 from upright.metrics import forgetting, membership
 
-__all__ = ["LEAST", "Guard", "Look", "aggregate", "compared", "difficulty_of", "guards", "look", "still_known"]
+__all__ = [
+    "LEAST",
+    "Guard",
+    "Look",
+    "aggregate",
+    "compared",
+    "difficulty_of",
+    "guards",
+    "look",
+    "still_known",
+    "verdict",
+]
 
 Array = NDArray[np.float64]
 LEAST = 5
@@ -245,10 +256,8 @@ def _floor(before: Look, after: Look, floor: float) -> Guard:
         return Guard(name, "not checked", "no retained records")
     parts = utility_parts(before.retain)
     old, new = (utility({p: one.retain[p] for p in parts}) for one in (before, after))
-    ok = new >= floor * old
-    return Guard(
-        name, "passed" if ok else "failed", f"utility {old:.4f} before, {new:.4f} after, floor {floor:g} of it"
-    )
+    numbers = f"utility {old:.4f} before, {new:.4f} after, " if len(before.retain[parts[0]]) >= LEAST else ""
+    return Guard(name, "passed" if new >= floor * old else "failed", f"{numbers}floor {floor:g} of it")
 
 
 def _over(after: Look, reference: Look | None) -> Guard:
@@ -261,14 +270,31 @@ def _over(after: Look, reference: Look | None) -> Guard:
         return Guard(name, "not checked", "neither held-out records nor a reference model: pass one of them")
     found = membership.membership_auc(own, other)
     shown = f"AUC {found.auc:.4f}" if min(found.n_forget, found.n_holdout) >= LEAST else "AUC of too few to show"
-    detail = f"{shown} of the loss attack against {what}, standard error {found.standard_error:.4f}"
+    detail = f"{shown} of the loss attack against {what}, s.e. {found.standard_error:.4f}; far below 0.5 it fails"
     return Guard(name, "failed" if membership.over_unlearned(found) else "passed", detail)
 
 
+def verdict(metrics: Mapping[str, Any], model: str) -> str:
+    """Say in one sentence whether the attacks that were tried still find the records."""
+    rows = (metrics.get("membership") or {}).get(model)
+    if not rows:
+        return f"not measured: no attack without {LEAST} held-out records, or none possible"
+    known = len(still_known(metrics, model))
+    return (
+        f"no: {known} of {len(rows)} attacks still find the records"
+        if known
+        else f"none of {len(rows)} attacks finds the records"
+    )
+
+
 def still_known(metrics: Mapping[str, Any], model: str) -> list[str]:
-    """Say which attacks still tell forgotten records from held-out ones: their interval lies above 0.5."""
+    """Say which attacks tell forgotten records from held-out ones: their interval does not hold 0.5.
+
+    Above, the records are still known. Below, they stand out as less likely, and the attack turned round finds them.
+    """
     rows = (metrics.get("membership") or {}).get(model) or {}
+    said = {True: "not forgotten by the attack {}", False: "less likely than unseen records by the attack {}"}
     return [
-        f"not forgotten by the attack {name}: AUC {row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]"
-        for name, row in rows.items() if row["low"] > 0.5
+        f"{said[row['low'] > 0.5].format(name)}: AUC {row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]"
+        for name, row in rows.items() if row["low"] > 0.5 or row["high"] < 0.5
     ]  # fmt: skip

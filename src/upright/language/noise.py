@@ -12,6 +12,9 @@ other numbers of the same law.
 ``gaussian``       ``z ~ N(0, 1)``, the law of the definition
 ``rademacher``     ``z = +1 or -1``: the same mean and covariance, ``E z^4`` is 1 in place of 3
 =================  ============================================================================
+
+Signs are drawn eight times as fast, which counts where noise is drawn for every batch. On two tiny Llamas, eight pairs
+of either law agreed equally well with 64 other pairs of the first (Spearman 0.997 and 0.997, 0.995 and 0.995).
 """
 
 from __future__ import annotations

@@ -61,6 +61,7 @@ def page(receipt: Mapping[str, Any]) -> str:
     lines = [
         f"Receipt of request {r['request']}", "",
         f"status      {r['status']}" + (f": {'; '.join(r['reasons'])}" if r["reasons"] else ""),
+        f"forgotten   {r['forgotten']}",
         f"level       {r['level']}",
         "            no certificate: other tests than those below may still find the records",
         f"records     {r['records']['forget']} to forget, {r['records']['retain']} to keep, "
@@ -137,7 +138,8 @@ def unlearn_page(found: Mapping[str, Any]) -> str:
     """Return how a request ended; the receipt holds the rest."""
     model, utility = found["model"], found["metrics"]["utility"] or {}
     probability = found["metrics"]["forget"].get("forget_probability") or {}
-    lines = [f"  level      {found['level']}",
+    lines = [f"  forgotten  {found['forgotten']}",
+             f"  level      {found['level']}",
              f"  model      {model['output'] or 'not written: see --keep-failed'}",
              f"  early stop {found['early_stop']}"]  # fmt: skip
     lines += [f"  {g['name']}: {g['state']}: {g['detail']}" for g in found["guards"]]

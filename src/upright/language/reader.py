@@ -136,6 +136,11 @@ class Reader:
         def read(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             if first or not picked or not self.plain:
                 return
+            if output.dtype not in (torch.float32, torch.float64):  # autocast inside the model's own forward
+                raise InputError(
+                    f"logits in {output.dtype} from weights in full precision", "a model that computes in float32",
+                    "take it out of mixed precision: accelerator.unwrap_model(model, keep_fp32_wrapper=False)",
+                )  # fmt: skip
             first.append(output)  # from here on `pick` lets everything through
             if output.ndim != 3 or int(target.max()) >= output.shape[2]:
                 return  # no logits

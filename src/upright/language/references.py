@@ -207,8 +207,8 @@ class Reference:
     ----------
     sums : dict of str to Tensor of float64, shape (n,)
         By side of the batch; empty until `prepare`.
-    key : str
-        Which weights they are of.
+    keys : list of str
+        Which weights the sums are of, side by side, and which the model that speaks.
     """
 
     def __init__(self, kind: Any, model: Any, *, sums: bool, speaks: bool) -> None:
@@ -222,8 +222,14 @@ class Reference:
         self.given = None if kind is None or isinstance(kind, str) else kind.eval()
         self._wants_sums, self._wants_model = sums, speaks
         self.sums: dict[str, Tensor] = {}
-        self.key = ""
+        self._sums_keys: list[str] = []
+        self._speaker_key = ""
         self._frozen: Any = None
+
+    @property
+    def keys(self) -> list[str]:
+        """Return the SHA-256 of all that was prepared; ``adapter`` stands for the base under one."""
+        return [*self._sums_keys, *([self._speaker_key] if self._speaker_key else [])]
 
     def prepare(
         self, model: Any, sides: dict[str, Sequence[Encoded]], *, pad: int, scope: Scope, batch_size: int,
@@ -243,7 +249,6 @@ class Reference:
             self.given.to(next(model.parameters()).device)
         base = self.kind == "adapter"
         if self._wants_sums and not self.sums:
-            keys = []
             with model.disable_adapter() if base else contextlib.nullcontext():
                 for side, records in sides.items():
                     if records:
@@ -252,17 +257,16 @@ class Reference:
                             batch_size=batch_size, cache_dir=cache_dir, write=write, tag=tag + ("base" if base else ""),
                         )  # fmt: skip
                         self.sums[side] = torch.from_numpy(agree(sums))
-                        keys.append(key)
-            self.key = " ".join(keys)
-        if self._wants_model and not self.key:
+                        self._sums_keys.append(key)
+        if self._wants_model and not self._speaker_key:
             self._frozen = self.given
             if self.kind == "start" and not adapter_is_neutral(model, sides["forget"][0]):
                 self._frozen = frozen_copy(model)
-            self.key = "adapter" if self._frozen is None else checksum(self._frozen)
+            self._speaker_key = "adapter" if self._frozen is None else checksum(self._frozen)
 
-    def load(self, sums: dict[str, Tensor], key: str) -> None:
-        """Take sums over from a checkpoint, in place of computing them; a model that speaks is found again."""
-        self.sums, self.key = dict(sums), key if sums else ""
+    def load(self, sums: dict[str, Tensor], keys: list[str]) -> None:
+        """Take sums over from a checkpoint, in place of computing them; the model that speaks is found by `prepare`."""
+        self.sums, self._sums_keys, self._speaker_key = dict(sums), list(keys[: len(sums)]), ""
 
     @contextlib.contextmanager
     def speaking(self, model: Any) -> Iterator[Any]:

@@ -320,7 +320,7 @@ class UnlearnTrainer(Trainer):
             if self.control_vector is not None:
                 tensors["control"] = self.control_vector
             values |= {
-                "settings": self.settings(), "alpha": self.alpha, "reference_key": self.reference.key,
+                "settings": self.settings(), "alpha": self.alpha, "reference": self.reference.keys,
                 "guard_history": self.guard_history,
             }  # fmt: skip
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
@@ -335,9 +335,9 @@ class UnlearnTrainer(Trainer):
         self.control_vector, self.alpha = tensors.get("control"), float(values["alpha"])
         self.guard_history = values["guard_history"]
         self.reference.load({side: tensors[f"sums.{side}"] for side in _SIDES if f"sums.{side}" in tensors},
-                            values["reference_key"])  # fmt: skip
+                            values["reference"])  # fmt: skip
         self._prepare_reference()
-        if self.reference.key != values["reference_key"]:
+        if self.reference.keys != values["reference"]:
             raise InputError(
                 "a model that is not the reference of the checkpoint", "the model as it stood before the first step",
                 "load the start model, or pass it as reference=",

@@ -1,0 +1,169 @@
+"""`upright forget` as a person meets it: exit status, words, JSON, files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from upright import cli
+
+HELPER = Path(__file__).parents[1] / "language" / "desk_world.py"
+QUICK = ["--learning-rate", "1e-3", "--epochs", "2", "--no-rouge", "--utility-floor", "0.5"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    if "desk_world" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("desk_world", HELPER)
+        sys.modules["desk_world"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["desk_world"])
+    return sys.modules["desk_world"].world_of(tmp_path_factory)
+
+
+@pytest.fixture
+def upright(tmp_path, monkeypatch, capfd):
+    """Run the command line in this process, in an empty folder; returns status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["upright", "forget", *map(str, words)])
+        capfd.readouterr()
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code or 0
+        else:
+            status = 0
+        return status, *capfd.readouterr()
+
+    return run
+
+
+def test_the_whole_way_of_a_request(world, upright, tmp_path):
+    # catches a verb that prints no JSON, a receipt that cannot be found, a purge after which nothing verifies
+    given = [world.model, world.forget, world.retain]
+    status, out, _ = upright("unlearn", *given, "--out", "new", "--holdout", world.holdout, *QUICK, "--json")
+    assert status == 0
+    found = json.loads(out)
+    name = found["request"]
+    assert (found["status"], found["model"]["output"]) == ("done", "new")
+    assert (tmp_path / "new" / "model.safetensors").exists()
+    status, out, _ = upright("list")
+    assert status == 0
+    assert f"{name}  done, model -> new, ledger line 2" in out
+    status, out, _ = upright("receipt", name)
+    assert status == 0
+    assert "approximate, empirical evidence only" in out
+    assert json.loads(upright("receipt", name, "--json")[1])["hashes"] == found["hashes"]
+    receipt = tmp_path / "forget-desk" / "requests" / name / "receipt.json"
+    status, out, _ = upright("verify", "--receipt", receipt)
+    assert (status, out.splitlines()[1]) == (0, f"  head {found['ledger']['head']}")
+    status, out, _ = upright("eval", "new", world.forget, "--no-rouge", "--earlier", world.forget, "--out", "e.json")
+    assert status == 0
+    assert f"{name}: re-evaluated on 10 of 10 records" in out
+    assert json.loads((tmp_path / "e.json").read_text())["records"]["forget"] == 10
+    status, out, _ = upright("purge", name)
+    assert status == 0
+    assert "salt, scores.json" in out
+    assert "SSD" in out
+    assert json.loads(upright("verify", "--json", "--head", found["ledger"]["head"])[1])["intact"] is True
+
+
+def test_a_failed_guard_is_exit_status_1(world, upright, tmp_path):
+    # catches a script that goes on with a model that was not written
+    words = ["unlearn", world.model, world.forget, world.retain, "--out", "new", "--loss", "ga", "--epochs", "1",
+             "--learning-rate", "0.03", "--no-rouge", "--sampling", "uniform"]  # fmt: skip
+    status, out, _ = upright(*words)
+    assert status == 1
+    assert re.search(r"Request \S+: failed\n  because utility floor: ", out)
+    assert "not written: see --keep-failed" in out
+    assert not (tmp_path / "new").exists()
+    assert "failed, model -> no model" in upright("list")[1]
+
+
+def test_score_and_dry_run(world, upright, tmp_path):
+    # catches a rehearsal that leaves something behind, and a score that prints one number a record
+    status, out, _ = upright("score", world.model, world.forget, "--probes", "4", "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert found["difficulty"]["mrd"]["n"] == 10
+    assert upright("score", world.model, world.forget, "--probes", "4", "--desk", "other")[1].startswith("Request ")
+    status, out, _ = upright(
+        "unlearn", world.model, world.forget, world.retain, "--out", "new", "--dry-run", "--no-rouge"
+    )
+    assert status == 0
+    assert out.startswith("A dry run: nothing was changed")
+    assert {p.name for p in tmp_path.iterdir()} == {"forget-desk", "other"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["receipt", "20260101-000000-abcdef"], "upright forget list"),
+        (["purge", "../.."], "one of its requests: none yet"),
+        (["verify"], "no ledger at the desk forget-desk"),
+        (["verify", "--key", "missing"], "head -c 32 /dev/urandom"),
+        (["unlearn", "m", "f.jsonl", "r.jsonl", "--out", "new"], "f.jsonl cannot be read"),
+        (["unlearn", "m", "f", "r", "--out", "new", "--sampling", "mdr"], "'mrd' | 'uniform'"),
+        (["unlearn", "m", "f", "r", "--out", "new", "--loss", "npoo"], "loss = 'npoo'"),
+        (["unlearn", "m", "f", "r", "--out", "new", "--learning-rate", "-1"], "float > 0"),
+        (["eval", "m", "f.jsonl"], "f.jsonl cannot be read"),
+        (["score", "m", "f.jsonl"], "f.jsonl cannot be read"),
+    ],
+)
+def test_bad_input_is_exit_status_2_with_three_parts(upright, tmp_path, words, said):
+    # catches a traceback, a status that a script takes for a failed guard, and an error without a remedy
+    status, out, err = upright(*words)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert "\n  accepted: " in err
+    assert "\n  to do:    " in err
+    assert said in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tampered_ledger_is_exit_status_1(upright, tmp_path):
+    # catches a check whose verdict only a person sees
+    from upright.ledger import Ledger
+
+    ledger = Ledger(tmp_path / "forget-desk" / "ledger.jsonl")
+    for number in range(3):
+        ledger.append("opened", {"request": str(number)})
+    assert upright("verify")[0] == 0
+    ledger.path.write_bytes(ledger.path.read_bytes().replace(b'"request":"1"', b'"request":"7"'))
+    status, out, _ = upright("verify")
+    assert (status, out.splitlines()[0]) == (
+        1,
+        "broken at line 2: its content is not what its hash was taken of: it was edited",
+    )
+    assert json.loads(upright("verify", "--json")[1])["broken"] == 2
+
+
+def test_a_torn_ledger_is_mended_by_word_only(upright, tmp_path):
+    # catches a repair that happens by itself
+    from upright.ledger import Ledger
+
+    ledger = Ledger(tmp_path / "forget-desk" / "ledger.jsonl")
+    ledger.append("opened", {"request": "a"})
+    with ledger.path.open("ab") as file:
+        file.write(b'{"body"')
+    assert upright("verify")[0] == 1
+    assert upright("verify", "--mend")[0] == 0
+    assert [x["kind"] for x in ledger.lines()] == ["opened", "mended"]
+
+
+def test_checks_do_not_wait_for_torch(tmp_path):
+    # catches an import that makes every list and verify take seconds
+    code = "import sys; sys.argv = ['upright', 'forget', 'list']\nfrom upright import cli\ntry:\n cli.main()\n"
+    code += "except SystemExit:\n pass\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.stdout == "Requests\n  none yet\nFalse\n", done.stderr
