@@ -298,9 +298,10 @@ class Arm:
     ----------
     name : str
         As stored in ``units.parquet``.
-    role : {"baseline", "remedy", "trivial", "placebo", "rival", "sweep"}
-        What the arm controls for; a rival is another remedy that is compared but decides no verdict, a sweep another
-        strength of an arm, for fronts alone.
+    role : {"baseline", "remedy", "trivial", "placebo", "rival", "anchor", "sweep"}
+        What the arm controls for; a rival is another remedy that is compared but decides no verdict, an anchor a fixed
+        point for the eye (where it starts, the aim) that nothing is compared with, a sweep another strength of an arm,
+        for fronts alone.
     settings : mapping
         Config fields that make this arm out of the user's config.
     title : str
@@ -313,7 +314,7 @@ class Arm:
     """
 
     name: str
-    role: Literal["baseline", "remedy", "trivial", "placebo", "rival", "sweep"]
+    role: Literal["baseline", "remedy", "trivial", "placebo", "rival", "anchor", "sweep"]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     title: str = ""
     sweep: Sequence[Any] | None = None

@@ -314,8 +314,8 @@ def _has_reference(t: Any) -> str:
         Arm("random", "placebo", {"sampling": "random"}, "MRD of other records"),
         Arm("hard_first", "rival", {"tau": -1.0}, "MRD, hard first"),
         Arm("shuffle", "rival", {"sampling": "shuffle", "refresh": 0}, "ordinary shuffling"),
-        Arm("original", "rival", {"serve": "original"}, "no unlearning"),
-        Arm("retrain", "rival", {"serve": "reference"}, "taught the kept records alone", unfit=_has_reference),
+        Arm("original", "anchor", {"serve": "original"}, "no unlearning"),
+        Arm("retrain", "anchor", {"serve": "reference"}, "taught the kept records alone", unfit=_has_reference),
     ],
     statistics=[
         "mean:forget_gap", "mean:forget_gap:difficulty", "ks_distance:forget_truth_probability",

@@ -398,13 +398,18 @@ def level_table(view: View, single: bool = False) -> Table | None:
         rows = list(found.values())
         line = [Cell(label_of(rows[0]), _n(rows))]
         line += [
-            cell(found[arm.name].value, interval(found[arm.name].low, found[arm.name].high)) if arm.name in found
+            cell(found[arm.name].value, _ends(found[arm.name])) if arm.name in found
             else Cell("", numeric=True)
             for arm in arms
         ]  # fmt: skip
         body.append(line)
     which = " of single attacks" if single else ""
     return Table(f"Levels{which} with {percent(view.confidence)} intervals", columns, body)
+
+
+def _ends(row: Level) -> str:
+    """Return the interval; a p-value has none."""
+    return "" if row.name == "forget_quality" else interval(row.low, row.high)
 
 
 def _n(rows: Sequence[Level]) -> str:

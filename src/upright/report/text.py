@@ -51,6 +51,7 @@ ROLES: Mapping[str, str] = {
     "trivial": "trivial remedy",
     "placebo": "placebo",
     "rival": "rival remedy",
+    "anchor": "fixed point",
 }
 
 SURFACES: Mapping[str, str] = {

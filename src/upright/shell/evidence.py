@@ -60,7 +60,7 @@ def evidence(
     dict
         See `docs/design/evidence.md`.
     """
-    complete = all(arm.name in units.arms for arm in arms if arm.role not in ("rival", "sweep"))
+    complete = all(arm.name in units.arms for arm in arms if arm.role not in ("rival", "anchor", "sweep"))
     arms = [arm for arm in arms if arm.name in units.arms]
     samples = Samples(units, draws, seed)
     remedy = next((a for a in arms if a.role == "remedy"), None)
@@ -78,8 +78,10 @@ def evidence(
                 label = correlations.label(x, y) + ("" if cell is None else f", {cell}")
             else:
                 label = statistic.label(about, groups, cell)
-            per_arm = {arm.name: samples.of(statistic, arm.name, cell) for arm in arms}
-            for arm in arms:
+            # a correlation of scores is one of records, not of what an arm made of them: one arm says it
+            shown = [remedy or arms[0]] if statistic.name in CORRELATIONS else arms
+            per_arm = {arm.name: samples.of(statistic, arm.name, cell) for arm in shown}
+            for arm in shown:
                 own = per_arm[arm.name]
                 low, high = intervals.percentile(own[1:], confidence)
                 n, undefined = samples.defined(statistic, arm.name, cell)
@@ -102,7 +104,7 @@ def evidence(
                 continue  # no better direction, or no draws
             direction = statistic.direction(about)
             for arm in arms:
-                if arm is remedy or arm.role == "sweep":
+                if arm is remedy or arm.role in ("anchor", "sweep"):
                     continue
                 change = per_arm[remedy.name] - per_arm[arm.name]
                 low, high = intervals.percentile(change[1:], confidence)
@@ -119,8 +121,8 @@ def evidence(
     return {
         "n_seeds": len(units.seeds), "n_units": len(units.units), "unit_kind": units.unit_kind, "draws": draws,
         "confidence": confidence,
-        "resampling": f"paired bootstrap, {draws} draws, percentile: {len(units.seeds)} seeds, then "
-        f"{len(units.units)} {units.unit_kind}s{grouped}, each with all its seeds",
+        "resampling": f"paired bootstrap, {draws} draws, percentile: {len(units.seeds)} "
+        f"seed{'s' * (len(units.seeds) != 1)}, then {len(units.units)} {units.unit_kind}s{grouped}, each with all its seeds",
         "levels": levels, "differences": differences,
         "verdict": _verdict(levels, differences, arms, primary, cost, title, len(units.seeds), complete),
     }  # fmt: skip

@@ -136,7 +136,7 @@ def _swept(
         Arm(f"{arm.name}@{value:g}", "sweep", {**arm.settings, field: value},
             f"{arm.title or arm.name}, {field} {value:g}")
         for field, values in spec.sweep.items()
-        for arm in arms if arm.role != "baseline"
+        for arm in arms if arm.role not in ("baseline", "anchor")
         for value in (values if arm.sweep is None else arm.sweep)
         if value != arm_settings.get(arm.name, {}).get(field, getattr(config, field))
     ]  # fmt: skip

@@ -232,6 +232,10 @@ class Samples:
             mask = self.units.by[str(statistic.grouping)] == cell
         data = self.units.values(arm, metric)
         counted = np.ones_like(data, dtype=bool) if mask is None else mask
+        if forgetting.SET in self.units.by:  # a record of a set that the metric is not of misses nothing
+            sets = self.units.by[forgetting.SET]
+            some = [~np.isnan(self.units.values(a, metric)) for a in self.units.arms]
+            counted = counted & np.isin(sets, np.unique(sets[np.any(some, axis=0)]))
         have = int((~np.isnan(data) & counted).any(0).sum())
         return have, int(counted.any(0).sum()) - have
 

@@ -57,13 +57,13 @@ __all__ = ["Forget", "ForgetConfig", "Sets"]
 Array = NDArray[np.float64]
 _ATTACKS = ("mia_loss", "mia_zlib", "mia_reference", "mia_min_k", "mia_min_k_plus_plus")
 _OWN = (
-    Metric("forget_gap", "lower", title="Distance of a forgotten answer's probability from the reference model's"),
-    Metric("mrd", "higher", high=float("inf"), title="Memory removal difficulty (small is hard)"),
-    Metric("mrd_per_token", "higher", high=float("inf"), title="Memory removal difficulty per answer token"),
+    Metric("forget_gap", "lower", title="Forget gap"),
+    Metric("mrd", "higher", high=float("inf"), title="MRD"),
+    Metric("mrd_per_token", "higher", high=float("inf"), title="MRD per token"),
     Metric("answer_tokens", "higher", high=float("inf"), title="Answer tokens"),
-    Metric("nll_before", "higher", high=float("inf"), title="Loss per token before unlearning"),
-    Metric("effort", "lower", high=float("inf"), title="Updates until forgotten alone, loss per token"),
-    Metric("effort_sum", "lower", high=float("inf"), title="Updates until forgotten alone, loss of the answer"),
+    Metric("nll_before", "higher", high=float("inf"), title="Loss before"),
+    Metric("effort", "lower", high=float("inf"), title="Updates until forgotten (loss per token)"),
+    Metric("effort_sum", "lower", high=float("inf"), title="Updates until forgotten (whole answer)"),
 )
 
 
