@@ -42,6 +42,7 @@ def records(seed: int, *, effort: bool = True) -> dict[str, np.ndarray]:
     if effort:
         found["effort"] = 12.0 / mrd**0.5 + rng.uniform(0, 2, FORGET)
         found["effort"][np.argsort(mrd)[:3]] = np.nan  # the hardest are not reached
+        found["effort_sum"] = 3.0 * mrd**0.3 + rng.uniform(0, 2, FORGET)
     return found
 
 

@@ -40,6 +40,31 @@ def test_constant_values_have_no_correlation():
     assert np.isnan(weighted_rank_correlation(np.ones(4), np.arange(4.0), np.ones((1, 4))))[0]
 
 
+def test_partial_correlation_takes_out_what_a_third_value_explains():
+    # x and y that go together through z alone must come out near 0, and what is left must come out
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=400)
+    x, y = z + 0.3 * rng.normal(size=400), z + 0.3 * rng.normal(size=400)
+    one = np.ones((1, 400))
+    assert weighted_rank_correlation(x, y, one)[0] > 0.8
+    assert abs(weighted_rank_correlation(x, y, one, z)[0]) < 0.15
+    left = weighted_rank_correlation(x, x - z, one, z)[0]
+    ranks = [np.argsort(np.argsort(v)).astype(float) for v in (x, x - z, z)]
+    line = np.column_stack([np.ones(400), ranks[2]])
+    rest = [r - line @ np.linalg.lstsq(line, r, rcond=None)[0] for r in ranks[:2]]
+    assert left == pytest.approx(np.corrcoef(*rest)[0, 1])
+    assert np.isnan(weighted_rank_correlation(z, y, one, z))[0]
+
+
+def test_partial_draws_weigh_like_repetitions():
+    rng = np.random.default_rng(4)
+    x, y, z = rng.normal(size=(3, 30))
+    w = rng.integers(0, 4, 30)
+    found = weighted_rank_correlation(x, y, w[None].astype(float), z)[0]
+    again = weighted_rank_correlation(*(np.repeat(v, w) for v in (x, y)), np.ones((1, w.sum())), np.repeat(z, w))[0]
+    assert found == pytest.approx(again)
+
+
 def test_value_is_the_mean_over_seeds_and_not_of_pooled_units():
     # seeds on different levels would make a correlation of their own when pooled
     rng = np.random.default_rng(1)

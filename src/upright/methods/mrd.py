@@ -324,6 +324,7 @@ def _has_reference(t: Any) -> str:
         "mean:retain_rouge_l", "mean:retain_truth_ratio", "membership:mia_loss", "membership:mia_min_k_plus_plus",
         *(f"rank_correlation:{x}~{y}" for y in ("effort", "effort_sum")
           for x in ("mrd", "mrd_per_token", "answer_tokens", "nll_before")),
+        *(f"rank_correlation:{x}~{y}|answer_tokens" for y in ("effort", "effort_sum") for x in ("mrd", "nll_before")),
         "rank_correlation:mrd~answer_tokens", "rank_correlation:mrd~nll_before",
     ],
     primary="mean:forget_gap",

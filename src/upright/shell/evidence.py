@@ -74,8 +74,8 @@ def evidence(
         about = metrics.get(statistic.metric, Metric(statistic.metric))
         for cell in samples.cells(statistic):
             if statistic.name in CORRELATIONS:
-                x, y = (metrics.get(m, Metric(m)) for m in correlations.pair(statistic.metric))
-                label = correlations.label(x, y) + ("" if cell is None else f", {cell}")
+                of = [metrics.get(m, Metric(m)) for m in correlations.parts(statistic.metric)]
+                label = correlations.label(*of) + ("" if cell is None else f", {cell}")
             else:
                 label = statistic.label(about, groups, cell)
             # a correlation of scores is one of records, not of what an arm made of them: one arm says it
@@ -122,7 +122,8 @@ def evidence(
         "n_seeds": len(units.seeds), "n_units": len(units.units), "unit_kind": units.unit_kind, "draws": draws,
         "confidence": confidence,
         "resampling": f"paired bootstrap, {draws} draws, percentile: {len(units.seeds)} "
-        f"seed{'s' * (len(units.seeds) != 1)}, then {len(units.units)} {units.unit_kind}s{grouped}, each with all its seeds",
+        f"seed{'s' * (len(units.seeds) != 1)}, then {len(units.units)} {units.unit_kind}s{grouped}, each "
+        "with all its seeds",
         "levels": levels, "differences": differences,
         "verdict": _verdict(levels, differences, arms, primary, cost, title, len(units.seeds), complete),
     }  # fmt: skip

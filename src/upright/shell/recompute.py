@@ -137,14 +137,19 @@ def _forgetting_from_rows(columns: Mapping[str, NDArray[Any]], level: Mapping[st
 
 def _correlation_from_rows(columns: Mapping[str, NDArray[Any]], level: Mapping[str, Any]) -> float:
     """Compute one rank correlation by hand at the one seed of the lab."""
-    from scipy.stats import spearmanr
+    from scipy.stats import rankdata, spearmanr
 
     sides = []
-    for metric in level["metric"].split("~"):
+    for metric in level["metric"].replace("|", "~").split("~"):
         rows = (columns["arm"] == level["arm"]) & (columns["metric"] == metric)
         if level["group"] is not None:
             rows &= columns["by_" + level["grouping"]] == level["group"]
         pairs = zip(columns["unit"][rows], columns["value"][rows].astype(np.float64), strict=True)
         sides.append({str(unit): float(v) for unit, v in pairs if not np.isnan(v)})
-    both = sorted(set(sides[0]) & set(sides[1]))
-    return float(spearmanr([sides[0][u] for u in both], [sides[1][u] for u in both]).statistic)
+    both = sorted(set.intersection(*map(set, sides)))
+    x, y, *z = (np.array([side[u] for u in both]) for side in sides)
+    if not z:
+        return float(spearmanr(x, y).statistic)
+    line = np.column_stack([np.ones(len(both)), rankdata(z[0])])
+    left = [r - line @ np.linalg.lstsq(line, r, rcond=None)[0] for r in (rankdata(x), rankdata(y))]
+    return float(np.corrcoef(*left)[0, 1])

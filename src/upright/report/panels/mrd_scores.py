@@ -26,8 +26,10 @@ APART = 0.1  # of the ratio 4, beyond which the expansion does not hold
 
 # -- does MRD predict effort ------------------------------------------------------------------------------------------
 
-EFFORT = {"mrd": "MRD", "mrd_per_token": "MRD per token", "answer_tokens": "Answer tokens",
-          "nll_before": "Loss per token before"}  # fmt: skip
+EFFORT = {"mrd": "MRD", "mrd|": "MRD, given answer tokens", "mrd_per_token": "MRD per token",
+          "answer_tokens": "Answer tokens", "nll_before": "Loss per token before",
+          "nll_before|": "Loss per token before, given answer tokens"}  # fmt: skip
+MEASURES = {"effort": "ascending the loss per token", "effort_sum": "ascending the loss of the whole answer"}
 BESIDE = {"answer_tokens": "Answer tokens", "nll_before": "Loss per token before"}
 
 
@@ -38,17 +40,23 @@ def _level(view: View, arm: ArmView, statistic: str) -> Level | None:
 
 
 def effort(view: View, canvas: Canvas, arm: ArmView, own: Sequence[Forgotten]) -> list[Block]:
-    """MRD against updates until forgotten, beside what is known without it."""
-    rows = {name: row for name in EFFORT if (row := _level(view, arm, f"rank_correlation:{name}~effort"))}
+    """MRD against updates until forgotten, by both ways to ascend, beside what is known without it."""
     blocks: list[Block] = [Prose(["Does MRD predict how long a record takes to forget?"], lead=True)]
-    if not rows:
-        return [*blocks, Notes([_no_effort(view)], "warn")]
-    blocks.append(Prose(_effort_words(view, rows, own)))
-    points = ranks_within([(one.values["mrd"], one.values["effort"]) for one in own])
-    figures = [_ranks(view, canvas, arm, points, own)] if len(points) else []
-    title = "Rank correlation with updates until forgotten"
-    figures.append(_correlations(view, canvas, rows, EFFORT, title, arm.index))
-    return [*blocks, Grid(figures)]
+    for measure, words in MEASURES.items():
+        rows: dict[str, Level] = {}
+        for name in EFFORT:
+            x, given, _ = name.partition("|")
+            row = _level(view, arm, f"rank_correlation:{x}~{measure}" + ("|answer_tokens" if given else ""))
+            rows |= {name: row} if row else {}
+        if not rows:
+            continue
+        blocks.append(Prose([f"{words.capitalize()}, one record at a time:", *_effort_words(view, rows, own, measure)]))
+        points = ranks_within([(one.values["mrd"], one.values[measure]) for one in own])
+        figures = [_ranks(view, canvas, arm, points, own, measure)] if len(points) else []
+        title = f"Rank correlation with updates until forgotten, {words}"
+        figures.append(_correlations(view, canvas, rows, EFFORT, title, arm.index))
+        blocks.append(Grid(figures))
+    return blocks if len(blocks) > 1 else [*blocks, Notes([_no_effort(view)], "warn")]
 
 
 def _no_effort(view: View) -> str:
@@ -64,7 +72,7 @@ def _beyond(row: Level) -> bool:
     return outside and (row.low > 0 or row.high < 0)
 
 
-def _effort_words(view: View, rows: Mapping[str, Level], own: Sequence[Forgotten]) -> list[str]:
+def _effort_words(view: View, rows: Mapping[str, Level], own: Sequence[Forgotten], measure: str) -> list[str]:
     words = []
     row = rows.get("mrd")
     if row is not None:
@@ -86,7 +94,7 @@ def _effort_words(view: View, rows: Mapping[str, Level], own: Sequence[Forgotten
         words.append(f"Of {number(len(rows))} predictors, {lower(EFFORT[largest])} has the largest correlation in size "
                      f"({_said(rows[largest])}). Differences between predictors are not tested.")  # fmt: skip
     counted = [np.isfinite(one.values["mrd"]) for one in own]
-    lost = sum(int((ok & ~np.isfinite(one.values["effort"])).sum()) for ok, one in zip(counted, own, strict=True))
+    lost = sum(int((ok & ~np.isfinite(one.values[measure])).sum()) for ok, one in zip(counted, own, strict=True))
     total = sum(int(ok.sum()) for ok in counted)
     if total:
         seeds = ", counted at each seed," if len(own) > 1 else ""
@@ -101,15 +109,17 @@ def _said(row: Level) -> str:
     return number(row.value, sign=True)
 
 
-def _ranks(view: View, canvas: Canvas, arm: ArmView, points: Array, own: Sequence[Forgotten]) -> Figure:
-    title = "MRD against updates until forgotten"
+def _ranks(
+    view: View, canvas: Canvas, arm: ArmView, points: Array, own: Sequence[Forgotten], measure: str
+) -> Figure:  # fmt: skip
+    title = f"MRD against updates until forgotten, {MEASURES[measure]}"
     svg = draw_ranks(points, "rank of MRD (left: small, read as hard)", "rank of updates until forgotten", canvas,
                      arm.index)  # fmt: skip
     body = []
     for third in THIRDS:
         chosen = [one.third == third for one in own]
         mrd = np.concatenate([one.values["mrd"][at] for one, at in zip(own, chosen, strict=True)])
-        updates = np.concatenate([one.values["effort"][at] for one, at in zip(own, chosen, strict=True)])
+        updates = np.concatenate([one.values[measure][at] for one, at in zip(own, chosen, strict=True)])
         if len(mrd):
             known = updates[np.isfinite(updates)]
             quarters = np.quantile(known, [0.25, 0.5, 0.75]) if len(known) else [math.nan] * 3

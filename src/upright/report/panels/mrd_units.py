@@ -28,7 +28,7 @@ __all__ = [
 Array = NDArray[np.float64]
 STRATA = 3
 THIRDS = ("hard", "middle", "easy")
-METRICS = ("mrd", "effort", "forget_gap")
+METRICS = ("mrd", "effort", "effort_sum", "forget_gap")
 UNITS = "units.parquet"
 
 
@@ -41,7 +41,7 @@ class Forgotten:
     arm : str
     seed : int
     values : mapping of metric to ndarray of shape (U,)
-        ``mrd``, ``effort`` and ``forget_gap``; all NaN where the table lacks one.
+        ``mrd``, ``effort``, ``effort_sum`` and ``forget_gap``; all NaN where the table lacks one.
     third : ndarray of str, shape (U,)
         ``hard``, ``middle`` or ``easy`` within the seed, empty where not given.
     """

@@ -18,10 +18,14 @@ LEVELS = {
     "mean:forget_probability": "probability of forgotten answers", "mean:extraction_strength": "extraction strength",
 }  # fmt: skip
 EFFORT = {
-    "mrd~effort": ("MRD", "effort"), "mrd_per_token~effort": ("MRD per token", "effort"),
-    "answer_tokens~effort": ("answer tokens", "effort"), "nll_before~effort": ("loss per token before", "effort"),
+    **{f"{x}~{y}{z}": (f"{said}{', given answer tokens' * bool(z)}", measure)
+       for y, measure in (("effort", "effort, loss per token"), ("effort_sum", "effort, whole answer"))
+       for x, said, z in (("mrd", "MRD", ""), ("mrd", "MRD", "|answer_tokens"), ("mrd_per_token", "MRD per token", ""),
+                          ("answer_tokens", "answer tokens", ""), ("nll_before", "loss per token before", ""),
+                          ("nll_before", "loss per token before", "|answer_tokens"))},
     "mrd~answer_tokens": ("MRD", "answer tokens"), "mrd~nll_before": ("MRD", "loss per token before"),
 }  # fmt: skip
+ASCENDED = {"mrd~effort": "Ascending the loss per token", "mrd~effort_sum": "Ascending the loss of the whole answer"}
 THIRDS = ("hard", "middle", "easy")
 SERVED = ("original", "reference")
 
@@ -79,13 +83,8 @@ def _head(found: Found, folder: str, config: Mapping[str, Any]) -> list[str]:
         f"{data['model']}, reference {data['reference']}; {', '.join(settings)}; seeds "
         f"{', '.join(map(str, found.summary['seeds']))}; folder `results/{folder}`; `{config['command']}`.",
         f"**{verdict['sentence']}** {verdict['cost']}",
-        *[n for n in verdict["notes"] if not any(f"the rival {found.title[a]}:" in n for a in _served(found, config))],
+        *verdict["notes"],
     ]
-
-
-def _served(found: Found, config: Mapping[str, Any]) -> list[str]:
-    """Names of the arms whose model was not unlearned: to beat one and to fall short of the other is no finding."""
-    return [a["name"] for a in found.arms if config["resolved"]["arms"][a["name"]].get("serve") in SERVED]
 
 
 def _arm(found: Found, name: str) -> Mapping[str, Any]:
@@ -146,16 +145,17 @@ def _effort(found: Found) -> list[str]:
         null = row.get("null")
         band = _ends(null["low"], null["high"], "+").strip() if null else "not defined"
         rows.append([x, y, signed(row), band, str(row["n_units"]), str(row["n_undefined"])])
-        if metric == "mrd~effort":
-            words.append(_predicts(row))
-    if not any(row[1] == "effort" for row in rows):
+        if metric in ASCENDED:
+            words.append(f"{ASCENDED[metric]}: {_predicts(row)}")
+    if not any(row[1].startswith("effort") for row in rows):
         words.append("Updates until forgotten were not counted, so whether MRD predicts effort is not known.")
     if not rows:
         return ["### Does MRD predict effort?", *words]
     return [
         "### Does MRD predict effort?",
         *words,
-        "Rank correlation within each seed, averaged; effort is how many updates a record alone takes to be forgotten.",
+        "Rank correlation within each seed, averaged; effort is how many updates a record alone takes to be forgotten. Given "
+        "answer tokens, the correlation is partial: what length explains is taken out of both.",
         table(["score", "with", "rank correlation", "permuted, 95 % band", "records", "left out"], rows),
     ]
 
@@ -166,9 +166,9 @@ def _predicts(row: Mapping[str, Any]) -> str:
     if not outside or row["low"] <= 0 <= row["high"]:
         return "MRD is not shown to predict how many updates a record needs."
     if row["value"] < 0:
-        return "Records with a small MRD needed more updates, as the score claims."
+        return "records with a small MRD needed more updates, as the score claims."
     return (
-        "The sign is the opposite of what the score claims: records with a small MRD, read as hard, needed fewer "
+        "the sign is the opposite of what the score claims: records with a small MRD, read as hard, needed fewer "
         "updates."
     )
 
