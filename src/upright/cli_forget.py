@@ -93,6 +93,12 @@ def eval_(
     holdout: Holdout = None, reference: Reference = None,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("forget-eval.json"),
     earlier: Earlier = None, desk: Desk = DESK, rouge: Rouge = True, batch_size: Batch = 8, seed: Seed = 0,
+    robust: Annotated[
+        bool, typer.Option("--robustness", help="Attack copies too: 4-bit rounding, paraphrase, relearning.")
+    ] = False,
+    before: Annotated[
+        Path | None, typer.Option(help="Model folder before unlearning, for the share that an attack brings back.")
+    ] = None,
     key: Key = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Measure a model on records, against a reference where there is one; with --earlier also earlier requests."""
@@ -101,7 +107,7 @@ def eval_(
 
     found = verbs.evaluate(
         model, forget, retain, holdout=holdout, reference=reference, out=out, rouge=rouge, batch_size=batch_size,
-        seed=seed,
+        seed=seed, robust=robust, before=before,
     )  # fmt: skip
     again = verbs.reevaluate(desk, model, earlier, batch_size=batch_size, key=key) if earlier else None
     _print({**found, "reevaluated": again}, as_json, eval_page(found, again, out))

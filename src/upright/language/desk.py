@@ -30,6 +30,7 @@ from upright.language import disk, receipts
 from upright.language.afterwards import listing, purge, receipt, reevaluate, reevaluated, verify
 from upright.language.difficulty import DEFAULT_SIGMA, Difficulty, score_difficulty
 from upright.language.disk import Request, plain
+from upright.language.hardening import hardened
 from upright.language.intake import Inputs, Settings, expectation, inputs, refuse_loss
 from upright.language.measures import LEAST, Look, compared, difficulty_of, guards, look, still_known, verdict
 from upright.language.receipts import name_of, open_ledger, records_of
@@ -293,6 +294,7 @@ def _train(
 def evaluate(
     model_dir: Path, forget_file: Path, retain_file: Path | None = None, *, holdout: Path | None = None,
     reference: Path | None = None, out: Path | None = None, rouge: bool = True, batch_size: int = 8, seed: int = 0,
+    robust: bool = False, before: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure a model on records, with intervals, against a reference where there is one; changes nothing.
 
@@ -300,11 +302,15 @@ def evaluate(
     ----------
     out : Path, optional
         JSON file to write.
+    robust : bool
+        Whether to attack copies of the model too, see `upright.language.hardening`.
+    before : Path, optional
+        The model before unlearning, for the share of what was removed that an attack brings back.
 
     Returns
     -------
     dict
-        Aggregates of `compared` under ``metrics``, and how many records there were.
+        Aggregates of `compared` under ``metrics``, of attacks under ``robustness``, and how many records there were.
 
     Raises
     ------
@@ -324,6 +330,7 @@ def evaluate(
         "reference": name_of(reference) or "none available", "code": receipts.code(), "seed": seed,
         "records": {"forget": len(given.forget), "retain": len(given.retain), "holdout": len(given.holdout)},
         "metrics": compared(looks, seed=seed), "notes": given.notes,
+        "robustness": hardened(given, before=before, seed=seed) if robust else None,
     })  # fmt: skip
     if out is not None:
         disk.write_json(out, found)

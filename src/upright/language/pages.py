@@ -162,9 +162,24 @@ def eval_page(found: Mapping[str, Any], again: Mapping[str, Any] | None, out: Pa
         title: metric_lines(found["metrics"]),
         "Attacks, forgotten against held-out records (AUC, 0.5 finds nothing)":
             attack_lines(found["metrics"]["membership"]),
+        "Robustness, probability of the forgotten answers": robustness_lines(found.get("robustness")),
         "Warnings": [f"  {w}" for w in found["notes"]],
         "Earlier requests": _again(again),
     })  # fmt: skip
+
+
+def robustness_lines(found: Mapping[str, Any] | None) -> list[str]:
+    """Return one line an attack, and what the relearning was."""
+    if not found:
+        return []
+    lines = []
+    for attack, row in found["attacks"].items():
+        share = "" if row["recovered"] is None else f", share brought back {row['recovered']:.3f}"
+        shown = "fewer than 5 records" if row["probability"] is None else number(row["probability"])
+        lines.append(f"  {attack:<16} {shown}{share}")
+    s = found["settings"]
+    return [*lines, f"  relearning: {s['relearning_steps']} steps at {s['relearning_rate']:g}, scored on the half it "
+            "was not trained on; more steps bring back more"]  # fmt: skip
 
 
 def purge_page(found: Mapping[str, Any]) -> str:

@@ -146,7 +146,9 @@ class Schedule:
         else:
             from upright.language.difficulty import score_difficulty
 
-            options = {"seed": self.seed, "scope": self.scope, "pad": self.pad, "batch_size": batch_size}
+            # one engine, whatever memory is free: they differ by rounding, and a resumed run may not
+            options = {"seed": self.seed, "scope": self.scope, "pad": self.pad, "batch_size": batch_size,
+                       "engine": "inplace"}  # fmt: skip
             found = score_difficulty(model, self.forget, **{**options, **self.scoring})
         return getattr(found, "mrd", found)
 

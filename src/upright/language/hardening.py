@@ -1,0 +1,72 @@
+"""What comes back when an unlearned model is handled: rounded, asked otherwise, or trained a little further.
+
+For each attack of `upright.language.robustness` the mean probability of the forgotten answers with its interval, and,
+with the model as it was before, the share of what was removed that came back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upright.data.forget import Record
+from upright.language.encoding import refuse_mismatch
+from upright.language.evaluation import Speaker
+from upright.language.intake import Inputs
+from upright.language.measures import aggregate
+from upright.language.robustness import recovered_share, robustness
+from upright.models.hub import load_language_model
+
+__all__ = ["hardened"]
+
+_SCORE = "forget_probability"
+
+
+def hardened(
+    given: Inputs, *, before: Path | None = None, steps: int = 10, learning_rate: float = 1e-4, seed: int = 0
+) -> dict[str, Any]:  # fmt: skip
+    """Attack a model and say what it knows after each attack.
+
+    Parameters
+    ----------
+    given : Inputs
+        Model and records; the model is left as it was.
+    before : path, optional
+        Folder of the model before unlearning: without it no share is stated.
+    steps, learning_rate
+        Of relearning. More or larger steps bring back more of any model: quote them with the numbers.
+    seed : int
+
+    Returns
+    -------
+    dict
+        ``settings``, and by attack ``probability`` (value, low, high, n; None with fewer than five records) and
+        ``recovered`` (None where it is not defined).
+    """
+    speaker = given.speaker
+    found = robustness(
+        speaker, given.forget, retain=given.retain or None, steps=steps, learning_rate=learning_rate,
+        batch_size=speaker.batch_size, rouge=False, seed=seed,
+    )  # fmt: skip
+    original = None if before is None else _known(before, given.forget, speaker)
+    level = None if given.reference is None else np.exp(-given.reference.read(given.forget).mean_nll)
+    rows = {}
+    for attack, values in found.items():
+        own = values[_SCORE]
+        share = float("nan") if original is None else recovered_share(original, found["none"][_SCORE], own, level)
+        rows[attack] = {
+            "probability": aggregate({_SCORE: own}, seed=seed, name=f"robustness/{attack}")[_SCORE],
+            "recovered": None if np.isnan(share) or len(own) < 5 else share,
+        }  # fmt: skip
+    return {"settings": {"relearning_steps": steps, "relearning_rate": learning_rate, "bits": 4}, "attacks": rows}
+
+
+def _known(folder: Path, records: Sequence[Record], speaker: Speaker) -> Any:
+    """Probabilities under the model before unlearning."""
+    model, tokenizer = load_language_model(folder)
+    refuse_mismatch(speaker.tokenizer, speaker.model, reference=tokenizer)
+    other = Speaker(model, tokenizer, template=speaker.template, batch_size=speaker.batch_size)
+    return np.exp(-other.read(records).mean_nll)

@@ -1,0 +1,64 @@
+"""Robustness of an unlearned model as the desk reports it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from upright.data.forget import read_records
+from upright.language import desk, disk, pages
+from upright.language.evaluation import Speaker
+from upright.models.hub import load_language_model
+
+if "desk_world" not in sys.modules:
+    spec = importlib.util.spec_from_file_location("desk_world", Path(__file__).with_name("desk_world.py"))
+    sys.modules["desk_world"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["desk_world"])
+w = sys.modules["desk_world"]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    return w.finished_of(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    return w.world_of(tmp_path_factory)
+
+
+def test_attacks_are_reported_with_the_share_that_came_back(world, finished, tmp_path):
+    # catches: shares against the wrong model, relearning on the records that are scored, a folder that was written to
+    place, _ = finished
+    new = place / "new"
+    before = disk.checksum(new)
+    found = desk.evaluate(new, world.forget, world.retain, reference=world.reference, rouge=False, robust=True,
+                          before=world.model, out=tmp_path / "e.json")  # fmt: skip
+    assert disk.checksum(new) == before
+    attacks = found["robustness"]["attacks"]
+    assert {"none", "rounding", "relearn", "relearn_retain"} <= set(attacks)
+    assert attacks["none"]["recovered"] == pytest.approx(0.0, abs=1e-9)
+    records = read_records(world.forget)
+    levels = {
+        name: float(np.exp(-Speaker(*load_language_model(folder)).read(records).mean_nll).mean())
+        for name, folder in (("before", world.model), ("new", new), ("reference", world.reference))
+    }
+    assert attacks["none"]["probability"]["value"] == pytest.approx(levels["new"])
+    floor = max(levels["new"], levels["reference"])
+    for row in attacks.values():
+        share = (row["probability"]["value"] - floor) / (levels["before"] - floor)
+        assert row["recovered"] == pytest.approx(share, abs=1e-9)
+    text = "\n".join(pages.robustness_lines(found["robustness"]))
+    assert "relearn" in text
+    assert "10 steps" in text
+
+
+def test_without_the_model_before_no_share_is_stated(world, finished):
+    found = desk.evaluate(finished[0] / "new", world.forget, rouge=False, robust=True)
+    assert all(row["recovered"] is None for row in found["robustness"]["attacks"].values())
+    assert "relearn_retain" not in found["robustness"]["attacks"]
+    assert pages.robustness_lines(None) == []
