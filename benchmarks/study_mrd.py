@@ -32,15 +32,14 @@ from upright.tasks.forget import Forget, ForgetConfig
 
 SEEDS = range(6)
 CHOICE_SEEDS = (100, 101)
-RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 KEEP = 0.95  # of the original's utility on validation
 SHARED: dict[str, Any] = {"effort": True}
 FEW = ["uniform", "mrd", "loss", "random", "original", "retrain"]
-#: name, settings, arms (None: all)
-LOSSES: dict[str, tuple[dict[str, Any], list[str] | None]] = {
-    "mrd-tofu-npo": ({"loss": "npo"}, None),
-    "mrd-tofu-ga": ({"loss": "ga"}, FEW),
-    "mrd-tofu-simnpo": ({"loss": "simnpo", "gamma": 0.125}, FEW),
+#: name, settings, arms (None: all), learning rates to choose from: finer where a loss goes over the edge at once
+LOSSES: dict[str, tuple[dict[str, Any], list[str] | None, tuple[float, ...]]] = {
+    "mrd-tofu-npo": ({"loss": "npo"}, None, (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)),
+    "mrd-tofu-ga": ({"loss": "ga"}, FEW, (2e-5, 3e-5, 4e-5, 5e-5, 6e-5, 8e-5, 1e-4)),
+    "mrd-tofu-simnpo": ({"loss": "simnpo", "gamma": 0.125}, FEW, (1e-4, 3e-4, 5e-4, 7e-4, 1e-3, 3e-3)),
 }
 
 
@@ -60,18 +59,18 @@ def _try(job: tuple[dict[str, Any], int, float | None]) -> dict[str, float]:
     return {"seed": seed, "gap": float(np.nanmean(values["forget_gap"])), "utility": _valid_utility(values)}
 
 
-def choose(pool: Any, settings: dict[str, Any], file: Path) -> dict[str, Any]:
+def choose(pool: Any, settings: dict[str, Any], rates: tuple[float, ...], file: Path) -> dict[str, Any]:
     """Return the learning rate of a loss and how it was chosen; read from its file when it is there."""
     if file.exists():
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    jobs = [(settings, seed, rate) for rate in (None, *RATES) for seed in CHOICE_SEEDS]
+    jobs = [(settings, seed, rate) for rate in (None, *rates) for seed in CHOICE_SEEDS]
     found = pool.map(_try, jobs, chunksize=1)
     table: dict[float | None, dict[str, float]] = {}
-    for rate in (None, *RATES):
+    for rate in (None, *rates):
         own = [f for (_, _, r), f in zip(jobs, found, strict=True) if r == rate]
         table[rate] = {k: float(np.mean([f[k] for f in own])) for k in ("gap", "utility")}
     least = KEEP * table[None]["utility"]
-    able = [r for r in RATES if table[r]["utility"] >= least] or [max(RATES, key=lambda r: table[r]["utility"])]
+    able = [r for r in rates if table[r]["utility"] >= least] or [max(rates, key=lambda r: table[r]["utility"])]
     chosen = {
         "learning_rate": min(able, key=lambda r: table[r]["gap"]), "seeds": list(CHOICE_SEEDS), "least_utility": least,
         "tried": [{"learning_rate": r, **v} for r, v in table.items()],
@@ -94,10 +93,10 @@ def main() -> None:
     work, names = Path(sys.argv[1]), set(sys.argv[2:])
     work.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for name, (own, arms) in LOSSES.items():
+        for name, (own, arms, rates) in LOSSES.items():
             if names and name not in names:
                 continue
-            chosen = choose(pool, own, work / name / "choice.json")
+            chosen = choose(pool, own, rates, work / name / "choice.json")
             settings = {**SHARED, **own, "learning_rate": chosen["learning_rate"]}
             runs = [Path(f) for f in pool.map(
                 _run, [(str(work / name / f"s{s}"), settings, arms, s) for s in SEEDS], chunksize=1)]  # fmt: skip

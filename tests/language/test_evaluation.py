@@ -469,3 +469,13 @@ def test_bad_arguments(house, speaker):
     ):
         with pytest.raises(InputError, match=words):
             call()
+
+
+def test_losses_alone_are_those_of_a_reading(house):
+    # catches: a mean over padding, an order of batches that is not undone, another answer's loss
+    speaker = ev.Speaker(*house, batch_size=3)
+    other = [r.perturbed[0] for r in RECORDS]
+    np.testing.assert_allclose(speaker.losses(RECORDS), speaker.read(RECORDS).mean_nll, rtol=1e-6)
+    np.testing.assert_allclose(
+        speaker.losses(RECORDS, answers=other), speaker.read(RECORDS, answers=other).mean_nll, rtol=1e-6
+    )

@@ -61,8 +61,8 @@ PATH, THIRDS = (
 )
 MATCHED = ["Difficulty that a seed drew, and its gap: uniform draws", "Distance as drawn and standardised"]
 ALL = [*EFFORT, *SCORES, *DRIFT, PATH, THIRDS, *MATCHED]
-NAMES = {"uniform": "Uniform draws", "mrd": "MRD, easy first", "length": "In proportion to length",
-         "hard_first": "MRD, hard first", "original": "No unlearning",
+NAMES = {"uniform": "Uniform draws", "mrd": "MRD, easy more often", "length": "In proportion to length",
+         "hard_first": "MRD, hard more often", "original": "No unlearning",
          "retrain": "Taught the kept records alone"}  # fmt: skip
 CHROMIUM = "/usr/bin/chromium"
 
@@ -441,7 +441,7 @@ def test_whether_the_order_of_arms_changes_is_said(made):
     pairs = swapped(raw, standard)
     assert ("changes the order of the arms" in said) == bool(pairs)
     assert pairs == [("uniform", "mrd")]
-    assert "uniform draws and MRD, easy first change places" in said
+    assert "uniform draws and MRD, easy more often change places" in said
 
 
 def test_swapped_pairs_are_all_and_only_those_in_another_order():

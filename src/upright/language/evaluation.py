@@ -189,6 +189,21 @@ class Speaker:
                         tables[name][i, : one.answer_length] = row[one.start - offset : len(one.ids) - offset]
         return Reading(**tables)
 
+    def losses(self, records: Sequence[Record], *, answers: Sequence[str | None] | None = None) -> Array:
+        """``cbar`` of each answer and nothing else, shape (n,): `Reading.mean_nll` without the vocabulary's moments."""
+        encoded = self.encode(records, answers=answers)
+        out = np.empty(len(encoded))
+        with torch.no_grad(), evaluating(self.model):
+            for rows in length_batches(encoded, self.batch_size):
+                batch = [encoded[i] for i in rows]
+                logits, labels = self._logits(collate(batch, self.pad), min(one.start for one in batch))
+                try:
+                    means = sample_means(*token_log_probs(logits, labels, dtype=torch.float64))
+                except InputError as error:
+                    raise _named(error, logits, labels, [records[i] for i in rows]) from None
+                out[rows] = np.abs(means.cpu().numpy())
+        return out
+
     def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move to the device of the embeddings what the model takes."""
         device = self.model.get_input_embeddings().weight.device
@@ -368,7 +383,7 @@ def _false_answers(speaker: Speaker, records: Sequence[Record]) -> tuple[Array, 
     ]
     out = np.full((2, len(records)), np.nan)
     if flat:
-        nll = speaker.read([records[i] for i, _, _ in flat], answers=[text for *_, text in flat]).mean_nll
+        nll = speaker.losses([records[i] for i, _, _ in flat], answers=[text for *_, text in flat])
         at = np.array([side * len(records) + i for i, side, _ in flat])
         count = np.bincount(at, minlength=out.size)
         total = np.bincount(at, weights=nll, minlength=out.size)

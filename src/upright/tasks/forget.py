@@ -13,8 +13,9 @@ holdout        records that no model was taught, for membership
 A quarter of the scored questions of each set is for validation (choosing settings), three quarters are the test.
 
 Values of a record: the metrics of `upright.metrics.forgetting` and `upright.metrics.membership` under the set that they
-belong to, NaN under the others, and ``forget_gap``, ``|p - p_reference|`` with p the probability of the answer: how far
-a forgotten record is from a model that never saw it, on either side.
+belong to, NaN under the others, and two distances of a forgotten record from a model that never saw it: ``forget_gap``,
+``|p - p_reference|`` with p the probability of the answer, and ``forget_loss_gap``, the same of the loss per token. The
+first hardly sees a record that is pushed below the reference, since p is near 0 there already; the second does.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ Array = NDArray[np.float64]
 _ATTACKS = ("mia_loss", "mia_zlib", "mia_reference", "mia_min_k", "mia_min_k_plus_plus")
 _OWN = (
     Metric("forget_gap", "lower", title="Forget gap"),
+    Metric("forget_loss_gap", "lower", high=float("inf"), margin=0.1, title="Forget gap of the loss"),
     Metric("mrd", "higher", high=float("inf"), title="MRD"),
     Metric("mrd_per_token", "higher", high=float("inf"), title="MRD per token"),
     Metric("answer_tokens", "higher", high=float("inf"), title="Answer tokens"),
@@ -149,6 +151,7 @@ class Forget:
         self._open, self._caches = False, False
         self._sets: dict[int, Sets] = {}
         self._models: dict[tuple[str, int], tuple[Any, Any]] = {}
+        self._encoded: dict[tuple[str, int], list[Encoded]] = {}
         self._at_reference: dict[tuple[int, str], Any] = {}
         if config.data == "tofu":
             every = tofu_records()
@@ -273,9 +276,14 @@ class Forget:
 
     def encoded(self, run: Run, which: Literal["forget", "retain"]) -> list[Encoded]:
         """Return the tokens of every record to forget, or to keep."""
-        model, tokenizer = self.model(run, "original")
-        context = getattr(model.config, "max_position_embeddings", None)
-        return encode_all(tokenizer, getattr(self.sets(run), which), template=self.config.template, context=context)
+        if (which, run.seed) not in self._encoded:
+            model, tokenizer = self.model(run, "original")
+            context = getattr(model.config, "max_position_embeddings", None)
+            records = getattr(self.sets(run), which)
+            self._encoded[which, run.seed] = encode_all(
+                tokenizer, records, template=self.config.template, context=context
+            )
+        return list(self._encoded[which, run.seed])
 
     def ids(self, run: Run) -> list[str]:
         """Return the ids of the records to forget, in order."""
@@ -358,6 +366,7 @@ class Forget:
         found = dict(score_records(speaker, records, side=side, reference=base, rouge=self.config.generate))
         if name == "forget" and base is not None:
             found["forget_gap"] = np.abs(found["forget_probability"] - np.exp(-base.mean_nll))
+            found["forget_loss_gap"] = np.abs(-found["mia_loss"] - base.mean_nll)
         return found
 
 

@@ -13,7 +13,7 @@ __all__ = ["section"]
 GAP, UTILITY, KS = "mean:forget_gap", "utility:retain", "ks_distance:forget_truth_probability"
 QUALITY, ATTACK = "forget_quality:forget_truth_probability", "membership:mia_loss"
 LEVELS = {
-    GAP: "distance from the reference", KS: "KS distance", QUALITY: "forget quality, median p",
+    GAP: "distance from the reference", "mean:forget_loss_gap": "of the loss", KS: "KS distance", QUALITY: "forget quality, median p",
     UTILITY: "utility", ATTACK: "membership by loss, abs(AUC - 1/2)",
     "mean:forget_probability": "probability of forgotten answers", "mean:extraction_strength": "extraction strength",
 }  # fmt: skip
