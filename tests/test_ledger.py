@@ -365,6 +365,24 @@ def test_an_edited_last_line_takes_no_other(tmp_path):
         ledger.append("event", {})
 
 
+@pytest.mark.parametrize("forge", [lambda _: "0" * 64, lambda s: s[:-1] + ("0" if s[-1] != "0" else "1"), lambda _: "ü",
+                                   lambda _: None, lambda _: 7])  # fmt: skip
+def test_a_forged_signature_at_the_end_takes_no_other(tmp_path, forge):
+    # catches a chain that goes on from a line that somebody without the key wrote, signed by us from then on
+    key = tmp_path / "key"
+    key.write_bytes(os.urandom(32))
+    ledger = filled(tmp_path / "ledger.jsonl", 2, key=key)
+    lines = ledger.lines()
+    lines[-1]["signature"] = forge(lines[-1]["signature"])
+    ledger.path.write_bytes(b"".join((canonical(line) + "\n").encode() for line in lines))
+    before = ledger.path.read_bytes()
+    with pytest.raises(InputError, match="ends in a line signed with another key") as caught:
+        ledger.append("event", {})
+    assert "verify" in caught.value.todo
+    assert ledger.path.read_bytes() == before
+    assert ledger.verify().reason == "signed with another key"
+
+
 def test_lines_refuse_what_is_no_line(tmp_path):
     # catches a reader that skips what it does not understand
     path = tmp_path / "ledger.jsonl"

@@ -98,8 +98,9 @@ def show(name: str, as_json: Json = False) -> None:
     lines = [f"{spec.title}: mends {spec.mends}", "", _table(arms, ["name", "role", "title"])]
     for owner, rows in tables.items():
         lines += ["", f"settings of the {owner} (--set key=value)"]
-        for row in rows:
-            lines += [f"  {row['name']} = {row['default']!r}   [{row['type']}]", f"      {row['doc']}"]
+        for row in rows:  # a name that the method has too is the method's, unless it says task.
+            both = owner == "task" and any(row["name"] == own["name"] for own in tables["method"])
+            lines += [f"  {'task.' * both}{row['name']} = {row['default']!r}   [{row['type']}]", f"      {row['doc']}"]
     lines += ["", "deviations from the paper", *[f"  {d}" for d in deviations(spec)]]
     found = {"name": name, "title": spec.title, "mends": spec.mends, "arms": arms, "settings": tables,
              "presets": {k: dict(v) for k, v in spec.presets.items()}, "deviations": deviations(spec)}  # fmt: skip
@@ -410,7 +411,9 @@ def audit_forgetting_(
     batch_size: Annotated[int, typer.Option(min=1, help="Records at once.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of resampling and permutations.")] = 0,
     out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
-    fail_if: FailIf = None,
+    fail_if: Annotated[
+        str | None, typer.Option(help="Exit with 1 when this holds, e.g. 'membership[\"mia_loss\"] > 0.1'.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Audit what a language model still knows of records that it should have forgotten."""

@@ -107,7 +107,7 @@ def eval_(
 
     found = verbs.evaluate(
         model, forget, retain, holdout=holdout, reference=reference, out=out, rouge=rouge, batch_size=batch_size,
-        seed=seed, robust=robust, before=before,
+        seed=seed, robust=robust, before=before, desk=desk, other=[*(earlier or []), key],
     )  # fmt: skip
     again = verbs.reevaluate(desk, model, earlier, batch_size=batch_size, key=key) if earlier else None
     _print({**found, "reevaluated": again}, as_json, eval_page(found, again, out))

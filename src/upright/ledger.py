@@ -236,9 +236,13 @@ class Ledger:
         if self._key is not None:
             if "signature" not in line:
                 return "not signed"
-            if not hmac.compare_digest(str(line["signature"]), self._sign(line["hash"])):
+            if not self._is_own(line):
                 return "signed with another key"
         return ""
+
+    def _is_own(self, line: Mapping[str, Any]) -> bool:
+        """Whether a line is signed with this key; compared as bytes, since a forger may write what is no ASCII."""
+        return hmac.compare_digest(str(line["signature"]).encode(), self._sign(line["hash"]).encode())
 
     def _sign(self, digest: str) -> str:
         assert self._key is not None
@@ -318,6 +322,9 @@ class Ledger:
             got, todo = ("signed", "pass the key") if "signature" in line else ("unsigned", "leave the key out")
             raise InputError(f"{self.path.name} with {got} lines", "all lines signed, or none",
                              f"{todo}, or begin another ledger")  # fmt: skip
+        if self._key is not None and not self._is_own(line):
+            raise InputError(f"{self.path.name} ends in a line signed with another key", "lines signed with this key",
+                             "pass the key of this ledger, or run verify: the line may be forged")  # fmt: skip
         return line
 
     def _write(self, file: IO[bytes], data: bytes) -> None:

@@ -101,6 +101,14 @@ def _desk_inside(user, p):
     return {"desk": user.model / "desk"}
 
 
+def _desk_in_out(user, p):
+    return {"desk": p / "new" / "desk"}
+
+
+def _out_in_desk(user, p):
+    return {"out": p / "desk" / "new"}
+
+
 def _loss(user, p):
     return {"settings": w.FAST.replace(loss="npoo")}
 
@@ -141,6 +149,10 @@ BAD = [
      "name another place: a model folder is never written to"),
     (_desk_inside, "--desk desk inside the model folder model", "a place outside of it",
      "name another place: a model folder is never written to"),
+    (_desk_in_out, "--desk desk and --out new, one inside the other", "two separate folders",
+     "name another --out: a model folder holds a model alone"),
+    (_out_in_desk, "--desk desk and --out new, one inside the other", "two separate folders",
+     "name another --out: a model folder holds a model alone"),
     (_loss, "loss = 'npoo'", None, "choose one of these"),
     (_loss_with_options, "loss 'idk_dpo' at the desk",
      "a loss of records alone, such as npo, simnpo, ga or grad_diff",
@@ -163,6 +175,42 @@ def test_bad_input_has_three_parts_and_changes_nothing(world, tmp_path, make, go
     assert w.contents(world.root) == before
     assert w.contents(tmp_path) == place
     assert not (tmp_path / "desk").exists()
+
+
+def test_a_desk_inside_the_place_of_the_model_is_refused_through_a_link(world, tmp_path):
+    # catches a comparison of names: after training the rename would fail, or the model would hold the ledger
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(InputError, match="one inside the other"):
+        w.start(world, tmp_path, out=tmp_path / "link" / "desk" / "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["link"]
+
+
+OVER = ["forget", "retain", "holdout", "earlier", "key", "desk/ledger.jsonl", "desk/new.json", "model/new.json",
+        "before/new.json", "notes.txt", "almost.json", "folder", "link", "file/new.json"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OVER)
+def test_an_evaluation_is_written_over_nothing_but_an_evaluation(world, tmp_path, monkeypatch, name):
+    # catches records, keys, ledgers and a person's own files that --out replaced, and a refusal after hours of work
+    own = {n: shutil.copyfile(getattr(world, n), tmp_path / n) for n in ("forget", "retain", "holdout")}
+    for extra in ("earlier", "key", "notes.txt"):
+        (tmp_path / extra).write_text("precious")
+    (tmp_path / "almost.json").write_text('{"metrics": {}, "kind": "upright forget eval"}')
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").hardlink_to(tmp_path / "forget")
+    for place in ("desk", "model", "before"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "desk" / "ledger.jsonl").write_text("precious")
+    monkeypatch.setattr(desk, "inputs", lambda *_, **__: pytest.fail("work began"))
+    before = w.contents(tmp_path)
+    with pytest.raises(InputError) as caught:
+        desk.evaluate(tmp_path / "model", own["forget"], own["retain"], holdout=own["holdout"], out=tmp_path / name,
+                      before=tmp_path / "before", desk=tmp_path / "desk",
+                      other=[tmp_path / "earlier", tmp_path / "key", None])  # fmt: skip
+    assert caught.value.got.startswith("--out ")
+    assert caught.value.todo
+    assert w.contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from upright.contract import InputError
 from upright.data.forget import read_records
-from upright.language import desk, disk, measures, pages
+from upright.language import desk, disk, measures, pages, receipts
 from upright.language.evaluation import Speaker
 from upright.ledger import Ledger
 from upright.metrics import membership
@@ -90,8 +90,9 @@ def test_intervals_are_those_of_a_bootstrap_over_records():
 
 
 def test_evaluate_writes_json_and_agrees_with_the_receipt(world, finished, tmp_path):
-    # catches an evaluation that measures otherwise than a request does
+    # catches an evaluation that measures otherwise than a request does, and one that cannot be run twice
     place, found = finished
+    desk.evaluate(place / "new", world.forget, out=tmp_path / "e.json", rouge=False)
     own = desk.evaluate(place / "new", world.forget, world.retain, holdout=world.holdout, reference=world.reference,
                         out=tmp_path / "e.json", rouge=False)  # fmt: skip
     assert disk.read_json(tmp_path / "e.json") == own
@@ -169,13 +170,93 @@ def test_a_receipt_can_be_written_again_and_is_checked_against_its_line(finished
     bad = desk.verify(own, receipt_file=tmp_path / "forged.json")
     assert (bad["intact"], bad["reason"]) == (
         False,
-        f"the receipt says something else than line {again['ledger']['line']} about status",
+        f"the receipt says something else than line {again['ledger']['line']} and what followed about status",
     )
     lines = (own / "ledger.jsonl").read_bytes().splitlines(keepends=True)
     (own / "ledger.jsonl").write_bytes(b"".join(lines[:1]))
     assert desk.verify(own)["intact"], "truncation alone leaves no trace"
     assert not desk.verify(own, receipt_file=file)["intact"]
     assert not desk.verify(own, head=found["ledger"]["head"])["intact"]
+
+
+def _forged(change):
+    def forge(receipt):
+        out = json.loads(json.dumps(receipt))
+        change(out)
+        return out
+
+    return forge
+
+
+FORGED = {
+    "since": _forged(lambda r: r.update(since=[])),
+    "artefacts": _forged(lambda r: r.update(artefacts=[])),
+    "certified": _forged(lambda r: r.update(certified=True)),
+    "purged": _forged(lambda r: r.update(purged=1)),
+    "guards": _forged(lambda r: r.pop("guards")),
+    "level": _forged(lambda r: r.update(level="exact retrain")),
+    "time": _forged(lambda r: r["ledger"].update(time="2020-01-01T00:00:00Z")),
+    "line": _forged(lambda r: r["ledger"].update(line=1)),
+    "signed": _forged(lambda r: r["ledger"].update(signed=True)),
+    "signed as a number": _forged(lambda r: r["ledger"].update(signed=0)),
+    "more": _forged(lambda r: r["ledger"].update(more=1)),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_every_part_of_a_receipt_is_checked(world, finished, tmp_path, name):
+    # catches a receipt whose bad news was taken out, or that claims more than its line
+    place, found = finished
+    own = shutil.copytree(place / "desk", tmp_path / "desk")
+    ledger = Ledger(own / "ledger.jsonl")
+    ledger.append(
+        "re-evaluated", {"requests": [{"request": found["request"], "state": "not re-evaluable", "why": "x"}]}
+    )
+    good = desk.receipt(own, found["request"])
+    assert good["since"]
+    file = tmp_path / "receipt.json"
+    file.write_text(json.dumps(good))
+    assert desk.verify(own, receipt_file=file)["intact"]
+    file.write_text(json.dumps(FORGED[name](good)))
+    checked = desk.verify(own, receipt_file=file)
+    assert not checked["intact"]
+    assert checked["reason"].startswith("the receipt ")
+
+
+def test_a_receipt_stays_good_when_more_happens(finished, tmp_path):
+    # catches a check against the newest line: a receipt of yesterday would turn red with a purge
+    place, found = finished
+    own = shutil.copytree(place / "desk", tmp_path / "desk")
+    file = tmp_path / "receipt.json"
+    file.write_text(json.dumps(desk.receipt(own, found["request"])))
+    desk.purge(own, found["request"])
+    assert desk.verify(own, receipt_file=file)["intact"]
+    later = desk.receipt(own, found["request"])
+    assert later["purged"] is not None
+    file.write_text(json.dumps({**later, "purged": None}))
+    assert "purged" in desk.verify(own, receipt_file=file)["reason"]
+
+
+@pytest.mark.parametrize(
+    "place_of",
+    [lambda p: {**p, "hash": "0" * 64}, lambda p: {**p, "hash": "f" * 64}, lambda p: {**p, "hash": p["previous"]},
+     lambda p: {**p, "hash": "0" * 64, "head": "0" * 64}, lambda p: {**p, "head": p["previous"]},
+     lambda p: {**p, "hash": ["a"]}, lambda p: [], lambda p: None],
+)  # fmt: skip
+def test_a_receipt_of_no_line_is_an_error_with_three_parts(finished, tmp_path, place_of):
+    # catches a traceback for a hash that is in no line, of another line, or none at all
+    place, found = finished
+    receipt = {k: v for k, v in found.items() if k != "reevaluated"}
+    previous = Ledger(place / "desk" / "ledger.jsonl").lines()[found["ledger"]["line"] - 1]["previous"]
+    (tmp_path / "r.json").write_text(
+        json.dumps({**receipt, "ledger": place_of({**found["ledger"], "previous": previous})})
+    )
+    with pytest.raises(InputError) as caught:
+        desk.verify(place / "desk", receipt_file=tmp_path / "r.json")
+    assert all((caught.value.got, caught.value.accepted, caught.value.todo))
+    (tmp_path / "r.json").write_text("[]")
+    with pytest.raises(InputError, match="without its place"):
+        desk.verify(place / "desk", receipt_file=tmp_path / "r.json")
 
 
 def test_no_receipt_from_a_ledger_that_was_edited(finished, tmp_path):
@@ -211,6 +292,17 @@ def test_purge_destroys_what_is_secret_and_the_ledger_stays(world, finished, tmp
     assert desk.purge(own, found["request"])["destroyed"] == []
 
 
+def test_purge_destroys_what_a_crash_left(finished, tmp_path):
+    # catches one number a record in the half-written file of a run that was killed
+    place, found = finished
+    own = shutil.copytree(place / "desk", tmp_path / "desk")
+    request = disk.request_of(own, found["request"])
+    (request.folder / "scores.json.part").write_text('{"mrd": [1.5')
+    assert "half-written file" in {a["what"] for a in receipts.artefacts(request, request.plan)}
+    assert "scores.json.part" in desk.purge(own, found["request"])["destroyed"]
+    assert not list(request.folder.glob("*.part"))
+
+
 def test_purge_overwrites_before_it_deletes(tmp_path, monkeypatch):
     # catches a delete that leaves the bytes of the salt in free blocks of a disk that writes in place
     request = disk.Request.new(tmp_path)
@@ -222,30 +314,47 @@ def test_purge_overwrites_before_it_deletes(tmp_path, monkeypatch):
     assert seen[0] != salt
 
 
-def test_earlier_requests_are_measured_again_where_their_records_are_supplied(world, finished, tmp_path):
+def test_earlier_requests_are_measured_again_where_all_their_records_are_supplied(world, finished, tmp_path):
     # catches requests that are forgotten about, matched by place instead of hash, or measured after a purge
     place, found = finished
     own = shutil.copytree(place / "desk", tmp_path / "desk")
     later = w.write_records(tmp_path / "later.jsonl", read_records(world.retain)[:6])
     keep = w.write_records(tmp_path / "keep.jsonl", read_records(world.retain)[6:])
     half = w.write_records(tmp_path / "half.jsonl", read_records(world.forget)[:7][::-1])
+    rest = w.write_records(tmp_path / "rest.jsonl", read_records(world.forget)[7:])
     common = {"desk": own, "settings": w.FAST.replace(epochs=1)}
-    second = desk.unlearn(place / "new", later, keep, out=tmp_path / "two", earlier=[half], **common)
+    second = desk.unlearn(place / "new", later, keep, out=tmp_path / "two", earlier=[half, rest], **common)
     row = second["reevaluated"]["requests"][0]
-    assert (row["request"], row["state"], row["matched"], row["of"]) == (found["request"], "re-evaluated", 7, 10)
+    assert (row["request"], row["state"], row["matched"], row["of"]) == (found["request"], "re-evaluated", 10, 10)
     model, tokenizer = load_language_model(tmp_path / "two")
-    own_p = np.exp(-Speaker(model, tokenizer).read(read_records(world.forget)[:7]).mean_nll)
+    own_p = np.exp(-Speaker(model, tokenizer).read(read_records(world.forget)).mean_nll)
     assert row["probability"]["value"] == pytest.approx(own_p.mean(), rel=1e-4)
     assert desk.receipt(own, found["request"])["since"][0]["line"] == second["reevaluated"]["ledger"]
-    assert "re-evaluated on 7 of 10 records" in pages.page(desk.receipt(own, found["request"]))
+    assert "re-evaluated on 10 of 10 records" in pages.page(desk.receipt(own, found["request"]))
     rows = desk.reevaluate(own, tmp_path / "two", [later])["requests"]
     assert [r["state"] for r in rows] == ["not re-evaluable", "re-evaluated"]
     assert rows[0]["why"] == "its records were not supplied"
     desk.purge(own, found["request"])
-    rows = desk.reevaluate(own, tmp_path / "two", [half, later])["requests"]
+    rows = desk.reevaluate(own, tmp_path / "two", [half, rest, later])["requests"]
     assert rows[0]["why"].startswith("it was purged")
     assert rows[1]["state"] == "re-evaluated"
     assert desk.verify(own)["intact"]
+
+
+@pytest.mark.parametrize(
+    ("supplied", "why"), [(9, "9 of its 10 "), (5, "5 of its 10 "), (4, "fewer than 5 of its 10 ")]
+)
+def test_a_part_of_a_request_is_not_measured(world, finished, tmp_path, supplied, why):
+    # catches two means in the ledger whose difference is the score of one record, and a count of few
+    place, found = finished
+    own = shutil.copytree(place / "desk", tmp_path / "desk")
+    some = w.write_records(tmp_path / "some.jsonl", read_records(world.forget)[:supplied])
+    row = desk.reevaluate(own, place / "new", [some])["requests"][0]
+    assert row["state"] == "not re-evaluable"
+    assert row["why"] == f"{why}records were supplied: pass all"
+    assert set(row) == {"request", "of", "kept_again", "state", "why"}
+    assert w.numbers(row) == []
+    assert why in pages.page(desk.receipt(own, found["request"]))
 
 
 def test_what_comes_back_is_noticed(world, finished, tmp_path):
@@ -268,7 +377,13 @@ def test_earlier_records_in_the_retain_file_are_reported(world, finished, tmp_pa
     second = desk.unlearn(place / "new", later, both, out=tmp_path / "two", desk=own, settings=w.FAST)
     row = second["reevaluated"]["requests"][0]
     assert row["kept_again"] == 6
-    assert "taught again" in pages.page(desk.receipt(own, found["request"]))
+    assert "; 6 of them stood in the retain file: they were taught again" in pages.page(
+        desk.receipt(own, found["request"])
+    )
+    few = w.write_records(tmp_path / "few.jsonl", [*read_records(world.retain)[6:], *read_records(world.forget)[:2]])
+    third = desk.unlearn(place / "new", later, few, out=tmp_path / "three", desk=own, settings=w.FAST)
+    assert third["reevaluated"]["requests"][0]["kept_again"] is None
+    assert "fewer than 5 of them stood in the retain file" in pages.said(third["reevaluated"]["requests"][0])
 
 
 def test_failed_requests_are_listed_as_not_re_evaluable(world, tmp_path, monkeypatch):

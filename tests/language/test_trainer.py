@@ -386,6 +386,11 @@ def test_no_forget_records_and_a_missing_layer_are_refused(tmp_path):
         make(tmp_path, "npo", forget=[])
     with pytest.raises(InputError, match="layer 2 of a model with 2, at step 1"):
         run(tmp_path, "rmu", loss_options={"layer": 2})
+    # and the last layer, of which a model gives the state behind the final norm alone
+    with pytest.raises(InputError, match="layer 1 of a model with 2") as caught:
+        run(tmp_path, "rmu", loss_options={"layer": 1})
+    assert caught.value.accepted == "0 to 0"
+    assert "final norm" in caught.value.todo
     with pytest.raises(InputError, match="every = 0"):
         callbacks.UtilityFloor(dict, every=0)
 

@@ -61,8 +61,8 @@ PATH, THIRDS = (
 )
 MATCHED = ["Difficulty that a seed drew, and its gap: uniform draws", "Distance as drawn and standardised"]
 ALL = [*EFFORT, *SCORES, *DRIFT, PATH, THIRDS, *MATCHED]
-NAMES = {"uniform": "Uniform draws", "mrd": "MRD, easy more often", "length": "In proportion to length",
-         "hard_first": "MRD, hard more often", "original": "No unlearning",
+NAMES = {"uniform": "Uniform draws", "mrd": "Draws by MRD", "length": "Draws by length",
+         "hard_first": "Draws by 1 / MRD", "original": "No unlearning",
          "retrain": "Taught the kept records alone"}  # fmt: skip
 CHROMIUM = "/usr/bin/chromium"
 
@@ -254,7 +254,7 @@ def test_every_score_stands_in_one_bin(scores):
     assert edges[0] <= values.min()
     assert edges[-1] >= values.max()
     assert (np.diff(edges) > 0).all()
-    assert powers == (values.min() > 0 and values.max() / values.min() > 20)
+    assert powers == (values.min() > 0 and values.max() > 20 * values.min())
 
 
 def test_thirds_are_drawn_at_the_pooled_cuts_and_named_where_there_is_room():
@@ -441,7 +441,7 @@ def test_whether_the_order_of_arms_changes_is_said(made):
     pairs = swapped(raw, standard)
     assert ("changes the order of the arms" in said) == bool(pairs)
     assert pairs == [("uniform", "mrd")]
-    assert "uniform draws and MRD, easy more often change places" in said
+    assert "uniform draws and draws by MRD change places" in said
 
 
 def test_swapped_pairs_are_all_and_only_those_in_another_order():

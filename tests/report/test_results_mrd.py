@@ -105,7 +105,7 @@ def test_what_chance_shows_is_the_largest_band(parts):
     assert "below one half" not in text
     level(summary, "membership:mia_loss", "length").update(auc=0.2, auc_low=0.1, auc_high=0.3)
     text = next(p for p in section("x", summary, config) if p.startswith("In 95 % of cases"))
-    assert text.endswith("less known than unseen ones, with in proportion to length.")
+    assert text.endswith("less known than unseen ones, with draws by length.")
 
 
 def test_differences_stand_against_each_arm_and_the_aim_is_no_rival(parts):
@@ -120,7 +120,7 @@ def test_differences_stand_against_each_arm_and_the_aim_is_no_rival(parts):
     for arm in compared:
         assert rows[title[arm]][1].startswith(f"{at['mean:forget_gap', arm]['value']:+.4f} [")
         assert rows[title[arm]][4].startswith(f"{at['utility:retain', arm]['value']:+.4f} [")
-    assert any("Against the rival MRD, hard more often:" in p for p in found)
+    assert any("Against the rival draws by 1 / MRD:" in p for p in found)
     assert not any(word in p for p in found for word in ("rival taught the kept", "rival no unlearning"))
 
 
@@ -158,7 +158,7 @@ def test_a_study_without_effort_says_so(parts):
 def test_thirds_go_from_hard_to_easy(parts):
     # catches: the order of the alphabet, in which easy stands under hard
     summary, config = parts
-    row = table(section("x", summary, config), "### Distance by difficulty")["MRD, easy more often"]
+    row = table(section("x", summary, config), "### Distance by difficulty")["draws by MRD"]
     assert row == [shown(level(summary, "mean:forget_gap:difficulty", "mrd", t)) for t in ("hard", "middle", "easy")]
 
 
@@ -173,7 +173,7 @@ def test_every_other_difference_is_in_one_line_of_its_statistic(parts):
     text = found[found.index("### Other differences, and what is not significant") + 1].split("\n")
     assert {line[2:].rpartition(": ")[0] for line in text} == labels
     line = next(row for row in text if row.startswith(f"* {one['label']}:"))
-    assert "harms, but not after Holm's correction, against in proportion to length" in line
+    assert "harms, but not after Holm's correction, against draws by length" in line
     assert not any("taught the kept records alone" in row for row in text)
 
 
@@ -202,5 +202,5 @@ def test_a_study_without_a_reference_leaves_out_what_needs_one(parts):
     evidence["levels"] = [r for r in evidence["levels"] if not r["statistic"].startswith(gone)]
     evidence["differences"] = [d for d in evidence["differences"] if not d["statistic"].startswith(gone)]
     found = section("x", summary, config)
-    assert len(table(found, "### Levels")["MRD, easy more often"]) == 6
+    assert len(table(found, "### Levels")["draws by MRD"]) == 6
     assert any(p.startswith("In 95 % of cases permuted labels") for p in found)

@@ -27,7 +27,10 @@ def reevaluated(
     desk: Path, ledger: Ledger, speaker: Speaker, records: Sequence[Record], *, kept: Sequence[Record] = (),
     model: str | None = None, skip: str = "", seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure earlier requests on a model, as far as their records are here, and note it in the ledger.
+    """Measure earlier requests on a model, where all their records are here, and note it in the ledger.
+
+    A request of which some records are missing is not measured: two means over sets that differ in one record would
+    give that record's score away. For the same reason counts below `LEAST` are not stated.
 
     Later training can bring back what was forgotten. ``came_back``: the interval of the mean probability now lies above
     the interval right after the request.
@@ -45,7 +48,8 @@ def reevaluated(
     -------
     dict
         ``requests`` with a row each: ``state``, ``why``, ``matched``, ``of``, ``probability``, ``metrics``,
-        ``came_back``, ``kept_again``; ``ledger`` is None when there was no earlier request.
+        ``came_back``, ``kept_again`` (None for fewer than `LEAST`, but not 0); ``ledger`` is None when there was no
+        earlier request.
     """
     last = {x["body"]["request"]: x["body"] for x in ledger.lines() if x["kind"] == "unlearned"}
     last.pop(skip, None)
@@ -69,27 +73,30 @@ def _again(
     if request.salt is None:
         why = "it was purged" if folder.is_dir() else "its folder is gone"
         return {**row, "state": "not re-evaluable", "why": f"{why}: no hash can be tied to a record"}
+    from upright.language.evaluation import score_records
+    from upright.language.measures import LEAST, aggregate
+
     wanted = set(body["hashes"])
     own = [r for r, h in zip(records, request.hashes(records), strict=True) if h in wanted]
-    if not own:
-        return {**row, "state": "not re-evaluable", "why": "its records were not supplied"}
-    from upright.language.evaluation import score_records
-    from upright.language.measures import aggregate
-
+    taught = sum(h in wanted for h in request.hashes(kept))
+    row["kept_again"] = None if 0 < taught < LEAST else taught
+    if len(own) < len(wanted):
+        some = str(len(own)) if len(own) >= LEAST else f"fewer than {LEAST}"
+        why = f"{some} of its {len(wanted)} records were supplied: pass all" if own else "its records were not supplied"
+        return {**row, "state": "not re-evaluable", "why": why}
     scores = score_records(speaker, own, side="forget", rouge=False, truth=False)
     found = aggregate(scores, seed=seed, name="forget")
     now, then = found["forget_probability"], body["metrics"]["forget"]["forget_probability"].get("after")
     return {
         **row, "state": "re-evaluated", "why": "", "matched": len(own), "probability": now, "metrics": found,
         "came_back": None if now is None or then is None else bool(now["low"] > then["high"]),
-        "kept_again": sum(h in wanted for h in request.hashes(kept)),
     }  # fmt: skip
 
 
 def reevaluate(
     desk: Path, model_dir: Path, files: Sequence[Path], *, batch_size: int = 8, key: Path | None = None
 ) -> dict[str, Any]:
-    """Measure all earlier requests whose records are supplied again on a model; list the others.
+    """Measure all earlier requests whose records are all supplied again on a model; list the others.
 
     Parameters
     ----------
@@ -159,7 +166,7 @@ def verify(
     head : str, optional
         Hash of a line, kept elsewhere.
     receipt_file : Path, optional
-        ``receipt.json``; what it says must also be what its line says.
+        ``receipt.json``; all it says must be what its line and the lines up to its head say.
     mend : bool
         Take a torn end out first; the bytes are kept and a line tells of it.
     """

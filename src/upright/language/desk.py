@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 
 from upright.contract import InputError
 from upright.data.forget import Record
-from upright.language import disk, receipts
+from upright.language import disk, intake, receipts
 from upright.language.afterwards import listing, purge, receipt, reevaluate, reevaluated, verify
 from upright.language.difficulty import DEFAULT_SIGMA, Difficulty, score_difficulty
 from upright.language.disk import Request, plain
 from upright.language.hardening import hardened
-from upright.language.intake import Inputs, Settings, expectation, inputs, refuse_loss
+from upright.language.intake import Inputs, Settings, inputs
 from upright.language.measures import LEAST, Look, compared, difficulty_of, guards, look, still_known, verdict
 from upright.language.receipts import name_of, open_ledger, records_of
 
@@ -70,7 +70,7 @@ def score(
     InputError
         As for `unlearn`.
     """
-    disk.refuse_place(desk, [model_dir])
+    intake.refuse_place(desk, [model_dir])
     ledger = open_ledger(desk, key)
     given = inputs(model_dir, forget_file, batch_size=batch_size)
     found = score_difficulty(given.speaker.model, given.speaker.encode(given.forget), sigma=sigma,
@@ -129,8 +129,8 @@ def unlearn(
         For input that cannot be right; the model folder is as it was, and nothing else was written.
     """
     settings = settings or Settings()
-    disk.refuse_place(desk, [m for m in (model_dir, reference) if m is not None], out)
-    refuse_loss(settings.loss)
+    intake.refuse_place(desk, [m for m in (model_dir, reference) if m is not None], out)
+    intake.refuse_loss(settings.loss)
     ledger = open_ledger(desk, key)
     before_sum = disk.checksum(model_dir)
     given = inputs(model_dir, forget_file, retain_file, holdout=holdout, reference=reference,
@@ -140,7 +140,7 @@ def unlearn(
     given.notes += [f"{name} beside --out was left by a killed run: remove it" for name in disk.leftovers(out)]
     disk.refuse_full(out, max(size, disk.weight_bytes(model_dir)))
     if dry_run:
-        return {"dry_run": True, **expectation(given, settings), "notes": given.notes}
+        return {"dry_run": True, **intake.expectation(given, settings), "notes": given.notes}
     request = Request.new(desk)
     request.note(
         status="started", model=name_of(model_dir), forget=name_of(forget_file), retain=name_of(retain_file),
@@ -215,6 +215,7 @@ def _unlearned(request: Request, given: Inputs, settings: Settings) -> dict[str,
     if other is not None:
         measured["reference"] = other
     metrics = compared(measured, seed=seed)
+    summary = None if found is None else difficulty_of(found, seed=seed)
     return {
         "schema": 1, "request": request.id, "status": "failed" if reasons else "done", "reasons": reasons,
         "forgotten": verdict(metrics, "after"), "level": receipts.APPROXIMATE,
@@ -226,9 +227,10 @@ def _unlearned(request: Request, given: Inputs, settings: Settings) -> dict[str,
         "model": {"output": None, "after": None, "dtype": str(next(given.speaker.model.parameters()).dtype)},
         "method": settings.as_dict(), "code": receipts.code(), "seeds": {"all": seed},
         "early_stop": level, "at_level": reached, "training": trained["facts"],
-        "difficulty": None if found is None else difficulty_of(found, seed=seed),
+        "difficulty": summary, "notes": receipts.limits(reference=other is not None, holdout=bool(given.holdout),
+                                                        retain=bool(given.retain)),
         "guards": [vars(one) for one in checks], "metrics": metrics,
-        "warnings": [*given.notes, *still_known(metrics, "after"), *trained["warnings"]],
+        "warnings": [*given.notes, *still_known(metrics, "after"), *((summary or {}).get("warnings") or [])],
     }  # fmt: skip
 
 
@@ -285,7 +287,7 @@ def _train(
         reasons.append(f"{_NAN}: weights that are not finite")
     speaker.model.eval()
     facts = {"steps": int(trainer.state.global_step), "stopped": trainer.stopped}
-    return found, {"reasons": reasons, "facts": facts, "warnings": list(found.warnings) if found else []}
+    return found, {"reasons": reasons, "facts": facts}
 
 
 # -- evaluate -------------------------------------------------------------------------------------------------------
@@ -294,18 +296,20 @@ def _train(
 def evaluate(
     model_dir: Path, forget_file: Path, retain_file: Path | None = None, *, holdout: Path | None = None,
     reference: Path | None = None, out: Path | None = None, rouge: bool = True, batch_size: int = 8, seed: int = 0,
-    robust: bool = False, before: Path | None = None,
+    robust: bool = False, before: Path | None = None, desk: Path | None = None, other: Sequence[Path | None] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Measure a model on records, with intervals, against a reference where there is one; changes nothing.
 
     Parameters
     ----------
     out : Path, optional
-        JSON file to write.
+        JSON file to write: a new one, or one that an evaluation wrote.
     robust : bool
         Whether to attack copies of the model too, see `upright.language.hardening`.
     before : Path, optional
         The model before unlearning, for the share of what was removed that an attack brings back.
+    desk, other
+        Folder and files of the same call that `out` must not touch.
 
     Returns
     -------
@@ -318,7 +322,8 @@ def evaluate(
         As for `unlearn`.
     """
     if out is not None:
-        disk.refuse_place(out, [m for m in (model_dir, reference) if m is not None])
+        intake.refuse_report(out, folders=[model_dir, reference, before, desk],
+                             files=[forget_file, retain_file, holdout, *other])  # fmt: skip
     given = inputs(model_dir, forget_file, retain_file, holdout=holdout, reference=reference, batch_size=batch_size)
     sides: dict[str, Any] = {"retain": given.retain, "holdout": given.holdout, "rouge": rouge}
     known = None if given.reference is None else given.reference.read(given.forget)
@@ -326,7 +331,7 @@ def evaluate(
     if given.reference is not None:
         looks["reference"] = look(given.reference, given.forget, **sides)
     found = plain({
-        "model": {"name": name_of(model_dir), "sha256": disk.checksum(model_dir)},
+        "kind": intake.REPORT, "model": {"name": name_of(model_dir), "sha256": disk.checksum(model_dir)},
         "reference": name_of(reference) or "none available", "code": receipts.code(), "seed": seed,
         "records": {"forget": len(given.forget), "retain": len(given.retain), "holdout": len(given.holdout)},
         "metrics": compared(looks, seed=seed), "notes": given.notes,

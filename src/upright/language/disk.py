@@ -5,8 +5,8 @@ complete and on disk, so at any moment it is there as a whole or not at all. Roo
 training, and a disk that fills up all the same leaves nothing behind.
 
 *Request folders.* ``DESK/requests/ID/`` with ``salt`` (32 secret bytes), ``scores.json`` (a number a record),
-``cache/`` and ``plan.json``. `purge` destroys the first three; without the salt no hash in the ledger can be tied to a
-record.
+``cache/`` and ``plan.json``. `purge` destroys the first three and every ``*.part`` that a crash left; without the salt
+no hash in the ledger can be tied to a record.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from upright.contract import InputError
 from upright.data.forget import Record, digest, fingerprint
 
 __all__ = ["Request", "checksum", "is_full", "leftovers", "new_folder", "plain", "read_json", "refuse_full",
-           "refuse_place", "request_of", "requests_of", "weight_bytes", "write_json", "write_text"]  # fmt: skip
+           "request_of", "requests_of", "weight_bytes", "write_json", "write_text"]  # fmt: skip
 
 _SPARE = 1.1  # of the weights: tokenizer, configuration, what else is written meanwhile
 _PART = ".upright-part-"
@@ -115,28 +115,6 @@ def checksum(folder: Path) -> str:
                 inner.update(block)
         outer.update(f"{file.name} {inner.hexdigest()}\n".encode())
     return outer.hexdigest()
-
-
-def refuse_place(desk: Path, models: Sequence[Path], out: Path | None = None) -> None:
-    """Refuse to write inside a model folder, and a new model where something stands.
-
-    Raises
-    ------
-    InputError
-    """
-    for place, option in ((desk, "--desk"), *([(out, "--out")] if out else [])):
-        for model in models:
-            inside, whole = place.resolve(), model.resolve()
-            if inside == whole or whole in inside.parents:
-                raise InputError(f"{option} {place.name} inside the model folder {model.name}", "a place outside of it",
-                                 "name another place: a model folder is never written to")  # fmt: skip
-    if out is None:
-        return
-    if out.exists():
-        raise InputError(f"--out {out.name}, which is there already", "a new folder", "name another one, or move it")
-    first = next(part for part in out.absolute().parents if part.exists())
-    if not first.is_dir():
-        raise InputError(f"--out {out.name}: {first.name} above it is a file", "a folder", "name another one")
 
 
 def _mebibytes(size: float) -> str:
@@ -292,15 +270,19 @@ class Request:
             raise InputError(f"request {self.id} without its salt", "a request that was not purged", "begin another")
         return self.salt
 
+    def torn(self) -> list[str]:
+        """Return the names of half-written files, which may hold scores: a kill left them."""
+        return sorted(p.name for p in self.folder.glob("*.part") if p.is_file())
+
     def purge(self) -> list[str]:
-        """Overwrite and delete salt, scores and cache; returns what there was.
+        """Overwrite and delete salt, scores, cache and half-written files; returns what there was.
 
         Guarantee
         ---------
         None about the medium: an SSD, a copying file system or a backup may keep the old blocks.
         """
         gone = []
-        for name in ("salt", "scores.json"):
+        for name in ("salt", "scores.json", *self.torn()):
             if (self.folder / name).is_file():
                 _destroy(self.folder / name)
                 gone.append(name)

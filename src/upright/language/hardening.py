@@ -2,6 +2,11 @@
 
 For each attack of `upright.language.robustness` the mean probability of the forgotten answers with its interval, and,
 with the model as it was before, the share of what was removed that came back.
+
+A share above 0 is no proof that something was hidden. Relearning trains on one half of the records and scores the
+other; where both halves are about one author, or in one style, the first half teaches part of the second. A model that
+never saw any of them shows a share above 0 too. So a reference is attacked in the same way, and its probability after
+the attack stands beside that of the model: what the model shows beyond it is what the attack brought back.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from upright.data.forget import Record
 from upright.language.encoding import refuse_mismatch
 from upright.language.evaluation import Speaker
 from upright.language.intake import Inputs
-from upright.language.measures import aggregate
+from upright.language.measures import LEAST, aggregate
 from upright.language.robustness import recovered_share, robustness
 from upright.models.hub import load_language_model
 
@@ -44,24 +49,33 @@ def hardened(
     -------
     dict
         ``settings``, and by attack ``probability`` (value, low, high, n; None with fewer than five records) and
-        ``recovered`` (None where it is not defined).
+        ``recovered`` (None where it is not defined) and ``reference``, the probability of the reference after the same
+        attack (None without one).
     """
-    speaker = given.speaker
-    found = robustness(
-        speaker, given.forget, retain=given.retain or None, steps=steps, learning_rate=learning_rate,
-        batch_size=speaker.batch_size, rouge=False, seed=seed,
-    )  # fmt: skip
+    speaker, reference = given.speaker, given.reference
+    options: dict[str, Any] = {
+        "retain": given.retain or None, "steps": steps, "learning_rate": learning_rate,
+        "batch_size": speaker.batch_size, "rouge": False, "seed": seed,
+    }  # fmt: skip
+    found = robustness(speaker, given.forget, **options)
+    other = {} if reference is None else robustness(reference, given.forget, **options)
     original = None if before is None else _known(before, given.forget, speaker)
-    level = None if given.reference is None else np.exp(-given.reference.read(given.forget).mean_nll)
+    level = other["none"][_SCORE] if other else None
     rows = {}
     for attack, values in found.items():
         own = values[_SCORE]
         share = float("nan") if original is None else recovered_share(original, found["none"][_SCORE], own, level)
         rows[attack] = {
-            "probability": aggregate({_SCORE: own}, seed=seed, name=f"robustness/{attack}")[_SCORE],
-            "recovered": None if np.isnan(share) or len(own) < 5 else share,
+            "probability": _mean(own, attack, seed),
+            "recovered": None if np.isnan(share) or len(own) < LEAST else share,
+            "reference": _mean(other[attack][_SCORE], attack, seed) if other else None,
         }  # fmt: skip
     return {"settings": {"relearning_steps": steps, "relearning_rate": learning_rate, "bits": 4}, "attacks": rows}
+
+
+def _mean(values: Any, attack: str, seed: int) -> Any:
+    """Mean with its interval; both models meet the same draws of records."""
+    return aggregate({_SCORE: values}, seed=seed, name=f"robustness/{attack}")[_SCORE]
 
 
 def _known(folder: Path, records: Sequence[Record], speaker: Speaker) -> Any:

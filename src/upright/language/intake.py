@@ -16,8 +16,10 @@ from upright.language.objectives import objective_of
 from upright.language.receipts import records_of
 from upright.models.hub import load_language_model
 
-__all__ = ["Inputs", "Settings", "expectation", "inputs", "refuse_loss"]
+__all__ = ["REPORT", "Inputs", "Settings", "expectation", "inputs", "refuse_loss", "refuse_place", "refuse_report"]
 
+REPORT = "upright forget eval"
+"""By this first entry a file is recognised as one that an evaluation wrote."""
 _BEYOND = ("idk_dpo", "alt_po", "pdu", "rmu")  # alternative answers, a bound, a layer
 
 
@@ -115,6 +117,85 @@ def inputs(
             if one is not None:
                 _fits(one, name, records)
     return Inputs(speaker, forget, retain, unseen, other, notes)
+
+
+# -- places ---------------------------------------------------------------------------------------------------------
+
+
+def _inside(place: Path, whole: Path) -> bool:
+    """Whether a place is a folder or lies in it; links are followed."""
+    own, other = place.resolve(), whole.resolve()
+    return own == other or other in own.parents
+
+
+def refuse_place(desk: Path, models: Sequence[Path], out: Path | None = None) -> None:
+    """Refuse to write inside a model folder, a new model where something stands, and desk and model in one another.
+
+    Raises
+    ------
+    InputError
+    """
+    for place, option in ((desk, "--desk"), *([(out, "--out")] if out else [])):
+        for model in models:
+            if _inside(place, model):
+                raise InputError(f"{option} {place.name} inside the model folder {model.name}", "a place outside of it",
+                                 "name another place: a model folder is never written to")  # fmt: skip
+    if out is None:
+        return
+    if _inside(desk, out) or _inside(out, desk):
+        raise InputError(f"--desk {desk.name} and --out {out.name}, one inside the other", "two separate folders",
+                         "name another --out: a model folder holds a model alone")  # fmt: skip
+    if out.exists():
+        raise InputError(f"--out {out.name}, which is there already", "a new folder", "name another one, or move it")
+    first = next(part for part in out.absolute().parents if part.exists())
+    if not first.is_dir():
+        raise InputError(f"--out {out.name}: {first.name} above it is a file", "a folder", "name another one")
+
+
+def refuse_report(out: Path, *, folders: Sequence[Path | None], files: Sequence[Path | None]) -> None:
+    """Refuse to write an evaluation over anything but an earlier evaluation.
+
+    Parameters
+    ----------
+    out : Path
+        JSON file to write.
+    folders : sequence of Path or None
+        Models and the desk, with its ledger: nothing is written inside of them.
+    files : sequence of Path or None
+        What is read: records and keys.
+
+    Raises
+    ------
+    InputError
+    """
+    for folder in folders:
+        if folder is not None and _inside(out, folder):
+            raise InputError(f"--out {out.name} inside the folder {folder.name}", "a place outside of models and desk",
+                             "name another place: nothing else is written there")  # fmt: skip
+    first = next(part for part in out.absolute().parents if part.exists())
+    if not first.is_dir():
+        raise InputError(f"--out {out.name}: {first.name} above it is a file", "a folder", "name another one")
+    written = (out, out.with_name(out.name + ".part"))  # the second is renamed to the first
+    for file in files:
+        if file is not None and any(one.resolve() == file.resolve() or _same(one, file) for one in written):
+            raise InputError(f"--out {out.name}, which is the input file {file.name}", "a file of its own",
+                             "name another one: it would be written over")  # fmt: skip
+    if (out.exists() or out.is_symlink()) and not _is_report(out):
+        raise InputError(f"--out {out.name}, which is there and is no evaluation", "a new file, or one that eval wrote",
+                         "name another one, or move it")  # fmt: skip
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def _is_report(file: Path) -> bool:
+    """Whether a file begins as `write_json` begins an evaluation."""
+    if not file.is_file():
+        return False
+    begin = f'{{\n "kind": "{REPORT}",\n'.encode()
+    with file.open("rb") as stream:
+        return stream.read(len(begin)) == begin
 
 
 # -- dry run --------------------------------------------------------------------------------------------------------

@@ -7,12 +7,17 @@ with other records of the same kind, not with another training run: a desk train
 
 A side with fewer than `LEAST` records is not reported: the mean of one record is the score of that record. For the same
 reason there are no minima, maxima or quantiles.
+
+Attacks are judged together: each of `k` intervals has the level ``1 - 0.05 / k`` (Bonferroni). With a reference the
+judge is the difference of the two AUC over the same draws: held-out records are seldom of quite the same kind as the
+forgotten ones, and then a model that was retrained without the records has an AUC off 1/2 as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -25,6 +30,7 @@ from upright.maths import intervals
 from upright.metrics import forgetting, membership
 
 __all__ = [
+    "ENOUGH",
     "LEAST",
     "Guard",
     "Look",
@@ -40,6 +46,10 @@ __all__ = [
 Array = NDArray[np.float64]
 LEAST = 5
 """Fewest records whose aggregate is reported."""
+ENOUGH = 10
+"""Fewest forgotten and fewest held-out records for a verdict of attacks."""
+_ALPHA, _POWER = 0.05, 0.8
+_ERRORS = 3.0  # standard errors below 1/2 that count as over-unlearned
 _DRAWS = 2000
 _BLOCK = 1 << 22  # numbers of one block of weights
 
@@ -94,8 +104,8 @@ def _resampled(statistic: Callable[[Array], Array], n: int, seed: int, name: str
     return np.concatenate(parts, axis=-1)
 
 
-def _estimate(value: float, samples: Array, n: int) -> dict[str, Any]:
-    low, high = intervals.percentile(samples, 0.95)
+def _estimate(value: float, samples: Array, n: int, confidence: float = 1 - _ALPHA) -> dict[str, Any]:
+    low, high = intervals.percentile(samples, confidence)
     return {"value": float(value), "low": low, "high": high, "n": n}
 
 
@@ -124,7 +134,9 @@ def compared(looks: Mapping[str, Look], *, seed: int) -> dict[str, Any]:
     -------
     dict
         ``forget`` and ``retain``: by metric, by model and difference, value, low, high and n. ``utility``: the same of
-        the harmonic mean of the retain side, with ratios. ``membership``: AUC of every attack by model.
+        the harmonic mean of the retain side, with ratios. ``membership``: AUC of every attack by model, with ``gap``,
+        the difference to the reference, and ``smallest``, the distance from 1/2 or from the reference that so many
+        records show in four of five cases.
         ``forget_quality``: p and distance to the reference. None where it cannot be had.
     """
     own = [name for name in looks if name != "reference"][-1]
@@ -180,16 +192,31 @@ def _attacks(one: Look, reference: Look | None, seed: int) -> dict[str, Any] | N
         n, m = (len(side) for side in sides)
         if min(n, m) < LEAST:
             return None
-        values, positive = np.concatenate(sides), np.repeat([True, False], [n, m])
-        first = _resampled(lambda w: w.T, n, seed, "forget").T  # (draws, n)
-        second = _resampled(lambda w: w.T, m, seed, "holdout").T
+        weights = np.concatenate(
+            [_resampled(lambda w: w.T, size, seed, side).T for size, side in ((n, "forget"), (m, "holdout"))], axis=1
+        )  # (draws, n + m)
+        positive, level = np.repeat([True, False], [n, m]), 1 - _ALPHA / len(names)
         found = membership.membership_auc(*sides)
-        samples = np.asarray(intervals.auc(values, np.concatenate([first, second], axis=1), positive))
-        out[name] = {**_estimate(found.auc, samples, found.n_forget), "n_holdout": found.n_holdout}
+        samples = np.asarray(intervals.auc(np.concatenate(sides), weights, positive))
+        row = {**_estimate(found.auc, samples, found.n_forget, level), "n_holdout": found.n_holdout,
+               "smallest": _smallest(found.standard_error, len(names))}  # fmt: skip
         if reference is not None and reference is not one and name in reference.holdout:
-            base = membership.membership_auc(reference.forget[name], reference.holdout[name])
-            out[name]["privleak"] = membership.privleak(found.auc, base.auc)
+            other = reference.forget[name], reference.holdout[name]
+            base = membership.membership_auc(*other)
+            row["privleak"] = membership.privleak(found.auc, base.auc)
+            gaps = samples - np.asarray(intervals.auc(np.concatenate(other), weights, positive))
+            row["gap"] = _estimate(found.auc - base.auc, gaps, found.n_forget, level)
+        out[name] = row
     return out or None
+
+
+def _smallest(standard_error: float, attacks: int) -> float:
+    """Distance of an AUC that one of so many attacks finds in four of five cases; 2.8 standard errors for one attack.
+
+    The standard error is that of an AUC of 1/2; a difference to another model over the same records has about the same.
+    """
+    normal = NormalDist()
+    return (normal.inv_cdf(1 - _ALPHA / (2 * attacks)) + normal.inv_cdf(_POWER)) * standard_error
 
 
 def _quality(own: Look, reference: Look | None) -> dict[str, Any] | None:
@@ -208,10 +235,12 @@ def difficulty_of(found: Any, *, seed: int) -> dict[str, Any]:
     """Return what of a `Difficulty` says nothing about one record."""
     tables = {"mrd": found.mrd, "mrd_per_token": found.mrd / found.tokens, "tokens": found.tokens.astype(np.float64),
               "nll": found.nll}  # fmt: skip
+    few = len(found.mrd) < LEAST  # of one record these are its own
+    rest = {"clamped": found.clamped, "reliability": found.reliability, "scaling": found.scaling,
+            "warnings": list(found.warnings)}  # fmt: skip
     return {
-        **aggregate(tables, seed=seed, name="difficulty"), "records": len(found.mrd), "clamped": found.clamped,
-        "reliability": found.reliability, "scaling": found.scaling, "probes": found.probes, "passes": found.passes,
-        "warnings": list(found.warnings),
+        **aggregate(tables, seed=seed, name="difficulty"), "records": len(found.mrd), "probes": found.probes,
+        "passes": found.passes, **(dict.fromkeys(rest) if few else rest),
     }  # fmt: skip
 
 
@@ -269,32 +298,50 @@ def _over(after: Look, reference: Look | None) -> Guard:
     else:
         return Guard(name, "not checked", "neither held-out records nor a reference model: pass one of them")
     found = membership.membership_auc(own, other)
+    if _ERRORS * found.standard_error >= 0.5:  # no AUC is so far below 1/2
+        return Guard(name, "not checked", f"too few records: with {found.n_forget} forgotten and {found.n_holdout} of "
+                     f"{what} no AUC could fail")  # fmt: skip
     shown = f"AUC {found.auc:.4f}" if min(found.n_forget, found.n_holdout) >= LEAST else "AUC of too few to show"
     detail = f"{shown} of the loss attack against {what}, s.e. {found.standard_error:.4f}; far below 0.5 it fails"
-    return Guard(name, "failed" if membership.over_unlearned(found) else "passed", detail)
+    return Guard(name, "failed" if membership.over_unlearned(found, z=_ERRORS) else "passed", detail)
 
 
 def verdict(metrics: Mapping[str, Any], model: str) -> str:
-    """Say in one sentence whether the attacks that were tried still find the records."""
+    """Say in one sentence whether the attacks find the records and what they could have found; not with too few."""
     rows = (metrics.get("membership") or {}).get(model)
     if not rows:
         return f"not measured: no attack without {LEAST} held-out records, or none possible"
-    known = len(still_known(metrics, model))
-    return (
-        f"no: {known} of {len(rows)} attacks still find the records"
-        if known
-        else f"none of {len(rows)} attacks finds the records"
-    )
+    judged = _judged(metrics, model)
+    if not judged:
+        return f"not measured: too few records, {ENOUGH} forgotten and {ENOUGH} held-out ones are needed"
+    known, k, least = len(still_known(metrics, model)), len(judged), max(r["smallest"] for r in judged.values())
+    said = f"no: {known} of {k} attacks still find the records" if known else f"none of {k} attacks finds the records"
+    paired = any(row.get("gap") for row in judged.values())
+    what = f"difference in AUC to the reference of {least:.2f}" if paired else f"AUC of {min(0.5 + least, 1.0):.2f}"
+    return f"{said}; the smallest that so many records could have shown: about {what}"
+
+
+def _judged(metrics: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Attacks on a model with enough records for a verdict."""
+    rows = (metrics.get("membership") or {}).get(model) or {}
+    return {name: row for name, row in rows.items() if min(row["n"], row["n_holdout"]) >= ENOUGH}
 
 
 def still_known(metrics: Mapping[str, Any], model: str) -> list[str]:
-    """Say which attacks tell forgotten records from held-out ones: their interval does not hold 0.5.
+    """Say which attacks tell forgotten records from held-out ones.
 
-    Above, the records are still known. Below, they stand out as less likely, and the attack turned round finds them.
+    The interval of the difference to the AUC of the reference does not hold 0; without a reference, that of the AUC
+    does not hold 1/2. Above, the records are still known. Below, they stand out: the attack turned round finds them.
     """
-    rows = (metrics.get("membership") or {}).get(model) or {}
-    said = {True: "not forgotten by the attack {}", False: "less likely than unseen records by the attack {}"}
-    return [
-        f"{said[row['low'] > 0.5].format(name)}: AUC {row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]"
-        for name, row in rows.items() if row["low"] > 0.5 or row["high"] < 0.5
-    ]  # fmt: skip
+    out = []
+    for name, row in _judged(metrics, model).items():
+        gap, middle = (row["gap"], 0.0) if row.get("gap") else (row, 0.5)
+        said = "not forgotten by the attack" if gap["low"] > middle else "less likely than unseen records by the attack"
+        if gap["low"] > middle or gap["high"] < middle:
+            against = f", {_short(gap)} against the reference" if row.get("gap") else ""
+            out.append(f"{said} {name}: AUC {_short(row)}{against}")
+    return out
+
+
+def _short(row: Mapping[str, Any]) -> str:
+    return f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]"

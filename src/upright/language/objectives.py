@@ -165,13 +165,19 @@ def forward(
     sides : sequence of mapping
         Results of `collate`, padded on the right.
     layer : int, optional
-        Read hidden states after this layer, counted from 0; logits are left out then.
+        Read hidden states after this layer, counted from 0; logits are left out then. Not the last one: what a model
+        gives after it has gone through the final norm.
     width : int, optional
         Fill all sides up to this width, by default to that of the widest.
 
     Returns
     -------
     list of View, one a side
+
+    Raises
+    ------
+    InputError
+        When the model has no such layer, or it is the last one.
     """
     if width is None:
         width = max(one["input_ids"].shape[1] for one in sides)
@@ -187,10 +193,12 @@ def forward(
     if layer is not None:
         out = model(**inputs, use_cache=False, output_hidden_states=True, logits_to_keep=1)
         states = out["hidden_states"]
-        if not 0 <= layer < len(states) - 1:
+        layers = len(states) - 1  # the first state is the embedding
+        if not 0 <= layer < layers - 1:
             raise InputError(
-                f"layer {layer} of a model with {len(states) - 1}", f"0 to {len(states) - 2}",
-                "pass loss_options={'layer': ...}",
+                f"layer {layer} of a model with {layers}",
+                f"0 to {layers - 2}" if layers > 1 else "a model with two layers or more",
+                "pass loss_options={'layer': ...}; the state after the last layer is read behind the final norm",
             )  # fmt: skip
         parts = states[layer + 1].split(sizes)
         return [View(label, hidden=part) for label, part in zip(labels, parts, strict=True)]

@@ -8,6 +8,7 @@ from typing import Any
 
 __all__ = ["dry_page", "eval_page", "list_page", "page", "purge_page", "score_page", "unlearn_page", "verify_page"]
 
+_ATTACKS = "forgotten against held-out records (AUC, 0.5 finds nothing; 95 % intervals of all attacks together)"
 _ORDER = {"before": 0, "after": 1, "model": 1, "reference": 2}
 
 
@@ -50,7 +51,8 @@ def attack_lines(attacks: Mapping[str, Any] | None) -> list[str]:
     for model in _ordered(attacks or {}):
         for name, row in ((attacks or {})[model] or {}).items():
             leak = f", privleak {row['privleak']:.1f}" if row.get("privleak") is not None else ""
-            lines.append(f"  {name}, {model}: AUC {number(row)}, {row['n_holdout']} held out{leak}")
+            gap = f", against the reference {number(row['gap'])}" if row.get("gap") else ""
+            lines.append(f"  {name}, {model}: AUC {number(row)}, {row['n_holdout']} held out{gap}{leak}")
     return lines or ["  none available: no held-out records, or fewer than 5"]
 
 
@@ -77,10 +79,12 @@ def page(receipt: Mapping[str, Any]) -> str:
         f"            head {ledger['head']}{', signed' if ledger['signed'] else ''}",
         "", "Guards", *(f"  {g['name']}: {g['state']}: {g['detail']}" for g in r["guards"]),
         "", "Measured, with 95 % intervals over records", *metric_lines(r["metrics"]),
-        "", "Attacks tried, forgotten against held-out records (AUC, 0.5 finds nothing)",
+        "", f"Attacks tried, {_ATTACKS}",
         *attack_lines(r["metrics"]["membership"]),
         "", "What still holds the data", *(f"  {a['what']}: {a['name']}: {a['holds']}" for a in r["artefacts"]),
     ]  # fmt: skip
+    if r["notes"]:
+        lines += ["", "What the numbers are no evidence of", *(f"  {n}" for n in r["notes"])]
     if r["warnings"]:
         lines += ["", "Warnings", *(f"  {w}" for w in r["warnings"])]
     if r["since"]:
@@ -93,10 +97,12 @@ def page(receipt: Mapping[str, Any]) -> str:
 
 def said(row: Mapping[str, Any]) -> str:
     """Say in words what a re-evaluation found about one request."""
+    again = row.get("kept_again", 0)
+    taught = "fewer than 5" if again is None else str(again)
+    taught = "" if again == 0 else f"; {taught} of them stood in the retain file: they were taught again"
     if row["state"] != "re-evaluated":
-        return f"not re-evaluable: {row['why']}"
-    back = "; it came back" if row["came_back"] else ""
-    back += f"; {row['kept_again']} of them stood in the retain file: they were taught again" * bool(row["kept_again"])
+        return f"not re-evaluable: {row['why']}{taught}"
+    back = f"; it came back{taught}" if row["came_back"] else taught
     return f"re-evaluated on {row['matched']} of {row['of']} records: probability {number(row['probability'])}{back}"
 
 
@@ -122,7 +128,7 @@ def score_page(found: Mapping[str, Any]) -> str:
     return _sections({
         f"Request {found['request']}, {d['records']} records, ledger line {found['ledger']}":
             [f"  {k:<14} {number(v)}" for k, v in rows.items()],
-        "Warnings": [f"  {w}" for w in [*found["notes"], *d["warnings"]]],
+        "Warnings": [f"  {w}" for w in [*found["notes"], *(d["warnings"] or [])]],
     })  # fmt: skip
 
 
@@ -160,7 +166,7 @@ def eval_page(found: Mapping[str, Any], again: Mapping[str, Any] | None, out: Pa
     title = f"{found['model']['name']}, reference: {found['reference']}; written to {out.name}"
     return _sections({
         title: metric_lines(found["metrics"]),
-        "Attacks, forgotten against held-out records (AUC, 0.5 finds nothing)":
+        f"Attacks, {_ATTACKS}":
             attack_lines(found["metrics"]["membership"]),
         "Robustness, probability of the forgotten answers": robustness_lines(found.get("robustness")),
         "Warnings": [f"  {w}" for w in found["notes"]],
@@ -176,10 +182,11 @@ def robustness_lines(found: Mapping[str, Any] | None) -> list[str]:
     for attack, row in found["attacks"].items():
         share = "" if row["recovered"] is None else f", share brought back {row['recovered']:.3f}"
         shown = "fewer than 5 records" if row["probability"] is None else number(row["probability"])
-        lines.append(f"  {attack:<16} {shown}{share}")
+        other = f"; the reference {number(row['reference'])}" if row["reference"] else ""
+        lines.append(f"  {attack:<16} {shown}{share}{other}")
     s = found["settings"]
     return [*lines, f"  relearning: {s['relearning_steps']} steps at {s['relearning_rate']:g}, scored on the half it "
-            "was not trained on; more steps bring back more"]  # fmt: skip
+            "was not trained on; more steps bring back more, also of what was never known"]  # fmt: skip
 
 
 def purge_page(found: Mapping[str, Any]) -> str:

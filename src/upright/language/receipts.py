@@ -10,13 +10,15 @@ Levels
 ``exact retrain``
     The model was trained anew without the records. No function of this desk does that, so no receipt claims it.
 ``approximate, empirical evidence only``
-    The model was changed until named tests could no longer find the records. No method for language models gives a
-    certificate; another test may find them.
+    The model was trained against the records until the loss of each reached a level, or for a number of epochs. Then
+    named tests were tried, and the receipt says what they found. The level names the kind of evidence, not its outcome:
+    a request that failed has the same one. No method for language models gives a certificate; another test may find
+    the records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from upright.contract import InputError
 from upright.data.forget import Record, read_records, unique_records
 from upright.language.disk import Request, request_of, write_json, write_text
 from upright.language.pages import page
-from upright.ledger import Ledger
+from upright.ledger import Ledger, canonical
 
 __all__ = [
     "APPROXIMATE",
@@ -33,6 +35,7 @@ __all__ = [
     "body_of",
     "code",
     "difference",
+    "limits",
     "name_of",
     "open_ledger",
     "receipt_of",
@@ -40,6 +43,7 @@ __all__ = [
 ]
 
 APPROXIMATE = "approximate, empirical evidence only"
+_PURGES = "; purge destroys it"
 _PACKAGES = ("upright", "torch", "transformers", "accelerate", "peft")
 
 
@@ -68,12 +72,27 @@ def artefacts(request: Request, plan: Mapping[str, Any]) -> list[dict[str, str]]
     kept = (("salt", "salt", "what ties the hashes of this receipt to records"),
             ("scores", "scores.json", "one number a record, which marks the forget set"),
             ("cache", "cache", "log-probabilities of the records under the source model"))  # fmt: skip
-    rows += [
-        (what, name, f"{holds}; purge destroys it") for what, name, holds in kept if (request.folder / name).exists()
-    ]
+    rows += [(what, name, f"{holds}{_PURGES}") for what, name, holds in kept if (request.folder / name).exists()]
+    rows += [("half-written file", name, f"what a killed run left{_PURGES}") for name in request.torn()]
     rows.append(("checkpoints and optimizer state", "none", "written to a temporary folder that was deleted"))
     rows.append(("logs, backups, copies, caches of other programs", "not known", "look for them: a desk cannot"))
     return [{"what": what, "name": name, "holds": holds} for what, name, holds in rows]
+
+
+def limits(*, reference: bool, holdout: bool, retain: bool) -> list[str]:
+    """Say of which numbers of a request the records that judge it were also the ones that steered it."""
+    out = []
+    if holdout and not reference:
+        out.append(
+            "without a reference the held-out records set the level at which a record counts as forgotten and "
+            "are then the judge of the attacks: pass other held-out records to eval, or a reference"
+        )
+    if retain:
+        out.append(
+            "the utility floor is judged on the retained records that were trained on: it is no evidence about "
+            "any other text"
+        )
+    return out
 
 
 def body_of(ledger: Ledger, request: str) -> dict[str, Any]:
@@ -104,37 +123,71 @@ def receipt_of(desk: Path, name: str, *, ledger: Ledger) -> dict[str, Any]:
     if not found.intact:
         raise InputError(f"a ledger that is broken at line {found.broken}: {found.reason}", "an intact ledger",
                          "see: upright forget verify")  # fmt: skip
-    line = body_of(ledger, name)
-    later = [x for x in ledger.lines() if x["n"] > line["n"]]
+    out = _rebuilt(body_of(ledger, name), ledger.lines())
+    write_json(request.folder / "receipt.json", out)
+    write_text(request.folder / "receipt.txt", page(out))
+    return out
+
+
+def _rebuilt(line: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the receipt of a line as it was when the last of `lines` was the head.
+
+    It comes from the ledger alone, so that whoever checks a receipt gets every part of it again. What purge destroys
+    is left out of what still holds the data once a purge is noted.
+    """
+    name = line["body"]["request"]
+    later = [x for x in lines if x["n"] > line["n"]]
     since = [
         {"line": x["n"], "time": x["time"], **row}
         for x in later if x["kind"] == "re-evaluated"
         for row in x["body"]["requests"] if row["request"] == name
     ]  # fmt: skip
     purged = [x["n"] for x in later if x["kind"] == "purged" and x["body"]["request"] == name]
-    out = {
-        **line["body"], "artefacts": artefacts(request, request.plan), "since": since,
-        "purged": purged[-1] if purged else None,
-        "ledger": {"line": line["n"], "time": line["time"], "hash": line["hash"], "head": found.head,
+    held = [a for a in line["body"].get("artefacts", ()) if not (purged and a["holds"].endswith(_PURGES))]
+    return {
+        **line["body"], "artefacts": held, "since": since, "purged": purged[-1] if purged else None,
+        "ledger": {"line": line["n"], "time": line["time"], "hash": line["hash"], "head": lines[-1]["hash"],
                    "signed": "signature" in line},
     }  # fmt: skip
-    write_json(request.folder / "receipt.json", out)
-    write_text(request.folder / "receipt.txt", page(out))
-    return out
 
 
-def difference(ledger: Ledger, receipt: Mapping[str, Any]) -> str:
-    """Say in what a receipt differs from the ledger, nothing when it does not."""
-    place = receipt.get("ledger")
-    if not isinstance(place, Mapping) or not {"line", "hash", "head"} <= set(place):
+def difference(ledger: Ledger, receipt: Any) -> str:
+    """Say in what a receipt differs from the ledger, nothing when it does not.
+
+    The receipt is built anew from the chain up to the head that it names, and must be that one in every part.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        Verified.
+    receipt : Any
+        As it was read.
+
+    Raises
+    ------
+    InputError
+        When it does not say where in the ledger it stands, or names a line that is not there. A ledger that lost the
+        head was cut off or written anew; that is a difference, and no fault of the receipt.
+    """
+    place = receipt.get("ledger") if isinstance(receipt, Mapping) else None
+    if not isinstance(place, Mapping) or not all(isinstance(place.get(k), str) for k in ("hash", "head")):
         raise InputError("a receipt without its place in the ledger", "receipt.json of a desk", "check --receipt")
-    for known in (place["hash"], place["head"]):
-        found = ledger.verify(head=known)
-        if not found.intact:
-            return found.reason
-    line = next(x for x in ledger.lines() if x["hash"] == place["hash"])
-    odd = [k for k in line["body"] if k != "artefacts" and receipt.get(k) != line["body"][k]]
-    return f"the receipt says something else than line {line['n']} about {odd[0]}" if odd else ""
+    if not (found := ledger.verify(head=place["head"])).intact:
+        return found.reason
+    lines = ledger.lines()
+    own = next((x for x in lines if x["hash"] == place["hash"]), None)
+    end = next((x for x in lines if x["hash"] == place["head"]), None)
+    if own is None or end is None or end["n"] < own["n"] or own["kind"] != "unlearned":
+        raise InputError(
+            f"a receipt of line {place['hash'][:12]}... up to {place['head'][:12]}...",
+            "the hash of a finished request in this ledger, and a head that is not before it",
+            "take receipt.json from the desk again: upright forget receipt ID",
+        )  # fmt: skip
+    expected = _rebuilt(own, lines[: end["n"]])
+    if odd := sorted(set(map(str, receipt)) ^ set(expected)):
+        return f"the receipt {'lacks' if odd[0] in expected else 'adds'} {odd[0]!r}"
+    wrong = [k for k in expected if canonical(receipt[k]) != canonical(expected[k])]
+    return f"the receipt says something else than line {own['n']} and what followed about {wrong[0]}" if wrong else ""
 
 
 # -- what every verb begins with ------------------------------------------------------------------------------------

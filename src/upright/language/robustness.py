@@ -302,6 +302,9 @@ def recovered_share(
 
     0: the attack brought nothing back. 1: all is back. Below 0: less is known than at f; above 1: more than before.
 
+    Relearning on one half of the records also teaches the other half where both are about one author, so a model that
+    never saw any of them shows a share above 0 too. Attack such a model in the same way and compare.
+
     Parameters
     ----------
     before, unlearned, attacked : array_like, shape (n,)

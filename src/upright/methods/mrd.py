@@ -90,7 +90,7 @@ __all__ = ["Difficulty", "MRDConfig", "MRDSampler", "Unlearned", "mrd", "run", "
 
 Array = NDArray[np.float64]
 THIRDS = ("hard", "middle", "easy")
-_CHOSEN_BY = ("forget_gap", "retain_probability", "retain_rouge_l", "retain_truth_ratio")
+_CHOSEN_BY = ("forget_gap", "forget_probability", "retain_probability", "retain_rouge_l", "retain_truth_ratio")
 
 
 class MRDConfig(Config):
@@ -313,11 +313,11 @@ def _has_reference(t: Any) -> str:
     neutral=[{"tau": 0.0}],
     arms=[
         Arm("uniform", "baseline", {"tau": 0.0, "refresh": 0}, "uniform draws"),
-        Arm("mrd", "remedy", {}, "MRD, easy more often"),
-        Arm("loss", "trivial", {"sampling": "loss"}, "in proportion to the loss"),
-        Arm("length", "trivial", {"sampling": "length", "refresh": 0}, "in proportion to length"),
-        Arm("random", "placebo", {"sampling": "random"}, "MRD of other records"),
-        Arm("hard_first", "rival", {"tau": -1.0}, "MRD, hard more often"),
+        Arm("mrd", "remedy", {}, "draws by MRD"),
+        Arm("loss", "trivial", {"sampling": "loss"}, "draws by the loss"),
+        Arm("length", "trivial", {"sampling": "length", "refresh": 0}, "draws by length"),
+        Arm("random", "placebo", {"sampling": "random"}, "draws by the MRD of another record"),
+        Arm("hard_first", "rival", {"tau": -1.0}, "draws by 1 / MRD"),
         Arm("shuffle", "rival", {"sampling": "shuffle", "refresh": 0}, "ordinary shuffling"),
         Arm("original", "anchor", {"serve": "original"}, "no unlearning"),
         Arm("retrain", "anchor", {"serve": "reference"}, "taught the kept records alone", unfit=_has_reference),
@@ -367,5 +367,6 @@ def run(task: Task, config: MRDConfig, run: Run) -> Unlearned:
         {name: dict(zip(ids, map(float, column), strict=True)) for name, column in columns.items()},
     )  # fmt: skip
     seen = t.score(found, "valid", run).values
-    run.note("valid", {k: float(np.nanmean(seen[k])) for k in _CHOSEN_BY if k in seen})
+    known = [k for k in _CHOSEN_BY if k in seen and np.isfinite(seen[k]).any()]
+    run.note("valid", {k: float(np.nanmean(seen[k])) for k in known})
     return found

@@ -67,6 +67,9 @@ def load_language_model(folder: str | Path, *, dtype: torch.dtype = torch.float3
     library = transformers()
     from safetensors import SafetensorError  # comes with transformers
 
+    bars = library.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         tokenizer = library.AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
         model = library.AutoModelForCausalLM.from_pretrained(
@@ -78,6 +81,9 @@ def load_language_model(folder: str | Path, *, dtype: torch.dtype = torch.float3
             f"{place.name}, which does not load: {lines[0] if lines else type(error).__name__}",
             "a causal language model with its tokenizer", "load it with transformers first, then save it again",
         ) from None  # fmt: skip
+    finally:
+        if shown:
+            bars.enable_progress_bar()
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise InputError(f"{place.name}, a tokenizer without an end of sequence", "one", "set eos_token")

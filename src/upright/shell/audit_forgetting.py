@@ -143,7 +143,7 @@ def audit_forgetting(
             asks="what is left of records that should be forgotten, and of those that should stay",
             data={"name": name, **{f"{side}_records": len(records) for side, records in sets.items()},
                   "reference": Path(reference).name if reference is not None else "none",
-                  "fingerprint": {side: fingerprint(records) for side, records in sets.items()}},
+                  "fingerprint": fingerprint(r for records in sets.values() for r in records)},
             passed=passed,
             resolved={"template": template, "generate": generate, "batch_size": batch_size, "draws": draws},
             scores=scores[YOURS], metrics=METRICS, statistics=(), compared=(), facts=facts, warnings=warnings,
