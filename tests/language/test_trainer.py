@@ -402,3 +402,12 @@ def test_arguments_of_the_user_stay_as_they_are(tmp_path):
     one = UnlearnTrainer(tiny(), forget, retain, args=args, processing_class=tokenizer, loss="npo")
     assert args.remove_unused_columns
     assert not one.args.remove_unused_columns
+
+
+def test_the_model_keeps_its_cache_for_generation(tmp_path):
+    # catches: a delivered model that writes without a cache, because Trainer turned it off
+    model = tiny()
+    before = model.config.use_cache
+    run(tmp_path, "ga", model=model)
+    assert before is True
+    assert model.config.use_cache is True

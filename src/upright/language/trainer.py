@@ -141,6 +141,7 @@ class UnlearnTrainer(Trainer):
         self._keys = [records_key(side) for side in (self.forget, self.retain, self.alternatives)]
         args = copy.copy(args)
         args.remove_unused_columns = False  # True strips the nested batch
+        self._use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         self._seed = int(args.seed if args.data_seed is None else args.data_seed)
         self.scope, self.cache_dir, self.pad = scope, cache_dir, pad_of(processing_class)
         self.schedule = Schedule(
@@ -302,7 +303,11 @@ class UnlearnTrainer(Trainer):
             self.alpha = float(self.objective.alpha)
             with self.accelerator.autocast():
                 self.schedule.start(model, self.args.per_device_eval_batch_size)
-        return super().train(folder, *args, **kwargs)
+        try:
+            return super().train(folder, *args, **kwargs)
+        finally:
+            if self._use_cache is not None:  # Trainer turns it off, and a saved model would stay without
+                model.config.use_cache = self._use_cache
 
     def _prepare_reference(self) -> None:
         with self.accelerator.autocast():
