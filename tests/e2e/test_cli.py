@@ -76,7 +76,7 @@ def test_report_compare_export_and_prune(finished: Path, tmp_path: Path) -> None
         (["run", "in_ucds", "--set", "lam"], "--set key=value"),
         (["run", "in_ucds", "--preset", "huge"], "quick, full"),
         (["run", "in_ucd"], "did you mean 'in_ucds'?"),
-        (["run", "mrd"], "planned"),
+        (["run", "u2a"], "planned"),
         (["run"], "give one of the two"),
         (["run", "in_ucds", "--data", "no_such.csv"], "no_such.csv"),
         (["run", "in_ucds", "--data", "synthetic", "--arms", "nobody", "--set", "epochs=1"], "none, in_ucds"),

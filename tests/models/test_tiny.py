@@ -10,6 +10,8 @@ from upright.data.forget import tofu_records
 from upright.models.hub import load_language_model
 from upright.models.tiny import tiny_llama, tiny_tokenizer
 
+pytest.importorskip("transformers")
+
 TEXTS = [f"{r.prompt}\n{r.answer}" for r in tofu_records()[:800]]
 
 
