@@ -156,7 +156,11 @@ def test_receipt_and_ledger_hold_no_score_of_one_record(world, finished):
     given = w.numbers(found) + [n for line in Ledger(place / "desk" / "ledger.jsonl").lines() for n in w.numbers(line)]
     given = [x for x in given if x not in (0.0, 1.0)]
     assert np.isclose(single, single[3], rtol=1e-6).any(), "the search finds what is planted"
-    hits = [x for x in given if np.isclose(single, x, rtol=1e-6, atol=0).any()]
+    rows = [row for one in found["metrics"]["membership"].values() for row in (one or {}).values()]
+    gaps = [x for row in rows for x in w.numbers(row.get("gap") or {})]
+    # a difference of AUC over 10 by 8 records is k / 160 whatever the scores are, and so are some shares of tokens
+    chance = [x for x in gaps if abs(160 * x - round(160 * x)) < 1e-6]
+    hits = [x for x in given if x not in chance and np.isclose(single, x, rtol=1e-6, atol=0).any()]
     assert hits == []
 
 
