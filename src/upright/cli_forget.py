@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from upright.contract import InputError
 
 __all__ = ["forget_app"]
 
@@ -26,6 +31,7 @@ Key = Annotated[Path | None, typer.Option(help="Key file: ledger lines are signe
 Rouge = Annotated[bool, typer.Option("--rouge/--no-rouge", help="Write answers out and compare them: slow.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DESK = Path("forget-desk")
+LOSS = "One of ce_u, ga, grad_diff, grad_diff_kl, npo, satimp, simnpo, undial, wga."  # without torch for a help text
 
 
 @forget_app.callback()
@@ -38,6 +44,21 @@ def _options() -> None:
 
 def _print(value: Any, as_json: bool, text: str) -> None:
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) if as_json else text)
+
+
+@contextlib.contextmanager
+def _options_named() -> Iterator[None]:
+    """Name a setting that was refused as the option that it came from."""
+    try:
+        yield
+    except InputError as error:
+        found = re.fullmatch(r"(?:Settings\.)?(\w+) = (.*)", error.got)
+        if found is None:
+            raise
+        choice = " | " in error.accepted or ", " in error.accepted
+        todo = "choose one of these" if choice else "pass a value inside that range"
+        value = found[2].strip("'\"")
+        raise InputError(f"--{found[1].replace('_', '-')} {value}", error.accepted, todo) from None
 
 
 @forget_app.command()
@@ -59,30 +80,39 @@ def score(
 def unlearn(
     model: Model, forget: Forget, retain: Annotated[Path, typer.Argument(help="JSON lines: what must stay.")],
     out: Annotated[Path, typer.Option(help="New folder for the new model.")], desk: Desk = DESK,
-    loss: Annotated[str, typer.Option(help="npo, ga, simnpo, grad_diff and others.")] = "npo",
+    loss: Annotated[str, typer.Option(help=LOSS)] = "npo",
     sampling: Annotated[str, typer.Option(help="mrd or uniform.")] = "mrd",
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-5,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW; a small model needs more, such as 1e-3.")] = 1e-5,
     epochs: Annotated[int, typer.Option(help="Most passes; a record at its level is left alone.")] = 5,
     batch_size: Batch = 8, reference: Reference = None, holdout: Holdout = None, earlier: Earlier = None,
     utility_floor: Annotated[float, typer.Option(help="Share of the utility before that must be left.")] = 0.9,
     keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Write the model though a guard failed.")] = False,
+    require_forgotten: Annotated[
+        bool, typer.Option("--require-forgotten", help="Exit with 1 unless no attack finds the records.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, say what it takes, change nothing.")] = False,
     rouge: Rouge = True, seed: Seed = 0, key: Key = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Unlearn records into a new model folder, guarded, and write the receipt."""
     from upright.language import desk as verbs
-    from upright.language.pages import dry_page, unlearn_page
+    from upright.language.intake import refuse_loss
+    from upright.language.pages import dry_page, is_forgotten, unlearn_page
 
-    settings = verbs.Settings(
-        loss=loss, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size, rouge=rouge, seed=seed,
-        utility_floor=utility_floor, sampling=sampling,  # type: ignore[arg-type]  # checked by Settings
-    )  # fmt: skip
+    with _options_named():
+        refuse_loss(loss)
+        settings = verbs.Settings(
+            loss=loss, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size, rouge=rouge, seed=seed,
+            utility_floor=utility_floor, sampling=sampling,  # type: ignore[arg-type]  # checked by Settings
+        )  # fmt: skip
     found = verbs.unlearn(
         model, forget, retain, out=out, desk=desk, settings=settings, reference=reference, holdout=holdout,
         earlier=earlier or [], keep_failed=keep_failed, dry_run=dry_run, key=key,
     )  # fmt: skip
     _print(found, as_json, dry_page(found) if dry_run else unlearn_page(found))
     if found.get("status") == "failed":
+        raise typer.Exit(1)
+    if require_forgotten and not dry_run and not is_forgotten(found["forgotten"]):
+        typer.echo(f"not forgotten, as --require-forgotten asks; the model is written and kept: {out.name}", err=True)
         raise typer.Exit(1)
 
 

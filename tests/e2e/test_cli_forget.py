@@ -57,7 +57,8 @@ def test_the_whole_way_of_a_request(world, upright, tmp_path):
     assert (tmp_path / "new" / "model.safetensors").exists()
     status, out, _ = upright("list")
     assert status == 0
-    assert f"{name}  done, model -> new, ledger line 2" in out
+    assert f"{name}  done, forgetting not measured, model -> new, ledger line 2" in out
+    assert json.loads(upright("list", "--json")[1])[0]["forgotten"] == "forgetting not measured"
     status, out, _ = upright("receipt", name)
     assert status == 0
     assert "approximate, empirical evidence only" in out
@@ -85,7 +86,27 @@ def test_a_failed_guard_is_exit_status_1(world, upright, tmp_path):
     assert re.search(r"Request \S+: failed\n  because utility floor: ", out)
     assert "not written: see --keep-failed" in out
     assert not (tmp_path / "new").exists()
-    assert "failed, model -> no model" in upright("list")[1]
+    assert "failed, forgetting not measured, model -> no model" in upright("list")[1]
+
+
+def test_forgotten_can_be_required(world, upright, tmp_path):
+    # catches a script that takes "done" for forgotten, a model that is gone then, and JSON with words after it
+    words = ["unlearn", world.model, world.forget, world.retain, *QUICK, "--epochs", "1", "--sampling", "uniform"]
+    status, out, err = upright(*words, "--out", "new", "--require-forgotten", "--json")
+    assert (status, json.loads(out)["status"]) == (1, "done")
+    assert "the model is written and kept: new" in err
+    assert (tmp_path / "new" / "model.safetensors").exists()
+    assert upright(*words, "--out", "other", "--require-forgotten", "--dry-run")[0] == 0
+
+
+def test_the_losses_of_the_help_are_those_that_the_desk_takes():
+    # catches a loss that was added or taken away and is still offered; the help itself must not load torch
+    from upright.cli_forget import LOSS
+    from upright.language.intake import losses_taken, refuse_loss
+
+    assert LOSS.removeprefix("One of ").removesuffix(".").split(", ") == losses_taken()
+    for name in losses_taken():
+        refuse_loss(name)
 
 
 def test_score_and_dry_run(world, upright, tmp_path):
@@ -109,10 +130,16 @@ def test_score_and_dry_run(world, upright, tmp_path):
         (["receipt", "20260101-000000-abcdef"], "upright forget list"),
         (["purge", "../.."], "one of its requests: none yet"),
         (["verify"], "no ledger at the desk forget-desk"),
+        (["list"], "no ledger at the desk forget-desk"),
         (["verify", "--key", "missing"], "head -c 32 /dev/urandom"),
         (["unlearn", "m", "f.jsonl", "r.jsonl", "--out", "new"], "f.jsonl cannot be read"),
         (["unlearn", "m", "f", "r", "--out", "new", "--sampling", "mdr"], "'mrd' | 'uniform'"),
-        (["unlearn", "m", "f", "r", "--out", "new", "--loss", "npoo"], "loss = 'npoo'"),
+        (["unlearn", "m", "f", "r", "--out", "new", "--loss", "npoo"], "--loss npoo\n  accepted: ce_u, ga, "),
+        (["unlearn", "m", "f", "r", "--out", "new", "--loss", "npoo"], "choose one of these"),
+        (["unlearn", "m", "f", "r", "--out", "new", "--sampling", "mdr"], "error: --sampling mdr"),
+        (["unlearn", "m", "f", "r", "--out", "new", "--sampling", "mdr"], "choose one of these"),
+        (["unlearn", "m", "f", "r", "--out", "new", "--learning-rate", "-1"], "error: --learning-rate -1.0"),
+        (["unlearn", "m", "f", "r", "--out", "new", "--utility-floor", "2"], "pass a value inside that range"),
         (["unlearn", "m", "f", "r", "--out", "new", "--learning-rate", "-1"], "float > 0"),
         (["eval", "m", "f.jsonl"], "f.jsonl cannot be read"),
         (["score", "m", "f.jsonl"], "f.jsonl cannot be read"),
@@ -162,6 +189,9 @@ def test_a_torn_ledger_is_mended_by_word_only(upright, tmp_path):
 
 def test_checks_do_not_wait_for_torch(tmp_path):
     # catches an import that makes every list and verify take seconds
+    from upright.ledger import Ledger
+
+    Ledger(tmp_path / "forget-desk" / "ledger.jsonl").append("opened", {"request": "a"})
     code = "import sys; sys.argv = ['upright', 'forget', 'list']\nfrom upright import cli\ntry:\n cli.main()\n"
     code += "except SystemExit:\n pass\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,

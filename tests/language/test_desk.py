@@ -73,6 +73,15 @@ def _other_reference(user, p):
     return {"reference": p / "other"}
 
 
+def _itself(user, p):
+    shutil.copytree(user.model, p / "copy")
+    return {"reference": p / "copy"}
+
+
+def _itself_rehearsed(user, p):
+    return {**_itself(user, p), "dry_run": True}
+
+
 def _long(user, p):
     one = read_records(user.forget)[0]
     return {"forget": w.write_records(p / "f.jsonl", [replace(one, answer="again and " * 200, id="long")])}
@@ -139,6 +148,10 @@ BAD = [
     (_other_reference, "a reference model with another tokenizer",
      "a reference of the same family, with the same vocabulary",
      "use the base model, or a model retrained from it without the records"),
+    (_itself, "--reference copy with the weights of model itself", "a model that was trained without the records",
+     "name another reference, or leave --reference out"),
+    (_itself_rehearsed, "--reference copy with the weights of model itself",
+     "a model that was trained without the records", "name another reference, or leave --reference out"),
     (_long, r"forget file: record long with \d+ tokens", "at most 256, the context of the model",
      "split the record, or use a model with a longer context"),
     (_long_retained, r"retain file: record long with \d+ tokens", "at most 256, the context of the model",

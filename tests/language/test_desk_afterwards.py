@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from upright.contract import InputError
 from upright.data.forget import read_records
-from upright.language import desk, disk, measures, pages, receipts
+from upright.language import afterwards, desk, disk, measures, pages, receipts
 from upright.language.evaluation import Speaker
 from upright.ledger import Ledger
 from upright.metrics import membership
@@ -357,14 +357,65 @@ def test_a_part_of_a_request_is_not_measured(world, finished, tmp_path, supplied
     assert why in pages.page(desk.receipt(own, found["request"]))
 
 
-def test_what_comes_back_is_noticed(world, finished, tmp_path):
-    # catches later training that restores what was forgotten: here the source model, which still knows it all
+def test_what_comes_back_is_noticed(world, finished, tmp_path, monkeypatch):
+    # catches later training that restores what was forgotten: here it gives the new model the old weights again
     place, found = finished
     own = shutil.copytree(place / "desk", tmp_path / "desk")
-    row = desk.reevaluate(own, world.model, [world.forget])["requests"][0]
+    assert desk.reevaluate(own, place / "new", [world.forget])["requests"][0]["came_back"] is False
+
+    monkeypatch.setattr(desk, "_train", restored(world))
+    later = w.write_records(tmp_path / "later.jsonl", read_records(world.retain)[:6])
+    keep = w.write_records(tmp_path / "keep.jsonl", read_records(world.retain)[6:])
+    second = desk.unlearn(place / "new", later, keep, out=tmp_path / "two", desk=own, settings=w.FAST,
+                          earlier=[world.forget])  # fmt: skip
+    row = second["reevaluated"]["requests"][0]
     assert row["came_back"] is True
     assert "it came back" in pages.page(desk.receipt(own, found["request"]))
-    assert desk.reevaluate(own, place / "new", [world.forget])["requests"][0]["came_back"] is False
+    # a child of the child, which the ledger knows by two requests
+    assert desk.reevaluate(own, tmp_path / "two", [world.forget])["requests"][0]["came_back"] is True
+
+
+def restored(world):
+    """Return a stand-in for training that loads the weights of the source model."""
+
+    def train(request, given, settings, levels):
+        given.speaker.model.load_state_dict(load_language_model(world.model)[0].state_dict())
+        return w.no_training(request, given, settings, levels)
+
+    return train
+
+
+def test_another_line_of_models_is_not_judged(world, finished, tmp_path, monkeypatch):
+    # catches "it came back" about a model that never forgot: false evidence, kept in the ledger for good
+    place, found = finished
+    own = shutil.copytree(place / "desk", tmp_path / "desk")
+    before = (own / "ledger.jsonl").read_bytes()
+    again = desk.reevaluate(own, world.model, [world.forget])
+    row = again["requests"][0]
+    assert row == {"request": found["request"], "of": 10, "state": "not comparable", "why": "another line of models"}
+    assert again["ledger"] is None
+    assert (own / "ledger.jsonl").read_bytes() == before
+    assert pages.said(row) == "another line of models: not comparable"
+    # a request that begins with the source model once more is a sister of the first, not its child
+    monkeypatch.setattr(desk, "_train", w.no_training)
+    later = w.write_records(tmp_path / "later.jsonl", read_records(world.retain)[:6])
+    keep = w.write_records(tmp_path / "keep.jsonl", read_records(world.retain)[6:])
+    second = w.start(world, tmp_path, forget=later, retain=keep, earlier=[world.forget])
+    assert [r["state"] for r in second["reevaluated"]["requests"]] == ["not comparable"]
+    assert "another line of models: not comparable" in pages.unlearn_page(second)
+    assert desk.receipt(own, found["request"])["since"] == []
+    assert [x["kind"] for x in Ledger(own / "ledger.jsonl").lines()][-1] == "unlearned"
+
+
+def test_ancestors_follow_the_requests_of_a_ledger():
+    # catches children taken for parents, a chain of one step, a failed request as a link, and a loop without end
+    chain = [("a", "b"), ("b", "c"), ("b", "d"), ("d", "d"), ("c", None), ("x", "y")]
+    requests = [{"model": {"before": one, "after": two}} for one, two in chain]
+    assert afterwards.ancestors(requests, "c") == {"a", "b", "c"}
+    assert afterwards.ancestors(requests, "d") == {"a", "b", "d"}
+    assert afterwards.ancestors(requests, "a") == {"a"}
+    assert afterwards.ancestors([*requests, {"model": {"before": "c", "after": "a"}}], "a") == {"a", "b", "c"}
+    assert afterwards.ancestors([{"model": {"output": None}}], "a") == {"a"}
 
 
 def test_earlier_records_in_the_retain_file_are_reported(world, finished, tmp_path, monkeypatch):
@@ -431,6 +482,38 @@ def test_verify_without_a_ledger_is_an_error(tmp_path):
     # catches "all lines hold" about a desk that is not there
     with pytest.raises(InputError, match="no ledger at the desk nowhere"):
         desk.verify(tmp_path / "nowhere")
+
+
+def test_a_list_of_a_desk_that_is_not_there_is_an_error(tmp_path):
+    # catches "none yet" for a mistyped --desk
+    with pytest.raises(InputError, match="no ledger at the desk nowhere"):
+        desk.listing(tmp_path / "nowhere")
+    Ledger(tmp_path / "desk" / "ledger.jsonl").append("opened", {"request": "a"})
+    assert desk.listing(tmp_path / "desk") == []
+
+
+@pytest.mark.parametrize(
+    ("verdict", "short", "forgotten"),
+    [("no: 4 of 4 attacks still find the records; the smallest", "not forgotten: 4 of 4 attacks still find the records",
+      False), ("none of 4 attacks finds the records; the smallest", "none of 4 attacks finds the records", True),
+     ("not measured: too few records, 10", "forgetting not measured", False),
+     (receipts.DESTROYED, receipts.DESTROYED, False)],
+)  # fmt: skip
+def test_a_verdict_in_short_says_the_same(verdict, short, forgotten):
+    # catches a list, or --require-forgotten, that takes "not measured" or a wreck for forgotten
+    assert pages.in_short(verdict) == short
+    assert pages.is_forgotten(verdict) is forgotten
+
+
+@pytest.mark.parametrize("name", ["model", "copy", "before"])
+def test_an_evaluation_against_the_model_itself_is_refused(world, tmp_path, name):
+    # catches a reference that agrees with whatever it judges, under another name too, or that still knows everything
+    reference = world.model
+    if name == "copy":
+        reference = shutil.copytree(world.model, tmp_path / "copy")
+    own = (world.reference, {"before": world.model}) if name == "before" else (world.model, {})
+    with pytest.raises(InputError, match=r"--reference .* with the weights of model itself"):
+        desk.evaluate(own[0], world.forget, reference=reference, rouge=False, **own[1])
 
 
 def test_torch_generators_stay_as_they_were(world, tmp_path):

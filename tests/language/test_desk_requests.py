@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from upright.data.forget import digest, read_records, tofu_records
-from upright.language import desk, disk, measures, pages
+from upright.language import desk, disk, measures, pages, receipts
 from upright.language.evaluation import Speaker
 from upright.ledger import Ledger
 from upright.models.hub import load_language_model
@@ -85,6 +86,8 @@ def test_hashes_are_salted_and_the_salt_is_secret(world, finished):
     assert not [r for r in records if digest(r) in everything]
     assert request.folder.stat().st_mode & 0o077 == 0
     assert (request.folder / "salt").stat().st_mode & 0o077 == 0
+    for path in [place / "desk", *(place / "desk").rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path.name
     other = disk.Request.new(place / "other")
     assert not set(other.hashes(records)) & set(expected)
 
@@ -205,7 +208,7 @@ def test_over_unlearning_is_a_failure_and_writes_no_model(world, tmp_path):
     states = {g["name"]: g["state"] for g in found["guards"]}
     assert states == {"utility floor": "passed", "over-unlearning": "failed"}
     assert found["status"] == "failed"
-    assert found["reasons"][0].startswith("over-unlearning: AUC 0.")
+    assert found["reasons"][0].startswith("over-unlearning: far below the level of unseen records: AUC 0.")
     assert not (tmp_path / "new").exists()
     assert found["model"]["output"] is None
     assert "not written" in pages.page(found)
@@ -219,6 +222,53 @@ def test_keep_failed_writes_the_model_and_still_says_failed(world, tmp_path):
     assert found["reasons"][0].startswith("utility floor: utility ")
     assert found["guards"][1]["state"] == "not checked"
     assert load_language_model(tmp_path / "new")
+
+
+def test_a_failed_request_says_that_earlier_ones_were_not_measured(world, tmp_path, monkeypatch):
+    # catches --earlier that is dropped without a word, in the output or in the receipt
+    monkeypatch.setattr(desk, "_train", lambda *_: (None, {"reasons": ["not a number: x"], "facts": {}}))
+    said = "earlier requests: not measured, because the request failed"
+    other = w.write_records(tmp_path / "earlier.jsonl", tofu_records()[60:66])
+    for name, more in (("a", {}), ("b", {"keep_failed": True})):
+        found = w.start(world, tmp_path, out=tmp_path / name, earlier=[other], **more)
+        assert found["status"] == "failed"
+        assert said in pages.unlearn_page(found)
+        assert said in pages.page(desk.receipt(tmp_path / "desk", found["request"]))
+    assert said not in pages.unlearn_page(w.start(world, tmp_path, out=tmp_path / "c"))
+
+
+def told(gone, before, after):
+    """Return aggregates with these mean probabilities."""
+    kept = {"before": before, "after": after}
+    return {"forget": {"forget_probability": {"after": gone}}, "retain": {"retain_probability": kept}}
+
+
+@pytest.mark.parametrize(
+    ("means", "lost"),
+    [((0.002, 0.5, 0.003), True), ((0.002, 0.5, 0.4), False), ((0.2, 0.5, 0.003), False),
+     ((0.002, 0.004, 0.003), False), ((0.002, 0.5, None), False), ((None, 0.5, 0.003), False)],
+)  # fmt: skip
+def test_a_destroyed_model_is_one_that_lost_both_sides(means, lost):
+    # catches a verdict withheld for good forgetting, for a model that never knew anything, or from too few records
+    rows = [None if one is None else {"value": one} for one in means]
+    assert receipts.destroyed(told(*rows)) is lost
+    assert receipts.destroyed({"forget": {}, "retain": {}}) is False
+
+
+def test_the_verdict_on_a_destroyed_model_is_withheld(world, tmp_path, monkeypatch):
+    # catches "none of 4 attacks finds the records" as praise for a model that knows nothing
+    def wreck(request, given, settings, levels):
+        with torch.no_grad():
+            given.speaker.model.lm_head.weight.normal_(0, 30, generator=torch.Generator().manual_seed(0))
+        return w.no_training(request, given, settings, levels)
+
+    monkeypatch.setattr(desk, "_train", wreck)
+    unseen = w.write_records(tmp_path / "unseen.jsonl", tofu_records()[800:814])
+    found = w.start(world, tmp_path, holdout=unseen)
+    assert found["status"] == "failed"
+    assert found["forgotten"] == "meaningless: the model is destroyed"
+    assert not [line for line in found["warnings"] if "by the attack" in line]
+    assert desk.listing(tmp_path / "desk")[0]["forgotten"] == found["forgotten"]
 
 
 def test_a_run_that_diverges_fails_and_leaves_the_source(world, tmp_path):
@@ -253,6 +303,12 @@ def test_over_unlearning_is_judged_by_held_out_records_or_the_reference():
     low, high = np.linspace(1, 2, 20), np.linspace(5, 6, 20)
     assert measures.guards(fake(low), fake(high, low), None, utility_floor=0)[1].state == "failed"
     assert measures.guards(fake(low), fake(low, high), None, utility_floor=0)[1].state == "passed"
+    said = [
+        measures.guards(fake(low), fake(*sides), None, utility_floor=0)[1].detail
+        for sides in ((low, high), (high, low))
+    ]
+    assert said[0].startswith("not below the level of unseen records: AUC 1.0000 of the loss attack")
+    assert said[1].startswith("far below the level of unseen records: AUC 0.0000 of the loss attack")
     assert measures.guards(fake(low), fake(low, low), None, utility_floor=0)[1].state == "passed"
     assert measures.guards(fake(low), fake(high), fake(low), utility_floor=0)[1].state == "failed"
     assert measures.guards(fake(low), fake(high), fake(high), utility_floor=0)[1].state == "passed"

@@ -8,6 +8,8 @@ import re
 import numpy as np
 import pytest
 
+pytest.importorskip("nltk")
+
 from upright.report import build_report
 from upright.report.panels import limits_for, panel_for
 from upright.report.plots import Canvas

@@ -68,6 +68,8 @@ def test_the_reference_knows_what_is_kept_and_not_what_is_forgotten(task):
     np.testing.assert_allclose(
         original["forget_gap"], np.abs(original["forget_probability"] - reference["forget_probability"]), atol=1e-9
     )
+    lost = np.abs(np.log(original["forget_probability"]) - np.log(reference["forget_probability"]))
+    np.testing.assert_allclose(original["forget_loss_gap"], lost, atol=1e-6)
 
 
 def test_values_stand_where_their_set_stands_alone(task):

@@ -10,14 +10,17 @@ from upright.contract import InputError
 from upright.data.forget import Record, unique_records
 from upright.language import disk, receipts
 from upright.language.disk import Request, plain
+from upright.language.pages import in_short
 from upright.language.receipts import name_of, open_ledger, records_of
 from upright.ledger import Ledger
 
 if TYPE_CHECKING:  # receipts and checks must not wait for torch
     from upright.language.evaluation import Speaker
 
-__all__ = ["listing", "purge", "receipt", "reevaluate", "reevaluated", "verify"]
+__all__ = ["ancestors", "listing", "purge", "receipt", "reevaluate", "reevaluated", "verify"]
 
+APART = "not comparable"
+"""State of an earlier request whose new model is no ancestor of the model at hand."""
 PURGE_NOTE = "overwritten once and deleted; an SSD, a copying file system or a backup may still hold the old blocks"
 
 # -- earlier requests -----------------------------------------------------------------------------------------------
@@ -25,9 +28,12 @@ PURGE_NOTE = "overwritten once and deleted; an SSD, a copying file system or a b
 
 def reevaluated(
     desk: Path, ledger: Ledger, speaker: Speaker, records: Sequence[Record], *, kept: Sequence[Record] = (),
-    model: str | None = None, skip: str = "", seed: int = 0,
+    source: str, model: str | None = None, skip: str = "", seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure earlier requests on a model, where all their records are here, and note it in the ledger.
+
+    Only a model that is the new model of a request, or descends from it, can show what became of that request. Any
+    other one may never have forgotten the records, so it is not measured, and nothing is noted.
 
     A request of which some records are missing is not measured: two means over sets that differ in one record would
     give that record's score away. For the same reason counts below `LEAST` are not stated.
@@ -41,24 +47,49 @@ def reevaluated(
         Whatever was supplied; each is matched by its salted hash.
     kept : sequence of Record
         Retained by the present request: an earlier record among them was taught again.
+    source : str
+        Checksum of the model at hand or, in a request, of the model that it began with.
     skip : str
         The present request.
 
     Returns
     -------
     dict
-        ``requests`` with a row each: ``state``, ``why``, ``matched``, ``of``, ``probability``, ``metrics``,
-        ``came_back``, ``kept_again`` (None for fewer than `LEAST`, but not 0); ``ledger`` is None when there was no
-        earlier request.
+        ``requests`` with a row each: ``state`` (``re-evaluated``, ``not re-evaluable``, ``not comparable``), ``why``,
+        ``matched``, ``of``, ``probability``, ``metrics``, ``came_back``, ``kept_again`` (None for fewer than `LEAST`,
+        but not 0); ``ledger``: number of the line, None when there was nothing to note.
     """
     last = {x["body"]["request"]: x["body"] for x in ledger.lines() if x["kind"] == "unlearned"}
+    line_of_models = ancestors(list(last.values()), source)
     last.pop(skip, None)
     known = unique_records(records)[0]
-    rows = [_again(desk, body, speaker, known, kept, seed) for body in last.values()]
-    if not rows:
-        return {"requests": [], "ledger": None}
-    line = ledger.append("re-evaluated", plain({"model": model, "by": skip or None, "requests": rows}))
-    return {"requests": line["body"]["requests"], "ledger": line["n"]}
+    rows = []
+    for name, body in last.items():
+        after = body["model"].get("after")
+        if after is not None and after not in line_of_models:
+            rows.append({"request": name, "of": len(body["hashes"]), "state": APART, "why": "another line of models"})
+        else:
+            rows.append(plain(_again(desk, body, speaker, known, kept, seed)))
+    noted = [row for row in rows if row["state"] != APART]
+    line = ledger.append("re-evaluated", {"model": model, "by": skip or None, "requests": noted}) if noted else None
+    return {"requests": rows, "ledger": line["n"] if line else None}
+
+
+def ancestors(requests: Sequence[Mapping[str, Any]], model: str) -> set[str]:
+    """Return the checksums of a model and of all models that it came from, by the requests of a ledger.
+
+    Parameters
+    ----------
+    requests : sequence of mapping
+        Bodies of finished requests: ``model`` with the checksums ``before`` and ``after``.
+    model : str
+        Checksum.
+    """
+    found, new = {model}, {model}
+    while new:
+        new = {one["model"]["before"] for one in requests if one["model"].get("after") in new} - found
+        found |= new
+    return found
 
 
 def _again(
@@ -116,7 +147,7 @@ def reevaluate(
     records = [r for file in files for r in records_of("earlier", file, notes)]
     model, tokenizer = load_language_model(model_dir)
     speaker = Speaker(model, tokenizer, batch_size=batch_size)
-    return reevaluated(desk, ledger, speaker, records, model=name_of(model_dir))
+    return reevaluated(desk, ledger, speaker, records, source=disk.checksum(model_dir), model=name_of(model_dir))
 
 
 def receipt(desk: Path, request: str, *, key: Path | None = None) -> dict[str, Any]:
@@ -137,18 +168,33 @@ def purge(desk: Path, request: str, *, key: Path | None = None) -> dict[str, Any
 
 
 def listing(desk: Path) -> list[dict[str, Any]]:
-    """Return one row a request: how it ended, and where that stands in the ledger."""
-    lines = {x["body"]["request"]: x for x in Ledger(desk / "ledger.jsonl").lines() if x["kind"] == "unlearned"}
+    """Return one row a request: how it ended, whether attacks find the records, and where that stands in the ledger.
+
+    Raises
+    ------
+    InputError
+        When there is no desk.
+    """
+    ledger, requests = Ledger(desk / "ledger.jsonl"), disk.requests_of(desk)
+    if not requests:
+        _refuse_nowhere(desk, ledger)
+    lines = {x["body"]["request"]: x for x in ledger.lines() if x["kind"] == "unlearned"}
     rows = []
-    for one in disk.requests_of(desk):
+    for one in requests:
         plan, line = one.plan, lines.get(one.id)
         status = plan.get("status", "unknown")
         rows.append({
             "request": one.id, "status": "running or interrupted" if status == "started" else status,
+            "forgotten": in_short(line["body"]["forgotten"]) if line else None,
             "model": plan.get("model"), "out": line["body"]["model"]["output"] if line else None,
             "purged": one.salt is None, "line": line["n"] if line else None,
         })  # fmt: skip
     return rows
+
+
+def _refuse_nowhere(desk: Path, ledger: Ledger) -> None:
+    if not ledger.path.exists():
+        raise InputError(f"no ledger at the desk {desk.name}", "a folder that score or unlearn wrote", "check --desk")
 
 
 def verify(
@@ -171,8 +217,7 @@ def verify(
         Take a torn end out first; the bytes are kept and a line tells of it.
     """
     ledger = Ledger(desk / "ledger.jsonl", key=key)
-    if not ledger.path.exists():
-        raise InputError(f"no ledger at the desk {desk.name}", "a folder that score or unlearn wrote", "check --desk")
+    _refuse_nowhere(desk, ledger)
     mended = ledger.mend() is not None if mend else False
     found = ledger.verify(head=head)
     reason = found.reason

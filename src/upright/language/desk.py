@@ -156,6 +156,9 @@ def unlearn(
             body["warnings"].append("the source model folder changed meanwhile, by another program")
         body["artefacts"] = receipts.artefacts(request, request.plan)
         written = body["status"] == "done" or keep_failed
+        measurable = written and not _not_a_number(body["reasons"])
+        if earlier and not measurable:
+            body["warnings"].append("earlier requests: not measured, because the request failed")
         if written:
             with disk.new_folder(out, size) as part:
                 given.speaker.model.save_pretrained(part)
@@ -169,10 +172,10 @@ def unlearn(
             raise
     request.note(status=body["status"])
     again: dict[str, Any] = {"requests": [], "ledger": None}
-    if written and not _not_a_number(body["reasons"]):
+    if measurable:
         supplied = [*given.forget, *given.retain, *given.holdout, *old]
-        again = reevaluated(desk, ledger, given.speaker, supplied, kept=given.retain, model=name_of(out),
-                            skip=request.id, seed=settings.seed)  # fmt: skip
+        again = reevaluated(desk, ledger, given.speaker, supplied, kept=given.retain, source=before_sum,
+                            model=name_of(out), skip=request.id, seed=settings.seed)  # fmt: skip
     return {**receipts.receipt_of(desk, request.id, ledger=ledger), "reevaluated": again}
 
 
@@ -191,6 +194,7 @@ def _closing(request: Request) -> Iterator[None]:
         raise
     finally:
         shutil.rmtree(request.folder / "cache" / "training", ignore_errors=True)
+        request.lock()
 
 
 def _unlearned(request: Request, given: Inputs, settings: Settings) -> dict[str, Any]:
@@ -215,10 +219,11 @@ def _unlearned(request: Request, given: Inputs, settings: Settings) -> dict[str,
     if other is not None:
         measured["reference"] = other
     metrics = compared(measured, seed=seed)
+    lost = receipts.destroyed(metrics)
     summary = None if found is None else difficulty_of(found, seed=seed)
     return {
         "schema": 1, "request": request.id, "status": "failed" if reasons else "done", "reasons": reasons,
-        "forgotten": verdict(metrics, "after"), "level": receipts.APPROXIMATE,
+        "forgotten": receipts.DESTROYED if lost else verdict(metrics, "after"), "level": receipts.APPROXIMATE,
         "records": {"forget": len(given.forget), "retain": len(given.retain), "holdout": len(given.holdout)},
         "hashing": "HMAC-SHA-256 under a secret salt of this request",
         "hashes": sorted(request.hashes(given.forget)),
@@ -230,7 +235,8 @@ def _unlearned(request: Request, given: Inputs, settings: Settings) -> dict[str,
         "difficulty": summary, "notes": receipts.limits(reference=other is not None, holdout=bool(given.holdout),
                                                         retain=bool(given.retain)),
         "guards": [vars(one) for one in checks], "metrics": metrics,
-        "warnings": [*given.notes, *still_known(metrics, "after"), *((summary or {}).get("warnings") or [])],
+        "warnings": [*given.notes, *([] if lost else still_known(metrics, "after")),
+                     *((summary or {}).get("warnings") or [])],
     }  # fmt: skip
 
 
@@ -324,7 +330,8 @@ def evaluate(
     if out is not None:
         intake.refuse_report(out, folders=[model_dir, reference, before, desk],
                              files=[forget_file, retain_file, holdout, *other])  # fmt: skip
-    given = inputs(model_dir, forget_file, retain_file, holdout=holdout, reference=reference, batch_size=batch_size)
+    given = inputs(model_dir, forget_file, retain_file, holdout=holdout, reference=reference, before=before,
+                   batch_size=batch_size)  # fmt: skip
     sides: dict[str, Any] = {"retain": given.retain, "holdout": given.holdout, "rouge": rouge}
     known = None if given.reference is None else given.reference.read(given.forget)
     looks = {"model": look(given.speaker, given.forget, reference=known, **sides)}
@@ -338,5 +345,5 @@ def evaluate(
         "robustness": hardened(given, before=before, seed=seed) if robust else None,
     })  # fmt: skip
     if out is not None:
-        disk.write_json(out, found)
+        disk.write_json(out, found, private=False)
     return dict(found)

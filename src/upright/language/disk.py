@@ -48,13 +48,13 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, private: bool = True) -> None:
     """Write JSON as a whole or not at all."""
-    write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", private=private)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text as a whole or not at all.
+def write_text(path: Path, text: str, *, private: bool = True) -> None:
+    """Write a text as a whole or not at all, and so that its owner alone may read it unless `private` is False.
 
     Raises
     ------
@@ -65,6 +65,8 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
+            if private:
+                temporary.chmod(0o600)  # before there is anything to read
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -91,6 +93,13 @@ def read_json(path: Path) -> Any:
     except (OSError, ValueError) as error:
         raise InputError(f"{path.name}: {error.__class__.__name__}", "a JSON file that this desk wrote",
                          "check the path, or take the file from a copy") from None  # fmt: skip
+
+
+def _lock(place: Path) -> None:
+    """Leave files and folders below a place, and itself, to their owner."""
+    for one in (place, *place.rglob("*")):
+        if not one.is_symlink():
+            one.chmod(0o700 if one.is_dir() else 0o600)
 
 
 # -- model folders --------------------------------------------------------------------------------------------------
@@ -220,11 +229,20 @@ class Request:
 
     @classmethod
     def new(cls, desk: Path) -> Request:
-        """Make a folder with a salt that only its owner may read."""
+        """Make a folder with a salt, in a desk with a ledger, that only their owner may read.
+
+        A folder that was there before keeps its own rights: it may hold other things than a desk.
+        """
         folder = desk / "requests" / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         try:
+            if not desk.exists():
+                desk.mkdir(parents=True)
+                desk.chmod(0o700)
             folder.mkdir(parents=True)
-            folder.chmod(0o700)  # what is secret stays with its owner
+            for one in (folder.parent, folder):
+                one.chmod(0o700)  # what is secret stays with its owner
+            (desk / "ledger.jsonl").touch()
+            (desk / "ledger.jsonl").chmod(0o600)
             handle = os.open(folder / "salt", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "wb") as file:
                 file.write(secrets.token_bytes(32))
@@ -243,8 +261,12 @@ class Request:
     def cache(self) -> Path:
         """Folder for what may be thrown away; made when asked for."""
         folder = self.folder / "cache"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         return folder
+
+    def lock(self) -> None:
+        """Leave all that was written here to its owner: other parts of the library wrote the cache."""
+        _lock(self.folder)
 
     @property
     def plan(self) -> dict[str, Any]:

@@ -10,13 +10,16 @@ from typing import Annotated, Any, Literal
 
 from upright.contract import Config, InputError, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from upright.data.forget import Record, refuse_overlap
+from upright.language.disk import checksum, weight_bytes
 from upright.language.encoding import refuse_mismatch
 from upright.language.evaluation import Speaker
+from upright.language.losses import LOSSES, PAIRS
 from upright.language.objectives import objective_of
 from upright.language.receipts import records_of
 from upright.models.hub import load_language_model
 
-__all__ = ["REPORT", "Inputs", "Settings", "expectation", "inputs", "refuse_loss", "refuse_place", "refuse_report"]
+__all__ = ["REPORT", "Inputs", "Settings", "expectation", "inputs", "losses_taken", "refuse_loss", "refuse_place",
+           "refuse_report"]  # fmt: skip
 
 REPORT = "upright forget eval"
 """By this first entry a file is recognised as one that an evaluation wrote."""
@@ -77,7 +80,29 @@ def refuse_loss(name: str) -> None:
     if name in _BEYOND:
         raise InputError(f"loss {name!r} at the desk", "a loss of records alone, such as npo, simnpo, ga or grad_diff",
                          "train with upright.language.trainer.UnlearnTrainer, which takes its options")  # fmt: skip
+    if name not in (known := losses_taken()):
+        raise InputError(f"loss = {name!r}", ", ".join(known), "choose one of these")
     objective_of(name)
+
+
+def losses_taken() -> list[str]:
+    """Return the names of the losses that the desk takes."""
+    known = {*PAIRS, *(name for name, one in LOSSES.items() if one.side == "forget")}
+    return sorted(known - set(_BEYOND))
+
+
+def _refuse_itself(reference: Path, *models: Path | None) -> None:
+    """Refuse a reference with the weights of a model that it is to judge: every record would be at its level."""
+    if not weight_bytes(reference):
+        return  # no model at all: loading says so
+    own = checksum(reference)
+    for model in models:
+        if model is not None and checksum(model) == own:
+            raise InputError(
+                f"--reference {reference.name} with the weights of {model.name} itself",
+                "a model that was trained without the records",
+                "name another reference, or leave --reference out",
+            )
 
 
 def _fits(speaker: Speaker, name: str, records: Sequence[Record]) -> None:
@@ -91,15 +116,20 @@ def _fits(speaker: Speaker, name: str, records: Sequence[Record]) -> None:
 
 def inputs(
     model_dir: Path, forget_file: Path, retain_file: Path | None = None, *, holdout: Path | None = None,
-    reference: Path | None = None, batch_size: int = 8,
+    reference: Path | None = None, before: Path | None = None, batch_size: int = 8,
 ) -> Inputs:  # fmt: skip
     """Read everything, cheapest first, and refuse what cannot be right.
+
+    Parameters
+    ----------
+    before : Path, optional
+        The model before unlearning, which cannot be the reference either.
 
     Raises
     ------
     InputError
         For an empty or broken file, a record in two files, a tokenizer that is not the model's, a record longer than
-        the context, a folder that is no model.
+        the context, a folder that is no model, a reference with the weights of the model itself.
     """
     notes: list[str] = []
     forget = records_of("forget", forget_file, notes)
@@ -109,6 +139,7 @@ def inputs(
     speaker = Speaker(model, tokenizer, batch_size=batch_size)
     other = None
     if reference is not None:
+        _refuse_itself(reference, model_dir, before)
         ref_model, ref_tokenizer = load_language_model(reference)
         refuse_mismatch(tokenizer, model, reference=ref_tokenizer)
         other = Speaker(ref_model, ref_tokenizer, batch_size=batch_size)

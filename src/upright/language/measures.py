@@ -302,8 +302,9 @@ def _over(after: Look, reference: Look | None) -> Guard:
         return Guard(name, "not checked", f"too few records: with {found.n_forget} forgotten and {found.n_holdout} of "
                      f"{what} no AUC could fail")  # fmt: skip
     shown = f"AUC {found.auc:.4f}" if min(found.n_forget, found.n_holdout) >= LEAST else "AUC of too few to show"
-    detail = f"{shown} of the loss attack against {what}, s.e. {found.standard_error:.4f}; far below 0.5 it fails"
-    return Guard(name, "failed" if membership.over_unlearned(found, z=_ERRORS) else "passed", detail)
+    low = membership.over_unlearned(found, z=_ERRORS)
+    said = f"{'far' if low else 'not'} below the level of unseen records: {shown} of the loss attack against {what}"
+    return Guard(name, "failed" if low else "passed", f"{said}, s.e. {found.standard_error:.4f}")
 
 
 def verdict(metrics: Mapping[str, Any], model: str) -> str:

@@ -6,7 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["dry_page", "eval_page", "list_page", "page", "purge_page", "score_page", "unlearn_page", "verify_page"]
+__all__ = [
+    "dry_page",
+    "eval_page",
+    "in_short",
+    "is_forgotten",
+    "list_page",
+    "page",
+    "purge_page",
+    "score_page",
+    "unlearn_page",
+    "verify_page",
+]
 
 _ATTACKS = "forgotten against held-out records (AUC, 0.5 finds nothing; 95 % intervals of all attacks together)"
 _ORDER = {"before": 0, "after": 1, "model": 1, "reference": 2}
@@ -95,11 +106,26 @@ def page(receipt: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def is_forgotten(verdict: str) -> bool:
+    """Whether a verdict is that no attack finds the records; what was not measured, or is meaningless, is not."""
+    return verdict.startswith("none of ")
+
+
+def in_short(verdict: str) -> str:
+    """Return a verdict in a few words, for one line of a list."""
+    if verdict.startswith("not measured"):
+        return "forgetting not measured"
+    words = verdict.partition(";")[0]
+    return f"not forgotten: {words.removeprefix('no: ')}" if words.startswith("no: ") else words
+
+
 def said(row: Mapping[str, Any]) -> str:
     """Say in words what a re-evaluation found about one request."""
     again = row.get("kept_again", 0)
     taught = "fewer than 5" if again is None else str(again)
     taught = "" if again == 0 else f"; {taught} of them stood in the retain file: they were taught again"
+    if row["state"] == "not comparable":
+        return f"{row['why']}: not comparable"
     if row["state"] != "re-evaluated":
         return f"not re-evaluable: {row['why']}{taught}"
     back = f"; it came back{taught}" if row["came_back"] else taught
@@ -202,8 +228,8 @@ def _place(line: int | None) -> str:
 def list_page(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return one line a request."""
     lines = [
-        f"  {r['request']}  {r['status']}, {r['model']} -> {r['out'] or 'no model'}"
-        f"{', purged' if r['purged'] else ''}{_place(r['line'])}"
+        f"  {r['request']}  {r['status']}, {r['forgotten'] + ', ' if r['forgotten'] else ''}"
+        f"{r['model']} -> {r['out'] or 'no model'}{', purged' if r['purged'] else ''}{_place(r['line'])}"
         for r in rows
     ]  # fmt: skip
     return "\n".join(["Requests", *(lines or ["  none yet"])])

@@ -31,9 +31,11 @@ from upright.ledger import Ledger, canonical
 
 __all__ = [
     "APPROXIMATE",
+    "DESTROYED",
     "artefacts",
     "body_of",
     "code",
+    "destroyed",
     "difference",
     "limits",
     "name_of",
@@ -43,6 +45,9 @@ __all__ = [
 ]
 
 APPROXIMATE = "approximate, empirical evidence only"
+DESTROYED = "meaningless: the model is destroyed"
+"""The verdict on a model that knows nothing any more."""
+_NOTHING = 0.01  # mean probability a token below which nothing is known
 _PURGES = "; purge destroys it"
 _PACKAGES = ("upright", "torch", "transformers", "accelerate", "peft")
 
@@ -93,6 +98,20 @@ def limits(*, reference: bool, holdout: bool, retain: bool) -> list[str]:
             "any other text"
         )
     return out
+
+
+def destroyed(metrics: Mapping[str, Any]) -> bool:
+    """Whether a model has lost what it should keep along with what it should forget; attacks then mean nothing.
+
+    Both mean probabilities are below 0.01, and the kept one is less than a tenth of what it was. False where there are
+    too few records for either mean.
+    """
+    gone = (metrics.get("forget") or {}).get("forget_probability") or {}
+    kept = (metrics.get("retain") or {}).get("retain_probability") or {}
+    if any(one is None for one in (gone.get("after"), kept.get("after"), kept.get("before"))):
+        return False
+    lost = max(gone["after"]["value"], kept["after"]["value"]) < _NOTHING
+    return bool(lost and kept["after"]["value"] < kept["before"]["value"] / 10)
 
 
 def body_of(ledger: Ledger, request: str) -> dict[str, Any]:

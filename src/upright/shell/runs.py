@@ -23,11 +23,15 @@ __all__ = ["ArmRun", "RunFolder", "environment", "plain", "prune", "read_json", 
 PACKAGES = ("upright", "torch", "numpy", "scipy", "pydantic", "polars", "pyarrow")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically: a reader sees the old file or the new one, never half of it. NaN becomes null."""
+def write_json(path: Path, value: Any, *, compact: bool = False) -> None:
+    """Write JSON atomically: a reader sees the old file or the new one, never half of it. NaN becomes null.
+
+    ``compact`` leaves out indentation, which is half of a file of numbers.
+    """
     temporary = path.with_name(path.name + ".part")
     with temporary.open("w", encoding="utf-8") as f:
-        json.dump(plain(value), f, indent=1, ensure_ascii=False, allow_nan=False)
+        form: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 1}
+        json.dump(plain(value), f, ensure_ascii=False, allow_nan=False, **form)
         f.write("\n")
         f.flush()
         os.fsync(f.fileno())

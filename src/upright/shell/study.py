@@ -224,7 +224,7 @@ def publish_runs(
                     row[key] = None if row.get(key) is None else round(row[key], 3)
     if cells:
         found["arms"] = [_without_small_counts(_short(arm)) for arm in found["arms"]]
-    write_json(target / "summary.json", found)
+    write_json(target / "summary.json", found, compact=True)
     resolved = read_json(runs[0] / "config.json")["resolved"]
     own = {a["name"]: {**resolved["method"], **a["settings"]} for a in found["arms"]}
     write_json(target / "config.json", {**about, "resolved": {"task": resolved["task"], "arms": own}})
