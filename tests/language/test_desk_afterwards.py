@@ -484,38 +484,6 @@ def test_verify_without_a_ledger_is_an_error(tmp_path):
         desk.verify(tmp_path / "nowhere")
 
 
-def test_a_list_of_a_desk_that_is_not_there_is_an_error(tmp_path):
-    # catches "none yet" for a mistyped --desk
-    with pytest.raises(InputError, match="no ledger at the desk nowhere"):
-        desk.listing(tmp_path / "nowhere")
-    Ledger(tmp_path / "desk" / "ledger.jsonl").append("opened", {"request": "a"})
-    assert desk.listing(tmp_path / "desk") == []
-
-
-@pytest.mark.parametrize(
-    ("verdict", "short", "forgotten"),
-    [("no: 4 of 4 attacks still find the records; the smallest", "not forgotten: 4 of 4 attacks still find the records",
-      False), ("none of 4 attacks finds the records; the smallest", "none of 4 attacks finds the records", True),
-     ("not measured: too few records, 10", "forgetting not measured", False),
-     (receipts.DESTROYED, receipts.DESTROYED, False)],
-)  # fmt: skip
-def test_a_verdict_in_short_says_the_same(verdict, short, forgotten):
-    # catches a list, or --require-forgotten, that takes "not measured" or a wreck for forgotten
-    assert pages.in_short(verdict) == short
-    assert pages.is_forgotten(verdict) is forgotten
-
-
-@pytest.mark.parametrize("name", ["model", "copy", "before"])
-def test_an_evaluation_against_the_model_itself_is_refused(world, tmp_path, name):
-    # catches a reference that agrees with whatever it judges, under another name too, or that still knows everything
-    reference = world.model
-    if name == "copy":
-        reference = shutil.copytree(world.model, tmp_path / "copy")
-    own = (world.reference, {"before": world.model}) if name == "before" else (world.model, {})
-    with pytest.raises(InputError, match=r"--reference .* with the weights of model itself"):
-        desk.evaluate(own[0], world.forget, reference=reference, rouge=False, **own[1])
-
-
 def test_torch_generators_stay_as_they_were(world, tmp_path):
     # catches a verb that reseeds what a user's own program draws from
     torch.manual_seed(5)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from upright.contract import Config, InputError, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from upright.data.forget import Record, refuse_overlap
-from upright.language.disk import checksum, weight_bytes
+from upright.language.disk import checksum
 from upright.language.encoding import refuse_mismatch
 from upright.language.evaluation import Speaker
 from upright.language.losses import LOSSES, PAIRS
@@ -93,8 +93,6 @@ def losses_taken() -> list[str]:
 
 def _refuse_itself(reference: Path, *models: Path | None) -> None:
     """Refuse a reference with the weights of a model that it is to judge: every record would be at its level."""
-    if not weight_bytes(reference):
-        return  # no model at all: loading says so
     own = checksum(reference)
     for model in models:
         if model is not None and checksum(model) == own:
@@ -139,9 +137,9 @@ def inputs(
     speaker = Speaker(model, tokenizer, batch_size=batch_size)
     other = None
     if reference is not None:
-        _refuse_itself(reference, model_dir, before)
         ref_model, ref_tokenizer = load_language_model(reference)
         refuse_mismatch(tokenizer, model, reference=ref_tokenizer)
+        _refuse_itself(reference, model_dir, before)
         other = Speaker(ref_model, ref_tokenizer, batch_size=batch_size)
     for name, records in (("forget", forget), ("retain", retain), ("holdout", unseen)):
         for one in (speaker, other):
