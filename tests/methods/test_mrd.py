@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from upright.contract import InputError
 from upright.methods.mrd import THIRDS, MRDConfig, Unlearned, run, scoring, sizes, thirds
 from upright.shell.registry import load_method
 from upright.shell.runs import ArmRun
@@ -44,6 +45,12 @@ def test_thirds_are_of_equal_size_and_low_scores_are_hard():
     found = thirds(np.arange(9.0)[::-1])
     assert found == ["easy"] * 3 + ["middle"] * 3 + ["hard"] * 3
     assert [thirds(np.ones(7)).count(t) for t in THIRDS] == [3, 2, 2]
+
+
+@pytest.mark.parametrize("settings", [{"tau": float("nan")}, {"tau": float("inf")}, {"loss": "ga", "beta": 0.1}])
+def test_what_would_fail_after_teaching_is_refused_before(settings):
+    with pytest.raises(InputError):
+        MRDConfig(**settings)
 
 
 def test_modes_are_other_estimators():
@@ -90,6 +97,15 @@ def test_every_arm_carries_the_same_scores_of_its_records(task, remedy):
     assert all(list(column) == ids for column in found.values.values())
     by_score = sorted(ids, key=found.values["mrd"].__getitem__)
     assert [found.difficulty[i] for i in by_score] == thirds(np.arange(20.0))
+
+
+def test_answer_tokens_are_of_the_answer_whatever_is_scored(task):
+    # catches: the length of prompt and answer under the name of the answer's
+    found, held = _unlearned(task, "original", scope="sequence", effort=False)
+    wanted = [float(one.answer_length) for one in task.encoded(held, "forget")]
+    assert list(found.values["answer_tokens"].values()) == wanted
+    whole = np.array(list(found.values["mrd"].values())) / np.array(list(found.values["mrd_per_token"].values()))
+    assert (whole > wanted).all()
 
 
 def test_a_run_notes_scores_weights_and_path(remedy):

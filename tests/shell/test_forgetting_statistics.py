@@ -435,3 +435,30 @@ def test_many_records_are_drawn_in_groups(monkeypatch):
     assert (samples.weight.shape, few.weight.shape) == ((21, 95), (21, 40))
     assert np.isfinite(other).all()
     assert other[1:].std() > 0
+
+
+def shown(blocks, text):
+    arms = [Arm("none", "baseline"), Arm("retrain", "anchor")]
+    return level(evidence(Units(blocks), arms=arms, statistics=[text], metrics={}, draws=20), text)
+
+
+def test_records_of_sets_that_a_metric_is_not_of_are_not_counted_as_undefined():
+    # catches: kept and held-out records named as undefined values of a metric of forgotten ones
+    blocks = world(n=(40, 25, 30), blank=0.0)
+    own, both = shown(blocks, "mean:forget_probability"), shown(blocks, "mean:mia_loss")
+    assert (own["n_units"], own["n_undefined"]) == (40, 0)
+    assert (both["n_units"], both["n_undefined"]) == (40 + 25, 0)
+    for block in blocks:
+        block.scores.values["forget_probability"][:3] = np.nan  # these are undefined, and said to be
+    lost = shown(blocks, "mean:forget_probability")
+    assert (lost["n_units"], lost["n_undefined"]) == (37, 3)
+
+
+def test_nothing_is_compared_with_an_anchor():
+    # catches: falling short of the aim counted as a rival that is better, or beating no unlearning as a gain
+    arms = [Arm("none", "baseline"), Arm("mrd", "remedy"), Arm("retrain", "anchor")]
+    text = "mean:forget_probability"
+    units = Units(world(arms=("none", "mrd", "retrain")))
+    found = evidence(units, arms=arms, statistics=[text], metrics={}, primary=text, cost=text, draws=20)
+    assert {d["against"] for d in found["differences"]} == {"none"}
+    assert {x["arm"] for x in found["levels"]} == {"none", "mrd", "retrain"}

@@ -73,3 +73,24 @@ def test_numbers_of_few_people_leave_the_notes():
     note = {"counts": [{"client": "a", "n": 3, "y=yes": 2, "y=no": 0}, {"n": 7}], "small": [{"samples": 4, "of": 90}]}
     counts = [{"client": "a", "n": None, "y=yes": None, "y=no": 0}, {"n": 7}]
     assert _without_small_counts(note) == {"counts": counts, "small": [{"samples": None, "of": 90}]}
+
+
+def test_a_unit_has_one_number_at_all_seeds_though_seeds_have_other_units(tmp_path, monkeypatch):
+    # catches: numbers by place, which make one unit of two records and pair them in the bootstrap
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("UPRIGHT_CACHE", str(tmp_path / "cache"))
+    settings = {"authors": 4, "forget_authors": 1, "hidden": 16, "layers": 1, "vocabulary": 320, "context": 512,
+                "task.epochs": 1, "scored_retain": 12, "scored_holdout": 4, "generate": False}  # fmt: skip
+    runs = [execute("mrd", settings=settings | {"most_probes": 1}, seed=s, arms=["original", "retrain"],
+                    folder=tmp_path / f"s{s}") for s in (0, 1)]  # fmt: skip
+    whole = compare_runs(runs, tmp_path / "comparison")
+    target = publish_runs("study", runs, whole, tmp_path / "results", {"command": "x"})
+    before = [b for r in runs for b in read_units(r / "units.parquet")]
+    number: dict[str, str] = {}
+    for shared, own in zip(read_units(target / "units.parquet"), before, strict=True):
+        assert (shared.arm, shared.seed) == (own.arm, own.seed)
+        for new, unit in zip(shared.scores.unit, own.scores.unit, strict=True):
+            assert number.setdefault(str(unit), str(new)) == str(new)
+    assert len(set(number.values())) == len(number)
+    assert set(before[0].scores.unit) != set(before[-1].scores.unit)
+    assert "\n " not in (target / "summary.json").read_text(encoding="utf-8")  # compact

@@ -10,6 +10,7 @@ import torch
 
 from upright.contract import InputError, stream
 from upright.language.encoding import Encoded
+from upright.language.evaluation import evaluating
 
 __all__ = ["adapted", "adapter_is_neutral", "quiet"]
 
@@ -17,15 +18,9 @@ __all__ = ["adapted", "adapter_is_neutral", "quiet"]
 @contextlib.contextmanager
 def quiet(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients; the mode of every module comes back, and all global generators."""
-    modes = [(module, module.training) for module in model.modules()]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
+        yield
 
 
 def adapted(model: Any, config: Any, *, seed: int, checkpointing: bool) -> Any:

@@ -29,8 +29,7 @@ Source: Feng et al., *A Neuro-inspired Interpretation of Unlearning in LLMs thro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +44,7 @@ from upright.contract import InputError
 from upright.data.forget import Record
 from upright.language.encoding import Encoded, Scope, Template, encode_all, refuse_mismatch
 from upright.language.engines import Engine, HookEngine, InPlaceEngine, noisy_parameters
+from upright.language.evaluation import evaluating
 from upright.language.noise import LAWS, Law, Sigma, parse_sigma, rms
 from upright.language.reader import Array, Reader
 
@@ -54,9 +54,9 @@ Estimator = Literal["antithetic", "plain", "mean_abs"]
 ESTIMATORS: tuple[Estimator, ...] = ("antithetic", "plain", "mean_abs")
 DEFAULT_SIGMA = "rel:1e-2"
 """Largest of 0.005, 0.01, 0.015, 0.02, 0.03 at which twice the noise gives 4 times the score within 10 % on all of six
-tiny Llamas. Five (untrained, half, fully and unevenly trained, eight layers deep) allow 0.02: ratios 3.91 to 4.26. The
-sixth, taught 800 records of TOFU until their answers have a probability of 0.93, gives 5.02 there and 4.24 at 0.01.
-Below 0.0003 rounding in float32 spoils the law. Repeated by ``benchmarks/mrd.py``."""
+tiny Llamas. Five, which ``benchmarks/mrd.py`` trains anew (untrained, half, fully and unevenly trained, eight layers
+deep), allow 0.02: ratios 3.91 to 4.26. The sixth, the model that `upright.tasks.forget` teaches 800 records at seed 100
+(probability of an answer 0.93), gives 5.02 there and 4.24 at 0.01. Below 0.0003 rounding in float32 spoils the law."""
 _FLOOR = 1e-30
 _FIRST, _MORE = 4, 2  # probes before the first look at the ranking, and between looks
 _SPLITS = 16
@@ -198,7 +198,7 @@ def score_difficulty(
         HookEngine(model, sigmas, seed=seed, law=noise) if used == "hook"
         else InPlaceEngine(model, sigmas, seed=seed, law=noise, keep=keep)
     )  # fmt: skip
-    with torch.no_grad(), _evaluating(model), torch.autocast(reader.device.type, enabled=False), machine:
+    with torch.no_grad(), evaluating(model), torch.autocast(reader.device.type, enabled=False), machine:
         base = reader.read(machine)
         ask = _Asking(reader, machine, base, estimator)
         values = _probed(ask, probes, most_probes, target, estimator)
@@ -356,18 +356,6 @@ def _warnings(
 
 
 # -- surroundings -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards each module's own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _engine_for(found: Mapping[str, torch.Tensor]) -> Literal["hook", "inplace"]:

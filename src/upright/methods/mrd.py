@@ -59,6 +59,7 @@ backward an epoch; memory: the model and one copy of it (in place), or a tenth m
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -99,7 +100,7 @@ class MRDConfig(Config):
     loss: Literal["ga", "npo", "simnpo", "wga", "satimp", "ce_u"] = "npo"
     """Base loss of the records to forget."""
     beta: PositiveFloat | None = None
-    """Factor inside `npo` (0.1) and `simnpo` (4.5); none takes the published one."""
+    """Factor inside `npo` (0.1), `simnpo` (4.5) and `wga` (1); none takes the published one."""
     gamma: NonNegativeFloat = 1.0
     """Weight of the forget loss."""
     alpha: NonNegativeFloat = 1.0
@@ -136,6 +137,13 @@ class MRDConfig(Config):
     """Learning rate of those updates, plain gradient steps; divided by the mean number of tokens for whole answers."""
     serve: Literal["unlearned", "original", "reference"] = "unlearned"
     """Which model an arm returns."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.tau):  # before a model is taught, not after
+            raise InputError(f"tau = {self.tau}", "a finite number", "0 is uniform, 1 is proportional")
+        if self.beta is not None and self.loss not in ("npo", "simnpo", "wga"):
+            raise InputError(f"beta with loss = {self.loss!r}", "beta with npo, simnpo or wga", "leave beta out")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -356,8 +364,10 @@ def run(task: Task, config: MRDConfig, run: Run) -> Unlearned:
     for text in before["warnings"]:
         run.warn(text)
     tokens = before["tokens"].numpy()
-    columns = {"mrd": before["mrd"].numpy(), "mrd_per_token": before["mrd"].numpy() / tokens,
-               "answer_tokens": tokens.astype(np.float64), "nll_before": before["nll"].numpy()}  # fmt: skip
+    columns = {
+        "mrd": before["mrd"].numpy(), "mrd_per_token": before["mrd"].numpy() / tokens,
+        "answer_tokens": np.array([float(one.answer_length) for one in forget]), "nll_before": before["nll"].numpy(),
+    }  # fmt: skip
     if config.effort and t.has_reference:
         columns |= _effort(t, config, run, forget)
     own = config.serve == "unlearned"
