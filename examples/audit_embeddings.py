@@ -21,12 +21,13 @@ def main() -> None:
     np.save(folder / "users.npy", vectors)
     rows = [f"u{i},{g},{a}" for i, (g, a) in enumerate(zip(gender, fitted, strict=True))]
     (folder / "labels.csv").write_text("\n".join(["user,gender,fitted", *rows]) + "\n")
-    audit = audit_embeddings(folder / "users.npy", folder / "labels.csv", attribute="gender", aligned="fitted",
-                             out=folder / "audits")  # fmt: skip
+    audit = audit_embeddings(
+        folder / "users.npy", folder / "labels.csv", attribute="gender", aligned="fitted", out=folder / "audits"
+    )
     summary = json.loads((audit / "summary.json").read_text())
     print(summary["evidence"]["verdict"]["sentence"])
     for row in summary["audit"]["rows"]:
-        print(f"{row['attacker']}, {row['protocol']}: AUC {row['macro_auc']:.2f}, leakage {row['leakage']:.2f}")
+        print(f"{row['attacker']}, {row['protocol']}: AUC {row['auc']:.2f}, p {row['p']:.3f}")
 
 
 if __name__ == "__main__":

@@ -11,23 +11,25 @@ from upright.shell.audit_ranking import audit_ranking
 
 def main() -> None:
     folder, rng = Path(tempfile.mkdtemp()), np.random.default_rng(0)
-    lists, held_out, groups = ["user,item,rank"], ["user,item"], ["user,group"]
+    lists, held_out, users = ["user,item,rank"], ["user,item"], ["user,group"]
     for user in range(200):
         group = "new" if user % 2 else "regular"
         ranked = rng.permutation(100)[:10]
         likes = rng.choice(100, size=5, replace=False)
         if group == "regular":  # what the audit should find: regular users have a wanted item on top more often
             ranked = np.array([likes[0], *(i for i in ranked if i != likes[0])][:10])
-        groups.append(f"u{user},{group}")
+        users.append(f"u{user},{group}")
         lists += [f"u{user},i{item},{rank}" for rank, item in enumerate(ranked, start=1)]
         held_out += [f"u{user},i{item}" for item in likes]
     items = ["item,count", *(f"i{i},{1000 // (i + 1)}" for i in range(100))]
-    for name, rows in {"lists": lists, "held_out": held_out, "groups": groups, "items": items}.items():
-        (folder / f"{name}.csv").write_text("\n".join(rows) + "\n")
-    audit = audit_ranking(folder / "lists.csv", held_out=folder / "held_out.csv", users=folder / "groups.csv",
-                          items=folder / "items.csv", k=10, out=folder / "runs")  # fmt: skip
+    files = {}
+    for name, rows in {"lists": lists, "held_out": held_out, "users": users, "items": items}.items():
+        files[name] = folder / f"{name}.csv"
+        files[name].write_text("\n".join(rows) + "\n")
+    audit = audit_ranking(**files, k=10, out=folder / "runs")
     summary = json.loads((audit / "summary.json").read_text())
-    print(summary["evidence"]["verdict"]["sentence"])
+    verdict = summary["evidence"]["verdict"]
+    print(f"{verdict['title']}: {verdict['sentence']}")
     for row in summary["exposure"]:
         print(f"{row['bin']}: {row['share_of_items']:.0%} of items, {row['share_of_exposure']:.0%} of places shown")
 

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from upright.methods.raid import BarycenterDefense
-from upright.metrics.privacy import attribute_inference
+from upright.metrics.attacks import attack
+from upright.shell.audit_embeddings import judge_attacks
 
 rng = np.random.default_rng(0)
 users, items, dim = 600, 200, 16
@@ -32,7 +33,6 @@ def train(alpha: float) -> np.ndarray:
 
 
 for alpha in (0.0, 1.0):
-    audit = attribute_inference(train(alpha), gender, ("logistic", "gbdt"), held_out=held_out, seed=0)
-    worst, (low, high) = audit.worst(), audit.chance_band()
-    by = f"{worst.attacker} ({worst.protocol})"
-    print(f"alpha {alpha}: the strongest attacker, {by}, has AUC {worst.macro_auc:.2f}; chance {low:.2f} to {high:.2f}")
+    found = attack({"users": train(alpha)}, gender, attackers=("logistic", "gbdt"), held_out=held_out)
+    verdict = judge_attacks(found, range(users), gender, "gender").evidence["verdict"]
+    print(f"alpha {alpha}: {verdict['word']}. {verdict['sentence']}")

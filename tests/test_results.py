@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from upright.contract import Arm, InputError
+from upright.evidence.records import Difference, Level
+from upright.evidence.units import Units, read_units
+from upright.evidence.verdict import verdict
 from upright.report.results import results_page
+from upright.report.text import NARROW
 from upright.shell.registry import load_method
-from upright.shell.runs import read_json
-from upright.shell.units import Units, read_units
+from upright.shell.runs import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = sorted(p.parent for p in (ROOT / "results").glob("*/summary.json"))
@@ -20,8 +26,79 @@ COUNTED = [p for p in PUBLISHED if (p / "cells.parquet").exists()]  # cells of p
 STUDIES = [p for p in PUBLISHED if p not in COUNTED]
 
 
+def publish(folder: Path, before: float = 0.255, say: Callable[[dict[str, Any]], Any] = dict) -> dict[str, Any]:
+    """Write a summary of an arm that mends a gap at a price, among rows that look like the ones to tell."""
+    arms = [Arm("m", "remedy", title="M"), Arm("p", "placebo", title="p | q"), Arm("n", "baseline", title="none")]
+    gap, accuracy = {"p": 0.25, "m": 0.123, "n": before}, {"p": 0.9, "m": 0.829, "n": 0.845}
+    levels, differences = [], []
+    for statistic, label, at in (("gap", "Gap |a - b|", gap), ("mean:acc", "Accuracy", accuracy)):
+        for arm, value in at.items():
+            levels.append(Level(statistic=statistic, arm=arm, label=f"{label}, F", value=0.7, group="F"))
+            levels.append(Level(statistic=statistic, arm=arm, label=label, value=value))
+        differences += [
+            Difference(
+                statistic=statistic,
+                arm="m",
+                against=arm,
+                value=at["m"] - at[arm],
+                low=-0.203,
+                high=-0.0031,
+                direction="lower" if at is gap else "higher",
+                margin=0.02,
+            )
+            for arm in ("p", "n")
+        ]
+    said = verdict(levels, differences, arms, primary="gap", cost="mean:acc", title="M", seeds=6).row()
+    evidence = {
+        "n_seeds": 6,
+        "n_units": 943,
+        "unit_kind": "user",
+        "levels": [row.row() for row in levels],
+        "differences": [row.row() for row in differences],
+        "verdict": say(said),
+    }
+    folder.mkdir()
+    roles = [{"name": arm.name, "role": arm.role} for arm in arms]
+    write_json(folder / "summary.json", {"arms": roles, "evidence": evidence})
+    return said
+
+
+def cells(page: str) -> list[list[str]]:
+    rows = [re.split(r"(?<!\\)\|", line) for line in page.split("\n") if line.startswith("|")]
+    return [[cell.strip() for cell in row[1:-1]] for row in rows]
+
+
+def test_a_row_says_what_the_summary_of_its_folder_holds(tmp_path: Path) -> None:
+    # catches: the level of a group, or of a placebo for the remedy's; effect and price exchanged; a label with |;
+    # a percentage of next to nothing; the mark of old intervals lost; a row of a folder that says nothing
+    said = publish(tmp_path / "a")
+    publish(tmp_path / "b", say=lambda said: said | {"from_stored_intervals": True})
+    publish(tmp_path / "c", before=0.015)
+    publish(tmp_path / "d", say=lambda _: None)
+    _, _, first, marked, small = cells(results_page(tmp_path))
+    assert first == [
+        "[a](results/a)",
+        f"**{said['title']}**",
+        "6 × 943 users",
+        f"Gap \\|a - b\\|: 0.255 → 0.123 (−52{NARROW}%), −0.132 (−0.203 to −0.003)",
+        said["lines"]["due"],
+        "Accuracy: 0.845 → 0.829, −0.016 (−0.203 to −0.003)",
+    ]
+    assert marked == ["[b](results/b)", f"{first[1]} (from stored intervals)", *first[2:]]
+    assert small[3] == "Gap \\|a - b\\|: 0.015 → 0.123, +0.108 (−0.203 to −0.003)"
+
+
+def test_a_verdict_of_an_older_version_is_refused_by_its_folder(tmp_path: Path) -> None:
+    publish(tmp_path / "old", say=lambda said: {"word": said["word"]})
+    with pytest.raises(InputError, match="old: a verdict of an older version"):
+        results_page(tmp_path)
+
+
 def test_results_md_is_generated_from_the_studies() -> None:
-    assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == results_page(ROOT / "results"), "run `make results`"
+    page = results_page(ROOT / "results")
+    assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == page, "run `make results`"
+    assert len(page.encode()) < 10_000, "one row a study, and nothing else that its folder says"
+    assert len(cells(page)) == 2 + len(PUBLISHED)
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda p: p.name)
@@ -32,17 +109,16 @@ def test_published_means_and_gaps_are_those_of_the_units(folder: Path) -> None:
     known = {arm.name for arm in load_method(summary["method"]).arms}
     assert {arm.partition("@")[0] for arm in units.arms} <= known
     checked = 0
-    for row in summary["evidence"]["levels"]:
-        if row["metric"] not in units.metrics or (row["grouping"] or "activity") not in units.by | {"activity": None}:
+    for row in map(Level.read, summary["evidence"]["levels"]):
+        if row.metric not in units.metrics or row.grouping not in {None, *units.by}:
             continue  # left out of what is published; the next test says what may be
-        values = units.values(row["arm"], row["metric"])
-        name, _, grouping = row["statistic"].split(":")[0], None, row["grouping"]
-        if name == "mean":
-            mask = np.ones_like(values, dtype=bool) if row["group"] is None else units.by[grouping] == row["group"]
-            assert row["value"] == pytest.approx(np.nanmean(values[mask]), abs=1e-12)
-        elif name == "gap":
-            first, second = (np.nanmean(values[units.by[grouping] == g]) for g in units.groups(grouping))
-            assert row["value"] == pytest.approx(first - second, abs=1e-12)
+        values = units.values(row.arm, row.metric)
+        if row.name == "mean":
+            mask = np.ones_like(values, dtype=bool) if row.group is None else units.by[row.grouping] == row.group
+            assert row.value == pytest.approx(np.nanmean(values[mask]), abs=1e-12)
+        elif row.name == "gap":
+            first, second = (np.nanmean(values[units.by[row.grouping] == g]) for g in units.groups(row.grouping))
+            assert row.value == pytest.approx(first - second, abs=1e-12)
         else:
             continue
         checked += 1
@@ -66,15 +142,15 @@ def test_published_rates_are_those_of_the_cells(folder: Path) -> None:
     assert all(r["n"] is None or r["n"] == 0 or r["n"] >= 5 for r in rows)
     lost = {r["metric"] for r in rows if r["n"] is None}  # a suppressed cell leaves a total unknown
     checked = 0
-    for level in summary["evidence"]["levels"]:
-        name, prefix, *_ = level["statistic"].split(":")
-        mine = [r for r in rows if r["arm"] == level["arm"] and r["n"]]
-        if name == "mean" and level["metric"] not in lost:
-            own = [r for r in mine if r["metric"] == level["metric"] and level["group"] in (None, r["group"])]
+    for level in map(Level.read, summary["evidence"]["levels"]):
+        prefix = level.statistic.split(":")[1]
+        mine = [r for r in rows if r["arm"] == level.arm and r["n"]]
+        if level.name == "mean" and level.metric not in lost:
+            own = [r for r in mine if r["metric"] == level.metric and level.group in (None, r["group"])]
             total = sum(r["n"] * r["mean"] for r in own) / sum(r["n"] for r in own)
-            assert level["value"] == pytest.approx(total, abs=1e-9)
-        elif name == "disparity" and level["group"] is None and not any(m.startswith(prefix) for m in lost):
-            assert level["value"] == pytest.approx(_disparity(mine, prefix), abs=1e-9)
+            assert level.value == pytest.approx(total, abs=1e-9)
+        elif level.name == "disparity" and level.group is None and not any(m.startswith(prefix) for m in lost):
+            assert level.value == pytest.approx(_disparity(mine, prefix), abs=1e-9)
         else:
             continue
         checked += 1

@@ -17,7 +17,8 @@ import typer
 from upright import __version__
 from upright.cli_forget import forget_app
 from upright.contract import InputError
-from upright.shell.terminal import levels_table, paragraphs, table
+from upright.evidence.gate import check_syntax, example
+from upright.shell.terminal import last_lines, levels_table, paragraphs, table
 
 __all__ = ["app", "main"]
 
@@ -34,7 +35,18 @@ app.add_typer(forget_app, name="forget")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DataDir = Annotated[str | None, typer.Option(help="Folder that holds data sets; UPRIGHT_DATA otherwise.")]
 Out = Annotated[Path, typer.Option(help="Where run folders go.")]
-FailIf = Annotated[str | None, typer.Option(help="Exit with 1 when this holds, e.g. 'abs_gap[\"ndcg@10\"] > 0.1'.")]
+
+
+def _gate_option(verb: str) -> Any:
+    return typer.Option(help=f"Exit with 1 when this holds, in SQL, e.g. '{example(verb)}'.")
+
+
+FailRun = Annotated[str | None, _gate_option("run")]
+FailRanking = Annotated[str | None, _gate_option("ranking")]
+FailEmbeddings = Annotated[str | None, _gate_option("embeddings")]
+FailPredictions = Annotated[str | None, _gate_option("predictions")]
+FailForgetting = Annotated[str | None, _gate_option("forgetting")]
+Margin = Annotated[list[str] | None, typer.Option(help="Smallest change that matters: X, or METRIC=X.")]
 
 
 def _print(value: Any, as_json: bool, text: str) -> None:
@@ -146,20 +158,21 @@ def run(
         ),
     ] = None,
     out: Out = Path("runs"),
-    fail_if: FailIf = None,
+    margin: Margin = None,
+    budget: Annotated[float | None, typer.Option(min=0.0, help="How much of the cost may be spent.")] = None,
+    fail_if: FailRun = None,
     as_json: Json = False,
 ) -> None:
     """Train a method with its controls, score it once, and write the report."""
     if fail_if:
-        from upright.shell.gates import check_syntax
-
         check_syntax(fail_if)  # before hours of training, not after
     if (name is None) == (not resume):
         given = " ".join(f"--resume {folder}" for folder in resume or [])
         raise InputError(
             f"method {name!r} and {given or 'no --resume'}", "a method, or --resume FOLDER", "give one of the two"
         )
-    if resume and (settings or data or arms or sweep or preset != "full" or (seeds, seed) != (1, 0)):
+    judged = {"margins": _margins(margin), "budget": budget} if margin or budget is not None else None
+    if resume and (settings or data or arms or sweep or judged or preset != "full" or (seeds, seed) != (1, 0)):
         raise InputError(
             "--resume together with settings of a run", "--resume alone: a run goes on with its own settings",
             "leave the other options out, or start a new run",
@@ -176,23 +189,40 @@ def run(
             folders, comparison = run_seeds(
                 range(seed, seed + seeds), str(name), out=out, data=data, data_dir=data_dir, preset=preset,
                 quiet=False, settings=parse_assignments(settings or []), arms=arms.split(",") if arms else None,
-                sweep=sweep,
+                sweep=sweep, judged=judged,
             )  # fmt: skip
         known += folders
         target = comparison or folders[0]
         _finish(Result(target).summary, target, build_report(target), as_json, fail_if)
 
 
+def _margins(given: list[str] | None) -> dict[str, float]:
+    """Return margins by metric, '' for the statistic that decides."""
+    found = {}
+    for text in given or ():
+        metric, _, number = text.rpartition("=")
+        try:
+            found[metric.strip()] = float(number)
+        except ValueError:
+            found[metric.strip()] = -1.0
+        if not 0.0 <= found[metric.strip()] < float("inf"):
+            raise InputError(f"--margin {text}", "X or METRIC=X with X at least 0", "write for example --margin 0.01")
+    return found
+
+
 def _finish(
     summary: dict[str, Any], folder: Path, report: Path, as_json: bool, fail_if: str | None, numbers: str = ""
 ) -> None:
     verdict = summary["evidence"]["verdict"]
-    words = [verdict["sentence"], verdict["cost"], *verdict["notes"], *(f"warning: {w}" for w in summary["warnings"])]
+    lines = verdict["lines"].items()
+    words = [verdict["sentence"], *(f"{name}: {text}" for name, text in lines if text != verdict["sentence"])]
+    words += [*(f"next: {step}" for step in verdict["next_steps"]), *(f"warning: {w}" for w in summary["warnings"])]
     said = paragraphs([*filter(None, words), "", f"folder: {folder}", f"report: {report}"], _width())
+    last = "\n".join(last_lines(summary, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
     _print({**summary, "folder": str(folder), "report": str(report)}, as_json,
-           "\n\n".join(filter(None, [numbers or levels_table(summary, width=_width() or 80), said])))  # fmt: skip
+           "\n\n".join(filter(None, [numbers or levels_table(summary, width=_width() or 80), said, last])))  # fmt: skip
     if fail_if:
-        from upright.shell.gates import fail_if as gate
+        from upright.evidence.gate import fail_if as gate
 
         if gate(summary, fail_if):
             typer.echo(f"gate failed: {fail_if}", err=True)
@@ -210,11 +240,13 @@ def _page(out: Path) -> Path:
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Two or more runs or comparisons.")],
     out: Annotated[Path, typer.Option(help="Page to write.")] = Path("compare.html"),
+    margin: Margin = None,
+    budget: Annotated[float | None, typer.Option(min=0.0, help="How much of the cost may be spent.")] = None,
 ) -> None:
     """Set runs side by side in one page."""
     from upright.report import build_compare
 
-    typer.echo(str(build_compare(folders, _page(out))))
+    typer.echo(str(build_compare(folders, _page(out), margins=_margins(margin), budget=budget)))
 
 
 @app.command()
@@ -298,10 +330,13 @@ def audit_ranking_(
     group: Annotated[str | None, typer.Option(help="Column of the groups file; group otherwise.")] = None,
     missing: Annotated[str, typer.Option(help="Users with held-out items but no list: error or zero.")] = "error",
     out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
-    fail_if: FailIf = None,
+    margin: Margin = None,
+    fail_if: FailRanking = None,
     as_json: Json = False,
 ) -> None:
     """Audit top-K lists by user group and item popularity."""
+    if fail_if:
+        check_syntax(fail_if)
     from upright.api import Result
     from upright.report import build_report
     from upright.shell.audit_ranking import audit_ranking
@@ -309,7 +344,7 @@ def audit_ranking_(
     command = shlex.join(["upright", *sys.argv[1:]])
     folder = audit_ranking(
         lists, held_out=held_out, users=users, items=items, k=k, out=out, group=group, command=command,
-        missing=_one_of("--missing", missing, "error", "zero"),
+        missing=_one_of("--missing", missing, "error", "zero"), margins=_margins(margin),
     )  # fmt: skip
     _finish(Result(folder).summary, folder, build_report(folder), as_json, fail_if)
 
@@ -332,23 +367,21 @@ def audit_embeddings_(
     missing: Annotated[str, typer.Option(help="Labels of users without a vector: error or ignore.")] = "error",
     seed: Annotated[int, typer.Option(min=0, help="Of folds, attackers and resampling.")] = 0,
     out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
-    fail_if: FailIf = None,
+    margin: Margin = None,
+    fail_if: FailEmbeddings = None,
     as_json: Json = False,
 ) -> None:
     """Audit user vectors: how much of a private attribute an attacker reads off them."""
     if fail_if:
-        from upright.shell.gates import check_syntax
-
         check_syntax(fail_if)
     from upright.api import Result
     from upright.report import build_report
-    from upright.shell.audit_attacks import attacks_of
-    from upright.shell.audit_embeddings import audit_embeddings
+    from upright.shell.audit_embeddings import attacks_of, audit_embeddings
 
     folder = audit_embeddings(
         tables, labels, attribute=attribute, aligned=aligned, ids=ids, attackers=attackers.split(","), folds=folds,
         name=name, missing=_one_of("--missing", missing, "error", "ignore"), seed=seed, out=out,
-        command=shlex.join(["upright", *sys.argv[1:]]),
+        command=shlex.join(["upright", *sys.argv[1:]]), margins=_margins(margin),
     )  # fmt: skip
     summary = Result(folder).summary
     columns = ["surface", "attacker", "protocol", "leakage", "AUC", "p", "n"]
@@ -362,6 +395,7 @@ def audit_predictions_(
     group: Annotated[str, typer.Option(help="Columns of groups: A, 'A,B' each by itself, 'A*B' their product too.")],
     client: Annotated[str | None, typer.Option(help="Column of clients: every gap inside each of them too.")] = None,
     label: Annotated[str | None, typer.Option(help="True classes; without them demographic parity only.")] = None,
+    person: Annotated[str | None, typer.Option(help="Column of persons; rows of one count together.")] = None,
     prediction: Annotated[str | None, typer.Option(help="Column of decided classes.")] = None,
     proba: Annotated[
         str | None, typer.Option(help="Columns of probabilities, all classes in order: p_no,p_yes or no=a,yes=b.")
@@ -375,22 +409,22 @@ def audit_predictions_(
     ids: Annotated[str | None, typer.Option("--id", help="Column of ids; row numbers otherwise.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of resampling and permutations.")] = 0,
     out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
-    fail_if: FailIf = None,
+    margin: Margin = None,
+    fail_if: FailPredictions = None,
     as_json: Json = False,
 ) -> None:
     """Audit decisions of any classifier: are groups decided alike, over all rows and at every client."""
     if fail_if:
-        from upright.shell.gates import check_syntax
-
         check_syntax(fail_if)
     from upright.api import Result
     from upright.report import build_report
     from upright.shell.audit_predictions import CRITERIA_OF, audit_predictions, gaps_of
 
     folder = audit_predictions(
-        file, group=group, client=client, label=label, prediction=prediction, proba=proba, positive=positive,
-        criterion=_one_of("--criterion", criterion, *CRITERIA_OF), randomised=randomised, least=least, ids=ids, out=out,
-        seed=seed, command=shlex.join(["upright", *sys.argv[1:]]),
+        file, group=group, client=client, label=label, person=person, prediction=prediction, proba=proba,
+        positive=positive, criterion=_one_of("--criterion", criterion, *CRITERIA_OF), randomised=randomised,
+        least=least, ids=ids, out=out, seed=seed, command=shlex.join(["upright", *sys.argv[1:]]),
+        margins=_margins(margin),
     )  # fmt: skip
     summary = Result(folder).summary
     shown = _table(gaps_of(summary), ["gap", "value", "interval", "by chance"])
@@ -411,15 +445,12 @@ def audit_forgetting_(
     batch_size: Annotated[int, typer.Option(min=1, help="Records at once.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of resampling and permutations.")] = 0,
     out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
-    fail_if: Annotated[
-        str | None, typer.Option(help="Exit with 1 when this holds, e.g. 'membership[\"mia_loss\"] > 0.1'.")
-    ] = None,
+    margin: Margin = None,
+    fail_if: FailForgetting = None,
     as_json: Json = False,
 ) -> None:
     """Audit what a language model still knows of records that it should have forgotten."""
     if fail_if:
-        from upright.shell.gates import check_syntax
-
         check_syntax(fail_if)
     from upright.api import Result
     from upright.report import build_report
@@ -428,7 +459,7 @@ def audit_forgetting_(
     folder = audit_forgetting(
         model, forget=forget, retain=retain, holdout=holdout, reference=reference, generate=generate,
         template=_one_of("--template", template, "auto", "chat", "plain"), batch_size=batch_size, seed=seed, out=out,
-        command=shlex.join(["upright", *sys.argv[1:]]),
+        command=shlex.join(["upright", *sys.argv[1:]]), margins=_margins(margin),
     )  # fmt: skip
     summary = Result(folder).summary
     shown = _table(numbers_of(summary), ["number", "of", "value", "interval", "by chance"])

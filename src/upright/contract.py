@@ -235,6 +235,9 @@ class UnitScores:
         Group of each unit under each grouping.
     totals : mapping of name to float
         Quantities of the whole result that are no mean over units (catalogue coverage, Gini of exposure).
+    cluster : sequence of str, shape (U,)
+        What units share a cause with: the author of a question, the person behind rows. Units of a cluster are drawn
+        together and move together under chance. Empty: each unit by itself.
     """
 
     unit_kind: str
@@ -242,6 +245,7 @@ class UnitScores:
     values: Mapping[str, Any]
     by: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     totals: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    cluster: Sequence[str] = ()
 
 
 class Run(Protocol):
@@ -311,6 +315,12 @@ class Arm:
     unfit : callable, optional
         ``unfit(task) -> str``: why this arm has no meaning for a task, empty where it has. Unless it was asked for by
         name, such an arm is left out with a warning.
+    simpler : bool
+        Whether it is simpler than the remedy: a verdict names it where the two are not told apart.
+    mix : (str, str), optional
+        Not trained: this arm is the baseline with probability w and another arm otherwise, ``(baseline, other)``, w at
+        each seed such that the primary statistic, which the other brings down in proportion, is the remedy's: solved on
+        the rows that are scored, which favours this control. It is compared with the remedy on the cost.
     """
 
     name: str
@@ -319,6 +329,8 @@ class Arm:
     title: str = ""
     sweep: Sequence[Any] | None = None
     unfit: Callable[[Any], str] | None = None
+    simpler: bool = False
+    mix: tuple[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

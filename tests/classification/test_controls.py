@@ -1,4 +1,4 @@
-"""Controls: chance at matched accuracy, Fairlearn's remedies, the linear program, and FairPost beside them."""
+"""Controls: Fairlearn's remedies, the linear program, and FairPost beside them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from upright.classification import controls
@@ -15,7 +13,6 @@ from upright.classification.gaps import gaps
 from upright.classification.post import FairPost
 from upright.contract import InputError
 from upright.maths.parity.constraints import Constraint
-from upright.maths.parity.rates import CRITERIA
 from upright.maths.parity.site import Site
 
 
@@ -28,33 +25,6 @@ def world(seed=0, n=4000, m=2, groups=2):
     z = 1.3 * x[:, :m] if m < 4 else x
     p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
     return x, p, (p.cumsum(1) < rng.random((n, 1))).sum(1), g
-
-
-# -- chance ----------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**31), st.floats(0.0, 1.0), st.sampled_from(CRITERIA))
-def test_chance_has_the_asked_accuracy_and_shrinks_every_gap_alike(seed, share, criterion):
-    # catches a share of the wrong end: (1 - t) of people would be decided by chance
-    _, p, y, g = world(seed, n=300, m=3)
-    h = np.eye(3)[p.argmax(1)]
-    own, chance = h[np.arange(300), y].mean(), h.mean(0)[y].mean()
-    wanted = chance + share * (own - chance)
-    blend = controls.blend_share(h, y, wanted)
-    mixed = blend(h)
-    np.testing.assert_allclose(mixed.sum(1), 1.0, atol=1e-12)
-    assert mixed[np.arange(300), y].mean() == pytest.approx(wanted, abs=1e-12)
-    before, after = (gaps(v, g, np.zeros(300), criterion, y)["global"] for v in (h, mixed))
-    assert after == pytest.approx((1 - blend.t) * before, abs=1e-12)
-
-
-def test_chance_neither_adds_accuracy_nor_goes_below_itself():
-    h, y = np.eye(2)[[0, 1, 1, 0]], np.array([0, 1, 1, 1])
-    assert controls.blend_share(h, y, 0.9).t == 0.0
-    assert controls.blend_share(h, y, 0.0).t == 1.0
-    assert controls.blend_share(np.eye(2)[[1, 1, 1, 1]], y, 0.1).t == 0.0  # no better than chance: nothing to match
-    np.testing.assert_allclose(controls.Blend(1.0, h.mean(0))(h), 0.5)
 
 
 # -- Fairlearn -------------------------------------------------------------------------------------------------------

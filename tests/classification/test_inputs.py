@@ -132,7 +132,7 @@ MISSING = ("sensitive feature 'group' is missing at row 1", "a group for each sa
 def test_a_missing_group_is_refused_whatever_stands_for_it(given_):
     # catches a group called "nan" or "None", and the NA of pandas, of which nobody knows whether it differs from itself
     assert parts(lambda: inputs.as_features(given_, 3)) == MISSING
-    got, accepted, todo = parts(lambda: inputs.as_codes(given_, 3, None, "clients"))
+    got, accepted, todo = parts(lambda: inputs.as_codes(given_, 3, None))
     assert (got, accepted, todo) == ("clients missing at row 1", "one for each sample", "leave these samples out")
 
 
@@ -163,13 +163,13 @@ def test_features_of_the_wrong_shape_are_refused(given_, said):
 
 def test_codes_count_clients_in_their_order_and_strangers_as_minus_one():
     # catches client 10 before client 2, and a stranger that takes the place of a client
-    codes, names = inputs.as_codes([10, 2, 2, 1], 4, None, "clients")
+    codes, names = inputs.as_codes([10, 2, 2, 1], 4, None)
     assert names == ["1", "2", "10"]
     assert codes.tolist() == [2, 1, 1, 0]
-    assert inputs.as_codes(["2", "7"], 2, names, "clients")[0].tolist() == [1, -1]
-    assert inputs.as_codes(None, 2, None, "clients")[1] == ["all"]
+    assert inputs.as_codes(["2", "7"], 2, names)[0].tolist() == [1, -1]
+    assert inputs.as_codes(None, 2, None)[1] == ["all"]
     said = ("clients of shape (3,) for 2 samples", "shape (2,)", "give one to each sample")
-    assert parts(lambda: inputs.as_codes([1, 2, 3], 2, None, "clients")) == said
+    assert parts(lambda: inputs.as_codes([1, 2, 3], 2, None)) == said
 
 
 @pytest.mark.parametrize(

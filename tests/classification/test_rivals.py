@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -221,7 +223,7 @@ def test_settings_that_make_no_sense_are_refused():
         rivals.FairFed(own, beta=-1)
     with pytest.raises(InputError, match="alpha = nan"):
         rivals.FedFB(own, alpha=float("nan"))
-    with pytest.raises(InputError, match="family = 1"):
-        rivals.FedFB(own, family=1)
+    with pytest.raises(InputError, match="silos without groups"):
+        rivals.FedFB(dataclasses.replace(own, groups=()))
     with pytest.raises(InputError, match="criterion 'nothing'"):
         rivals.FairFed(own, "nothing")

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-flwr = pytest.importorskip("flwr", reason="the package flwr is not installed (extra `federated`)")
+pytest.importorskip("flwr", reason="the package flwr is not installed (extra `federated`)")
 
-import flwr.app as fl  # noqa: E402
-from flwr.clientapp import ClientApp  # noqa: E402
+import flwr.app as fl
+from flwr.clientapp import ClientApp
 
-from upright.classification import training  # noqa: E402
-from upright.classification.silos import silos_of  # noqa: E402
-from upright.contract import InputError  # noqa: E402
-from upright.federation import flower, grid  # noqa: E402
-from upright.federation.rounds import drive  # noqa: E402
-from upright.maths.parity.program import Constraint  # noqa: E402
+from upright.classification import training
+from upright.classification.silos import silos_of
+from upright.contract import InputError
+from upright.federation import flower
+from upright.federation.rounds import drive
+from upright.maths.parity.program import Constraint
+
+# tests are no package under --import-mode=importlib, so the sibling is loaded by its path
+spec = importlib.util.spec_from_file_location("in_process_grid", Path(__file__).with_name("in_process_grid.py"))
+grid = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(grid)
 
 K = 8
 
@@ -250,23 +257,6 @@ def test_messages_have_the_sizes_of_the_papers_table():
     assert sizes[1] == {(model + dim + 1, dim + 1)}  # masses and rows, once
     for turn in (2, 3, 4):
         assert sizes[turn] == {(model + dim + 1 + K, model + dim + 8)}
-
-
-def test_the_identity_of_the_process_is_left_as_it_was():
-    # catches a shim that breaks a real app in the same process
-    held = pytest.importorskip("flwr.supercore.task_identity").TaskIdentity
-    before = (held._run_id, held._node_id, held._task_id)
-    with grid.identity():
-        assert held._run_id is not None
-    assert (held._run_id, held._node_id, held._task_id) == before
-
-
-def test_an_identity_of_another_kind_is_refused_with_the_version(monkeypatch):
-    # catches an AttributeError deep in Flower after an update
-    module = pytest.importorskip("flwr.supercore.task_identity")
-    monkeypatch.setattr(module, "TaskIdentity", type("TaskIdentity", (), {}))
-    with pytest.raises(InputError, match=f"flwr {flwr.__version__}"), grid.identity():
-        pass
 
 
 def test_without_flower_the_error_has_three_parts():

@@ -74,19 +74,19 @@ def test_aggregates_agree_with_other_implementations(world, finished):
     assert found["metrics"]["forget_quality"]["p"] == pytest.approx(ks_2samp(*ratio, method="exact").pvalue)
 
 
-def test_intervals_are_those_of_a_bootstrap_over_records():
-    # catches unpaired resampling, a wrong level, and draws that depend on the metric
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=400)
-    found = measures.aggregate({"x": values, "y": values + 1}, seed=3, name="forget")
+def test_aggregates_are_means_with_paired_intervals():
+    # catches draws that depend on the metric or not on the seed, authors drawn apart, and a mean of few records
+    values = np.random.default_rng(0).normal(size=400)
+    found = measures.aggregate({"x": values, "y": values + 1}, seed=3)
     width = found["x"]["high"] - found["x"]["low"]
     assert width == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.06)  # 2,000 draws: 5 s.e. of a width are 6 %
     assert found["y"]["low"] == pytest.approx(found["x"]["low"] + 1)
     assert (found["x"]["n"], found["x"]["value"]) == (400, pytest.approx(values.mean()))
-    assert measures.aggregate({"x": values}, seed=3, name="forget")["x"] == found["x"]
-    assert measures.aggregate({"x": values}, seed=4, name="forget")["x"] != found["x"]
-    sparse = np.r_[values[:4], np.full(10, np.nan)]
-    assert measures.aggregate({"x": sparse}, seed=0, name="a")["x"] is None
+    assert measures.aggregate({"x": values}, seed=3)["x"] == found["x"]
+    assert measures.aggregate({"x": values}, seed=4)["x"] != found["x"]
+    twice = measures.aggregate({"x": np.repeat(values, 2)}, seed=3, authors=[str(i // 2) for i in range(800)])["x"]
+    assert twice["high"] - twice["low"] == pytest.approx(width, rel=0.06)
+    assert measures.aggregate({"x": np.r_[values[:4], np.full(10, np.nan)]}, seed=0)["x"] is None
 
 
 def test_evaluate_writes_json_and_agrees_with_the_receipt(world, finished, tmp_path):

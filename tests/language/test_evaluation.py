@@ -286,7 +286,7 @@ def test_the_model_is_left_as_it_was(house):
     before = [(m.training) for m in model.modules()]
     weights = {k: v.clone() for k, v in model.state_dict().items()}
     speaker = ev.Speaker(model, tokenizer)
-    ev.score_records(speaker, SHORT, side="forget", gradient_norm=True)
+    ev.score_records(speaker, SHORT, side="forget")
     with pytest.raises(InputError):
         speaker.read([replace(SHORT[0], answer="word " * 500)])
     with pytest.raises(RuntimeError, match="stop"), ev.evaluating(model):
@@ -311,20 +311,6 @@ def test_dropout_is_off(house):
     model.train()
     reading = ev.Speaker(model, house[1]).read(SHORT)
     np.testing.assert_allclose(reading.log_probs, ev.Speaker(*house).read(SHORT).log_probs, atol=1e-5)
-
-
-def test_gradient_norms_are_those_of_backward(house, speaker):
-    # catches a sum in the place of the mean loss, tied weights counted twice, frozen weights left out
-    norms = ev.gradient_norms(speaker, RECORDS[:4])
-    for record, found in zip(RECORDS[:4], norms, strict=True):
-        model = copy.deepcopy(house[0])
-        before, after = tokens_of(house[1], record)
-        labels = torch.tensor([[-100] * len(before) + after])
-        model(input_ids=torch.tensor([before + after]), labels=labels).loss.backward()
-        expected = math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters()))
-        assert found == pytest.approx(expected, rel=1e-4)
-    frozen = copy.deepcopy(house[0]).requires_grad_(False)
-    np.testing.assert_allclose(ev.gradient_norms(ev.Speaker(frozen, house[1]), RECORDS[:4]), norms, rtol=1e-6)
 
 
 # -- scores ---------------------------------------------------------------------------------------------------------
@@ -358,7 +344,7 @@ def test_scores_of_the_forget_side_by_hand(house, speaker):
         replace(RECORDS[4], perturbed=()),
     ]  # fmt: skip
     reference = ev.Speaker(tiny_llama(tokenizer, hidden=16, layers=1, seed=5), tokenizer).read(ragged)
-    scores = ev.score_records(speaker, ragged, side="forget", reference=reference, gradient_norm=True, k=0.3)
+    scores = ev.score_records(speaker, ragged, side="forget", reference=reference)
     assert set(scores) == {n for n in forgetting.METRICS if not n.startswith("retain")} | set(membership.METRICS)
     nll = lambda record, answer=None: -by_hand(model, *tokens_of(tokenizer, record, answer))[:, 0].mean()  # noqa: E731
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
@@ -379,11 +365,10 @@ def test_scores_of_the_forget_side_by_hand(house, speaker):
         assert scores["forget_truth_ratio"][i] == pytest.approx(min(r, 1 / r), rel=1e-3)
         assert scores["forget_truth_probability"][i] == pytest.approx(1 / (1 + r), rel=1e-3)
     rows = by_hand(model, *tokens_of(tokenizer, RECORDS[1]))
-    take = max(1, math.floor(0.3 * len(rows)))
+    take = max(1, math.floor(0.2 * len(rows)))
     assert scores["mia_min_k"][2] == pytest.approx(np.sort(rows[:, 0])[:take].mean(), rel=1e-3)
     scaled = np.sort((rows[:, 0] - rows[:, 2]) / np.maximum(rows[:, 3], 1e-3))
     assert scores["mia_min_k_plus_plus"][2] == pytest.approx(scaled[:take].mean(), rel=1e-3)
-    np.testing.assert_allclose(scores["mia_gradient_norm"], -ev.gradient_norms(speaker, ragged))
 
 
 def test_names_of_every_side(speaker):
@@ -465,7 +450,6 @@ def test_bad_arguments(house, speaker):
         (lambda: speaker.read([replace(SHORT[1], answer="word " * 300)]), "record bo with"),
         (lambda: ev.score_records(speaker, SHORT, side="test"), "side = 'test'"),
         (lambda: ev.score_records(speaker, SHORT, side="forget", reference=speaker.read(RECORDS)), "a reference of 9"),
-        (lambda: ev.score_records(speaker, SHORT, side="holdout", k=0), "k = 0"),
     ):
         with pytest.raises(InputError, match=words):
             call()

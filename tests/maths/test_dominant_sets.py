@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,12 @@ from scipy import sparse
 
 from upright.contract import InputError
 from upright.maths import dominant_sets as ds
+
+# tests are no package under --import-mode=importlib, so the helper is loaded by its path
+spec = importlib.util.spec_from_file_location("replicator", Path(__file__).with_name("replicator.py"))
+helper = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(helper)
+replicator = helper.replicator
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 24)
@@ -121,7 +129,7 @@ def test_replicator_reaches_the_same_point_from_any_start(seed):
     found = solve(pool, s, alpha)
     rng = np.random.default_rng(seed)
     for start in [None, *rng.dirichlet(np.ones(13), size=3)]:
-        mass, weights, _ = ds.replicator(pool, s[0], alpha, start=start, tol=1e-14)
+        mass, weights = replicator(pool, s[0], alpha, start=start, tol=1e-14)
         assert abs(mass - found.target_mass[0]) + np.abs(weights - found.weights[0]).sum() < 1e-8
 
 
@@ -215,7 +223,7 @@ def test_limit_of_alpha_at_the_eigenvalue_in_general():
 
 def test_alpha_just_below_the_eigenvalue_loses_the_target_and_is_refused():
     pool, s = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0.01, 0.01])  # largest eigenvalue 1
-    assert ds.replicator(pool, s, 0.95)[0] < 1e-9
+    assert replicator(pool, s, 0.95)[0] < 1e-9
     assert solve(pool, s, 1.05).target_mass[0] >= 0.5
     for alpha in (0.95, 1.0):
         with pytest.raises(InputError, match="largest eigenvalue 1"):
@@ -240,7 +248,7 @@ def test_replicator_stays_on_the_simplex_and_never_descends(seed, n, ratio):
     matrix = program(pool, s[0], alpha)
     x = np.random.default_rng(seed).dirichlet(np.ones(n + 1))
     for _ in range(30):
-        mass, weights, _ = ds.replicator(pool, s[0], alpha, start=x, max_iter=1)
+        mass, weights = replicator(pool, s[0], alpha, start=x, max_iter=1)
         new = np.r_[mass, weights]
         assert (new >= 0).all()
         assert new.sum() == pytest.approx(1.0, abs=1e-12)
@@ -297,12 +305,10 @@ def test_candidate_lists_give_the_answer_of_their_block(seed, m, alpha_factor):
 def test_chunks_workers_and_the_fallback_do_not_change_candidate_answers(monkeypatch):
     s, cand, rows, _ = lists(1, m=30)
     mass, weights = ds.solve_candidates(s, cand, rows)
-    done: list[int] = []
-    for options in ({"chunk": 5}, {"chunk": 4, "workers": 3, "progress": done.append}):
+    for options in ({"chunk": 5}, {"chunk": 4, "workers": 3}):
         again = ds.solve_candidates(s, cand, rows, **options)
         np.testing.assert_allclose(again[1], weights, atol=1e-14)
         np.testing.assert_allclose(again[0], mass, atol=1e-14)
-    assert sum(done) == len(cand)
     monkeypatch.setattr(ds, "_ROUNDS", 0)  # every target goes to the solver with the proof
     np.testing.assert_allclose(ds.solve_candidates(s, cand, rows)[1], weights, atol=1e-12)
 

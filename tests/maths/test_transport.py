@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -49,6 +50,22 @@ def random_plan(seed, a, b):
         right[columns[j]] -= some
         i, j = (i + 1, j) if left[rows[i]] <= right[columns[j]] else (i, j + 1)
     return plan
+
+
+class Entropic(NamedTuple):
+    plan: torch.Tensor
+    cost: float
+    g: torch.Tensor
+    converged: bool
+    iterations: int
+    residual: float
+
+
+def sinkhorn(cost, a, b, *, reg, max_iter=5_000, tol=1e-6, g=None):
+    """One problem, as `free_barycenter` solves it."""
+    found = scaling.scale(cost[None], a[None], b[None], reg, None if g is None else g[None], max_iter, tol)
+    plan, residual = found.plan()[0], float(found.residual)
+    return Entropic(plan, float((plan * cost).sum()), found.g[0], residual <= tol, found.iterations, residual)
 
 
 # -- costs ----------------------------------------------------------------------------------------------------------
@@ -132,7 +149,6 @@ def test_without_pot_the_error_names_the_package(monkeypatch):
     cost, a, b = problem(0)
     with pytest.raises(ImportError, match=r"pip install 'upright\[privacy\]'"):
         tp.emd(cost, a, b)
-    assert tp.sinkhorn(cost, a, b, reg=1.0).convergence.converged
 
 
 # -- entropic plans -------------------------------------------------------------------------------------------------
@@ -143,12 +159,11 @@ def test_without_pot_the_error_names_the_package(monkeypatch):
 def test_entropic_plan_is_that_of_pot(seed, n, m, reg):
     # catches a wrong sign or scale of reg, swapped marginals, and an accelerated step that changes the fixed point
     cost, a, b = problem(seed, n, m)
-    found = tp.sinkhorn(cost, a, b, reg=reg, tol=1e-11, max_iter=20_000)
-    assert found.convergence.converged
-    plan = found.plan()
+    found = sinkhorn(cost, a, b, reg=reg, tol=1e-11, max_iter=20_000)
+    assert found.converged
+    plan = found.plan
     torch.testing.assert_close(plan.sum(1), a, rtol=0, atol=1e-10)
     torch.testing.assert_close(plan.sum(0), b, rtol=0, atol=1e-10)
-    assert float(found.cost) == pytest.approx(float((plan * cost).sum()), rel=1e-8)
     right = ot.bregman.sinkhorn_log(a.numpy(), b.numpy(), cost.numpy(), reg, numItermax=20_000, stopThr=1e-12)
     np.testing.assert_allclose(plan.numpy(), right, atol=1e-7)
 
@@ -160,7 +175,7 @@ def test_terms_of_one_side_do_not_move_the_plan(seed, n, m):
     cost, a, b = problem(seed, n, m)
     rng = np.random.default_rng(seed)
     other = cost + torch.from_numpy(rng.normal(size=(n, 1)) * 5) + torch.from_numpy(rng.normal(size=(1, m)) * 5)
-    plans = [tp.sinkhorn(c, a, b, reg=0.3, tol=1e-11, max_iter=20_000).plan() for c in (cost, other)]
+    plans = [sinkhorn(c, a, b, reg=0.3, tol=1e-11, max_iter=20_000).plan for c in (cost, other)]
     torch.testing.assert_close(plans[0], plans[1], rtol=0, atol=1e-8)
 
 
@@ -168,34 +183,26 @@ def test_limits_of_the_regularisation():
     # property 5: reg -> 0 gives the exact cost, from above and monotonically; reg -> infinity gives a b'
     cost, a, b = problem(4, 30, 20)
     exact = tp.emd(cost, a, b)[1]
-    values = [
-        float(tp.sinkhorn(cost, a, b, reg=reg, tol=1e-9, max_iter=50_000).cost) for reg in (3.0, 0.3, 0.03, 0.003)
-    ]
+    values = [sinkhorn(cost, a, b, reg=reg, tol=1e-9, max_iter=50_000).cost for reg in (3.0, 0.3, 0.03, 0.003)]
     assert all(high > low for high, low in itertools.pairwise(values))
     assert values[-1] >= exact - 1e-7
     assert values[-1] == pytest.approx(exact, rel=1e-3)
-    flat = tp.sinkhorn(cost, a, b, reg=1e7).plan()
+    flat = sinkhorn(cost, a, b, reg=1e7).plan
     torch.testing.assert_close(flat, torch.outer(a, b), rtol=1e-5, atol=0)
-    # embedding collapse: every point is sent to the mean
-    z = points(5, 20)
-    torch.testing.assert_close(tp.barycentric_map(flat, z), (b @ z).expand(30, 3), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("reg", [1e-3, 1.0, 1e5])
-def test_bins_without_mass_get_zero_rows_and_finite_potentials(reg):
+def test_bins_without_mass_get_zero_rows(reg):
     # catches 0/0 in a scaling step and 0 * infinity in the plan
     cost, a, b = problem(7, 12, 10, holes=3)
     cost[0] *= 1e6  # a massless point that is far away must not matter
-    found = tp.sinkhorn(cost, a, b, reg=reg, max_iter=50_000)
-    plan = found.plan()
-    assert found.convergence.converged
+    found = sinkhorn(cost, a, b, reg=reg, max_iter=50_000)
+    plan = found.plan
+    assert found.converged
     assert not plan[:3].any()
     assert not plan[:, :3].any()
-    assert all(torch.isfinite(t).all() for t in (plan, found.f, found.g))
-    # a massless column has the potential that a column of vanishing mass would have
-    terms = a[3:].log()[:, None] + (found.f[3:, None] - cost[3:, :3]) / reg
-    torch.testing.assert_close(found.g[:3], -reg * torch.logsumexp(terms, 0), rtol=1e-9, atol=1e-9)
-    small = tp.sinkhorn(cost[3:, 3:], a[3:], b[3:], reg=reg, max_iter=50_000).plan()
+    assert torch.isfinite(plan).all()
+    small = sinkhorn(cost[3:, 3:], a[3:], b[3:], reg=reg, max_iter=50_000).plan
     torch.testing.assert_close(plan[3:, 3:], small, rtol=0, atol=1e-5)
     exact = tp.emd(cost, a, b)[0]
     assert not exact[:3].any()
@@ -207,78 +214,73 @@ def test_outlying_target_and_tiny_reg_do_not_underflow(reg):
     x, z = points(0, 40), points(1, 8)
     z[3] += 100.0
     cost, a, b = tp.squared_distances(x, z), masses(2, 40), masses(3, 8)
-    found = tp.sinkhorn(cost, a, b, reg=reg)
-    assert found.convergence.converged
-    assert float(found.cost) == pytest.approx(tp.emd(cost, a, b)[1], rel=1e-3)
+    found = sinkhorn(cost, a, b, reg=reg)
+    assert found.converged
+    assert found.cost == pytest.approx(tp.emd(cost, a, b)[1], rel=1e-3)
     # from zero potentials and without annealing the way is too long, which is said and is no NaN
-    start = (torch.zeros(40, dtype=F64), torch.zeros(8, dtype=F64))
-    early = tp.sinkhorn(cost, a, b, reg=reg, start=start, max_iter=300)
-    assert not early.convergence.converged
-    torch.testing.assert_close(early.plan().sum(1), a)
+    early = sinkhorn(cost, a, b, reg=reg, g=torch.zeros(8, dtype=F64), max_iter=300)
+    assert not early.converged
+    torch.testing.assert_close(early.plan.sum(1), a)
 
 
-def test_a_batch_is_its_members_and_broadcasts():
-    # catches members that influence each other through the acceleration or through shared masses
+def test_a_batch_is_its_members():
+    # catches members that influence each other through the acceleration
     costs = torch.stack([problem(s, 9, 7)[0] * scale for s, scale in ((0, 1.0), (1, 9.0), (2, 0.1))])
     a, b = masses(3, 9, holes=1), torch.stack([masses(s, 7) for s in (4, 5, 6)])
-    found = tp.sinkhorn(costs, a, b, reg=0.2, tol=1e-11, max_iter=20_000)
-    assert found.plan().shape == (3, 9, 7)
-    assert found.cost.shape == (3,)
+    plans = scaling.scale(costs, a.expand(3, 9), b, 0.2, None, 20_000, 1e-11).plan()
     for i in range(3):
-        one = tp.sinkhorn(costs[i], a, b[i], reg=0.2, tol=1e-11, max_iter=20_000)
-        torch.testing.assert_close(found.plan()[i], one.plan(), rtol=0, atol=1e-9)
-        assert float(found.cost[i]) == pytest.approx(float(one.cost), rel=1e-8)
+        one = sinkhorn(costs[i], a, b[i], reg=0.2, tol=1e-11, max_iter=20_000)
+        torch.testing.assert_close(plans[i], one.plan, rtol=0, atol=1e-9)
 
 
 def test_a_warm_start_gives_the_same_plan_in_fewer_iterations():
     # catches potentials that are dropped, of the wrong sign, or scaled by reg
     cost, a, b = problem(3, 60, 40)
-    cold = tp.sinkhorn(cost, a, b, reg=0.05, tol=1e-9)
+    cold = sinkhorn(cost, a, b, reg=0.05, tol=1e-9)
     near = cost + 0.01 * torch.from_numpy(np.random.default_rng(0).random(cost.shape))
-    right = tp.sinkhorn(near, a, b, reg=0.05, tol=1e-9)
-    for start in (cold, (cold.f, cold.g)):
-        warm = tp.sinkhorn(near, a, b, reg=0.05, tol=1e-9, start=start)
-        torch.testing.assert_close(warm.plan(), right.plan(), rtol=0, atol=1e-8)
-        assert warm.convergence.iterations < 0.7 * right.convergence.iterations
-    again = tp.sinkhorn(cost, a, b, reg=0.05, tol=1e-8, start=cold)
-    assert again.convergence.iterations == 1
+    right = sinkhorn(near, a, b, reg=0.05, tol=1e-9)
+    warm = sinkhorn(near, a, b, reg=0.05, tol=1e-9, g=cold.g)
+    torch.testing.assert_close(warm.plan, right.plan, rtol=0, atol=1e-8)
+    assert warm.iterations < 0.7 * right.iterations
+    again = sinkhorn(cost, a, b, reg=0.05, tol=1e-8, g=cold.g)
+    assert again.iterations == 1
 
 
 def test_one_iteration_is_reported_as_not_converged():
     # catches a result that claims success whatever the residual, and annealing that ignores the limit
     cost, a, b = problem(3, 30, 20)
     for limit in (1, 2, 5):
-        found = tp.sinkhorn(cost, a, b, reg=0.01, max_iter=limit)
-        assert not found.convergence.converged
-        assert found.convergence.iterations == limit
-        wrong = float((found.plan().sum(0) - b).abs().sum())
-        assert found.convergence.residual == pytest.approx(wrong, rel=1e-6)
-        torch.testing.assert_close(found.plan().sum(1), a)
+        found = sinkhorn(cost, a, b, reg=0.01, max_iter=limit)
+        assert not found.converged
+        assert found.iterations == limit
+        wrong = float((found.plan.sum(0) - b).abs().sum())
+        assert found.residual == pytest.approx(wrong, rel=1e-6)
+        torch.testing.assert_close(found.plan.sum(1), a)
 
 
 def test_acceleration_does_not_change_the_answer_and_saves_iterations(monkeypatch):
     # catches a safeguard that always refuses, and a mix that converges to something else
     cost, a, b = problem(8, 80, 40)
-    fast = tp.sinkhorn(cost, a, b, reg=0.05, tol=1e-7)
+    fast = sinkhorn(cost, a, b, reg=0.05, tol=1e-7)
     monkeypatch.setattr(scaling, "_MEMORY", 1)
     monkeypatch.setattr(scaling, "_anderson", lambda history, root_b: history[-1][0])
-    slow = tp.sinkhorn(cost, a, b, reg=0.05, tol=1e-7, max_iter=100_000)
-    assert slow.convergence.converged
-    torch.testing.assert_close(fast.plan(), slow.plan(), rtol=0, atol=1e-6)
-    assert fast.convergence.iterations < 0.5 * slow.convergence.iterations
+    slow = sinkhorn(cost, a, b, reg=0.05, tol=1e-7, max_iter=100_000)
+    assert slow.converged
+    torch.testing.assert_close(fast.plan, slow.plan, rtol=0, atol=1e-6)
+    assert fast.iterations < 0.5 * slow.iterations
 
 
 def test_acceleration_does_not_stray_on_a_plateau():
     # two points, far costs: the residual stands still for 500 plain steps; catches a safeguard by the residual alone
     cost, a, b = problem(2112, 2, 11)
-    found = tp.sinkhorn(cost, a, b, reg=0.02, tol=1e-9, max_iter=500)
-    assert found.convergence.converged
+    found = sinkhorn(cost, a, b, reg=0.02, tol=1e-9, max_iter=500)
+    assert found.converged
 
 
 def test_bad_accelerated_steps_are_refused(monkeypatch):
     # a broken accelerator (noise, then NaN) may cost time but not the answer
     cost, a, b = problem(9, 20, 15)
-    right = tp.sinkhorn(cost, a, b, reg=0.2, tol=1e-9).plan()
+    right = sinkhorn(cost, a, b, reg=0.2, tol=1e-9).plan
     generator = torch.Generator().manual_seed(0)
 
     def broken(history, root_b):
@@ -288,48 +290,17 @@ def test_bad_accelerated_steps_are_refused(monkeypatch):
         return image + torch.randn(image.shape, generator=generator, dtype=F64)
 
     monkeypatch.setattr(scaling, "_anderson", broken)
-    found = tp.sinkhorn(cost, a, b, reg=0.2, tol=1e-9, max_iter=100_000)
-    assert found.convergence.converged
-    torch.testing.assert_close(found.plan(), right, rtol=0, atol=1e-7)
+    found = sinkhorn(cost, a, b, reg=0.2, tol=1e-9, max_iter=100_000)
+    assert found.converged
+    torch.testing.assert_close(found.plan, right, rtol=0, atol=1e-7)
 
 
-def test_masses_of_any_total_and_the_type_of_the_costs():
-    # catches a plan that is normalised away, and float64 leaking out of the solvers
+def test_exact_plans_of_any_total_and_the_type_of_the_costs():
+    # catches a plan that is normalised away, and float64 leaking out of the solver
     cost, a, b = problem(2)
-    plan = tp.sinkhorn(cost, 5 * a, 5 * b, reg=0.5, tol=1e-10).plan()
-    torch.testing.assert_close(plan, 5 * tp.sinkhorn(cost, a, b, reg=0.5, tol=1e-10).plan(), rtol=1e-7, atol=1e-10)
     exact, value = tp.emd(cost.float(), 5 * a, 5 * b)
     assert exact.dtype == torch.float32
     assert value == pytest.approx(5 * tp.emd(cost, a, b)[1], rel=1e-6)
-    narrow = tp.sinkhorn(cost.float().requires_grad_(), a.float(), b.float(), reg=0.5)
-    assert narrow.plan().dtype == narrow.cost.dtype == torch.float32
-    assert not narrow.plan().requires_grad
-
-
-# -- what is read off a plan ----------------------------------------------------------------------------------------
-
-
-def test_barycentric_map_is_the_conditional_mean():
-    # catches division by the wrong marginal and NaN in rows without mass
-    plan, z = torch.tensor([[0.2, 0.2], [0.0, 0.0], [0.0, 0.6]], dtype=F64), torch.tensor([[0.0], [1.0]], dtype=F64)
-    torch.testing.assert_close(tp.barycentric_map(plan, z), torch.tensor([[0.5], [0.8], [1.0]], dtype=F64))
-    assert tp.barycentric_map(torch.zeros_like(plan), z).tolist() == [[0.5]] * 3
-
-
-def test_alignment_loss_is_the_definition_and_pulls_to_the_image():
-    # (R4) and its gradient 2 (x - T); catches a gradient through the plan or the targets
-    x, z = points(0, 6).requires_grad_(), points(1, 4) + 100.0
-    plan = torch.from_numpy(np.random.default_rng(0).random((6, 4)))
-    plan[2] = 0.0
-    loss = tp.alignment_loss(x, plan, z.requires_grad_())
-    mass = plan.sum(1)
-    right = (plan * tp.squared_distances(x, z)).sum(1) / torch.where(mass > 0, mass, 1.0)
-    torch.testing.assert_close(loss, right)
-    loss.sum().backward()
-    assert z.grad is None
-    pull = 2 * (x - tp.barycentric_map(plan, z)).detach()
-    pull[2] = 0.0
-    torch.testing.assert_close(x.grad, pull)
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------
@@ -342,27 +313,17 @@ COST = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=F64)
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: tp.sinkhorn(COST, ONE, ONE, reg=0.0), "reg = 0.0"),
-        (lambda: tp.sinkhorn(COST, ONE, ONE, reg=float("nan")), "reg = nan"),
-        (lambda: tp.sinkhorn(COST, ONE, ONE, reg=1.0, tol=0.0), "tol = 0.0"),
-        (lambda: tp.sinkhorn(COST, ONE, ONE, reg=1.0, max_iter=0), "max_iter = 0"),
-        (lambda: tp.sinkhorn(COST, ONE, 2 * ONE, reg=1.0), "sum to 1 and to 2"),
         (lambda: tp.emd(COST, ONE, 2 * ONE), "sum to 1 and to 2"),
         (lambda: tp.emd(COST, ONE, torch.tensor([-0.5, 1.5])), "masses b that are negative"),
         (lambda: tp.emd(COST, 0 * ONE, 0 * ONE), "all zero"),
         (lambda: tp.emd(COST, ONE, torch.ones(3)), "masses of shapes"),
         (lambda: tp.emd(COST[None], ONE, ONE), "one problem"),
         (lambda: tp.emd(COST[:, :0], ONE, ONE[:0]), r"n, m >= 1"),
-        (lambda: tp.sinkhorn(COST[:0], ONE[:0], ONE, reg=1.0), r"n, m >= 1"),
-        (lambda: tp.sinkhorn(COST * torch.inf, ONE, ONE, reg=1.0), "infinite"),
         (lambda: tp.emd(COST * torch.nan, ONE, ONE), "NaN"),
-        (lambda: tp.sinkhorn(COST, ONE, ONE, reg=1.0, start=(ONE, torch.ones(3))), "a start whose g"),
         (lambda: tp.relative_reg(0 * COST, 0.1), "none is positive"),
         (lambda: tp.relative_reg(COST, 0.0), "eps = 0.0"),
         (lambda: tp.relative_reg(COST * torch.nan, 0.1), "NaN"),
         (lambda: tp.squared_distances(COST, COST[:, :1]), "points of shapes"),
-        (lambda: tp.barycentric_map(COST, COST[:1]), "a plan of shape"),
-        (lambda: tp.barycentric_map(-COST, COST), "negative"),
     ],
 )
 def test_bad_input_is_refused_in_three_parts(call, words):
@@ -377,4 +338,4 @@ def test_one_point_is_a_class():
     b = masses(2, 4)
     one = torch.ones(1, dtype=F64)
     torch.testing.assert_close(tp.emd(cost, one, b)[0], b[None])
-    torch.testing.assert_close(tp.sinkhorn(cost, one, b, reg=0.1).plan(), b[None])
+    torch.testing.assert_close(sinkhorn(cost, one, b, reg=0.1).plan, b[None])

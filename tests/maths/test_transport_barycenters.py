@@ -159,18 +159,6 @@ def test_one_class_is_its_own_barycenter():
     found = tp.free_barycenter([x], x, solver="emd")
     torch.testing.assert_close(found.support, x, rtol=0, atol=1e-12)
     assert found.objective[-1] <= 1e-12
-    assert float(tp.alignment_loss(x, found.plans[0], found.support).max()) <= 1e-12
-
-
-def test_masses_within_a_class_are_respected():
-    # a point of double mass is two points
-    x, y = points(0, 5), points(1, 6, shift=1.0)
-    doubled = torch.cat([x, x[:1]])
-    mass = torch.tensor([2.0, 1, 1, 1, 1], dtype=F64) / 6
-    start = points(2, 6)
-    one = tp.free_barycenter([x, y], start, masses=[mass, uniform(6)], solver="emd", sweeps=30)
-    two = tp.free_barycenter([doubled, y], start, solver="emd", sweeps=30)
-    assert one.objective[-1] == pytest.approx(two.objective[-1], rel=1e-9)
 
 
 def test_a_warm_refresh_needs_fewer_iterations_and_agrees():
@@ -222,21 +210,6 @@ def test_bures_distance_is_that_of_pot_and_of_the_map(seed, d):
     assert float(tp.gaussian_w2(p, p)) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_bures_gradient_against_finite_differences_and_at_equal_eigenvalues():
-    # catches a gradient through eigh, which is NaN for repeated eigenvalues
-    q = gaussian(3)
-    x = points(0, 12, 4).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: tp.gaussian_w2(tp.Gaussian.of(x, 0.1), q), x)
-    matrix = covariance(8).requires_grad_()
-    sym = lambda m: tp.Gaussian(q.mean, 0.5 * (m + m.T))  # noqa: E731
-    assert torch.autograd.gradcheck(lambda m: tp.gaussian_w2(q, sym(m)), matrix)
-    eye = torch.eye(4, dtype=F64, requires_grad=True)
-    value = tp.gaussian_w2(tp.Gaussian(q.mean, eye), tp.Gaussian(q.mean, 4 * eye.detach()))
-    value.backward()
-    assert value.item() == pytest.approx(4.0)
-    torch.testing.assert_close(eye.grad, -torch.eye(4, dtype=F64))  # d/ds of d (sqrt(s) - 2)^2 at s = 1
-
-
 @settings(max_examples=15, deadline=None)
 @given(SEEDS, st.integers(1, 5), st.integers(1, 4))
 def test_bures_barycenter_is_a_fixed_point_and_that_of_pot(seed, d, count):
@@ -261,8 +234,6 @@ def test_bures_barycenter_is_a_fixed_point_and_that_of_pot(seed, d, count):
     )
     np.testing.assert_allclose(found.gaussian.mean.numpy(), mean, atol=1e-10)
     np.testing.assert_allclose(s.numpy(), cov, atol=1e-6)
-    again = tp.bures_barycenter(classes, list(weights), tol=1e-10, start=found)
-    assert again.convergence.iterations == 1
 
 
 def test_commuting_covariances_average_in_square_root_and_equal_ones_cost_the_means():
@@ -361,9 +332,10 @@ X = points(0, 5)
         (lambda: tp.free_barycenter([X], X[:, :2]), "the support of shape"),
         (lambda: tp.free_barycenter([X * torch.nan], X), "class 0 with NaN"),
         (lambda: tp.free_barycenter([X, X], X, weights=[0.5, 0.6]), "weights of shape"),
-        (lambda: tp.free_barycenter([X], X, masses=[torch.ones(5)]), "masses of shape"),
-        (lambda: tp.free_barycenter([X], X, masses=[]), "0 masses for 1 classes"),
         (lambda: tp.free_barycenter([X], X, reg=-1.0), "reg = -1.0"),
+        (lambda: tp.free_barycenter([X], X, reg=float("nan")), "reg = nan"),
+        (lambda: tp.free_barycenter([X], X, inner_tol=0.0), "tol = 0.0"),
+        (lambda: tp.free_barycenter([X], X, inner_iter=0), "max_iter = 0"),
         (lambda: tp.free_barycenter([X], X, sweeps=0), "sweeps = 0"),
         (lambda: tp.free_barycenter([X], X, solver="exact"), "solver = 'exact'"),
         (lambda: tp.free_barycenter([0 * X], 0 * X), "none is positive"),

@@ -14,11 +14,14 @@ from upright.classification.table import FairTable
 from upright.classification.training import Trained
 from upright.contract import InputError, spec_of
 from upright.data.tabular import Table, synthetic_table
+from upright.evidence.compute import evidence
+from upright.evidence.units import Block, Units
 from upright.federation.rounds import from_tensors
 from upright.maths.parity.rates import CRITERIA
 from upright.methods import fedfact
 from upright.methods.fedfact import FedFACTConfig
 from upright.shell.checks import CHECKS, conformance
+from upright.shell.registry import load_method
 from upright.shell.runner import _fitting
 from upright.shell.runs import ArmRun
 from upright.tasks.classify import Classify, ClassifyConfig
@@ -128,18 +131,26 @@ def test_the_placebo_mends_nothing():
 
 
 @pytest.mark.parametrize("shape", [BINARY, MULTI])
-def test_chance_has_the_accuracy_of_the_remedy_on_calibration_rows(shape):
-    # catches a match to the accuracy of another arm, or of other rows
+def test_the_hull_has_the_gap_of_the_remedy_on_the_rows_that_are_scored(shape):
+    # catches a control that is matched on other rows, or whose second arm has a gap of its own
     task = world(shape=shape)
-    fair, run, _ = arm("fedfact", task)
-    label = task.part(run, "valid")[1]
-    h, run, _ = arm("blend", task)
-    accuracy = [v[np.arange(len(label)), label].mean() for v in (fair, h)]
-    assert accuracy[1] == pytest.approx(accuracy[0], abs=1e-12)
-    _, before = plain(task, run)
-    t = run.notes["share decided by chance"]
-    assert 0 < t < 1
-    np.testing.assert_allclose(h, (1 - t) * before + t * before.mean(0), atol=1e-12)
+    task.open_test()
+    scored = {}
+    for name in ("none", "fedfact", "majority"):
+        _, run, found = arm(name, task)
+        scored[name] = task.score(found, "test", run)
+    units = Units([Block("r", name, 0, scores) for name, scores in scored.items()])
+    spec = load_method("fedfact")
+    found = evidence(units, arms=spec.arms, statistics=[spec.primary, spec.cost], metrics=task.metrics,
+                     primary=spec.primary, cost=spec.cost, title="FedFACT", draws=20)  # fmt: skip
+    value = {(x["statistic"], x["arm"]): x["value"] for x in found["levels"] if x["group"] is None}
+    gaps = [value[spec.primary, name] for name in ("none", "fedfact", "hull", "majority")]
+    assert gaps[0] > gaps[1] > 0
+    assert gaps[3] == 0
+    assert gaps[2] == pytest.approx(gaps[1], abs=1e-12)
+    share = gaps[1] / gaps[0]
+    best, least = value[spec.cost, "none"], value[spec.cost, "majority"]
+    assert value[spec.cost, "hull"] == pytest.approx(share * best + (1 - share) * least, abs=1e-12)
 
 
 @pytest.mark.parametrize("shape", [BINARY, MULTI])
@@ -287,7 +298,7 @@ def test_arms_without_a_meaning_for_the_data_are_left_out_and_refused_by_name():
     # catches a run that fails after an hour because its last arm knows two classes alone
     task = world("equalized_odds")
     chosen, left = _fitting(spec_of(fedfact.run), task, None)
-    assert {a.name for a in chosen} == set(ARMS) - {"fedfb", "oracle"}
+    assert {a.name for a in chosen} == set(ARMS) - {"fedfb", "oracle", "hull"}
     assert [text.split(":")[0] for text in left] == ["arm oracle is left out", "arm fedfb is left out"]
     assert {a.name for a in _fitting(spec_of(fedfact.run), world(shape=MULTI), None)[0]} == set(ARMS) - {
         "thresholds", "reductions"}  # fmt: skip

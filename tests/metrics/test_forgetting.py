@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from scipy.stats import hmean, ks_2samp
 from sklearn.metrics import roc_auc_score
 
-from upright.contract import InputError
+from upright.contract import InputError, UnitScores
+from upright.evidence.units import Block, Units
 from upright.language.logprobs import sample_means, token_statistics
 from upright.metrics import forgetting as fg
 from upright.metrics import membership as mb
@@ -33,11 +34,8 @@ BITS = st.lists(st.lists(st.sampled_from([None, False, True]), min_size=7, max_s
 
 
 def test_probabilities_by_hand():
-    # catches: arithmetic instead of geometric mean, the true answer left out of its own denominator, 0 / 0 as 0
+    # catches: arithmetic instead of geometric mean
     np.testing.assert_allclose(fg.probability([0.0, math.log(2), INF, NAN]), [1.0, 0.5, 0.0, NAN])
-    false = [[math.log(4), math.log(4)], [INF, INF], [1000.0, 1001.0], [INF, INF]]
-    found = fg.choice_probability([math.log(2), 3.0, 1000.0, INF], false)
-    np.testing.assert_allclose(found, [0.5, 1.0, 1 / (2 + math.exp(-1)), NAN])
 
 
 def test_truth_ratio_by_hand():
@@ -61,8 +59,6 @@ def test_forms_of_the_truth_ratio_agree_with_their_definitions(true, k, seed):
     np.testing.assert_allclose(fg.truth_ratio(true, false, "retain"), np.maximum(0, 1 - r), atol=1e-12)
     p, other = np.exp(-true), np.exp(-false.mean(1))
     np.testing.assert_allclose(fg.truth_ratio(true, false, "probability"), p / (p + other), rtol=1e-9)
-    near = fg.choice_probability(true, false)
-    np.testing.assert_allclose(near, p / (p + np.exp(-false).sum(1)), rtol=1e-9)
 
 
 def test_impossible_answers_give_limits_and_only_what_is_undefined_is_nan():
@@ -268,26 +264,51 @@ def test_plain_scores_by_hand():
     # catches: a sign that calls members outsiders; characters in place of compressed bytes
     np.testing.assert_array_equal(mb.loss_score([2.0, NAN]), [-2.0, NAN])
     np.testing.assert_array_equal(mb.reference_score([2.0], [5.0]), [3.0])
-    np.testing.assert_array_equal(mb.gradient_norm_score([4.0]), [-4.0])
     text = "née " * 50
     assert mb.zlib_score([2.0], [text])[0] == -2.0 / len(zlib.compress(text.encode()))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31 - 1), st.integers(1, 30), st.integers(1, 30))
-def test_auc_equals_scikit_learn_and_flipping_keeps_the_distance(seed, n, m):
-    # catches: the two sides exchanged, ties counted as wins, a distance that a flipped answer escapes
+def test_auc_equals_scikit_learn(seed, n, m):
+    # catches: the two sides exchanged, ties counted as wins
     rng = np.random.default_rng(seed)
     a, b = rng.integers(0, 6, n).astype(float), rng.integers(0, 6, m).astype(float)
     found = mb.membership_auc(a, b)
     peer = roc_auc_score([1] * n + [0] * m, np.concatenate([a, b]))
     assert found.auc == pytest.approx(peer, abs=1e-12)
-    flipped = mb.membership_auc(-a, -b)
-    assert flipped.auc == pytest.approx(1 - peer, abs=1e-12)
-    assert flipped.distance == pytest.approx(found.distance, abs=1e-12)
-    assert (found.n_forget, found.n_holdout, found.undefined) == (n, m, 0)
+    assert mb.membership_auc(-a, -b).auc == pytest.approx(1 - peer, abs=1e-12)
+    assert (found.n_forget, found.n_holdout) == (n, m)
     undefined = mb.membership_auc([1.0, NAN, 3.0], [0.0, NAN])
-    assert (undefined.auc, undefined.n_forget, undefined.n_holdout, undefined.undefined) == (1.0, 2, 1, 2)
+    assert (undefined.auc, undefined.n_forget, undefined.n_holdout) == (1.0, 2, 1)
+
+
+def test_differences_of_models_are_those_of_their_aucs_and_means():
+    # catches: ranks over records that one model does not score, a sign, a reference's own score compared with 0
+    rng, n, m = np.random.default_rng(0), 13, 20
+    own, other = np.round(rng.normal(size=(2, n + m)), 1)
+    values = {
+        "own": {"mia_loss": own, "mia_reference": own - 0.3 * other, "p": own**2},
+        "other": {"mia_loss": other, "mia_reference": np.full(n + m, NAN), "p": other**2},
+    }
+    sets = {"set": ["forget"] * n + ["holdout"] * m}
+    units = Units(Block("", arm, 0, UnitScores("record", range(n + m), own, sets)) for arm, own in values.items())
+    found = mb.compare_models(units, ["mia_loss", "mia_reference", "p"], "own", "other", rng=rng)
+    one, two, alone = (mb.membership_auc(v[:n], v[n:]).auc - 0.5 for v in (own, other, own - 0.3 * other))
+    change = (own[:n] ** 2).mean() - (other[:n] ** 2).mean()
+    np.testing.assert_allclose(found.value, [one - two, alone, change], atol=1e-12)
+    against = mb.compare_attacks(units, ["mia_loss", "mia_reference"], "own", rng=rng)
+    np.testing.assert_allclose(against.value, [one, alone], atol=1e-12)
+
+
+def test_authors_are_drawn_whole_where_they_are_enough():
+    # catches: one author taken for a sample of authors, records without author in one cluster, names in a table
+    six = [f"name {i % 6}" for i in range(12)]
+    own, few = mb.author_clusters({"forget": six, "holdout": [*six[:6], "", ""]})
+    assert (few, own[:6], own[6:18], len({*own})) == ([], own[:6], [*own[:6]] * 2, 8)
+    assert not any("name" in one for one in own)
+    assert mb.author_clusters({"forget": six, "retain": six[:5] * 2}) == ([], ["retain"])
+    assert mb.author_clusters({"forget": [""] * 9, "retain": ["a", "b", "c"]}) == ([], [])
 
 
 def test_privleak_and_the_flag_tell_under_from_over_unlearning():
@@ -338,7 +359,7 @@ def test_every_attack_finds_a_planted_member():
 
 def test_registries_describe_ranges_that_hold():
     # catches: a direction on the wrong side, a bound that values leave
-    for name, metric in {**fg.METRICS, **fg.STATISTICS, **mb.METRICS, **mb.STATISTICS}.items():
+    for name, metric in {**fg.METRICS, **mb.METRICS}.items():
         assert metric.name == name
         assert metric.title
         assert metric.low < metric.high
@@ -356,8 +377,8 @@ YES = np.ones((1, 2), dtype=bool)
     [
         (lambda: fg.probability([-0.1]), "mean_nll with -0.1"),
         (lambda: fg.probability([[0.1]]), "mean_nll of shape (1, 1)"),
-        (lambda: fg.choice_probability([0.1], [0.1]), "false_nll of shape (1,)"),
-        (lambda: fg.choice_probability([0.1], np.zeros((1, 0))), "false_nll of shape (1, 0)"),
+        (lambda: fg.truth_ratio([0.1], [0.1]), "perturbed of shape (1,)"),
+        (lambda: fg.truth_ratio([0.1], np.zeros((1, 0))), "perturbed of shape (1, 0)"),
         (lambda: fg.truth_ratio([0.1, 0.2], [[0.1]]), "2 and 1 questions"),
         (lambda: fg.truth_ratio([0.1], [[0.1]], "newest"), "form = 'newest'"),
         (lambda: fg.forget_quality([NAN], [1.0]), "0 and 1 defined truth ratios"),
@@ -415,13 +436,19 @@ def ratios(model):
     return fg.truth_ratio(table["avg_paraphrased_loss"], table["average_perturb_loss"])
 
 
+def share_of_the_true(true, false):
+    """``p / (p + sum_k p_k)``: the probability that TOFU takes for questions with choices."""
+    p = np.exp(-np.column_stack([true, false]))
+    return p[:, 0] / p.sum(1)
+
+
 def parts(model):
     """The nine means of TOFU's utility."""
     out = {}
     for data, file in SETS.items():
         t = log(model)[file]
         true, false = t["avg_gt_loss"], t["average_perturb_loss"]
-        out[f"{data}_probability"] = fg.probability(true) if data == "retain" else fg.choice_probability(true, false)
+        out[f"{data}_probability"] = fg.probability(true) if data == "retain" else share_of_the_true(true, false)
         out[f"{data}_rouge_l"] = np.array(t["rougeL_recall"])
         out[f"{data}_truth_ratio"] = fg.truth_ratio(t["avg_paraphrased_loss"], false, "retain")
     found = {name: fg.mean_of(values) for name, values in out.items()}
@@ -437,11 +464,11 @@ def parts(model):
     ("model", "utility"), [("full", 0.6227), ("retain90", 0.6137), ("retain95", 0.6006), ("retain99", 0.6207)]
 )
 def test_published_utility(model, utility):
-    # catches: a truth ratio of the forget side among the nine, probabilities of choices that are not normalised
+    # catches: a truth ratio of the forget side among the nine
     assert round(fg.model_utility(parts(model)), 4) == utility
     for data in ("authors", "facts"):
         t = log(model)[SETS[data]]
-        own = -np.log(fg.choice_probability(t["avg_gt_loss"], t["average_perturb_loss"]))
+        own = -np.log(share_of_the_true(t["avg_gt_loss"], t["average_perturb_loss"]))
         np.testing.assert_allclose(own, t["normalized_gt_loss"], rtol=1e-9)
     for file in (*SETS.values(), "eval_log_forget"):
         t = log(model)[file]

@@ -1,44 +1,30 @@
-"""AUC, leakage, bootstrap and permutations against independent counts and known distributions."""
+"""AUC, leakage and balanced accuracy of an attack against independent counts, its ranks, its learning curve."""
 
 from __future__ import annotations
 
 import itertools
-from statistics import NormalDist
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from upright.contract import InputError
-from upright.maths.intervals import percentile
-from upright.metrics import leakage as stats
-from upright.metrics import privacy
-from upright.metrics.attacks import code_labels
+from upright.metrics.attacks import ATTACKERS, AttackScores
+from upright.metrics.leakage import attack_curve, balanced_accuracy, leakage, rank_values
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def made(scores, labels, fold=None, protocol="cross"):
-    """An attack on two classes from the scores of the second."""
+def made(scores, fold=None):
+    """An attack: on two classes from the scores of the second, or from a column for each class."""
     s = np.asarray(scores, dtype=float)
     fold = np.zeros(len(s), dtype=np.int64) if fold is None else np.asarray(fold)
-    return privacy.AttackScores("made", "made", protocol, np.stack([-s, s], axis=1), fold, True)
-
-
-@settings(max_examples=100, deadline=None)
-@given(SEEDS, st.integers(2, 60), st.sampled_from([2, 5, 1000]))
-def test_auc_is_scikit_learns_with_weights_and_ties(seed, n, levels):
-    # catches a tie counted 0 or 1, weights used on one side only, and weights left in the old order after sorting
-    rng = np.random.default_rng(seed)
-    scores = rng.integers(levels, size=n) / 7.0
-    positive = rng.random(n) < 0.4
-    positive[:2] = [True, False]
-    weights = rng.random(n) + 0.01
-    assert privacy.auc(scores, positive) == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
-    wanted = roc_auc_score(positive, scores, sample_weight=weights)
-    assert privacy.auc(scores, positive, weights) == pytest.approx(wanted, abs=1e-12)
+    return AttackScores("s", "a", "cross", s if s.ndim == 2 else np.stack([-s, s], axis=1), fold, True)
 
 
 @settings(max_examples=40, deadline=None)
@@ -49,172 +35,144 @@ def test_leakage_counts_pairs_inside_folds_and_nowhere_else(seed, n):
     labels = rng.permutation(np.arange(n) % 3)
     fold = rng.integers(3, size=n)
     scores = rng.integers(6, size=(n, 3)) + 100.0 * fold[:, None]
-    weights = rng.integers(1, 4, size=n).astype(float)
-    one = privacy.AttackScores("s", "a", "cross", scores, fold, True)
     wanted = {}
     for c in range(3):
-        won = pairs = 0.0
+        won = []
         for i, j in itertools.product(np.flatnonzero(labels == c), np.flatnonzero(labels != c)):
             if fold[i] == fold[j]:
-                worth = 1.0 if scores[i, c] > scores[j, c] else 0.5 if scores[i, c] == scores[j, c] else 0.0
-                won, pairs = won + weights[i] * weights[j] * worth, pairs + weights[i] * weights[j]
-        wanted[c] = won / pairs if pairs else None
+                won.append(1.0 if scores[i, c] > scores[j, c] else 0.5 if scores[i, c] == scores[j, c] else 0.0)
+        wanted[c] = np.mean(won) if won else None
     if None in wanted.values():
-        with pytest.raises(InputError, match="no pair with weight"):
-            privacy.leakage(one, labels, weights)
+        with pytest.raises(InputError, match="no fold with users of class"):
+            leakage(made(scores, fold), labels)
         return
-    found = privacy.leakage(one, labels, weights)
+    found = leakage(made(scores, fold), labels)
     assert found["auc"] == pytest.approx(wanted, abs=1e-12)
     gaps = [abs(value - 0.5) for value in wanted.values()]
-    assert found["macro"] == pytest.approx(np.mean(gaps), abs=1e-12)
-    assert found["worst"] == pytest.approx(max(gaps), abs=1e-12)
+    assert [found["macro"], found["worst"]] == pytest.approx([np.mean(gaps), max(gaps)], abs=1e-12)
 
 
-def test_three_classes_agree_with_scikit_learn():
-    # catches the score of one class compared with the users of another
+def test_classes_agree_with_scikit_learn():
+    # catches the score of one class compared with the users of another, and plain accuracy under unequal classes
     rng = np.random.default_rng(0)
-    labels = np.array(["old", "young", "middle"])[rng.permutation(np.arange(90) % 3)]
-    scores = rng.dirichlet(np.ones(3), size=90)
-    one = privacy.AttackScores("s", "a", "cross", scores, np.zeros(90, dtype=np.int64), True)
-    found = privacy.leakage(one, labels)["auc"]
-    for c, name in enumerate(sorted(set(labels.tolist()))):
-        assert found[name] == pytest.approx(roc_auc_score(labels == name, scores[:, c]), abs=1e-12)
+    names = ["middle", "old", "young"]
+    labels, one = rng.choice(names, size=90, p=[0.6, 0.3, 0.1]), made(rng.dirichlet(np.ones(3), size=90))
+    for c, name in enumerate(names):
+        assert leakage(one, labels)["auc"][name] == pytest.approx(roc_auc_score(labels == name, one.scores[:, c]))
+    wanted = balanced_accuracy_score(labels, np.array(names)[one.scores.argmax(axis=1)])
+    assert balanced_accuracy(one, labels) == pytest.approx(wanted, abs=1e-12)
 
 
 def test_leakage_survives_a_flip():
     # an attacker with AUC 0.2 has 0.8 after a flip: catches max(AUC - 1/2, 0) and a sign that matters
-    positive = np.array([True, False, False, False, False, False])
-    scores = np.array([1.0, 0.0, 2.0, 3.0, 4.0, 5.0])
-    assert privacy.auc(scores, positive) == pytest.approx(0.2)
-    for sign in (1.0, -1.0):
-        found = privacy.leakage(made(sign * scores, positive), positive.astype(int))
-        assert found["macro"] == pytest.approx(0.3)
-        assert found["worst"] == pytest.approx(0.3)
+    for sign, auc in ((1.0, 0.2), (-1.0, 0.8)):
+        found = leakage(made(sign * np.array([1.0, 0.0, 2.0, 3.0, 4.0, 5.0])), [1, 0, 0, 0, 0, 0])
+        assert found["auc"] == pytest.approx({0: auc, 1: auc})
+        assert [found["macro"], found["worst"]] == pytest.approx([0.3, 0.3])
 
 
 @settings(max_examples=20, deadline=None)
-@given(SEEDS)
-def test_order_of_users_does_not_change_a_statistic(seed):
-    # catches a result that depends on row order: ties broken by place, folds read from positions
+@given(SEEDS, st.sampled_from([2, 3]))
+def test_ranks_say_what_scores_say_in_any_order_of_users(seed, classes):
+    # catches ranks over all folds, of another class, of users that nobody scored, and ties broken by place
     rng = np.random.default_rng(seed)
-    labels, fold = rng.permutation(np.arange(60) % 2), np.arange(60) // 20
-    scores, order = rng.integers(5, size=60), rng.permutation(60)
-    plain = privacy.leakage(made(scores, labels, fold), labels)
-    moved = privacy.leakage(made(scores[order], labels[order], fold[order]), labels[order])
-    assert moved["auc"] == pytest.approx(plain["auc"], abs=1e-12)
-
-
-def test_bootstrap_draws_are_weighted_leakage():
-    # catches draws that are not shared between attacks, and weights that meet the wrong user
-    rng = np.random.default_rng(1)
-    labels, fold = rng.permutation(np.arange(50) % 2), np.arange(50) % 5
-    found = [made(rng.normal(size=50), labels, fold) for _ in range(2)]
-    rows = np.arange(50)
-    aucs, leaks = stats.resampled(found, code_labels(labels), rows, 20, seed=3)
-    weights = stats.draw_weights(1, 50, 20, np.random.default_rng(3))[1]
-    for a, one in enumerate(found):
-        for d in range(20):
-            wanted = privacy.leakage(one, labels, weights[d])
-            assert aucs[a, d] == pytest.approx(wanted["auc"][0], abs=1e-12)
-            assert leaks[a, d] == pytest.approx(wanted["macro"], abs=1e-12)
-
-
-def test_bootstrap_chunks_do_not_change_draws(monkeypatch):
-    # catches a random stream that starts again in each chunk, which would repeat the same draws
-    rng = np.random.default_rng(1)
-    labels = rng.permutation(np.arange(40) % 2)
-    one, coded, rows = made(rng.normal(size=40), labels), code_labels(labels), np.arange(40)
-    whole = stats.resampled([one], coded, rows, 30, seed=0)[0]
-    null = stats.permuted([one], coded, rows, 30, seed=0)
-    monkeypatch.setattr(stats, "_CHUNK", 40 * 7)
-    np.testing.assert_allclose(stats.resampled([one], coded, rows, 30, seed=0)[0], whole, atol=1e-14)
-    np.testing.assert_allclose(stats.permuted([one], coded, rows, 30, seed=0), null, atol=1e-14)
-
-
-def test_bootstrap_interval_covers_and_is_not_too_wide():
-    # a fixed attacker with known AUC = Phi(delta / sqrt 2); catches an interval of half width or one that never fails
-    delta, covered, widths, aucs = 0.8, 0, [], []
-    truth = NormalDist().cdf(delta / 2**0.5)
-    studies = 300
-    for seed in range(studies):
-        rng = np.random.default_rng([seed, 77])
-        labels = np.arange(120) % 2
-        scores = rng.normal(size=120) + delta * labels
-        one = made(scores, labels)
-        low, high = percentile(stats.resampled([one], code_labels(labels), np.arange(120), 400, seed)[0][0], 0.95)
-        covered += low <= truth <= high
-        widths.append(high - low)
-        aucs.append(privacy.auc(scores, labels == 1))
-    assert covered / studies > 0.95 - 5 * (0.95 * 0.05 / studies) ** 0.5
-    assert np.mean(widths) == pytest.approx(2 * 1.96 * np.std(aucs), rel=5 / (2 * studies) ** 0.5)
-
-
-def test_permutations_have_the_mean_of_all_splits():
-    # seven users, ties, all 35 splits enumerated: catches a wrong rank sum and permutations that favour an order
-    scores, labels = np.array([0.0, 1.0, 1.0, 2.0, 5.0, 5.0, 9.0]), np.array([0, 0, 0, 0, 1, 1, 1])
-    every = [
-        abs(privacy.auc(scores, np.isin(np.arange(7), some)) - 0.5) for some in itertools.combinations(range(7), 3)
-    ]
-    null = stats.permuted([made(scores, labels, protocol="transfer")], code_labels(labels), np.arange(7), 20_000, 0)[0]
-    assert null.mean() == pytest.approx(np.mean(every), abs=5 * np.std(every) / 20_000**0.5)
-    assert set(np.round(null, 9)) == set(np.round(every, 9))
-
-
-def test_permutations_stay_inside_folds():
-    # one fold holds class 1 alone but for one user: catches labels that move between folds
-    labels = np.array([0, 1, 1, 1, 0, 0, 0, 1])
-    fold = np.array([0, 0, 0, 0, 1, 1, 1, 1])
-    null = stats.permuted([made(np.arange(8.0), labels, fold)], code_labels(labels), np.arange(8), 2000, 0)[0]
-    # in each fold a single user stands against three: 0, 1, 2 or 3 of 3 pairs, so sums of 0..6 of 6 pairs
-    assert set(np.round(null / stats.SPREAD["cross"] * 6, 9)) <= {0.0, 1.0, 2.0, 3.0}
-    assert null.max() == pytest.approx(0.5 * stats.SPREAD["cross"])
-
-
-def test_balanced_accuracy_is_scikit_learns():
-    # catches plain accuracy, which a constant guess of the large class drives up
-    rng = np.random.default_rng(0)
-    labels = (rng.random(200) < 0.2).astype(int)
-    scores = rng.random((200, 2))
-    one = privacy.AttackScores("s", "a", "cross", scores, np.zeros(200, dtype=np.int64), True)
-    wanted = balanced_accuracy_score(labels, scores.argmax(axis=1))
-    assert stats.balanced_accuracy(one, code_labels(labels), np.arange(200)) == pytest.approx(wanted, abs=1e-12)
-
-
-def test_the_null_of_the_strongest_is_above_the_null_of_one():
-    # twelve attackers find more by chance than one: catches a null that forgets the maximum
-    rng = np.random.default_rng(0)
-    labels, fold = rng.permutation(np.arange(100) % 2), np.arange(100) % 5
-    found = [made(rng.normal(size=100), labels, fold) for _ in range(12)]
-    null = stats.permuted(found, code_labels(labels), np.arange(100), 1000, 0)
-    one, most = null[0], null.max(axis=0)
-    assert most.mean() > 1.5 * one.mean()
-    assert np.quantile(most, 0.95) > 1.15 * np.quantile(one, 0.95)
-    assert (most >= one).all()
-
-
-# -- bad input ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("scores", "positive", "weights", "words"),
-    [
-        ([0.1, np.nan], [True, False], None, "1 NaN scores"),
-        ([0.1, 0.2], [True, True], None, "some of both"),
-        ([0.1, 0.2], [True, False], [1.0, 0.0], "some of both"),
-        ([0.1, 0.2], [True, False], [1.0, -1.0], "negative"),
-        ([0.1, 0.2], [True], None, "one shape"),
-        ([], [], None, "some of both"),
-    ],
-)
-def test_an_auc_that_is_not_defined_is_refused(scores, positive, weights, words):
-    with pytest.raises(InputError, match=words):
-        privacy.auc(scores, positive, weights)
+    labels, fold = np.arange(66) % classes, np.arange(66) // 20 - 1
+    scores = rng.integers(5, size=(66, classes)).astype(float)
+    scores = np.stack([-scores[:, 1], scores[:, 1]], axis=1) if classes == 2 else scores
+    order = rng.permutation(66)
+    for o in (np.arange(66), order):
+        table = rank_values([made(scores[o], fold[o])], "abc"[:classes])
+        assert list(table) == [f"attack/s/a/cross/{c}" for c in "abc"[classes == 2 : classes]]
+        kept = np.stack([*table.values()], axis=1)
+        assert (np.isnan(kept).all(axis=1) == (fold[o] < 0)).all()
+        assert np.nanmin(kept) > 0
+        assert np.nanmax(kept) < 1
+        both = kept[:, [0, 0]] * [-1, 1] if classes == 2 else kept
+        again = leakage(made(np.nan_to_num(both), fold[o]), labels[o])
+        assert again["auc"] == pytest.approx(leakage(made(scores, fold), labels)["auc"], abs=1e-12)
 
 
 def test_labels_of_another_study_are_refused():
-    one = made([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1])
+    one = made([0.1, 0.2, 0.3, 0.4])
     for labels, words in (([0, 1, 2, 0], "scores of shape"), ([0, 1], "scores of shape"), ([0, 1, None, 0], "without")):
-        with pytest.raises(InputError, match=words):
-            privacy.leakage(one, labels)
-    with pytest.raises(InputError, match="weights of shape"):
-        privacy.leakage(one, [0, 1, 0, 1], [1.0])
+        for number in (leakage, balanced_accuracy):
+            with pytest.raises(InputError, match=words):
+                number(one, labels)
+
+
+# -- the learning curve ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    def model(seed, n_train, **shape):
+        return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced"))
+
+    monkeypatch.setitem(ATTACKERS, "fast", model)
+    return "fast"
+
+
+def users(n, d, shift):
+    rng = np.random.default_rng(0)
+    y = (rng.permutation(n) < 0.35 * n).astype(int)
+    x = rng.normal(size=(n, d))
+    x[:, :2] += shift * y[:, None]
+    return x, y
+
+
+def test_the_curve_rises_with_what_the_attacker_knows(fast):
+    # catches known users among the scored ones (flat and near 1) and sizes that are not obeyed
+    x, y = users(400, 20, 0.8)
+    curve = attack_curve(x, y, attacker=fast, sizes=(10, 50, 200), repeats=6)
+    assert [point["n"] for point in curve] == [10, 50, 200]
+    assert curve[0]["auc"] + 0.05 < curve[2]["auc"] < 0.88  # the best possible one is Phi(0.8) = 0.79
+    assert all(point["low"] <= point["auc"] <= point["high"] and point["sd"] > 0 for point in curve)
+    assert attack_curve(x, y, attacker=fast, sizes=(200,), repeats=6)[0] == curve[2]
+    assert [point["n"] for point in attack_curve(x, y, attacker=fast, repeats=2)] == [25, 50, 100, 200]
+
+
+def test_the_curve_keeps_to_held_out_users_and_trains_on_the_number_it_says(monkeypatch):
+    # catches aligned users in the curve, and known users that are scored too
+    seen = []
+
+    class Spy:
+        def fit(self, x, y):
+            self.trained = set(x[:, 0].tolist())
+            return self
+
+        def predict_proba(self, x):
+            seen.append((self.trained, set(x[:, 0].tolist())))
+            return np.full((len(x), 2), 0.5)
+
+    monkeypatch.setitem(ATTACKERS, "spy", lambda seed, n_train, **shape: Spy())
+    labels = ["a"] * 50 + ["b"] * 10 + ["a"] * 20 + ["b"] * 20
+    held_out = np.arange(100) < 60
+    attack_curve(np.arange(100.0)[:, None], labels, attacker="spy", sizes=(4, 20), repeats=3, held_out=held_out)
+    assert [len(trained) for trained, _ in seen] == [4, 20] * 3
+    for trained, asked in seen:
+        assert not trained & asked
+        assert max(trained | asked) < 60
+        assert sum(u >= 50 for u in trained) >= 2  # of the small class too
+
+
+@pytest.mark.parametrize("attacker", ["logistic", "mlp", "gbdt"])
+def test_the_curve_runs_with_four_known_users(attacker):
+    # catches inner folds and tree settings that need more users than there are
+    (point,) = attack_curve(*users(60, 8, 2.0), attacker=attacker, sizes=(4,), repeats=2)
+    assert 0.0 <= point["low"] <= point["high"] <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sizes": (3,)}, "sizes"),
+        ({"sizes": (21,)}, "sizes"),
+        ({"sizes": ()}, "sizes"),
+        ({"repeats": 1}, "repeats"),
+        ({"attacker": "mpl"}, "did you mean 'mlp'"),
+        ({"held_out": np.arange(40) < 10}, "too few held-out"),
+    ],
+)
+def test_a_bad_curve_is_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        attack_curve(np.zeros((40, 3)), (np.arange(40) % 2).tolist(), **options)

@@ -14,7 +14,6 @@ from sklearn.metrics import ndcg_score
 
 from upright.contract import InputError
 from upright.metrics.ranking import (
-    METRICS,
     coverage,
     evaluate_full,
     gini,
@@ -181,10 +180,10 @@ def test_bounds_and_bookkeeping(problem):
     _, scores, seen, relevant = problem
     got = evaluate(scores, seen, relevant, (10,))
     for name in NAMES:
-        metric, values = METRICS[f"{name}@10"], got[f"{name}@10"]
+        values = got[f"{name}@10"]
         assert np.array_equal(np.isnan(values), ~relevant.any(axis=1))
         defined = values[~np.isnan(values)]
-        assert ((defined >= metric.low) & (defined <= metric.high)).all()
+        assert ((defined >= 0) & (defined <= 1)).all()
     assert got["exposure@10"].sum() == pytest.approx(np.minimum(10, (~seen).sum(axis=1)).sum())
     assert (got["exposure@10"][seen.all(axis=0)] == 0).all()
     assert (got["exposure@10"] <= (~seen).sum(axis=0) + 1e-9).all()
@@ -288,16 +287,6 @@ def test_ranks_by_expectation_on_a_worked_example():
     chance, first, _, _ = ranks_by_expectation(np.array([[9.0, 5, 5, 5]]), np.array([[False, True, False, False]]), 4)
     np.testing.assert_allclose(chance, [[0, 1 / 3, 1 / 3, 1 / 3]])
     np.testing.assert_allclose(first, [[0, 1 / 3, 1 / 2, 1]])
-
-
-def test_registry_describes_what_the_functions_return():
-    # Catches: a metric that the report cannot title or judge.
-    assert " ".join(METRICS) == "ndcg@10 recall@10 mrr@10 hit@10 precision@10 ndcg@10_matched5 ndcg@10_sampled"
-    for name, metric in METRICS.items():
-        assert (metric.name, metric.direction, metric.low, metric.high, metric.margin) == (name, "higher", 0, 1, 0.01)
-        assert metric.title.startswith(("NDCG@10", "Recall@10", "MRR@10", "Hit rate@10", "Precision@10"))
-    got = evaluate(np.ones((1, 3)), np.zeros((1, 3)), np.eye(1, 3), (10,))
-    assert {name for name in METRICS if "_" not in name} == set(got) - {"exposure@10"}
 
 
 # -- same number of relevant items for everybody -----------------------------------------------------------------

@@ -10,15 +10,16 @@ import torch
 
 from upright.contract import Metric, UnitScores, spec_of
 from upright.data.interactions import synthetic
+from upright.evidence.compute import evidence
+from upright.evidence.statistics import STATISTICS
+from upright.evidence.units import Block, Units
+from upright.maths.resampling import average
 from upright.methods import raid
 from upright.metrics import attacks
-from upright.metrics.privacy import attribute_inference
+from upright.metrics.leakage import leakage
 from upright.recommendation import controls, maps
 from upright.recommendation.defence import BarycenterDefense
-from upright.shell.evidence import evidence
 from upright.shell.runs import ArmRun
-from upright.shell.statistics import Samples
-from upright.shell.units import Block, Units
 from upright.tasks.private_next_item import PrivateNextItem
 
 
@@ -38,8 +39,8 @@ def users_move_no_further_than_to_the_other_class():
 
 def nothing_is_read_off_noise():
     labels = np.random.default_rng(0).permutation(np.repeat(["a", "b"], [60, 30]))
-    found = attribute_inference(points(2, 90, 4).numpy(), labels.tolist(), ["gbdt"], draws=2, permutations=200)
-    assert found.rows[0].leakage < 0.25
+    (found,) = attacks.attack({"x": points(2, 90, 4).numpy()}, labels, attackers=["gbdt"])
+    assert leakage(found, labels)["macro"] < 0.25
 
 
 def held_out_users_change_no_map():
@@ -125,12 +126,12 @@ def hold_out_ignored_by_the_defence(patch):
 
 
 def signed_gaps_averaged_over_classes(patch):
-    def signed(self, statistic, arm, attack):
-        names = [m for m in self.units.metrics if m.startswith(attack + "/")]
-        gaps = [self._auc(arm, m, str(statistic.grouping), m.rpartition("/")[2]) - 0.5 for m in names]
-        return np.abs(np.mean(gaps, axis=0))
+    def signed(self, arm, cell):
+        pieces = np.stack([self.auc(arm, m) for m in self.attacks()[cell or self.strongest(arm)]])
+        return self.boot.draws(lambda p, w: np.abs(np.mean([average(one, w) - 0.5 for one in p], axis=0)), pieces,
+                               self.label_of >= 0)  # fmt: skip
 
-    patch.setattr(Samples, "_attack", signed)
+    patch.setattr(STATISTICS["leakage"], "drawn", signed)
 
 
 def checkpoints_chosen_on_test(patch):

@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from upright.contract import InputError, spec_of
+from upright.evidence.bootstrap import Bootstrap
+from upright.evidence.statistics import parse
+from upright.evidence.units import Units
 from upright.methods import raid
-from upright.metrics.privacy import attribute_inference
+from upright.metrics.attacks import attack
+from upright.metrics.leakage import leakage
 from upright.recommendation.defence import BarycenterDefense, codes_of
 from upright.shell.runner import run_task
 from upright.shell.runs import ArmRun
-from upright.shell.statistics import Samples, parse
-from upright.shell.units import Units
 from upright.tasks.private_next_item import PrivateNextItem
 
 
@@ -82,8 +84,10 @@ def test_users_of_unknown_class_are_harder_to_read_after_they_moved():
     hidden = labels.astype(object)
     hidden[silent] = None
     one = BarycenterDefense(hidden, method="mean")
-    before, after = (attribute_inference(x[silent].numpy(), labels[silent], ["logistic"], draws=2).rows[0].auc[1]
-                     for x in (table, one.transport(table)))  # fmt: skip
+    before, after = (
+        leakage(attack({"x": x[silent].numpy()}, labels[silent], attackers=["logistic"])[0], labels[silent])["auc"][1]
+        for x in (table, one.transport(table))
+    )
     assert before > 0.7
     assert after < before - 0.05
 
@@ -108,8 +112,8 @@ def test_every_arm_of_lightgcn_has_a_null():
     spec, task = spec_of(raid.run), PrivateNextItem.tiny(backbone="lightgcn")
     blocks, _, _ = run_task(spec, task, spec.config(**spec.tiny), None, seed=0, arms=["none", "after"])
     units = Units(blocks)
-    statistic = parse("leakage:attack:attribute", units)
-    nulls = {arm: Samples(units, 2, 0).null(statistic, arm, None)["high"] for arm in ("none", "after")}
+    statistic = parse("leakage:attack:attribute", Bootstrap(units, 2), {})
+    nulls = {arm: statistic.chance(arm, None)["null"].high for arm in ("none", "after")}
     assert nulls["none"] > 0.02
     assert nulls["after"] > 0.02
 

@@ -1,4 +1,4 @@
-"""Folders that the report tests share; `sample.py` says what is in them."""
+"""Pages that the report tests share; `sample.py` says what is in them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,15 @@ from types import ModuleType
 
 import pytest
 
-
-def _load() -> ModuleType:
-    # tests are no package under --import-mode=importlib, so the sibling is loaded by its path
-    spec = importlib.util.spec_from_file_location("report_sample", Path(__file__).with_name("sample.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_SAMPLE = _load()
+# tests are no package under --import-mode=importlib, so the sibling is loaded by its path
+spec = importlib.util.spec_from_file_location("report_sample", Path(__file__).with_name("sample.py"))
+made_up = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(made_up)
 
 
 @pytest.fixture(scope="session")
 def sample() -> ModuleType:
-    return _SAMPLE
+    return made_up
 
 
 @pytest.fixture(scope="session")
@@ -31,9 +25,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from upright.report import build_compare, build_demo, build_report
 
     root = tmp_path_factory.mktemp("pages")
-    run = _SAMPLE.run_folder(root / "one")
-    six, good = _SAMPLE.comparison_folder(root / "six"), _SAMPLE.comparison_folder(root / "good", works=True, lam=0.1)
-    audit = _SAMPLE.audit_folder(root)
+    run = made_up.run_folder(root / "one")
+    six, good = made_up.comparison_folder(root / "six"), made_up.comparison_folder(root / "good", works=True, lam=0.1)
+    audit = made_up.audit_folder(root)
     return {
         "run": build_report(run),
         "comparison": build_report(six),

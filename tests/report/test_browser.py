@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 
 CHROMIUM = "/usr/bin/chromium"
-ARGS = [
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic",
-    "--no-first-run", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+ARGS = ["--headless=new", "--no-sandbox", "--disable-background-networking", "--no-first-run", "--disable-sync"]
 KINDS = ["run", "comparison", "audit", "compare", "demo"]
 SCREENS = {"desktop": (1400, 900, "light"), "phone": (390, 844, "light"), "dark": (1400, 900, "dark")}
 

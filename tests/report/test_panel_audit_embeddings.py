@@ -25,9 +25,16 @@ def made(folder, n=120, classes=CLASSES):
     rows = [f"somebody{i:04d},{classes[c]},{i % 2}" for i, c in enumerate(code)]
     (folder / "labels.csv").write_text("\n".join(["user,gender,fitted", *rows]) + "\n")
     return audit_embeddings(
-        folder / "emb.npy", folder / "labels.csv", attribute="gender", aligned="fitted", out=folder / "audits",
-        attackers=("logistic", "gbdt"), folds=3, draws=50, permutations=99, repeats=2,
-    )  # fmt: skip
+        folder / "emb.npy",
+        folder / "labels.csv",
+        attribute="gender",
+        aligned="fitted",
+        out=folder / "audits",
+        attackers=("logistic", "gbdt"),
+        folds=3,
+        draws=50,
+        repeats=2,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,57 +96,56 @@ def test_the_page_opens(folder):
 
 
 def test_attacks_protocols_curve_and_classes_are_shown(folder):
-    # catches a protocol that is hidden, a band or a curve that is not drawn, a class that is left out
+    # catches a protocol that is hidden, a curve that is not drawn, a class that is left out
     found = panel(folder)
     audit = json.loads((folder / "summary.json").read_text())["audit"]
-    assert found.count("<svg") >= 2
-    for words in ("cross-fitted", "transfer", "Leakage of every attack against the strongest by chance", "known users",
-                  "Every attack", "The grey band", *CLASSES):  # fmt: skip
+    assert found.count("<svg") == 1
+    for words in ("cross-fitted", "transfer", "known users", "Every attack", "p, adjusted", *CLASSES):
         assert words in found, words
     for row in audit["rows"]:
-        assert f"{row['macro_auc']:.3f}" in found
+        assert f"{row['auc']:.3f}" in found
         assert f"{row['leakage']:.3f}" in found
+        assert f"AUC of class {row['class']}" in found
     assert [line["n"] for line in audit["curve"]] == [25, 30]
     assert f"{audit['curve'][-1]['auc']:.3f}" in found
 
 
-def test_the_banner_says_what_was_shown(folder, tmp_path):
-    # catches a banner without colour or word, and an open result shown as good
-    assert re.search(r'class="verdict bad">.{0,400}leak shown', page(folder))
-    quiet = changed(folder, tmp_path, lambda s: s["evidence"]["verdict"].update(word="no leak shown"))
-    assert re.search(r'class="verdict open">.{0,400}no leak shown', page(quiet))
-
-
 def test_nobody_is_named(folder, tmp_path_factory):
-    # catches ids or labels per person on the page: a class has 40 or 120 users and is named in a table and the verdict
+    # catches ids or labels per person on the page: a class has 40 or 120 users
     larger = made(tmp_path_factory.mktemp("larger"), n=360)
     for one in (folder, larger):
         build_report(one)
         for file in ("report.html", "summary.json", "run.json", "config.json"):
             assert "somebody" not in (one / file).read_text(encoding="utf-8")
-        assert page(one).count("neither") <= 2
+        assert page(one).count("neither") < 40
 
 
-def test_two_classes_without_aligned_users(tmp_path):
-    # catches a legend of a protocol that did not run, and a column of aligned users with nobody in it
+def test_two_classes_without_aligned_users_and_without_a_leak(folder, tmp_path):
+    # catches a column of aligned users with nobody in it, a banner without colour or word, an open result shown as good
     rng = np.random.default_rng(1)
     np.save(tmp_path / "emb.npy", rng.normal(size=(60, 3)))
     (tmp_path / "l.csv").write_text("user,g\n" + "".join(f"u{i},{'fm'[i % 2]}\n" for i in range(60)))
-    done = audit_embeddings(tmp_path / "emb.npy", tmp_path / "l.csv", out=tmp_path / "a", attackers=("logistic",),
-                            folds=3, draws=50, permutations=99, repeats=2)  # fmt: skip
+    done = audit_embeddings(
+        tmp_path / "emb.npy",
+        tmp_path / "l.csv",
+        out=tmp_path / "a",
+        attackers=("logistic",),
+        folds=3,
+        draws=50,
+        repeats=2,
+    )
     found = panel(done)
-    assert "learnt from aligned users" not in found
     assert "Aligned" not in found
-    assert "AUC of every attack against the strongest by chance" in found
-    assert "flips its answer" in found
+    assert "AUC of class" not in found
+    assert re.search(r'class="verdict open">.{0,400}none shown', page(done))
+    assert re.search(r'class="verdict bad">.{0,400}leak shown', page(folder))
 
 
 def test_missing_blocks_leave_out_their_part_only(folder, tmp_path):
     # catches a KeyError, "None" or "nan" for what a folder of another version lacks
-    copy = changed(folder, tmp_path, lambda s: [s["audit"].pop(k) for k in ("curve", "counts", "p_max", "null")])
+    copy = changed(folder, tmp_path, lambda s: [s["audit"].pop(k) for k in ("curve", "counts", "p_max")])
     found = panel(copy)
     assert "known users" not in found
-    assert "The grey band" not in found
     assert "Every attack" in found
     assert "None" not in found
 
@@ -159,6 +165,6 @@ def test_small_classes_are_not_counted(folder, tmp_path):
 def test_limits_are_those_of_attacks(folder):
     # catches a page that promises privacy
     words = page(folder)
-    for limit in ("no formal guarantee", "not tried may do better", "too narrow near guessing"):
+    for limit in ("no formal guarantee", "not tried may do better", "no evidence of privacy"):
         assert limit in words
         assert any(limit in line for line in limits_for("audit_embeddings"))

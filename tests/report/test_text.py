@@ -57,8 +57,8 @@ def test_metric_names(metric, title):
 
 def test_small_words():
     # catches: a name that loses its capitals in a sentence, a unit that jumps
-    assert [lower(x) for x in ("No remedy", "In-UCDS", "LLM judge", "Pull to zero")] == [
-        "no remedy", "In-UCDS", "LLM judge", "pull to zero"]  # fmt: skip
+    titles = ("No remedy", "In-UCDS", "LLM judge", "Pull to zero")
+    assert [lower(x) for x in titles] == ["no remedy", "In-UCDS", "LLM judge", "pull to zero"]
     assert [duration(x) for x in (3.24, 267.4, 7380.0, None)] == ["3.2 s", "4 min 27 s", "2 h 03 min", "not recorded"]
     assert percent(0.95) == "95\N{NARROW NO-BREAK SPACE}%"
     assert shorten("x" * 50, 10) == "x" * 9 + "…"

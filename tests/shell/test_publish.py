@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from upright.evidence.units import Units, read_units
 from upright.shell.runner import compare_runs, execute
 from upright.shell.runs import read_json
 from upright.shell.study import _without_small_counts, publish_runs
-from upright.shell.units import Units, read_units
 
 
 def test_a_published_study_keeps_no_class_of_a_person(tmp_path):

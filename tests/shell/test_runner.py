@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from upright.contract import InputError
+from upright.evidence.units import read_units, write_units
 from upright.shell.registry import load_method
 from upright.shell.runner import (
     Stopped,
@@ -25,7 +26,6 @@ from upright.shell.runner import (
     run_seeds,
 )
 from upright.shell.runs import read_json, write_json
-from upright.shell.units import read_units, write_units
 
 SMALL = {"epochs": 2, "check_every": 1, "dim": 4, "batch_size": 512, "draws": 2}
 FILES = {"config.json", "metrics.jsonl", "run.json", "summary.json", "units.parquet"}

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from upright.contract import Arm, InputError
+from upright.evidence.units import read_units
 from upright.report import build_report
 from upright.report.read import read_folder
 from upright.shell.registry import load_method
 from upright.shell.runner import _swept, execute, resume
 from upright.shell.runs import read_json
-from upright.shell.units import read_units
 
 SPEC = load_method("raid")
 SMALL = {"attribute": "community", "dim": 4, "folds": 3, "attackers": ["logistic"], "epochs": 2, "defence_epochs": 2,

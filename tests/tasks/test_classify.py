@@ -281,3 +281,17 @@ def test_parts_without_a_class_are_refused():
     with pytest.raises(InputError) as caught:
         Classify(synthetic_table(9, seed=0), ClassifyConfig(data="synthetic"))
     assert caught.value.args == ("9 rows", "10 rows or more", "use a larger table")
+
+
+def test_rows_of_one_person_are_a_cluster_and_the_person_is_no_feature():
+    # catches rows of one person that are drawn apart, and an identity that the model may learn
+    table = synthetic_table(900, clients=3, seed=0)
+    persons = np.array([f"p{i // 3}" for i in range(900)], dtype=object)
+    table = dataclasses.replace(table, columns={**table.columns, "who": persons})
+    t = Classify(table, ClassifyConfig(data="synthetic", clients=3, least=5, gamma=5.0, person="who"))
+    t.open_test()
+    scores = t.score(constant(2, 0), "test", run())
+    assert list(scores.cluster) == [persons[int(u)] for u in scores.unit]
+    assert list(task().score(constant(3, 0), "valid", run()).cluster) == []
+    with pytest.raises(InputError, match="person"):
+        Classify(table, ClassifyConfig(data="synthetic", clients=3, person="whom"))

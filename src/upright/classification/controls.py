@@ -1,11 +1,10 @@
-"""What FedFACT is compared with: chance for a share of people, Fairlearn's two remedies, and the linear program."""
+"""What FedFACT is compared with: Fairlearn's two remedies, and the linear program."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,43 +17,10 @@ from upright.maths.parity.program import Constraint
 from upright.maths.parity.rates import Criterion
 from upright.maths.parity.site import Site
 
-__all__ = ["Blend", "average_bound", "blend_share", "exact_tables", "reductions", "thresholds"]
+__all__ = ["average_bound", "exact_tables", "reductions", "thresholds"]
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Blend:
-    """``(1 - t) h + t r``: a share t of people is decided by chance, with the shares r of all decisions.
-
-    Every gap shrinks by the factor ``1 - t``, whatever the criterion, and nothing is learnt.
-    """
-
-    t: float
-    r: Array
-
-    def __call__(self, h: Array) -> Array:
-        """Return blended decisions, shape (n, m)."""
-        return (1.0 - self.t) * h + self.t * self.r
-
-
-def blend_share(h: Array, label: Ints, accuracy: float) -> Blend:
-    """Return the blend whose accuracy on labelled rows is the given one: chance at matched utility.
-
-    Parameters
-    ----------
-    h : ndarray, shape (n, m)
-        Decisions.
-    label : int array, shape (n,)
-    accuracy : float
-        Wanted; above that of h nothing is blended.
-    """
-    r = h.mean(0)
-    own = float(h[np.arange(len(h)), label].mean())
-    chance = float(r[label].mean())
-    t = 0.0 if own <= chance else float(np.clip((own - accuracy) / (own - chance), 0.0, 1.0))
-    return Blend(t, r)
 
 
 def exact_tables(sites: Sequence[Site], constraints: Sequence[Constraint]) -> list[list[Array]]:

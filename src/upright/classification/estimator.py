@@ -181,7 +181,7 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
             temperature=self.temperature, randomised=self.randomised, calibrate=self.calibrate, unknown=self.unknown,
             random_state=self.random_state,
         )  # fmt: skip
-        self.client_names_ = as_codes(clients, n, None, "clients")[1]
+        self.client_names_ = as_codes(clients, n, None)[1]
         if self.group_estimator is not None:
             self.group_models_ = {}
             x = self._with_client(X, clients)
@@ -211,7 +211,7 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
     def _with_client(self, X: Any, clients: Any) -> Array:
         """X beside one-hot clients, for the model of the group."""
         x = np.asarray(X, dtype=np.float64)
-        codes, _ = as_codes(clients, len(x), self.client_names_, "clients")
+        codes, _ = as_codes(clients, len(x), self.client_names_)
         return np.hstack([x, one_hot(codes, len(self.client_names_))])
 
     def _groups(self, X: Any, clients: Any, rows: Any = None) -> dict[str, Array] | None:
@@ -296,7 +296,7 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
                 column = next(iter(as_features(features, n).values()))
                 criterion = post.fitted_.constraints[0].criterion
                 h = one_hot(code, len(self.classes_))
-                own = gaps(h, column, as_codes(sites, n, None, "clients")[0], criterion, truth)
+                own = gaps(h, column, as_codes(sites, n, None)[0], criterion, truth)
                 row |= {f"{key}_accuracy": float((code == truth).mean()),
                         **{f"{key}_{name}": v for name, v in own.items()}}  # fmt: skip
             rows.append(row)

@@ -18,9 +18,12 @@ Array = NDArray[np.float64]
 
 
 def gaps(
-    h: Array, groups: NDArray[Any], clients: NDArray[Any], criterion: Criterion = "demographic_parity",
+    h: Array,
+    groups: NDArray[Any],
+    clients: NDArray[Any],
+    criterion: Criterion = "demographic_parity",
     labels: NDArray[np.int64] | None = None,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Return the largest pairwise gap: for everybody, and the maximum and mean over clients of their own.
 
     Parameters

@@ -122,8 +122,8 @@ def as_features(given: Any, n: int) -> dict[str, NDArray[np.str_]]:
     return found
 
 
-def as_codes(given: Any, n: int, known: Sequence[str] | None, what: str) -> tuple[Ints, list[str]]:
-    """Return the place of each value among the known ones (-1: not known) and those; known None takes them from here.
+def as_codes(given: Any, n: int, known: Sequence[str] | None) -> tuple[Ints, list[str]]:
+    """Return the place of each client among the known ones (-1: not known) and those; known None takes them from here.
 
     Raises
     ------
@@ -134,10 +134,10 @@ def as_codes(given: Any, n: int, known: Sequence[str] | None, what: str) -> tupl
         return np.zeros(n, dtype=np.int64), list(known or ["all"])
     values = np.asarray(given, dtype=object)
     if values.shape != (n,):
-        raise InputError(f"{what} of shape {values.shape} for {n} samples", f"shape ({n},)", "give one to each sample")
+        raise InputError(f"clients of shape {values.shape} for {n} samples", f"shape ({n},)", "give one to each sample")
     missing = _missing(values)
     if missing.any():
-        raise InputError(f"{what} missing at {_rows(missing)}", "one for each sample", "leave these samples out")
+        raise InputError(f"clients missing at {_rows(missing)}", "one for each sample", "leave these samples out")
     text = values.astype(str)
     names = sorted(set(text.tolist()), key=lambda v: (len(v), v)) if known is None else list(known)
     place = {name: i for i, name in enumerate(names)}

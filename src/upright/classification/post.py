@@ -136,7 +136,7 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
                 "pass classes= in the order of the columns",
             )  # fmt: skip
         columns = as_features(sensitive_features, n)
-        client, names = as_codes(clients, n, None, "clients")
+        client, names = as_codes(clients, n, None)
         if self.calibrate not in (True, False, "auto"):
             raise InputError(f"calibrate = {self.calibrate!r}", "True, False or 'auto'", "choose one of the three")
         wanted = named_constraints(self.constraints, list(columns), self.global_tol, self.local_tol, self.gap)
@@ -216,7 +216,7 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
             )
         if clients is None:
             return np.full(n, 0 if len(self.clients_) == 1 else -1, dtype=np.int64)
-        codes, _ = as_codes(clients, n, self.clients_, "clients")
+        codes, _ = as_codes(clients, n, self.clients_)
         if (codes < 0).any() and self.unknown == "error":
             strangers = sorted(set(np.asarray(clients, dtype=object)[codes < 0].astype(str).tolist()))
             raise InputError(

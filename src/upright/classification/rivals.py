@@ -89,12 +89,9 @@ def reweighted(y: Array, member: Array) -> Array:
     return np.asarray(weight[member.argmax(axis=1), y.argmax(axis=1)])
 
 
-def _needs_groups(config: Training, family: int) -> None:
-    if not 0 <= family < len(config.groups):
-        raise InputError(
-            f"family = {family} of groups {config.groups}", "the place of one family of groups",
-            "give the silos a `members` array, and name its place",
-        )  # fmt: skip
+def _needs_groups(config: Training) -> None:
+    if not config.groups:
+        raise InputError("silos without groups", "one family of groups", "give the silos a `members` array")
 
 
 def _round(
@@ -148,13 +145,11 @@ class FairFed:
         Step of the weights, at least 0; with 0 and without reweighting it is federated averaging.
     reweight : bool
         Whether clients reweight their rows.
-    family : int
-        Which groups of the silos.
 
     Raises
     ------
     InputError
-        For a negative `beta`, an unknown criterion, a family that is not there.
+        For a negative `beta`, an unknown criterion, silos without groups.
     """
 
     def __init__(
@@ -164,13 +159,12 @@ class FairFed:
         *,
         beta: float = 1.0,
         reweight: bool = True,
-        family: int = 0,
     ) -> None:
-        _needs_groups(config, family)
+        _needs_groups(config)
         if not beta >= 0:
             raise InputError(f"beta = {beta}", "a number of at least 0", "take 1")
-        self.shape = (len(strata(criterion, np.zeros((1, config.classes)))), config.groups[family], config.classes)
-        self.config, self.criterion, self.beta, self.reweight, self.family = config, criterion, beta, reweight, family
+        self.shape = (len(strata(criterion, np.zeros((1, config.classes)))), config.groups[0], config.classes)
+        self.config, self.criterion, self.beta, self.reweight = config, criterion, beta, reweight
 
     def start(self) -> State:
         """Return the first state: the initial model."""
@@ -200,11 +194,11 @@ class FairFed:
         """Run several clients, their local steps in one tensor program."""
 
         def rows_of(silo: Silo, y: Array) -> Array:
-            return y * reweighted(y, silo.members[self.family])[:, None] if self.reweight else y
+            return y * reweighted(y, silo.members[0])[:, None] if self.reweight else y
 
         out = {}
         for name, (reply, y, h) in _round(self.config, message, datas, rows_of).items():
-            member, f = datas[name].members[self.family], strata(self.criterion, y)
+            member, f = datas[name].members[0], strata(self.criterion, y)
             mass = masses(f, member, np.ones(len(y)), self.config.classes)
             decided = np.stack([member.T @ (one * h) for one in f])
             out[name] = ({**reply, "mass": mass, "decided": decided}, privates[name])
@@ -260,21 +254,19 @@ class FedFB:
     config : Training
     alpha : float
         Step of the weights, at least 0; with 0 it is federated averaging.
-    family : int
-        Which groups of the silos.
 
     Raises
     ------
     InputError
-        For a negative `alpha` and a family that is not there.
+        For a negative `alpha` and silos without groups.
     """
 
-    def __init__(self, config: Training, *, alpha: float = 0.3, family: int = 0) -> None:
-        _needs_groups(config, family)
+    def __init__(self, config: Training, *, alpha: float = 0.3) -> None:
+        _needs_groups(config)
         if not alpha >= 0:
             raise InputError(f"alpha = {alpha}", "a number of at least 0", "take 0.3")
-        self.config, self.alpha, self.family = config, alpha, family
-        self.shape = (config.groups[family], config.classes)
+        self.config, self.alpha = config, alpha
+        self.shape = (config.groups[0], config.classes)
 
     def start(self) -> State:
         """Return the first state: the initial model, every row of weight 1."""
@@ -306,11 +298,11 @@ class FedFB:
         """Run several clients, their local steps in one tensor program."""
 
         def rows_of(silo: Silo, y: Array) -> Array:
-            return np.asarray(y * message["weights"][silo.members[self.family].argmax(axis=1)])
+            return np.asarray(y * message["weights"][silo.members[0].argmax(axis=1)])
 
         out = {}
         for name, (reply, y, h) in _round(self.config, message, datas, rows_of).items():
-            member = datas[name].members[self.family]
+            member = datas[name].members[0]
             out[name] = ({**reply, "labelled": member.T @ y, "decided": member.T @ h}, privates[name])
         return out
 

@@ -24,13 +24,7 @@ from typing import Any
 
 from upright.contract import InputError
 
-__all__ = ["HOLDOUT_AUTHORS", "TOFU_AUTHORS", "Record", "digest", "fingerprint", "read_records", "refuse_overlap",
-           "tofu_records", "unique_records"]  # fmt: skip
-
-TOFU_AUTHORS = 40
-"""Authors of the bundled part that have perturbed answers: the first and the last 20 of 200."""
-HOLDOUT_AUTHORS = 10
-"""Further authors, for membership: their records are given to no model."""
+__all__ = ["Record", "digest", "fingerprint", "read_records", "refuse_overlap", "tofu_records", "unique_records"]
 
 _BUNDLED = Path(__file__).parent / "bundled" / "tofu-50-authors.jsonl.gz"
 _KEYS = ("question", "answer", "prompt", "completion", "messages", "text", "id", "author", "paraphrased_answer",
@@ -200,7 +194,8 @@ def refuse_overlap(**sets: Sequence[Record]) -> None:
 def tofu_records() -> list[Record]:
     """Return the bundled part of TOFU: 50 fictitious authors with 20 questions each.
 
-    The first `TOFU_AUTHORS` have paraphrased and perturbed answers; the last `HOLDOUT_AUTHORS` are for membership.
+    The first 40, the first and the last 20 of TOFU's 200, have paraphrased and perturbed answers; the last 10 are for
+    membership, and their records are given to no model.
     Source: Maini et al., *TOFU* (2024), arXiv 2401.06121; MIT licence, see ``bundled/LICENSE-tofu``.
     """
     return read_records(_BUNDLED)

@@ -20,16 +20,7 @@ from upright.data.rows import Table, cut_of, known
 if TYPE_CHECKING:
     from upright.data.tables import Raw
 
-__all__ = [
-    "Table",
-    "encode",
-    "groups_of",
-    "load_table",
-    "planted_groups",
-    "planted_scores",
-    "synthetic_table",
-    "unseen",
-]
+__all__ = ["Table", "encode", "groups_of", "load_table", "synthetic_table"]
 
 MOST_VALUES = 10
 _OPPOSITE = {"<": ">=", "<=": ">", ">": "<=", ">=": "<"}
@@ -253,15 +244,7 @@ def _checked_rows(table: Table, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return rows
 
 
-def _inputs(table: Table, also: Sequence[str]) -> list[str]:
-    """Return the columns that become features."""
-    for name in _names(also):
-        if table.facts.get("left_out_of_features", {}).get(known(table.columns, name)) == "the label":
-            raise InputError(f"the label {name!r} as a feature", "other columns", "leave it out of also")
-    return list(dict.fromkeys((*table.features, *_names(also))))
-
-
-def encode(table: Table, rows: NDArray[np.int64], *, also: Sequence[str] = ()) -> tuple[NDArray[np.float64], list[str]]:
+def encode(table: Table, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], list[str]]:
     """Encode all rows, fitted on some: ``(x - min) / (max - min)`` of numbers, ``[x = c]`` for each category c of text.
 
     Parameters
@@ -270,14 +253,11 @@ def encode(table: Table, rows: NDArray[np.int64], *, also: Sequence[str] = ()) -
         n rows.
     rows : ndarray of int, shape (r,)
         Rows that decide ranges, categories and what is constant: the training rows.
-    also : sequence of str
-        Columns beside `Table.features`, for example a sensitive one for a model that may see it.
 
     Returns
     -------
     features : ndarray of float64, shape (n, d)
-        Numbers are in [0, 1] on `rows` and may lie outside elsewhere. A category that `rows` do not hold gives zeros;
-        `unseen` counts them.
+        Numbers are in [0, 1] on `rows` and may lie outside elsewhere. A category that `rows` do not hold gives zeros.
     names : list of str, length d
         ``column`` or ``column=category``, columns in the order of the table, categories sorted. A column that is
         constant on `rows` has no feature.
@@ -285,8 +265,7 @@ def encode(table: Table, rows: NDArray[np.int64], *, also: Sequence[str] = ()) -
     Raises
     ------
     InputError
-        For rows that are not row numbers, an unknown column, the label, numbers with gaps, and when every column is
-        constant.
+        For rows that are not row numbers, numbers with gaps, and when every column is constant.
 
     Guarantee
     ---------
@@ -294,13 +273,13 @@ def encode(table: Table, rows: NDArray[np.int64], *, also: Sequence[str] = ()) -
     """
     rows = _checked_rows(table, rows)
     plans: list[tuple[str, NDArray[Any], Any]] = []
-    for name in _inputs(table, also):
+    for name in table.features:
         values = table.columns[name]
         if values.dtype.kind == "f":
             if not np.isfinite(values).all():
                 raise InputError(
                     f"{name!r} is missing or infinite in {int((~np.isfinite(values)).sum())} rows",
-                    "finite numbers", "leave it out of also",
+                    "finite numbers", "fill the gaps, or leave the column out by drop",
                 )  # fmt: skip
             low, high = values[rows].min(), values[rows].max()
             if low < high:
@@ -345,17 +324,6 @@ def _codes(values: NDArray[Any], categories: Sequence[str]) -> NDArray[np.int64]
     return np.fromiter((place.get(value, -1) for value in values.tolist()), dtype=np.int64, count=len(values))
 
 
-def unseen(table: Table, rows: NDArray[np.int64], *, also: Sequence[str] = ()) -> dict[str, int]:
-    """Count, for each column that `encode` would turn into categories, the rows with a category that `rows` lack."""
-    rows = _checked_rows(table, rows)
-    counts = {}
-    for name in _inputs(table, also):
-        values = table.columns[name]
-        if values.dtype.kind != "f":
-            counts[name] = int((_codes(values, sorted(set(values[rows].tolist()))) < 0).sum())
-    return counts
-
-
 # -- a planted table ------------------------------------------------------------------------------------------------
 
 
@@ -389,7 +357,7 @@ def synthetic_table(n: int, *, groups: int = 2, classes: int = 2, clients: int =
     -------
     Table
         Features ``x1``, ``x2``, ``noise``, ``kind``; sensitive ``group`` (``g0`` ...); ``site`` (``s0`` ...) and
-        ``label`` are columns too. `planted_scores` and `planted_groups` give the true probabilities.
+        ``label`` are columns too.
 
     Raises
     ------
@@ -447,29 +415,3 @@ def _scores(columns: Mapping[str, NDArray[Any]], planted: Mapping[str, int]) -> 
     weight = np.exp(logits - logits.max(1, keepdims=True))
     scores: NDArray[np.float64] = weight / weight.sum(1, keepdims=True)
     return scores
-
-
-def _planted(table: Table) -> Mapping[str, int]:
-    if "planted" not in table.facts:
-        raise InputError(f"the table {table.name!r}", "a table of synthetic_table", "true scores are known there alone")
-    planted: Mapping[str, int] = table.facts["planted"]
-    return planted
-
-
-def planted_scores(table: Table) -> NDArray[np.float64]:
-    """Return the true ``P(y = j | x, group, site)`` of a synthetic table, shape (n, classes): the Bayes score."""
-    return _scores(table.columns, _planted(table))
-
-
-def planted_groups(table: Table) -> NDArray[np.float64]:
-    """Return the true ``P(group = a | x, site)`` of a synthetic table, shape (n, groups).
-
-    With `planted_scores` of a model that may not see the group: ``P(y | x, k) = sum_a P(a | x, k) P(y | x, a, k)``.
-    """
-    planted = _planted(table)
-    mean = 0.75 * _spread(planted["groups"])
-    share = _shares(planted["groups"], planted["clients"])[_code_of(table.columns["site"])]  # (n, groups)
-    logits = np.log(share) - 0.5 * (table.columns["x2"][:, None] - mean) ** 2
-    weight = np.exp(logits - logits.max(1, keepdims=True))
-    posterior: NDArray[np.float64] = weight / weight.sum(1, keepdims=True)
-    return posterior

@@ -116,7 +116,7 @@ def _again(
         why = f"{some} of its {len(wanted)} records were supplied: pass all" if own else "its records were not supplied"
         return {**row, "state": "not re-evaluable", "why": why}
     scores = score_records(speaker, own, side="forget", rouge=False, truth=False)
-    found = aggregate(scores, seed=seed, name="forget")
+    found = aggregate(scores, seed=seed, authors=[r.author for r in own])
     now, then = found["forget_probability"], body["metrics"]["forget"]["forget_probability"].get("after")
     return {
         **row, "state": "re-evaluated", "why": "", "matched": len(own), "probability": now, "metrics": found,

@@ -32,7 +32,17 @@ from upright.language.difficulty import DEFAULT_SIGMA, Difficulty, score_difficu
 from upright.language.disk import Request, plain
 from upright.language.hardening import hardened
 from upright.language.intake import Inputs, Settings, inputs
-from upright.language.measures import LEAST, Look, compared, difficulty_of, guards, look, still_known, verdict
+from upright.language.measures import (
+    LEAST,
+    Look,
+    compared,
+    difficulty_of,
+    guards,
+    limits_of,
+    look,
+    still_known,
+    verdict,
+)
 from upright.language.receipts import name_of, open_ledger, records_of
 
 __all__ = ["Settings", "evaluate", "listing", "purge", "receipt", "reevaluate", "score", "unlearn", "verify"]
@@ -78,7 +88,7 @@ def score(
     request = Request.new(desk)
     request.note(status="scored", model=name_of(model_dir), forget=name_of(forget_file), records=len(given.forget))
     _keep_scores(request, given.forget, found)
-    summary = plain(difficulty_of(found, seed=seed))
+    summary = plain(difficulty_of(found, seed=seed, authors=[r.author for r in given.forget]))
     line = ledger.append("scored", {"request": request.id, "model": name_of(model_dir), "difficulty": summary})
     return {"request": request.id, "difficulty": summary, "notes": given.notes, "ledger": line["n"]}
 
@@ -220,7 +230,8 @@ def _unlearned(request: Request, given: Inputs, settings: Settings) -> dict[str,
         measured["reference"] = other
     metrics = compared(measured, seed=seed)
     lost = receipts.destroyed(metrics)
-    summary = None if found is None else difficulty_of(found, seed=seed)
+    authors = before.authors["forget"]
+    summary = None if found is None else difficulty_of(found, seed=seed, authors=authors)
     return {
         "schema": 1, "request": request.id, "status": "failed" if reasons else "done", "reasons": reasons,
         "forgotten": receipts.DESTROYED if lost else verdict(metrics, "after"), "level": receipts.APPROXIMATE,
@@ -232,8 +243,9 @@ def _unlearned(request: Request, given: Inputs, settings: Settings) -> dict[str,
         "model": {"output": None, "after": None, "dtype": str(next(given.speaker.model.parameters()).dtype)},
         "method": settings.as_dict(), "code": receipts.code(), "seeds": {"all": seed},
         "early_stop": level, "at_level": reached, "training": trained["facts"],
-        "difficulty": summary, "notes": receipts.limits(reference=other is not None, holdout=bool(given.holdout),
-                                                        retain=bool(given.retain)),
+        "difficulty": summary,
+        "notes": [*receipts.limits(reference=other is not None, holdout=bool(given.holdout), retain=bool(given.retain)),
+                  *limits_of(before)],
         "guards": [vars(one) for one in checks], "metrics": metrics,
         "warnings": [*given.notes, *([] if lost else still_known(metrics, "after")),
                      *((summary or {}).get("warnings") or [])],
@@ -341,7 +353,7 @@ def evaluate(
         "kind": intake.REPORT, "model": {"name": name_of(model_dir), "sha256": disk.checksum(model_dir)},
         "reference": name_of(reference) or "none available", "code": receipts.code(), "seed": seed,
         "records": {"forget": len(given.forget), "retain": len(given.retain), "holdout": len(given.holdout)},
-        "metrics": compared(looks, seed=seed), "notes": given.notes,
+        "metrics": compared(looks, seed=seed), "notes": [*given.notes, *limits_of(looks["model"])],
         "robustness": hardened(given, before=before, seed=seed) if robust else None,
     })  # fmt: skip
     if out is not None:

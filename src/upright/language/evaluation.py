@@ -37,7 +37,7 @@ from upright.language.encoding import Encoded, Template, collate, encode, length
 from upright.language.logprobs import TokenStatistics, sample_means, token_log_probs, token_statistics
 from upright.metrics import forgetting, membership
 
-__all__ = ["Reading", "Side", "Speaker", "evaluating", "gradient_norms", "score_records", "utility", "utility_parts"]
+__all__ = ["Reading", "Side", "Speaker", "evaluating", "score_records", "utility", "utility_parts"]
 
 Array = NDArray[np.float64]
 Side = Literal["forget", "retain", "holdout"]
@@ -340,35 +340,6 @@ def _named(error: InputError, logits: Tensor, labels: Tensor, records: Sequence[
     return error
 
 
-def gradient_norms(speaker: Speaker, records: Sequence[Record]) -> Array:
-    """``||d cbar_i / d theta||`` over all weights, the frozen ones too; shape (n,), at least 0.
-
-    One backward pass a record. Modes, gradients and ``requires_grad`` of the model stay as they are: the loss is taken
-    at views of its weights.
-
-    Raises
-    ------
-    InputError
-        As for `Speaker.read`; also when a norm is not finite.
-    """
-    encoded, model = speaker.encode(records), speaker.model
-    weights = {name: one.detach().requires_grad_(True) for name, one in model.named_parameters()
-               if one.dtype.is_floating_point}  # fmt: skip
-    out = np.empty(len(encoded))
-    with evaluating(model), torch.enable_grad():
-        for i, one in enumerate(encoded):
-            batch = collate([one], speaker.pad)
-            inputs = {**speaker._inputs(batch), "use_cache": False}
-            logits = torch.func.functional_call(model, weights, (), inputs).logits
-            loss = sample_means(*token_log_probs(logits, batch["labels"].to(logits.device)))[0]
-            slopes = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            out[i] = float(sum(float(s.double().square().sum()) for s in slopes if s is not None)) ** 0.5
-            if not np.isfinite(out[i]):
-                got = f"a gradient of norm {out[i]} at record {records[i].id}"
-                raise InputError(got, "finite gradients", "find where the model diverged, or read it in float32")
-    return out
-
-
 # -- scores per record ----------------------------------------------------------------------------------------------
 
 
@@ -393,8 +364,7 @@ def _false_answers(speaker: Speaker, records: Sequence[Record]) -> tuple[Array, 
 
 def score_records(
     speaker: Speaker, records: Sequence[Record], *, side: Side, reading: Reading | None = None,
-    reference: Reading | None = None, rouge: bool = True, truth: bool = True, gradient_norm: bool = False,
-    k: float = 0.2, stem: bool = True, max_new_tokens: int | None = None,
+    reference: Reading | None = None, rouge: bool = True, truth: bool = True,
 ) -> dict[str, Array]:  # fmt: skip
     """Score records by the names of `METRICS` in `upright.metrics.forgetting` and `membership`, shape (n,) each.
 
@@ -414,17 +384,9 @@ def score_records(
     reference : Reading, optional
         Of the same records by a model that never saw them; adds ``mia_reference``.
     rouge : bool
-        Whether outputs are written, which takes most of the time.
+        Whether outputs are written, which takes most of the time and needs the package nltk.
     truth : bool
         Whether paraphrased and false answers are read: with five false answers, six more texts a record.
-    gradient_norm : bool
-        Adds ``mia_gradient_norm``, a backward pass a record.
-    k : float
-        Share of the tokens that Min-k % takes, in (0, 1].
-    stem : bool
-        Whether ROUGE-L stems words, which needs the package nltk.
-    max_new_tokens : int, optional
-        As for `Speaker.write`.
 
     Returns
     -------
@@ -451,8 +413,7 @@ def score_records(
     if side != "holdout":
         out[f"{side}_probability"] = forgetting.probability(own.mean_nll)
         if rouge:
-            outputs = speaker.write(records, max_new_tokens=max_new_tokens)
-            out[f"{side}_rouge_l"] = forgetting.rouge_l_recall([r.answer for r in records], outputs, stem=stem)
+            out[f"{side}_rouge_l"] = forgetting.rouge_l_recall([r.answer for r in records], speaker.write(records))
         if truth:
             true, false = _false_answers(speaker, records)
             out[f"{side}_truth_ratio"] = forgetting.truth_ratio(true, false[:, None], side)
@@ -463,12 +424,10 @@ def score_records(
     if side != "retain":
         out["mia_loss"] = membership.loss_score(own.mean_nll)
         out["mia_zlib"] = membership.zlib_score(own.mean_nll, [r.answer.strip() for r in records])
-        out["mia_min_k"] = membership.min_k(own.log_probs, own.mask, k=k)
-        out["mia_min_k_plus_plus"] = membership.min_k_plus_plus(own.log_probs, own.mean, own.std, own.mask, k=k)
+        out["mia_min_k"] = membership.min_k(own.log_probs, own.mask)
+        out["mia_min_k_plus_plus"] = membership.min_k_plus_plus(own.log_probs, own.mean, own.std, own.mask)
         if reference is not None:
             out["mia_reference"] = membership.reference_score(own.mean_nll, reference.mean_nll)
-        if gradient_norm:
-            out["mia_gradient_norm"] = membership.gradient_norm_score(gradient_norms(speaker, records))
     return out
 
 

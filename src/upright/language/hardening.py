@@ -66,16 +66,16 @@ def hardened(
         own = values[_SCORE]
         share = float("nan") if original is None else recovered_share(original, found["none"][_SCORE], own, level)
         rows[attack] = {
-            "probability": _mean(own, attack, seed),
+            "probability": _mean(own, given.forget, seed),
             "recovered": None if np.isnan(share) or len(own) < LEAST else share,
-            "reference": _mean(other[attack][_SCORE], attack, seed) if other else None,
+            "reference": _mean(other[attack][_SCORE], given.forget, seed) if other else None,
         }  # fmt: skip
     return {"settings": {"relearning_steps": steps, "relearning_rate": learning_rate, "bits": 4}, "attacks": rows}
 
 
-def _mean(values: Any, attack: str, seed: int) -> Any:
+def _mean(values: Any, records: Sequence[Record], seed: int) -> Any:
     """Mean with its interval; both models meet the same draws of records."""
-    return aggregate({_SCORE: values}, seed=seed, name=f"robustness/{attack}")[_SCORE]
+    return aggregate({_SCORE: values}, seed=seed, authors=[r.author for r in records])[_SCORE]
 
 
 def _known(folder: Path, records: Sequence[Record], speaker: Speaker) -> Any:

@@ -305,15 +305,13 @@ def sample_means(values: Tensor, mask: Tensor, *, dtype: torch.dtype | None = No
     return sample_sums(values, mask, dtype=dtype) / sample_counts(mask)
 
 
-def sequence_log_probs(
-    logits: Tensor, labels: Tensor, *, dtype: torch.dtype = torch.float64, chunk: int | None = None
-) -> tuple[Tensor, Tensor]:
+def sequence_log_probs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """``log p(y_i) = sum_t log p(y_it | y_i,<t)`` and the number of tokens: what a reference keeps of each sample.
 
     Parameters
     ----------
-    logits, labels, dtype, chunk
-        As for `token_log_probs`; float64 by default, since a sum over a long answer is compared with another one.
+    logits, labels
+        As for `token_log_probs`; in float64, since a sum over a long answer is compared with another one.
 
     Returns
     -------
@@ -326,5 +324,5 @@ def sequence_log_probs(
     InputError
         As for `over_answers`.
     """
-    log_probs, mask = token_log_probs(logits, labels, dtype=dtype, chunk=chunk)
+    log_probs, mask = token_log_probs(logits, labels, dtype=torch.float64)
     return sample_sums(log_probs, mask), sample_counts(mask)

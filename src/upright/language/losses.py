@@ -27,8 +27,8 @@ from upright.contract import InputError
 from upright.language.logprobs import IGNORE, answer_mask, over_answers, sample_means, sample_sums
 
 __all__ = [
-    "LOSSES", "PAIRS", "Loss", "ce_u", "control_vector", "dpo", "dual_step", "ga", "grad_diff", "kl", "nll", "npo",
-    "pdu", "rmu_forget", "rmu_retain", "satimp", "simnpo", "task_vector", "token_mean", "undial", "wga", "whp_logits",
+    "LOSSES", "PAIRS", "Loss", "ce_u", "control_vector", "dpo", "dual_step", "ga", "kl", "nll", "npo", "pdu",
+    "rmu_forget", "rmu_retain", "satimp", "simnpo", "token_mean", "undial", "wga",
 ]  # fmt: skip
 
 _TINY = 1e-12  # below, 2 / beta times a logarithm has no digits left
@@ -84,21 +84,6 @@ def ga(log_probs: Tensor, mask: Tensor) -> Tensor:
     Source: Jang et al., *Knowledge Unlearning for Mitigating Privacy Risks in Language Models* (2023).
     """
     return sample_means(log_probs, mask)
-
-
-def grad_diff(forget: Tensor, retain: Tensor, *, gamma: float = 1.0, alpha: float = 1.0) -> Tensor:
-    """``gamma forget_i + alpha retain_i``, shape (B,): a forget loss with a retain term, sample by partner.
-
-    GradDiff is ``grad_diff(ga(...), nll(...))``; with ``kl`` as `retain` it is the KL variant. The same sum serves
-    every other forget loss.
-
-    Source: Liu, Liu, Stone, *Continual Learning and Private Unlearning* (2022); Maini et al., *TOFU* (2024).
-    """
-    _at_least(0.0, gamma=gamma, alpha=alpha)
-    if forget.shape != retain.shape or forget.ndim != 1:
-        got = f"forget of shape {tuple(forget.shape)}, retain of shape {tuple(retain.shape)}"
-        raise InputError(got, "two vectors of shape (B,)", "give every forget sample a retain sample")
-    return gamma * forget + alpha * retain
 
 
 def npo(log_probs: Tensor, mask: Tensor, reference: Tensor, *, beta: float = 0.1) -> Tensor:
@@ -383,51 +368,6 @@ def rmu_retain(hidden: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
     return _distance(hidden, reference, mask)
 
 
-# -- without training -----------------------------------------------------------------------------------------------
-
-
-def task_vector(base: Mapping[str, Tensor], reinforced: Mapping[str, Tensor], alpha: float = 1.0) -> dict[str, Tensor]:
-    """``theta - alpha (theta_reinforced - theta)``: subtract what more training on the forget set adds.
-
-    State dicts of one architecture in, neither changed; a new one out, in the types of `base`, computed in float32 at
-    least. What is no floating point number is copied. ``alpha = 0`` gives the base back.
-
-    Raises
-    ------
-    InputError
-        When names or shapes differ.
-
-    Source: Ilharco et al., *Editing Models with Task Arithmetic* (2022), arXiv 2212.04089.
-    """
-    odd = sorted(set(base) ^ set(reinforced)) or [k for k in base if base[k].shape != reinforced[k].shape]
-    if odd:
-        raise InputError(
-            f"{odd[0]!r} in one state dict only or with two shapes ({len(odd)} such names)",
-            "state dicts of one architecture", "load both from the same model class, adapters merged",
-        )  # fmt: skip
-    out = {}
-    for name, tensor in base.items():
-        if not tensor.dtype.is_floating_point:
-            out[name] = tensor.clone()
-            continue
-        kind = torch.promote_types(tensor.dtype, torch.float32)
-        old = tensor.detach().to(kind)
-        out[name] = (old - alpha * (reinforced[name].detach().to(old) - old)).to(tensor.dtype)
-    return out
-
-
-def whp_logits(base: Tensor, reinforced: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """``z - alpha relu(z_reinforced - z)``: logits at inference, lowered where more training raised them.
-
-    Source: Eldan, Russinovich, *Who's Harry Potter?* (2023), arXiv 2310.02238, in the form that MUSE uses.
-    """
-    _at_least(0.0, alpha=alpha)
-    if base.shape != reinforced.shape:
-        got = f"logits of shapes {tuple(base.shape)} and {tuple(reinforced.shape)}"
-        raise InputError(got, "one shape", "run both models on the same tokens")
-    return torch.sub(base, (reinforced - base).clamp_min(0), alpha=alpha)
-
-
 # -- what each needs, as data ---------------------------------------------------------------------------------------
 
 
@@ -487,4 +427,8 @@ PAIRS: Mapping[str, tuple[str, str]] = {
     "rmu": ("rmu", "rmu_retain"),
     "pdu": ("pdu", "nll"),
 }
-"""Published sums of a forget and a retain loss, for `grad_diff`; other forget losses take ``nll`` or ``kl``."""
+"""Published sums of a forget and a retain loss; other forget losses take ``nll`` or ``kl``.
+
+Source of the first two: Liu, Liu, Stone, *Continual Learning and Private Unlearning* (2022); Maini et al., *TOFU*
+(2024).
+"""

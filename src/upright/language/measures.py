@@ -1,32 +1,32 @@
-r"""What a forgetting desk says about a model: means with intervals, attacks, and guards. Aggregates only.
+"""What a forgetting desk says about a model: means with intervals, attacks, and guards. Aggregates only.
 
-    mean_i x_i over records, percentile interval of 2,000 bootstrap draws of records
-
-Every model meets the same draws, so differences are paired by record. The interval says how far the number would move
-with other records of the same kind, not with another training run: a desk trains once.
+Intervals are those of `upright.evidence`: records are drawn, those of one author together, and every model meets the
+same draws, so differences are paired by record. An interval says how far a number would move with other records of the
+same kind, not with another training run: a desk trains once.
 
 A side with fewer than `LEAST` records is not reported: the mean of one record is the score of that record. For the same
 reason there are no minima, maxima or quantiles.
 
-Attacks are judged together: each of `k` intervals has the level ``1 - 0.05 / k`` (Bonferroni). With a reference the
-judge is the difference of the two AUC over the same draws: held-out records are seldom of quite the same kind as the
-forgotten ones, and then a model that was retrained without the records has an AUC off 1/2 as well.
+Attacks are judged together (`upright.metrics.membership`), with a reference by what goes beyond it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import NormalDist
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.contract import stream
+from upright.contract import UnitScores
 from upright.data.forget import Record
+from upright.evidence.bootstrap import Bootstrap
+from upright.evidence.statistics import SET, computable, parse
+from upright.evidence.units import Block, Units
 from upright.language.evaluation import Reading, Speaker, score_records, utility, utility_parts
-from upright.maths import intervals
+from upright.maths.resampling import Draws
+from upright.maths.simultaneous import Comparisons
 from upright.metrics import forgetting, membership
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "compared",
     "difficulty_of",
     "guards",
+    "limits_of",
     "look",
     "still_known",
     "verdict",
@@ -48,10 +49,8 @@ LEAST = 5
 """Fewest records whose aggregate is reported."""
 ENOUGH = 10
 """Fewest forgotten and fewest held-out records for a verdict of attacks."""
-_ALPHA, _POWER = 0.05, 0.8
 _ERRORS = 3.0  # standard errors below 1/2 that count as over-unlearned
-_DRAWS = 2000
-_BLOCK = 1 << 22  # numbers of one block of weights
+_SIDES = ("forget", "retain", "holdout")
 
 
 @dataclass(frozen=True)
@@ -64,18 +63,26 @@ class Look:
         Of `score_records`; empty where no such records were given.
     reading : Reading
         Of the forget records.
+    authors : dict of side to sequence of str
+        Whom each record is about; a side that is not there has none.
     """
 
     forget: Mapping[str, Array]
     reading: Reading
     retain: Mapping[str, Array] = field(default_factory=dict)
     holdout: Mapping[str, Array] = field(default_factory=dict)
+    authors: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def look(
-    speaker: Speaker, forget: Sequence[Record], *, retain: Sequence[Record] = (), holdout: Sequence[Record] = (),
-    reference: Reading | None = None, rouge: bool = True,
-) -> Look:  # fmt: skip
+    speaker: Speaker,
+    forget: Sequence[Record],
+    *,
+    retain: Sequence[Record] = (),
+    holdout: Sequence[Record] = (),
+    reference: Reading | None = None,
+    rouge: bool = True,
+) -> Look:
     """Score a model on what it should forget, on what it should keep, and on what it never saw.
 
     Raises
@@ -87,39 +94,57 @@ def look(
     own = score_records(speaker, forget, side="forget", reading=reading, reference=reference, rouge=rouge)
     kept = score_records(speaker, retain, side="retain", rouge=rouge) if retain else {}
     unseen = score_records(speaker, holdout, side="holdout") if holdout else {}
-    return Look(own, reading, kept, unseen)
+    sides = zip(_SIDES, (forget, retain, holdout), strict=True)
+    return Look(own, reading, kept, unseen, {side: [r.author for r in records] for side, records in sides})
+
+
+def limits_of(one: Look) -> list[str]:
+    """Say of which sides the authors are too few to stand for others."""
+    _, few = membership.author_clusters(one.authors)
+    sides = " and ".join(f"the {side} records" for side in few)
+    return [f"{sides} are of fewer than 6 authors: intervals are of other records of these authors"] if few else []
 
 
 # -- intervals ------------------------------------------------------------------------------------------------------
 
 
-def _resampled(statistic: Callable[[Array], Array], n: int, seed: int, name: str) -> Array:
-    """Apply ``statistic(weights (d, n)) -> (..., d)`` to resampled records, a block at a time; shape (..., draws)."""
-    rng = np.random.default_rng(stream(seed, "desk", name))
-    step, parts = max(1, _BLOCK // n), []
-    for begin in range(0, _DRAWS, step):
-        weights = np.empty((min(step, _DRAWS - begin), n))
-        intervals.fill_multiplicities(weights, rng)
-        parts.append(statistic(weights))
-    return np.concatenate(parts, axis=-1)
+def _unit_table(models: Mapping[str, Mapping[str, Mapping[str, Array]]], authors: Mapping[str, Sequence[str]]) -> Units:
+    """Return the table of models, of each the scores of each side, and what records are drawn with."""
+    sizes = {side: len(next(iter(scores.values()), ())) for side, scores in next(iter(models.values())).items()}
+    sets = [side for side, n in sizes.items() for _ in range(n)]
+    cluster, _ = membership.author_clusters({side: authors.get(side) or [""] * n for side, n in sizes.items()})
+    blocks = []
+    for name, own in models.items():
+        metrics = dict.fromkeys(m for scores in own.values() for m in scores)
+        parts = {m: [own[side].get(m, np.full(n, np.nan)) for side, n in sizes.items()] for m in metrics}
+        values = {m: np.concatenate(part) for m, part in parts.items()}
+        scores = UnitScores("record", range(len(sets)), values, {SET: sets}, cluster=cluster)
+        blocks.append(Block("desk", name, 0, scores))
+    return Units(blocks)
 
 
-def _estimate(value: float, samples: Array, n: int, confidence: float = 1 - _ALPHA) -> dict[str, Any]:
-    low, high = intervals.percentile(samples, confidence)
-    return {"value": float(value), "low": low, "high": high, "n": n}
+def _estimate(drawn: Draws, n: int) -> dict[str, Any] | None:
+    low, high = drawn.interval()
+    return {"value": drawn.value, "low": low, "high": high, "n": n} if n >= LEAST else None
 
 
-def aggregate(values: Mapping[str, Array], *, seed: int, name: str) -> dict[str, Any]:
+def _means(boot: Bootstrap, metric: str, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Return the mean of every model and of every pair of models, None where fewer than `LEAST` values are defined."""
+    one, arms = parse(f"mean:{metric}", boot, {}), boot.units.arms
+    known = {name: one.count(name, None)[0] for name in arms}
+    drawn = {name: one.draws(name, None) for name in arms}
+    found = {name: _estimate(drawn[name], int(known[name].sum())) for name in arms}
+    for a, b in pairs:
+        found[f"{a} - {b}"] = _estimate(drawn[a] - drawn[b], int((known[a] & known[b]).sum()))
+    return found
+
+
+def aggregate(values: Mapping[str, Array], *, seed: int, authors: Sequence[str] = ()) -> dict[str, Any]:
     """Return the mean of each named table (n,) with its interval, None where fewer than `LEAST` values are defined."""
-    out: dict[str, Any] = {}
-    for key, table in values.items():
-        known = forgetting.mean_of(table)
-        if known.n < LEAST:
-            out[key] = None
-            continue
-        samples = _resampled(lambda w, v=table: np.asarray(intervals.mean(v, w)), len(table), seed, name)  # type: ignore[misc]
-        out[key] = _estimate(known.value, samples, known.n)
-    return out
+    if not values:
+        return {}
+    boot = Bootstrap(_unit_table({"own": {"forget": values}}, {"forget": authors}), seed=seed)
+    return {name: _means(boot, name, [])["own"] for name in values}
 
 
 def compared(looks: Mapping[str, Look], *, seed: int) -> dict[str, Any]:
@@ -141,82 +166,55 @@ def compared(looks: Mapping[str, Look], *, seed: int) -> dict[str, Any]:
     """
     own = [name for name in looks if name != "reference"][-1]
     pairs = [(own, other) for other in looks if other != own]
+    scores = {name: {side: getattr(one, side) for side in _SIDES} for name, one in looks.items()}
+    boot = Bootstrap(_unit_table(scores, looks[own].authors), seed=seed)
     out: dict[str, Any] = {}
     for side in ("forget", "retain"):
-        tables = {
-            name: {m: v for m, v in getattr(one, side).items() if not m.startswith("mia_")}
-            for name, one in looks.items()
-        }
-        tables |= {
-            f"{a} - {b}": {m: tables[a][m] - tables[b][m] for m in tables[a] if m in tables[b]} for a, b in pairs
-        }
-        found = {name: aggregate(values, seed=seed, name=side) for name, values in tables.items()}
-        out[side] = {metric: {name: found[name].get(metric) for name in found} for metric in tables[own]}
-    out["utility"] = _utilities(looks, pairs, seed)
-    out["membership"] = {name: _attacks(one, looks.get("reference"), seed) for name, one in looks.items()}
+        metrics = [m for m in getattr(looks[own], side) if not m.startswith("mia_")]
+        out[side] = {metric: _means(boot, metric, pairs) for metric in metrics}
+    out["utility"] = _utilities(boot, pairs)
+    out["membership"] = {name: _attacks(looks[name], name, boot) for name in looks}
     out["forget_quality"] = _quality(looks[own], looks.get("reference"))
     return out
 
 
-def _utilities(looks: Mapping[str, Look], pairs: Sequence[tuple[str, str]], seed: int) -> dict[str, Any] | None:
+def _utilities(boot: Bootstrap, pairs: Sequence[tuple[str, str]]) -> dict[str, Any] | None:
     """Harmonic mean of the retain-side means that are defined, and its ratios; None without enough retained records."""
-    first = next(iter(looks.values()))
-    parts = utility_parts(first.retain)
-    if not parts or len(first.retain[parts[0]]) < LEAST:
+    arms = boot.units.arms
+    if not computable("utility:retain", boot.units):
         return None
-    n = len(first.retain[parts[0]])
-
-    def harmonic(values: Mapping[str, Array]) -> Callable[[Array], Array]:
-        def statistic(weights: Array) -> Array:
-            means = np.stack([np.asarray(intervals.mean(values[p], weights)) for p in parts])  # (parts, draws)
-            with np.errstate(divide="ignore"):
-                return np.asarray(len(parts) / (1.0 / means).sum(axis=0))
-
-        return statistic
-
-    points = {name: utility({p: one.retain[p] for p in parts}) for name, one in looks.items()}
-    draws = {name: _resampled(harmonic(one.retain), n, seed, "retain") for name, one in looks.items()}
-    out: dict[str, Any] = {name: _estimate(points[name], draws[name], n) for name in looks}
+    one = parse("utility:retain", boot, {})
+    drawn, n = {name: one.draws(name, None) for name in arms}, int(one.count(arms[0], None)[0].sum())
+    out: dict[str, Any] = {name: _estimate(drawn[name], n) for name in arms}
     for a, b in pairs:
-        if points[b] > 0 and (draws[b] > 0).all():
-            out[f"{a} / {b}"] = _estimate(points[a] / points[b], draws[a] / draws[b], n)
-    return {"parts": list(parts), **out}
+        (top, up), (bottom, down) = ((d.value, d.value + d.units) for d in (drawn[a], drawn[b]))
+        if bottom > 0 and np.nanmin(down) > 0:  # one seed: all draws are of records
+            out[f"{a} / {b}"] = _estimate(replace(drawn[a], value=top / bottom, units=up / down - top / bottom), n)
+    return {"parts": list(one.facts(arms[0], None)["parts"]), **out} if n >= LEAST else None
 
 
-def _attacks(one: Look, reference: Look | None, seed: int) -> dict[str, Any] | None:
+def _attacks(one: Look, arm: str, boot: Bootstrap) -> dict[str, Any] | None:
     """AUC of every attack, forgotten against held-out records; None where either side has fewer than `LEAST`."""
     names = [name for name in one.holdout if name in one.forget]
-    out: dict[str, Any] = {}
-    for name in names:
-        sides = one.forget[name], one.holdout[name]
-        n, m = (len(side) for side in sides)
-        if min(n, m) < LEAST:
-            return None
-        weights = np.concatenate(
-            [_resampled(lambda w: w.T, size, seed, side).T for size, side in ((n, "forget"), (m, "holdout"))], axis=1
-        )  # (draws, n + m)
-        positive, level = np.repeat([True, False], [n, m]), 1 - _ALPHA / len(names)
-        found = membership.membership_auc(*sides)
-        samples = np.asarray(intervals.auc(np.concatenate(sides), weights, positive))
-        row = {**_estimate(found.auc, samples, found.n_forget, level), "n_holdout": found.n_holdout,
-               "smallest": _smallest(found.standard_error, len(names))}  # fmt: skip
-        if reference is not None and reference is not one and name in reference.holdout:
-            other = reference.forget[name], reference.holdout[name]
-            base = membership.membership_auc(*other)
-            row["privleak"] = membership.privleak(found.auc, base.auc)
-            gaps = samples - np.asarray(intervals.auc(np.concatenate(other), weights, positive))
-            row["gap"] = _estimate(found.auc - base.auc, gaps, found.n_forget, level)
-        out[name] = row
-    return out or None
+    sides = [(np.isfinite(one.forget[name]).sum(), np.isfinite(one.holdout[name]).sum()) for name in names]
+    if not names or min(map(min, sides)) < LEAST:
+        return None
 
+    def rows(found: Comparisons, middle: float = 0.0) -> list[dict[str, Any]]:
+        ends = np.clip(np.stack([found.value, found.low, found.high], axis=1) + middle, middle - 1, 1).tolist()
+        return [{"value": v, "low": a, "high": b, "n": int(n)} for (v, a, b), (n, _) in zip(ends, sides, strict=True)]
 
-def _smallest(standard_error: float, attacks: int) -> float:
-    """Distance of an AUC that one of so many attacks finds in four of five cases; 2.8 standard errors for one attack.
-
-    The standard error is that of an AUC of 1/2; a difference to another model over the same records has about the same.
-    """
-    normal = NormalDist()
-    return (normal.inv_cdf(1 - _ALPHA / (2 * attacks)) + normal.inv_cdf(_POWER)) * standard_error
+    found = membership.compare_attacks(boot.units, names, arm, rng=boot.null_rng("membership"))
+    out = dict(zip(names, rows(found, 0.5), strict=True))
+    for name, (_, m), least in zip(names, sides, found.detectable.tolist(), strict=True):
+        out[name] |= {"n_holdout": int(m), "smallest": least}
+    if "reference" in boot.units.arms and arm != "reference":
+        found = membership.compare_models(boot.units, names, arm, "reference", rng=boot.null_rng("models"))
+        for name, gap, least in zip(names, rows(found), found.detectable.tolist(), strict=True):
+            base = float(np.clip(out[name]["value"] - gap["value"], 0.0, 1.0))
+            leak = membership.privleak(out[name]["value"], base)
+            out[name] |= {"smallest": least, "privleak": leak, "gap": gap}
+    return out
 
 
 def _quality(own: Look, reference: Look | None) -> dict[str, Any] | None:
@@ -231,17 +229,28 @@ def _quality(own: Look, reference: Look | None) -> dict[str, Any] | None:
     return {"p": found.p, "distance": found.distance, "n": found.n_model}
 
 
-def difficulty_of(found: Any, *, seed: int) -> dict[str, Any]:
+def difficulty_of(found: Any, *, seed: int, authors: Sequence[str] = ()) -> dict[str, Any]:
     """Return what of a `Difficulty` says nothing about one record."""
-    tables = {"mrd": found.mrd, "mrd_per_token": found.mrd / found.tokens, "tokens": found.tokens.astype(np.float64),
-              "nll": found.nll}  # fmt: skip
+    tables = {
+        "mrd": found.mrd,
+        "mrd_per_token": found.mrd / found.tokens,
+        "tokens": found.tokens.astype(np.float64),
+        "nll": found.nll,
+    }
     few = len(found.mrd) < LEAST  # of one record these are its own
-    rest = {"clamped": found.clamped, "reliability": found.reliability, "scaling": found.scaling,
-            "warnings": list(found.warnings)}  # fmt: skip
+    rest = {
+        "clamped": found.clamped,
+        "reliability": found.reliability,
+        "scaling": found.scaling,
+        "warnings": list(found.warnings),
+    }
     return {
-        **aggregate(tables, seed=seed, name="difficulty"), "records": len(found.mrd), "probes": found.probes,
-        "passes": found.passes, **(dict.fromkeys(rest) if few else rest),
-    }  # fmt: skip
+        **aggregate(tables, seed=seed, authors=authors),
+        "records": len(found.mrd),
+        "probes": found.probes,
+        "passes": found.passes,
+        **(dict.fromkeys(rest) if few else rest),
+    }
 
 
 # -- guards ---------------------------------------------------------------------------------------------------------
@@ -299,8 +308,11 @@ def _over(after: Look, reference: Look | None) -> Guard:
         return Guard(name, "not checked", "neither held-out records nor a reference model: pass one of them")
     found = membership.membership_auc(own, other)
     if _ERRORS * found.standard_error >= 0.5:  # no AUC is so far below 1/2
-        return Guard(name, "not checked", f"too few records: with {found.n_forget} forgotten and {found.n_holdout} of "
-                     f"{what} no AUC could fail")  # fmt: skip
+        return Guard(
+            name,
+            "not checked",
+            f"too few records: with {found.n_forget} forgotten and {found.n_holdout} of {what} no AUC could fail",
+        )
     shown = f"AUC {found.auc:.4f}" if min(found.n_forget, found.n_holdout) >= LEAST else "AUC of too few to show"
     low = membership.over_unlearned(found, z=_ERRORS)
     said = f"{'far' if low else 'not'} below the level of unseen records: {shown} of the loss attack against {what}"
@@ -331,8 +343,9 @@ def _judged(metrics: Mapping[str, Any], model: str) -> dict[str, Any]:
 def still_known(metrics: Mapping[str, Any], model: str) -> list[str]:
     """Say which attacks tell forgotten records from held-out ones.
 
-    The interval of the difference to the AUC of the reference does not hold 0; without a reference, that of the AUC
-    does not hold 1/2. Above, the records are still known. Below, they stand out: the attack turned round finds them.
+    The adjusted interval of the difference to the AUC of the reference does not hold 0; without a reference, that of
+    the AUC does not hold 1/2. It does hold them where the adjusted p is not below 0.05. Above, the records are still
+    known. Below, they stand out: the attack turned round finds them.
     """
     out = []
     for name, row in _judged(metrics, model).items():

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from upright.contract import InputError, stream
-from upright.language.encoding import Encoded, Scope, collate
+from upright.language.encoding import Encoded, collate
 from upright.language.sampling import shuffle_order
 
 __all__ = ["teach"]
@@ -23,8 +23,7 @@ __all__ = ["teach"]
 
 def teach(
     model: Any, encoded: Sequence[Encoded], *, epochs: int, batch_size: int = 16, learning_rate: float = 5e-3,
-    weight_decay: float = 0.01, scope: Scope = "sequence", seed: int = 0,
-    advance: Callable[[int], object] | None = None,
+    seed: int = 0, advance: Callable[[int], object] | None = None,
 ) -> list[float]:  # fmt: skip
     """Train a model on records in place.
 
@@ -34,9 +33,7 @@ def teach(
         Left in evaluation mode.
     encoded : sequence of Encoded
     epochs, batch_size : int
-    learning_rate, weight_decay : float
-    scope : {"sequence", "answer"}
-        What the loss counts.
+    learning_rate : float
     seed : int
         Of the order.
     advance : callable, optional
@@ -56,7 +53,7 @@ def teach(
         got = f"{len(encoded)} records, {epochs} epochs, batches of {batch_size}"
         raise InputError(got, "at least one of each", "check the settings")
     steps = epochs * math.ceil(len(encoded) / batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.95))
 
     def factor(step: int) -> float:
         return min(1.0, (step + 1) / 50) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
@@ -68,7 +65,7 @@ def teach(
         order = shuffle_order(len(encoded), stream(seed, "teach"), epoch).tolist()
         total, count = 0.0, 0
         for start in range(0, len(order), batch_size):
-            batch = collate([encoded[i] for i in order[start : start + batch_size]], 0, scope=scope)
+            batch = collate([encoded[i] for i in order[start : start + batch_size]], 0, scope="sequence")
             loss = model(**batch).loss
             if not torch.isfinite(loss):
                 raise InputError(

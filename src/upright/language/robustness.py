@@ -204,14 +204,14 @@ def paraphrased(records: Sequence[Record]) -> list[str | None]:
 
 
 def _scores(
-    speaker: Speaker, records: Sequence[Record], prompts: Sequence[str | None] | None, rouge: bool, stem: bool
-) -> dict[str, Array]:  # fmt: skip
+    speaker: Speaker, records: Sequence[Record], prompts: Sequence[str | None] | None, rouge: bool
+) -> dict[str, Array]:
     """Score what is known of each answer, shape (n,) by name; higher is better known."""
     reading = speaker.read(records, prompts=prompts)
     out = {"forget_probability": forgetting.probability(reading.mean_nll)}
     if rouge:
         outputs = speaker.write(records, prompts=prompts)
-        out["forget_rouge_l"] = forgetting.rouge_l_recall([r.answer for r in records], outputs, stem=stem)
+        out["forget_rouge_l"] = forgetting.rouge_l_recall([r.answer for r in records], outputs)
     out["exact_memorisation"] = forgetting.exact_memorisation(reading.best, reading.mask)
     out["extraction_strength"] = forgetting.extraction_strength(reading.best, reading.mask)
     return out
@@ -230,7 +230,7 @@ def _placed(n: int, parts: Sequence[tuple[Sequence[int], dict[str, Array]]]) -> 
 def robustness(
     speaker: Speaker, records: Sequence[Record], *, retain: Sequence[Record] | None = None, steps: int = 10,
     learning_rate: float = 1e-4, batch_size: int = 8, bits: int = 4, group: int = 64, rouge: bool = True,
-    stem: bool = True, seed: int = 0,
+    seed: int = 0,
 ) -> dict[str, dict[str, Array]]:  # fmt: skip
     """Attack an unlearned model and score every forget record after each attack.
 
@@ -247,9 +247,7 @@ def robustness(
     bits, group : int
         As for `rounded`.
     rouge : bool
-        Whether outputs are written, which takes most of the time.
-    stem : bool
-        Whether ROUGE-L stems words, which needs the package nltk.
+        Whether outputs are written, which takes most of the time and needs the package nltk.
     seed : int
         Of the halves and of the order of records.
 
@@ -272,7 +270,7 @@ def robustness(
 
     def attacked(model: Any, rows: Sequence[int], prompts: Sequence[str | None] | None = None) -> dict[str, Array]:
         other = Speaker(model, speaker.tokenizer, template=speaker.template, batch_size=speaker.batch_size)
-        return _scores(other, [records[i] for i in rows], prompts, rouge, stem)
+        return _scores(other, [records[i] for i in rows], prompts, rouge)
 
     def taught(some: Sequence[Record]) -> Any:
         return relearn(

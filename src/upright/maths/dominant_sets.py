@@ -1,4 +1,4 @@
-"""Constrained dominant sets of one target in a shared pool: exact solver, slow reference, conditions.
+"""Constrained dominant sets of one target in a shared pool: exact solver and conditions.
 
 Problem
 -------
@@ -33,7 +33,6 @@ sets on M-matrices.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -48,7 +47,6 @@ __all__ = [
     "Solution",
     "kkt_residual",
     "largest_eigenvalue",
-    "replicator",
     "row_sum_bound",
     "solve_candidates",
     "solve_pool",
@@ -264,7 +262,6 @@ def solve_candidates(
     chunk: int = 128,
     tol: float = 1e-11,
     workers: int = 1,
-    progress: Callable[[int], object] | None = None,
 ) -> tuple[Array, Array]:
     """Solve each target within its own candidate list, never forming the pool's matrix.
 
@@ -285,8 +282,6 @@ def solve_candidates(
         As in `solve_pool`.
     workers : int
         Threads; NumPy lets go of the interpreter during the work.
-    progress : callable, optional
-        Called with the number of targets done after each chunk, from the worker's thread.
 
     Returns
     -------
@@ -323,8 +318,6 @@ def solve_candidates(
             rows = slice(start, min(start + chunk, count))
             s = np.where(cand[rows] >= 0, s_all[rows], 0.0)  # (b, m)
             mass[rows], weights[rows] = _solve_blocks(blocks(cand[rows]), s, alpha_factor, tol)
-            if progress is not None:
-                progress(rows.stop - rows.start)
 
     if workers == 1:
         work(0)
@@ -422,48 +415,6 @@ def _restricted(block: Array, s: Array, alpha: Array, on: NDArray[np.bool_]) -> 
     v = np.zeros_like(s)
     np.put_along_axis(v, order, u - c[:, None] * w, 1)
     return v, c
-
-
-def replicator(
-    pool: Array, s: Array, alpha: float, *, tol: float = 1e-13, max_iter: int = 200_000, start: Array | None = None
-) -> tuple[float, Array, int]:
-    """Run discrete replicator dynamics on the whole graph: the slow reference.
-
-    ``x_i <- x_i (B x)_i / (x' B x)`` with ``B = M - alpha I_C + alpha 1 1'``; the constant keeps payoffs
-    non-negative and changes neither the order of payoffs nor the maximiser.
-
-    Parameters
-    ----------
-    pool, s, alpha
-        As in `PoolFactor` and `solve_pool`, for one target: ``s`` has shape (n,).
-    tol : float
-        Stop when the L1 change of a step falls below it.
-    start : array, shape (n + 1,), optional
-        Starting point, target first; the barycenter by default.
-
-    Returns
-    -------
-    target_mass : float
-    weights : array, shape (n,)
-    iterations : int
-    """
-    n = len(s)
-    matrix = np.zeros((n + 1, n + 1))
-    matrix[0, 1:] = matrix[1:, 0] = s
-    matrix[1:, 1:] = pool - alpha * np.eye(n)
-    matrix += alpha
-    x = np.full(n + 1, 1.0 / (n + 1)) if start is None else np.asarray(start, dtype=np.float64)
-    iteration = 0
-    while iteration < max_iter:
-        iteration += 1
-        payoff = matrix @ x
-        new = x * payoff
-        new /= new.sum()
-        change = np.abs(new - x).sum()
-        x = new
-        if change < tol:
-            break
-    return float(x[0]), x[1:], iteration
 
 
 def kkt_residual(pool: Array, alpha: float, affinity: Array, solution: Solution) -> Array:

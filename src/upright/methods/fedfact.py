@@ -83,7 +83,6 @@ from upright.contract import (
 from upright.federation.rounds import drive, from_tensors, to_tensors
 from upright.maths.parity.program import Constraint
 from upright.maths.parity.site import Site
-from upright.recommendation.controls import SilentRun
 
 __all__ = ["FairPost", "FedFACTClassifier", "FedFACTConfig", "cost_sensitive_loss", "run"]
 
@@ -101,9 +100,9 @@ class FedFACTConfig(Config):
     """Largest gap for everybody; 1 removes the constraint, since no gap is larger."""
     local_tol: Share | None = None
     """Largest gap inside each client; none takes `global_tol`, 1 removes the constraint."""
-    remedy: Literal["post", "train", "blend", "thresholds", "reductions", "fairfed", "fedfb", "oracle"] = "post"
-    """FedFACT after or in training; decisions by chance for as many people as cost the accuracy of `post`; Fairlearn's
-    ThresholdOptimizer and ExponentiatedGradient on pooled rows; FairFed; FedFB; the linear program of `post`."""
+    remedy: Literal["post", "train", "majority", "thresholds", "reductions", "fairfed", "fedfb", "oracle"] = "post"
+    """FedFACT after or in training; the commonest class for everybody; Fairlearn's ThresholdOptimizer and
+    ExponentiatedGradient on pooled rows; FairFed; FedFB; the linear program of `post`."""
     gap: Literal["pairwise", "average"] = "pairwise"
     """Between any two groups, or of a group to the average."""
     randomised: bool = False
@@ -321,13 +320,9 @@ def _rival(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> Decider:
     """Return one of the remedies that FedFACT is compared with."""
     x, y, group, client = t.part(run, "valid")
     p = model.predict_proba(x)
-    if config.remedy == "blend":
-        plain = one_hot(p.argmax(1), p.shape[1])
-        twin = config.replace(remedy="post")
-        wanted = run.shared("accuracy", {**twin.as_dict()}, lambda: _accuracy(t, twin, run, model))["accuracy"]
-        blend = controls.blend_share(plain, y, wanted)
-        run.note("share decided by chance", blend.t)
-        return Decider(lambda x, g, k: blend(one_hot(model.predict_proba(x).argmax(1), p.shape[1])))
+    if config.remedy == "majority":
+        commonest = np.eye(p.shape[1])[np.bincount(y, minlength=p.shape[1]).argmax()]
+        return Decider(lambda x, g, k: np.tile(commonest, (len(x), 1)))
     if config.remedy == "oracle":
         found, _ = _fit_post(t, config, run, model)
         member = one_hot(group, len(t.groups))
@@ -355,13 +350,6 @@ def _rival(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> Decider:
     draw = controls.reductions(rows, labels, own, t.config.criterion, config.tolerances()[0],
                                LogisticRegression(C=1e3, max_iter=500))  # fmt: skip
     return Decider(lambda x, g, k: draw(x))
-
-
-def _accuracy(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> dict[str, Any]:
-    """Accuracy of post-processing on calibration rows: what chance is matched to."""
-    x, y, group, client = t.part(run, "valid")
-    h = _post(t, config, SilentRun(run), model).decide(x, group, client)
-    return {"accuracy": float(h[np.arange(len(y)), y].mean())}
 
 
 def _looked_at(t: Any, run: Run, model: Trained, found: Decider) -> None:
@@ -408,7 +396,7 @@ def _threshold_alone(t: Any) -> str:
     arms=[
         Arm("none", "baseline", {"global_tol": 1.0, "local_tol": 1.0}, "federated averaging"),
         Arm("fedfact", "remedy", {}, "FedFACT, post-processing"),
-        Arm("blend", "trivial", {"remedy": "blend"}, "chance at matched accuracy"),
+        Arm("hull", "trivial", title="hull of baseline and majority", mix=("none", "majority")),
         Arm("random", "placebo", {"groups": "random"}, "shuffled groups"),
         Arm("train", "rival", {"remedy": "train"}, "FedFACT, in training"),
         Arm("oracle", "rival", {"remedy": "oracle"}, "linear program", sweep=(), unfit=_threshold_alone),
@@ -418,6 +406,7 @@ def _threshold_alone(t: Any) -> str:
             unfit=_two_classes_alone),
         Arm("fairfed", "rival", {"remedy": "fairfed"}, "FairFed", sweep=()),
         Arm("fedfb", "rival", {"remedy": "fedfb"}, "FedFB", sweep=(), unfit=_parity_alone),
+        Arm("majority", "anchor", {"remedy": "majority"}, "the commonest class for everybody"),
     ],
     statistics=[
         "disparity:rate:group", "client_disparity:rate:group", "mean_client_disparity:rate:group", "mean:accuracy",

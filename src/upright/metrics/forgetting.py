@@ -3,7 +3,7 @@ r"""Forgetting and what is left: probability, ROUGE-L, truth ratio, utility, for
 Notation: ``cbar = -(1 / n) sum_t log p(y_t | y_<t)`` of an answer, ``r`` the truth ratio of a question.
 
 =======================  ==========================================================================================
-``probability``          ``exp(-cbar)``; with false answers beside it ``p / (p + sum p_false)``
+``probability``          ``exp(-cbar)``
 ``rouge_l``              ``LCS(reference, output) / len(reference)``, in words
 ``truth_ratio``          ``r = exp(cbar_paraphrased - mean cbar_perturbed)``
 ``forget quality``       p-value of the two-sample Kolmogorov-Smirnov test of r: model against a retain-only model
@@ -36,8 +36,8 @@ from numpy.typing import ArrayLike, NDArray
 from upright.contract import InputError, Metric
 
 __all__ = [
-    "METRICS", "STATISTICS", "UTILITY", "ForgetQuality", "Mean", "choice_probability", "exact_memorisation",
-    "extraction_strength", "forget_quality", "mean_of", "model_utility", "probability", "rouge_l_recall", "truth_ratio",
+    "METRICS", "UTILITY", "ForgetQuality", "Mean", "exact_memorisation", "extraction_strength", "forget_quality",
+    "mean_of", "model_utility", "probability", "rouge_l_recall", "truth_ratio",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -59,13 +59,6 @@ METRICS: Mapping[str, Metric] = {
     )
 }
 """What each value per question means: direction, bounds, margin and title. The last two are of forgotten answers."""
-
-STATISTICS: Mapping[str, Metric] = {
-    "forget_quality": Metric("forget_quality", "higher", 0.0, 1.0, 0.01, "Forget quality (p-value)"),
-    "forget_distance": Metric("forget_distance", "lower", 0.0, 1.0, 0.01, "KS distance to the retain model"),
-    "model_utility": Metric("model_utility", "higher", 0.0, 1.0, 0.01, "Model utility"),
-}
-"""The same for numbers of a whole model."""
 
 UTILITY = tuple(
     f"{data}_{what}" for data in ("retain", "authors", "facts") for what in ("probability", "rouge_l", "truth_ratio")
@@ -148,36 +141,6 @@ def probability(mean_nll: ArrayLike) -> Array:
         When a loss is negative or the shape is another.
     """
     return np.exp(-_losses("mean_nll", mean_nll, (1,)))
-
-
-def choice_probability(mean_nll: ArrayLike, false_nll: ArrayLike) -> Array:
-    """``p / (p + sum_k p_k)`` with ``p = exp(-cbar)``: the true answer among false ones, shape (n,), in [0, 1].
-
-    Parameters
-    ----------
-    mean_nll : array_like, shape (n,)
-        Of the true answers.
-    false_nll : array_like, shape (n, k)
-        Of k false answers each. Guessing gives about ``1 / (k + 1)``.
-
-    Returns
-    -------
-    ndarray
-        NaN where every answer has probability 0.
-
-    Raises
-    ------
-    InputError
-        When a loss is negative or shapes do not fit.
-    """
-    true, false = _losses("mean_nll", mean_nll, (1,)), _losses("false_nll", false_nll, (2,))
-    _same_length(true, false)
-    everything = np.column_stack([true, false])  # (n, k + 1)
-    best = everything.min(axis=1)
-    with np.errstate(invalid="ignore"):  # inf - inf: all answers impossible
-        share = np.exp(best[:, None] - everything)  # the largest is 1, so nothing underflows
-        out: Array = share[:, 0] / share.sum(axis=1)
-    return out
 
 
 def _same_length(first: NDArray[Any], second: NDArray[Any]) -> None:

@@ -9,12 +9,15 @@ them, ``cbar`` their negative mean, and mean and standard deviation ``mu_t, sigm
 ``reference``        ``cbar_ref - cbar``
 ``min_k``            mean of the ``max(1, floor(k n))`` smallest ``l_t``
 ``min_k_plus_plus``  the same of ``(l_t - mu_t) / max(sigma_t, floor)``
-``gradient_norm``    ``- ||gradient of cbar||``
 ===================  ============================================================================================
 
 AUC is ``P(score of a forgotten sample > score of a held-out one)``, ties 1/2. 1/2: the model treats both alike.
 Above: the forgotten samples are still known. Far below: they were pushed further away than unseen text, which gives
 their membership away as well, by the flipped answer. So ``|AUC - 1/2|`` is what an attacker gains either way.
+
+*Several attacks* are tried, so they are judged together (`compare_attacks`, `compare_models`), by the same max-T of
+`upright.maths.simultaneous`. With a reference the judge is what goes beyond it: held-out samples are seldom of quite
+the same kind as the forgotten ones, and then a model that never saw either has an AUC off 1/2 as well.
 
 Sources: Yeom et al. (2018) for the loss; Carlini et al., *Extracting Training Data from Large Language Models* (2021)
 for zlib and the reference; Shi et al., *Detecting Pretraining Data* (2024), arXiv 2310.16789, Min-k %; Zhang et al.,
@@ -23,23 +26,39 @@ for zlib and the reference; Shi et al., *Detecting Pretraining Data* (2024), arX
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 from upright.contract import InputError, Metric
-from upright.metrics.leakage import auc
+from upright.evidence.statistics import SET
+from upright.evidence.units import Units
+from upright.maths import ranks
+from upright.maths.simultaneous import FEWEST, Comparisons, compare_aucs, compare_groups
 
 __all__ = [
-    "METRICS", "STATISTICS", "MembershipAuc", "gradient_norm_score", "loss_score", "membership_auc", "min_k",
-    "min_k_plus_plus", "over_unlearned", "privleak", "reference_score", "zlib_score",
-]  # fmt: skip
+    "METRICS",
+    "MembershipAuc",
+    "author_clusters",
+    "compare_attacks",
+    "compare_models",
+    "loss_score",
+    "membership_auc",
+    "min_k",
+    "min_k_plus_plus",
+    "over_unlearned",
+    "privleak",
+    "reference_score",
+    "zlib_score",
+]
 
 Array = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 _INF = float("inf")
 
 METRICS: Mapping[str, Metric] = {
@@ -50,19 +69,12 @@ METRICS: Mapping[str, Metric] = {
         ("mia_reference", _INF, "Membership score: loss against a reference"),
         ("mia_min_k", 0.0, "Membership score: Min-k %"),
         ("mia_min_k_plus_plus", _INF, "Membership score: Min-k %++"),
-        ("mia_gradient_norm", 0.0, "Membership score: gradient norm"),
     )
 }
 """Scores of forgotten samples. Lower down to the level of unseen text; below it they give membership away again."""
 
-STATISTICS: Mapping[str, Metric] = {
-    "mia_distance": Metric("mia_distance", "lower", 0.0, 0.5, 0.01, "Membership: |AUC - 1/2|"),
-    "abs_privleak": Metric("abs_privleak", "lower", 0.0, _INF, 1.0, "|PrivLeak|"),
-}
-"""Numbers of a whole model."""
 
-
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class MembershipAuc:
     """How well a score tells forgotten samples from held-out ones.
 
@@ -70,20 +82,16 @@ class MembershipAuc:
     ----------
     auc : float
         In [0, 1].
-    distance : float
-        ``|AUC - 1/2|`` in [0, 1/2].
     standard_error : float
         Of the AUC when both sides have one distribution, ``sqrt((n + m + 1) / (12 n m))``.
-    n_forget, n_holdout, undefined : int
-        Defined scores on either side, and how many were NaN.
+    n_forget, n_holdout : int
+        Defined scores on either side.
     """
 
     auc: float
-    distance: float
     standard_error: float
     n_forget: int
     n_holdout: int
-    undefined: int
 
 
 def _vector(name: str, values: ArrayLike, low: float = -_INF) -> Array:
@@ -92,7 +100,7 @@ def _vector(name: str, values: ArrayLike, low: float = -_INF) -> Array:
     if out.ndim != 1 or (out < low).any():
         got = f"{name} of shape {out.shape}" if out.ndim != 1 else f"{name} with {out.min():g}"
         bound = "" if low == -_INF else f" of at least {low:g}"
-        raise InputError(got, f"one number{bound} a sample, shape (n,)", "pass mean losses per token, or norms")
+        raise InputError(got, f"one number{bound} a sample, shape (n,)", "pass mean losses per token")
     return out
 
 
@@ -136,12 +144,7 @@ def reference_score(mean_nll: ArrayLike, reference_nll: ArrayLike) -> Array:
     return ref - nll
 
 
-def gradient_norm_score(norms: ArrayLike) -> Array:
-    """``-||gradient||`` of each sample's loss, shape (n,): training leaves small gradients on what it saw."""
-    return -_vector("norms", norms, 0.0)
-
-
-def _smallest(values: Array, mask: NDArray[np.bool_], k: float) -> Array:
+def _smallest(values: Array, mask: Bools, k: float) -> Array:
     """Mean of the ``max(1, floor(k n))`` smallest values of each row inside the mask; NaN for an empty row."""
     if not 0.0 < k <= 1.0:
         raise InputError(f"k = {k}", "a share in (0, 1]", "pass 0.2 for 20 %")
@@ -153,7 +156,7 @@ def _smallest(values: Array, mask: NDArray[np.bool_], k: float) -> Array:
     return np.where(count > 0, total / take, np.nan)
 
 
-def _tables(mask: ArrayLike, **tables: ArrayLike) -> tuple[NDArray[np.bool_], list[Array]]:
+def _tables(mask: ArrayLike, **tables: ArrayLike) -> tuple[Bools, list[Array]]:
     """Check tables of shape (n, T) that are finite inside a mask of bool."""
     m = np.asarray(mask)
     out = [np.asarray(table, dtype=np.float64) for table in tables.values()]
@@ -161,8 +164,9 @@ def _tables(mask: ArrayLike, **tables: ArrayLike) -> tuple[NDArray[np.bool_], li
         if m.ndim != 2 or m.dtype != np.bool_ or table.shape != m.shape:
             raise InputError(
                 f"{name} of shape {table.shape}, mask of shape {m.shape} and type {m.dtype}",
-                "tables and a mask of bool of one shape (n, T)", "pass the fields of token_statistics",
-            )  # fmt: skip
+                "tables and a mask of bool of one shape (n, T)",
+                "pass the fields of token_statistics",
+            )
         if not np.isfinite(table[m]).all():
             raise InputError(f"{name} not finite inside the mask", "finite numbers", "find where the model diverged")
     return m, out
@@ -242,9 +246,8 @@ def membership_auc(forget: ArrayLike, holdout: ArrayLike) -> MembershipAuc:
     n, m = known[0].size, known[1].size
     if not n or not m:
         raise InputError(f"{n} and {m} defined scores", "at least one on either side", "find out why they are NaN")
-    value = auc(np.concatenate(known), np.repeat([True, False], [n, m]))
-    undefined = sum(side.size for side in sides) - n - m
-    return MembershipAuc(value, abs(value - 0.5), math.sqrt((n + m + 1) / (12 * n * m)), n, m, undefined)
+    value = float(ranks.auc(np.concatenate(known), np.ones(n + m), np.repeat([True, False], [n, m])))
+    return MembershipAuc(value, math.sqrt((n + m + 1) / (12 * n * m)), n, m)
 
 
 def privleak(auc: float, retain_auc: float) -> float:
@@ -293,3 +296,94 @@ def over_unlearned(found: MembershipAuc, *, margin: float = 0.1, z: float = 3.0)
     if not 0.0 <= margin <= 0.5 or not z >= 0:
         raise InputError(f"margin = {margin}, z = {z}", "margin in [0, 1/2] and z of at least 0", "correct it")
     return found.auc < 0.5 - max(margin, z * found.standard_error)
+
+
+# -- several attacks together ---------------------------------------------------------------------------------------
+
+
+def author_clusters(authors: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
+    """Return what samples are drawn with, and sets of which the authors are too few for that.
+
+    Fewer than six authors of a set say nothing of others. Then all samples are drawn one by one, and intervals are of
+    other samples of these authors.
+
+    Parameters
+    ----------
+    authors : mapping of set to sequence of str
+        Of each sample; empty where there is none.
+
+    Returns
+    -------
+    clusters : list of str
+        Of the samples of all sets in order: the number of the author, or of the sample itself; nothing where each is
+        drawn by itself.
+    few : list of str
+        Sets.
+    """
+    everyone = [name for names in authors.values() for name in names]
+    number = {name: str(i + 1) for i, name in enumerate(dict.fromkeys(filter(None, everyone)))}
+    own = [number.get(name, f"alone-{i + 1}") for i, name in enumerate(everyone)]
+    few = [side for side, names in authors.items() if len({*names} - {""}) + names.count("") < min(FEWEST, len(names))]
+    return ([] if few or len({*own}) == len(own) else own), few
+
+
+def compare_attacks(units: Units, scores: Sequence[str], arm: str, *, rng: np.random.Generator) -> Comparisons:
+    """Compare the AUC of each score with 1/2, adjusted for all of them; values are ``AUC - 1/2``.
+
+    Parameters
+    ----------
+    units : Units
+        With `SET`: forget and holdout.
+    scores : sequence of str, length K
+        Metrics of the table.
+    """
+    label = _sides(units)
+    table = np.stack([np.where(label < 0, np.nan, units.values(arm, m)) for m in scores], axis=-1)
+    return compare_aucs(table, label, np.ones(len(scores), dtype=np.int64), units.cluster, rng=rng)
+
+
+def compare_models(
+    units: Units, metrics: Sequence[str], arm: str, against: str, *, rng: np.random.Generator
+) -> Comparisons:
+    """Compare two models on the same samples, adjusted for all metrics; values are of `arm` minus `against`.
+
+    The AUC of a membership score, the mean over forgotten samples of another metric. Under chance the two models change
+    places on samples, in all metrics together, whole clusters at a time. A score that is one against the reference
+    already, so that the reference has none, is compared with 1/2.
+
+    Notes
+    -----
+    ``AUC - 1/2`` is the mean over all N samples of ``(rank_i - (N + 1) / 2) / n`` for the n forgotten ones and minus
+    ``(rank_i - (N + 1) / 2) / m`` for the m held-out ones, so a difference of two AUCs is one of paired means.
+    """
+    label, pairs = _sides(units), []
+    for metric in metrics:
+        one, two = units.values(arm, metric), units.values(against, metric)
+        attack = metric.startswith("mia_")
+        if attack and np.isnan(two).all():
+            two = np.zeros_like(one)
+        ok = (label >= 0 if attack else label == 1) & ~np.isnan(one) & ~np.isnan(two)
+        sides = [np.where(ok, values, np.nan) for values in (one, two)]
+        pairs.append([_standings(side, label == 1) for side in sides] if attack else sides)
+    table = np.concatenate(np.moveaxis(np.array(pairs), 0, -1), axis=1)  # (S, 2 U, M): one model below the other
+    group = np.broadcast_to(np.repeat([0, 1], len(units.units)), table.shape[:2])
+    found = compare_groups(table, group, np.tile(units.cluster, 2), 2, rng=rng)
+    return dataclasses.replace(found, low=np.maximum(found.low, -1.0), high=np.minimum(found.high, 1.0))
+
+
+def _sides(units: Units) -> NDArray[np.int64]:
+    """Return 1 for forgotten, 0 for held-out and -1 for other samples, shape (S, U)."""
+    sets = units.by[SET]
+    return np.where(sets == "forget", 1, np.where(sets == "holdout", 0, -1))
+
+
+def _standings(scores: Array, forget: Bools) -> Array:
+    """Return what each sample adds to the mean that is ``AUC - 1/2`` at its seed, shape (S, U)."""
+    out = np.full_like(scores, np.nan)
+    for s, row in enumerate(scores):
+        ok = np.flatnonzero(~np.isnan(row))
+        own = forget[s, ok]
+        if own.any() and not own.all():
+            middle = rankdata(row[ok]) - (len(ok) + 1) / 2
+            out[s, ok] = np.where(own, middle / own.sum(), -middle / (~own).sum())
+    return out

@@ -21,16 +21,15 @@ in [0, 1], higher is better; NaN stands for a user without a relevant item.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from upright.contract import InputError, Metric
+from upright.contract import InputError
 
 __all__ = [
-    "METRICS",
     "coverage",
     "evaluate_full",
     "gini",
@@ -44,21 +43,6 @@ Csr = Any  # a scipy.sparse.csr_array; scipy ships no types
 Scores = Callable[[NDArray[np.int64]], NDArray[Any]]  # user codes (B,) in, scores of every item (B, I) out
 
 _CHUNK_ELEMENTS = 1 << 25  # most scores held at once, whatever `chunk` asks for: 256 MB in float64
-
-
-METRICS: Mapping[str, Metric] = {
-    name: Metric(name, "higher", 0.0, 1.0, 0.01, title)
-    for name, title in (
-        ("ndcg@10", "NDCG@10"),
-        ("recall@10", "Recall@10"),
-        ("mrr@10", "MRR@10"),
-        ("hit@10", "Hit rate@10"),
-        ("precision@10", "Precision@10"),
-        ("ndcg@10_matched5", "NDCG@10, 5 relevant items for every user"),
-        ("ndcg@10_sampled", "NDCG@10, one relevant item among 99 sampled others"),
-    )
-}
-"""What each per-user metric means: direction, bounds, margin and title."""
 
 
 def topk(scores: NDArray[Any], k: int) -> tuple[NDArray[np.int64], NDArray[Any]]:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from upright.contract import InputError
+from upright.evidence.compute import said_again
 from upright.report import record
 from upright.report.build import target_of, write_page
+from upright.report.evidence import FRONT, Part, draw_plane, forest, spots_of
 from upright.report.parts import (
+    DASH,
     Block,
     Cell,
     Code,
@@ -25,14 +28,14 @@ from upright.report.parts import (
     Prose,
     Section,
     Table,
-    Verdict,
     cell,
-    tag,
+    numeric,
 )
-from upright.report.plots import Canvas, Mark, Point, Row
+from upright.report.plots import Canvas, Point
 from upright.report.read import ArmView, Difference, Level, View, read_folder
-from upright.report.text import ROLES, flatten, interval, lower, number, percent, plain, plural, shorten
-from upright.report.verdict import sentence, verdict_tag
+from upright.report.text import ROLES, flatten, interval, number, percent, plain, plural
+from upright.report.verdict import banner
+from upright.shell.registry import load_method
 
 __all__ = ["build_compare"]
 
@@ -42,7 +45,9 @@ LIMITS = (
 )
 
 
-def build_compare(folders: Sequence[Path], out: Path) -> Path:
+def build_compare(
+    folders: Sequence[Path], out: Path, *, margins: Mapping[str, float] | None = None, budget: float | None = None
+) -> Path:
     """Write a page that sets folders side by side.
 
     Parameters
@@ -51,6 +56,9 @@ def build_compare(folders: Sequence[Path], out: Path) -> Path:
         Two to 26 run, comparison or audit folders about the same data and kind of unit.
     out : Path
         File, or existing folder in which to write ``compare.html``.
+    margins, budget : optional
+        Smallest changes that matter, by metric with '' for the statistic that decides, and what may be spent: verdicts
+        are given again by these.
 
     Raises
     ------
@@ -65,16 +73,41 @@ def build_compare(folders: Sequence[Path], out: Path) -> Path:
         )
     views = [read_folder(Path(folder)) for folder in folders]
     _comparable(views)
+    if margins or budget is not None:
+        views = [_judged(view, margins, budget) for view in views]
     canvas = Canvas()
     sections = [
-        _verdicts(views, canvas), _levels(views, canvas), _differences(views), _settings(views), _deviations(views),
-        _costs(views), record.limits(views[0], LIMITS),
-    ]  # fmt: skip
+        _verdicts(views, canvas),
+        _levels(views, canvas),
+        _differences(views),
+        _settings(views),
+        _deviations(views),
+        _costs(views),
+        record.limits(views[0], LIMITS),
+    ]
     kinds = f"{number(len(views))} reports on {views[0].data.get('name', 'the same data')}"
     names = list(dict.fromkeys(view.title for view in views))
     title = " and ".join(names) if len(names) > 1 else f"{names[0]}, side by side"
     page = Page("compare", title, kinds, sections)
     return write_page(page, target_of(out, Path("."), "compare.html"))
+
+
+def _judged(view: View, margins: Mapping[str, float] | None, budget: float | None) -> View:
+    """Return a run with the verdict of other margins; an audit is made again with --margin."""
+    if view.kind == "audit":
+        todo = "make the audit again with --margin"
+        raise InputError(f"{view.folder.name} is an audit", "runs and comparisons", todo)
+    spec = load_method(view.method)
+    said = said_again(
+        view.evidence,
+        spec.arms,
+        primary=spec.primary,
+        cost=spec.cost,
+        title=spec.title,
+        margins=margins,
+        budget=budget,
+    )
+    return dataclasses.replace(view, evidence={**view.evidence, "verdict": said})
 
 
 def _comparable(views: Sequence[View]) -> None:
@@ -94,79 +127,35 @@ def _comparable(views: Sequence[View]) -> None:
                 )
 
 
-def _letter(views: Sequence[View], view: View) -> str:
-    return LETTERS[next(i for i, one in enumerate(views) if one is view)]
-
-
 def _shown(view: View) -> list[ArmView]:
     """Remedy and baseline; the other arms stand in each report."""
     some = [arm for arm in view.arms if arm.role in {"remedy", "baseline"}]
     return sorted(some or view.arms, key=lambda arm: arm.role != "remedy")
 
 
-def _index(views: Sequence[View], view: View, arm: ArmView) -> int:
+def _key(i: int, arm: ArmView) -> Key:
     """One colour a folder; baselines are grey."""
-    return 0 if arm.role == "baseline" else 1 + next(i for i, one in enumerate(views) if one is view)
-
-
-def _key(views: Sequence[View], view: View, arm: ArmView) -> Key:
-    return Key(f"{_letter(views, view)}: {arm.title}", _index(views, view, arm))
+    return Key(f"{LETTERS[i]}: {arm.title}", 0 if arm.role == "baseline" else 1 + i)
 
 
 def _verdicts(views: Sequence[View], canvas: Canvas) -> Section:
     blocks: list[Block] = [
-        Verdict(
-            verdict_tag(view),
-            sentence(view),
-            str(view.verdict.get("cost") or ""),
-            notes=tuple(map(str, view.verdict.get("notes", []))),
-            name=f"{LETTERS[i]}: {view.title} ({view.folder.name})",
-        )
-        for i, view in enumerate(views)
+        banner(view, name=f"{LETTERS[i]}: {view.title} ({view.folder.name})") for i, view in enumerate(views)
     ]
-    figure = _forest(views, canvas)
-    if figure:
-        blocks.append(Grid((figure,)))
-    return Section("verdict", "Verdicts", blocks)
-
-
-def _forest(views: Sequence[View], canvas: Canvas) -> Figure | None:
-    name = next((view.primary for view in views if view.differences), None)
-    drawn: list[Row] = []
-    body = []
-    label, direction, margin = "", "higher", 0.0
+    primary = next((view.primary for view in views if view.differences), "")
+    parts: list[Part] = []
     for i, view in enumerate(views):
-        rows = [row for row in view.differences if row.statistic == name and math.isfinite(row.value)]
-        if not rows:
-            continue
-        label, direction = rows[0].label, rows[0].direction
-        margin = rows[0].margin if math.isfinite(rows[0].margin) else 0.0
-        drawn.append(Row(shorten(f"{LETTERS[i]}: {view.title}", 48)))
-        for row in rows:
-            title = view.arm_title(row.against)
-            drawn.append(
-                Row(
-                    shorten(f"minus {lower(title)}", 34),
-                    (Mark(row.value, row.low, row.high, i + 1),),
-                    number(row.value, sign=True),
-                )
-            )
-            shown = dataclasses.replace(_shown_difference(row), tag=None)
-            control = Cell(title, ROLES.get(row.role, row.role))
-            body.append((Cell(f"{LETTERS[i]}: {view.title}"), control, shown, Cell("", tag=tag(row.verdict))))
-    if not drawn:
-        return None
-    svg = canvas.rows(
-        drawn, f"difference ({'← better' if direction == 'lower' else 'better →'})", zero=True, margin=margin
-    )
-    columns = (Column("Report"), Column("Control"), Column("Difference", numeric=True), Column("Verdict"))
-    alt = f"{label}. " + "; ".join(f"{r[0].text} minus {r[1].text}: {r[2].text}, interval {r[2].small}" for r in body)
-    reading = (
-        f"{label}: each remedy minus each of its own controls, with paired {percent(views[0].confidence)} intervals.",
-        "Remedies of two reports are not paired with each other: overlapping intervals settle nothing, and intervals "
-        "that do not overlap are a hint, not a test.",
-    )
-    return Figure(label, svg, alt, Table(label, columns, body), (), reading)
+        rows = [row for row in view.differences if row.statistic == primary and math.isfinite(row.value)]
+        parts.append((f"{LETTERS[i]}: {view.title}", view, rows, i + 1))
+    if any(rows for _, _, rows, _ in parts):
+        label = next(rows[0].label for _, _, rows, _ in parts if rows)
+        reading = (
+            f"Each remedy minus each of its own arms, with paired {percent(views[0].confidence)} intervals.",
+            "Remedies of two reports are not paired with each other: overlapping intervals settle nothing, and "
+            "intervals that do not overlap are a hint, not a test.",
+        )
+        blocks.append(Grid((forest(canvas, label, parts, reading, named=True),)))
+    return Section("verdict", "Verdicts", blocks)
 
 
 def _levels(views: Sequence[View], canvas: Canvas) -> Section:
@@ -174,17 +163,17 @@ def _levels(views: Sequence[View], canvas: Canvas) -> Section:
     for i, view in enumerate(views):
         for row in view.levels:
             keyed.setdefault((row.statistic, row.group), {})[(i, row.arm)] = row
-    arms = [(i, view, arm) for i, view in enumerate(views) for arm in _shown(view)]
+    arms = [(i, arm) for i, view in enumerate(views) for arm in _shown(view)]
     columns = [
         Column("Statistic"),
-        *(Column(f"{LETTERS[i]}: {arm.title}", numeric=True, key=_key(views, view, arm)) for i, view, arm in arms),
+        *(Column(f"{LETTERS[i]}: {arm.title}", numeric=True, key=_key(i, arm)) for i, arm in arms),
     ]
     body = []
     for found in keyed.values():
         line = [Cell(next(iter(found.values())).label)]
-        for i, _, arm in arms:
+        for i, arm in arms:
             there = found.get((i, arm.name))
-            line.append(cell(there.value, interval(there.low, there.high)) if there else Cell("–", numeric=True))
+            line.append(cell(there.value, interval(there.low, there.high)) if there else DASH)
         body.append(line)
     blocks: list[Block] = []
     plane = _front(views, canvas)
@@ -195,49 +184,32 @@ def _levels(views: Sequence[View], canvas: Canvas) -> Section:
 
 
 def _front(views: Sequence[View], canvas: Canvas) -> Figure | None:
-    gap = next((row for view in views for row in view.levels if row.name == "abs_gap"), None)
-    if gap is None:
-        return None
-    found: list[tuple[View, ArmView, Level, Level]] = []
-    for view in views:
-        for arm in _shown(view):
-            x = next((row for row in view.find(f"mean:{gap.metric}") if row.arm == arm.name), None)
-            y = next((row for row in view.find(gap.statistic) if row.arm == arm.name), None)
-            if x and y:
-                found.append((view, arm, x, y))
+    first = next((view for view in views if view.cost_statistic), views[0])
+    found = [
+        (i, spot)
+        for i, view in enumerate(views)
+        for spot in spots_of(view, first.cost_statistic, first.primary)
+        if spot.arm in _shown(view) and not spot.swept
+    ]
     if len(found) < 2:
         return None
+    x, y = found[0][1].x, found[0][1].y
     points, body, keys = [], [], []
     at: dict[tuple[float, float], list[str]] = {}
-    for view, _, x, y in found:
-        at.setdefault((round(x.value, 4), round(y.value, 4)), []).append(_letter(views, view))
-    for view, arm, x, y in found:
-        beaten = any(
-            a.value >= x.value and b.value <= y.value and (a.value > x.value or b.value < y.value)
-            for _, _, a, b in found
-        )
-        key = _key(views, view, arm)
+    for i, spot in found:
+        at.setdefault((round(spot.x.value, 4), round(spot.y.value, 4)), []).append(LETTERS[i])
+    for i, spot in found:
+        key = _key(i, spot.arm)
         # where points coincide one label names them all
-        spot = ", ".join(dict.fromkeys(at.pop((round(x.value, 4), round(y.value, 4)), [])))
-        points.append(Point(x.value, y.value, (x.low, x.high), (y.low, y.high), key.index, beaten, spot))
+        text = ", ".join(dict.fromkeys(at.pop((round(spot.x.value, 4), round(spot.y.value, 4)), [])))
+        across, up = ((row.low, row.high) for row in (spot.x, spot.y))
+        points.append(Point(spot.x.value, spot.y.value, across, up, key.index, text=text))
         keys.append(key)
-        body.append((Cell(key.title), cell(x.value, interval(x.low, x.high)), cell(y.value, interval(y.low, y.high)),
-                     Cell("beaten on both" if beaten else "on the front")))  # fmt: skip
-    metric = views[0].metric_title(gap.metric)
-    svg = canvas.front(points, f"{shorten(metric, 44)} (better →)", "size of the gap (better ↓)", y_from_zero=True)
-    columns = (
-        Column("Arm"),
-        Column(metric, numeric=True),
-        Column(gap.label, numeric=True),
-        Column("By point estimates"),
-    )
-    title = f"Quality against gap: {metric}"
-    alt = f"{title}. " + "; ".join(f"{r[0].text}: {r[1].text}, gap {r[2].text}, {r[3].text}" for r in body)
-    reading = (
-        "Down and to the right is better. An arm that another beats on both axes is pale; where crosses overlap, the "
-        "order is not established.",
-    )
-    return Figure(title, svg, alt, Table(title, columns, body), keys, reading)
+        body.append((Cell(key.title), *(cell(row.value, interval(row.low, row.high)) for row in (spot.x, spot.y))))
+    svg = draw_plane(canvas, points, x, y)
+    alt = f"{FRONT}. " + "; ".join(f"{r[0].text}: {x.label} {r[1].text}, {y.label} {r[2].text}" for r in body)
+    table = Table(FRONT, [Column("Arm"), *numeric(x.label, y.label)], body)
+    return Figure(FRONT, svg, alt, table, keys, ("Where crosses overlap, the order is not established.",))
 
 
 def _differences(views: Sequence[View]) -> Section:
@@ -264,15 +236,15 @@ def _difference_table(views: Sequence[View], names: Set[str]) -> Table:
         line = [Cell(label), Cell(title, ROLES.get(role, role))]
         for i in range(len(views)):
             there = found.get(i)
-            line.append(_shown_difference(there) if there else Cell("–", numeric=True))
+            line.append(
+                cell(there.value, interval(there.low, there.high, sign=True), sign=True, verdict=there.verdict)
+                if there
+                else DASH
+            )
         body.append(line)
     columns = [Column("Statistic"), Column("Minus")]
     columns += [Column(f"{LETTERS[i]}: {view.title}", numeric=True) for i, view in enumerate(views)]
     return Table("Each remedy minus its own controls", columns, body)
-
-
-def _shown_difference(row: Difference) -> Cell:
-    return cell(row.value, interval(row.low, row.high, sign=True), sign=True, verdict=row.verdict)
 
 
 # -- what differs --------------------------------------------------------------------------------------------------

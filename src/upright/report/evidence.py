@@ -7,7 +7,25 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from upright.report.parts import Block, Cell, Column, Details, Figure, Grid, Key, Prose, Section, Table, cell, tag
+from upright.report.parts import (
+    DASH,
+    Block,
+    Cell,
+    Column,
+    Details,
+    Figure,
+    Grid,
+    Key,
+    Prose,
+    Section,
+    Table,
+    cell,
+    count,
+    ends,
+    given,
+    numeric,
+    tag,
+)
 from upright.report.plots import Canvas, Mark, Point, Row, Series
 from upright.report.read import ArmView, Difference, Level, View
 from upright.report.text import (
@@ -24,18 +42,33 @@ from upright.report.text import (
 )
 
 __all__ = [
-    "arm_key", "attacks", "bars_by_group", "finite", "front", "given", "is_leak", "is_single", "label_of",
-    "levels_figure", "units",
-]  # fmt: skip
+    "FRONT",
+    "Spot",
+    "arm_key",
+    "attacks",
+    "bars_by_group",
+    "difference_list",
+    "draw_plane",
+    "forest",
+    "front",
+    "is_leak",
+    "is_single",
+    "label_of",
+    "levels_figure",
+    "spots_of",
+    "strength_of",
+    "units",
+]
 
 MOST_FIGURES = 6
 NO_BREAK = "\N{NO-BREAK SPACE}"  # an attack's name in a narrow column would make rows of seven lines
 LEAKS = ("leakage", "worst_leakage")
+FRONT = "What is mended, and what is paid for it"
 
 
-def is_leak(statistic: str | None) -> bool:
+def is_leak(statistic: str) -> bool:
     """Return whether a statistic says how much attackers read, which is no gap between groups."""
-    return (statistic or "").split(":", 1)[0] in LEAKS
+    return statistic.split(":", 1)[0] in LEAKS
 
 
 def is_single(row: Level | Difference) -> bool:
@@ -60,40 +93,42 @@ def label_of(row: Level | Difference) -> str:
 
 def units(view: View, canvas: Canvas, *, plane: bool = True) -> Section:
     """Return who gets what: bars by group, worst decile, the front unless a panel drew it, every number in tables."""
-    pairs: dict[tuple[str, str | None], None] = {}
-    for row in view.levels:
-        if row.name == "mean" and row.group is not None:
-            pairs.setdefault((row.metric, row.grouping))
-    # without differences the first of these already stands beside the verdict
-    shown = list(pairs)[0 if view.differences else 1 :]
-    figures = [bars_by_group(view, canvas, metric, grouping) for metric, grouping in shown[:MOST_FIGURES]]
+    grouped = _grouped(view)
+    shown = grouped if view.differences else grouped[1:]  # the first already stands beside the verdict
+    drawn = [figure for statistic in shown[:MOST_FIGURES] if (figure := bars_by_group(view, canvas, statistic))]
     for name in dict.fromkeys(row.statistic for row in view.levels if row.name == "worst_decile"):
         rows = view.find(name)
         note = (
             f"The tenth of {view.unit_kind}s with the lowest values, averaged: who is served worst, whatever the group."
         )
-        figures.append(levels_figure(view, canvas, rows, rows[0].label, note))
-    drawn = [figure for figure in (*figures, front(view, canvas) if plane else None) if figure]
-    n = view.evidence.get("n_units")
+        drawn.append(levels_figure(view, canvas, rows, rows[0].label, note))
+    if plane and (figure := front(view, canvas)):
+        drawn.append(figure)
     blocks: list[Block] = [Prose([_resampling(view)])]
     if drawn:
         blocks.append(Grid(drawn))
     if len(shown) > MOST_FIGURES:
         blocks.append(Prose([f"{len(shown) - MOST_FIGURES} more groupings stand in the table only."], muted=True))
-    levels = [level_table(view, single) for single in (False, True)]
-    pairs_of = [difference_table(view, single) for single in (False, True)]
-    blocks += [table for table in (levels[0], pairs_of[0]) if table]
-    singles: list[Block] = [table for table in (levels[1], pairs_of[1]) if table]
+    deciding, singles = (
+        [table for table in (level_table(view, single), difference_table(view, single)) if table]
+        for single in (False, True)
+    )
+    blocks += deciding
     if singles:
         # a dozen attacks of two statistics would bury the handful of rows that decide
         blocks.append(Details("Every attack by itself", singles))
-    if view.differences:
-        blocks.append(Details("Every difference with its margin and corrected p", [_long_table(view)], False))
-    totals = _totals(view)
-    if totals:
+    if totals := _totals(view):
         blocks.append(totals)
+    n = view.evidence.get("n_units")
     title = f"{number(n)} {view.unit_kind}s" if isinstance(n, int) else f"By {view.unit_kind}"
     return Section("units", f"Who gets what: {title}", blocks, "Who gets what")
+
+
+def _grouped(view: View) -> list[str]:
+    """Return means by group, the one that the deciding gap is of first."""
+    found = dict.fromkeys(row.statistic for row in view.levels if row.name == "mean" and row.group is not None)
+    deciding = f"mean:{view.primary.partition(':')[2]}"
+    return sorted(found, key=lambda statistic: statistic != deciding)
 
 
 def _resampling(view: View) -> str:
@@ -105,73 +140,41 @@ def _resampling(view: View) -> str:
     return text + (f" It comes from {number(e['draws'])} bootstrap draws." if e.get("draws") else "")
 
 
-def bars_by_group(view: View, canvas: Canvas, metric: str, grouping: str | None) -> Figure:
-    """Return the mean of a metric by group and arm."""
-    rows = [
-        r
-        for r in view.levels
-        if r.name == "mean" and r.metric == metric and r.grouping == grouping and r.group is not None
-    ]
-    order = {arm.name: i for i, arm in enumerate(view.arms)}
-    drawn: list[Row] = []
-    for group in dict.fromkeys(row.group for row in rows):
-        here = sorted((r for r in rows if r.group == group), key=lambda r: order.get(r.arm, len(order)))
-        count = next((r.n_units for r in here if r.n_units is not None), None)
-        drawn.append(Row(f"{group}" + (f" ({plural(count, view.unit_kind)})" if count is not None else "")))
-        drawn += [_row(view, r) for r in here]
-    title = view.metric_title(metric) + (f" by {grouping}" if grouping else "")
-    svg = canvas.rows(drawn, view.metric_title(metric), bars=True)
-    return Figure(title, svg, _alt(title, view, rows), _level_rows(title, view, rows), (), ())
+def bars_by_group(view: View, canvas: Canvas, statistic: str = "") -> Figure | None:
+    """Return a mean by group and arm: what the deciding gap is of, by default, or the first."""
+    statistic = statistic or next(iter(_grouped(view)), "")
+    groups = dict.fromkeys(row.group for row in view.levels if row.statistic == statistic)
+    rows = [row for group in groups for row in view.find(statistic, group)]
+    if not rows:
+        return None
+    title = view.metric_title(rows[0].metric) + (f" by {rows[0].grouping}" if rows[0].grouping else "")
+    return levels_figure(view, canvas, rows, title)
 
 
 def levels_figure(view: View, canvas: Canvas, rows: Sequence[Level], title: str, note: str = "") -> Figure:
-    """Return one statistic of every arm as bars."""
-    svg = canvas.rows([_row(view, row) for row in rows], title, bars=True)
-    return Figure(title, svg, _alt(title, view, rows), _level_rows(title, view, rows), (), (note,) if note else ())
+    """Return levels of one statistic as bars, under a heading for each group."""
+    drawn, said, body, last = list[Row](), list[str](), list[Sequence[Cell]](), None
+    for row in rows:
+        arm, name = view.arm(row.arm), view.arm_title(row.arm)
+        if row.group is not None and row.group != last:
+            drawn.append(Row(row.group + (f" ({plural(row.n_units, view.unit_kind)})" if row.n_units else "")))
+        last = row.group
+        mark = Mark(row.value, row.low, row.high, arm.index if arm else 0)
+        drawn.append(Row(shorten(name, 34), (mark,), number(row.value)))
+        where = f"{name}, {row.group}" if row.group else name
+        said.append(f"{where}: {number(row.value)}, interval {interval(row.low, row.high)}")
+        place = (Cell(row.group or "all"), Cell(name))
+        body.append((*place, cell(row.value), ends(row.low, row.high), count(row.n_units)))
+    table = Table(title, [Column("Group"), Column("Arm"), *numeric("Value", "Interval", "n")], body)
+    svg = canvas.rows(drawn, title, bars=True)
+    return Figure(title, svg, f"{title}. {'; '.join(said)}", table, (), (note,) if note else ())
 
 
-def _row(view: View, row: Level) -> Row:
-    arm = view.arm(row.arm)
-    mark = Mark(row.value, row.low, row.high, arm.index if arm else 0)
-    return Row(shorten(view.arm_title(row.arm), 34), (mark,), number(row.value))
-
-
-def _alt(title: str, view: View, rows: Sequence[Level]) -> str:
-    said = (
-        f"{view.arm_title(row.arm)}{f', {row.group}' if row.group else ''}: {number(row.value)}, "
-        f"interval {interval(row.low, row.high)}"
-        for row in rows
-    )
-    return f"{title}. " + "; ".join(said)
-
-
-def _level_rows(title: str, view: View, rows: Sequence[Level]) -> Table:
-    columns = (
-        Column("Group"),
-        Column("Arm"),
-        Column("Value", numeric=True),
-        Column("Interval", numeric=True),
-        Column("n", numeric=True),
-    )
-    body = [
-        (Cell(row.group or "all"), Cell(view.arm_title(row.arm)), cell(row.value),
-         Cell(interval(row.low, row.high), order=finite(row.low), numeric=True), _count(row.n_units))
-        for row in rows
-    ]  # fmt: skip
-    return Table(title, columns, body)
-
-
-def finite(value: float) -> float | None:
-    """Return a number to sort by; None, which sorts last, for what is undefined."""
-    return value if math.isfinite(value) else None
-
-
-def _count(n: int | None) -> Cell:
-    return Cell("" if n is None else number(n), order=n, numeric=True)
+# -- what is mended against what is paid ----------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class _Spot:
+class Spot:
     """One arm at one strength on the front; NaN where no strength is known."""
 
     arm: ArmView
@@ -182,83 +185,59 @@ class _Spot:
 
 
 def front(view: View, canvas: Canvas) -> Figure | None:
-    """Return overall quality against gap or leakage: a cross for each arm, small points at its other strengths."""
-    leaks = is_leak(view.primary)
-    rows = [row for row in view.levels if row.group is None]
-    harms = [row for row in rows if (row.statistic == view.primary if leaks else row.name == "abs_gap")]
-    if not harms or len(view.arms) < 2:
-        return None
-    harm = next((row for row in harms if row.statistic == view.primary), harms[0])
-    spots = _spots(view, (view.cost_statistic or "") if leaks else f"mean:{harm.metric}", harm.statistic)
+    """Return what decides against what it costs: a cross for each arm, small points at its other strengths."""
+    spots = spots_of(view, view.cost_statistic, view.primary)
     own = [spot for spot in spots if not spot.swept]
-    if not own:
+    if len(own) < 2:
         return None
-    metric, word = own[0].x.label, "leakage" if leaks else "gap"
-    null = next((row.null for row in harms if row.arm == _remedy(view) and row.null), None) if leaks else None
-    title = f"Utility against leakage: {metric}" if leaks else f"Quality against gap: {metric}"
-    svg = canvas.front(
-        [Point(s.x.value, s.y.value, (s.x.low, s.x.high), (s.y.low, s.y.high), s.arm.index, small=s.swept)
-         for s in spots],
-        f"{shorten(metric, 36)}, all {view.unit_kind}s (better →)",
-        "leakage, strongest attack (better ↓)" if leaks else "size of the gap (better ↓)",
-        y_from_zero=True,
-        lines=_lines(spots),
-        strip=null.high if null else math.nan,
-    )  # fmt: skip
-    several = len(spots) > len(own)
-    columns = [Column("Arm"), *([Column("Strength", numeric=True)] if several else []), Column(metric, numeric=True),
-               Column(harm.label, numeric=True), *([Column("Strongest attack")] if leaks else [])]  # fmt: skip
+    x, y = own[0].x, own[0].y
+    chance = next((s.y.null for s in own if s.arm.role == "remedy" and s.y.better == "lower"), None)
+    points = [
+        Point(s.x.value, s.y.value, (s.x.low, s.x.high), (s.y.low, s.y.high), s.arm.index, small=s.swept) for s in spots
+    ]
+    svg = draw_plane(canvas, points, x, y, lines=_lines(spots), strip=chance.high if chance else math.nan)
+    several, attacked = len(spots) > len(own), any(spot.y.attack for spot in spots)
+    columns = [Column("Arm"), *numeric("Strength"), *numeric(x.label, y.label), Column("Strongest attack")]
     body = [
-        (Cell(s.arm.title, "another strength" if s.swept else ""),
-         *([_strength(s)] if several else []),
-         cell(s.x.value, interval(s.x.low, s.x.high)), cell(s.y.value, interval(s.y.low, s.y.high)),
-         *([Cell(attack_title(s.y.attack).replace(" ", NO_BREAK))] if leaks else []))
+        (
+            Cell(s.arm.title, "another strength" if s.swept else ""),
+            given(s.strength, plain=True),
+            cell(s.x.value, interval(s.x.low, s.x.high)),
+            cell(s.y.value, interval(s.y.low, s.y.high)),
+            Cell(attack_title(s.y.attack).replace(" ", NO_BREAK)),
+        )
         for s in spots
-    ]  # fmt: skip
-    alt = f"{title}. " + "; ".join(
-        f"{s.arm.title}{f' at strength {number(s.strength, plain=True)}' if s.swept else ''}: "
-        f"{metric} {number(s.x.value)}, {word} {number(s.y.value)}"
-        for s in spots
+    ]
+    kept = [i for i in range(len(columns)) if (several or i != 1) and (attacked or i != 4)]
+    table = Table(FRONT, [columns[i] for i in kept], [[row[i] for i in kept] for row in body])
+    alt = f"{FRONT}. " + "; ".join(
+        f"{s.arm.title}{strength_of(s)}: {x.label} {number(s.x.value)}, {y.label} {number(s.y.value)}" for s in spots
     )
-    reading = [_best(view, own)]
+    reading = ["Where crosses overlap, the order is not established."]
     if several:
         reading.append("Thin lines join an arm's strengths; the large mark is the strength of the verdict.")
-    if null:
-        reading.append(_strip(view, null.high))
-    keys = tuple(arm_key(spot.arm) for spot in own)
-    return Figure(title, svg, alt, Table(title, columns, body), keys, reading)
-
-
-def _remedy(view: View) -> str | None:
-    return next((arm.name for arm in view.arms if arm.role == "remedy"), None)
-
-
-def _strip(view: View, high: float) -> str:
-    name = view.arm_title(_remedy(view) or "")
-    return (
-        f"The shaded strip ends at {number(high)}. With permuted labels the strongest attack on {name} stays below it "
-        f"in {percent(view.confidence)} of cases, so inside it no leakage is shown."
-    )
-
-
-def _best(view: View, own: Sequence[_Spot]) -> str:
-    """Say which arms no other one beats on both axes."""
-    best = [
-        lower(a.arm.title)
-        for a in own
-        if not any(
-            b.x.value >= a.x.value and b.y.value <= a.y.value and (b.x.value > a.x.value or b.y.value < a.y.value)
-            for b in own
+    if chance:
+        reading.append(
+            f"The shaded strip is what chance shows in {percent(view.confidence)} of cases: up to "
+            f"{number(chance.high)}."
         )
-    ]
-    named = " and ".join(filter(None, [", ".join(best[:-1]), *best[-1:]]))
-    return (
-        f"Down and to the right is better. By point estimates {named} {'is' if len(best) == 1 else 'are'} on the "
-        "front; where crosses overlap, the order is not established."
-    )
+    return Figure(FRONT, svg, alt, table, tuple(arm_key(spot.arm) for spot in own), reading)
 
 
-def _spots(view: View, quality: str, harm: str) -> list[_Spot]:
+def draw_plane(canvas: Canvas, points: Sequence[Point], x: Level, y: Level, **more: Any) -> str:
+    """Draw points in a plane whose axes are called as the levels x and y are."""
+    across = "← better" if x.better == "lower" else "better →"
+    up = {"lower": " (better ↓)", "higher": " (better ↑)"}.get(y.better, "")
+    xlabel, ylabel = f"{shorten(x.label, 36)} ({across})", shorten(y.label, 40) + up
+    return canvas.front(points, xlabel, ylabel, y_from_zero=y.better == "lower", **more)
+
+
+def strength_of(spot: Spot, word: str = "strength") -> str:
+    """Say the strength of a spot that is not the arm's own."""
+    return f" at {word} {number(spot.strength, plain=True)}" if spot.swept else ""
+
+
+def spots_of(view: View, cost: str, effect: str) -> list[Spot]:
     """Return every arm at every strength, arms in their order and strengths from weak to strong."""
     at = {(row.arm, row.statistic): row for row in (*view.levels, *view.swept) if row.group is None}
     field, other = _sweep_of(view)
@@ -268,9 +247,9 @@ def _spots(view: View, quality: str, harm: str) -> list[_Spot]:
             n: v for n, v in other.items() if n.partition("@")[0] == arm.name
         }
         for name, strength in sorted(names.items(), key=lambda item: (math.isnan(item[1]), item[1])):
-            x, y = at.get((name, quality)), at.get((name, harm))
+            x, y = at.get((name, cost)), at.get((name, effect))
             if x and y:
-                found.append(_Spot(arm, strength, x, y, name != arm.name))
+                found.append(Spot(arm, strength, x, y, name != arm.name))
     return found
 
 
@@ -294,17 +273,11 @@ def _own_strength(view: View, arm: ArmView, field: str) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _strength(spot: _Spot) -> Cell:
-    if math.isnan(spot.strength):
-        return Cell("–", numeric=True)
-    return Cell(number(spot.strength, plain=True), order=spot.strength, numeric=True)
-
-
-def _lines(spots: Sequence[_Spot]) -> list[Series]:
+def _lines(spots: Sequence[Spot]) -> list[Series]:
     lines = []
     for index in dict.fromkeys(spot.arm.index for spot in spots):
-        along = [s for s in spots if s.arm.index == index and not math.isnan(s.strength)
-                 and math.isfinite(s.x.value) and math.isfinite(s.y.value)]  # fmt: skip
+        along = [s for s in spots if s.arm.index == index and not math.isnan(s.strength)]
+        along = [s for s in along if math.isfinite(s.x.value) and math.isfinite(s.y.value)]
         if len(along) > 1:
             lines.append(Series([s.x.value for s in along], [s.y.value for s in along], index))
     return lines
@@ -315,12 +288,8 @@ def _lines(spots: Sequence[_Spot]) -> list[Series]:
 
 def attacks(view: View, canvas: Canvas) -> Figure | None:
     """Return leakage by attacker and surface: baseline and remedy in the plot, every arm in the table."""
-    name = (
-        view.primary
-        if is_leak(view.primary)
-        else next((r.statistic for r in view.levels if is_leak(r.statistic)), None)
-    )
-    rows = [row for row in view.levels if row.statistic == name]
+    leaks = [view.primary, *(row.statistic for row in view.levels)]
+    rows = [row for row in view.levels if row.statistic == next(filter(is_leak, leaks), "")]
     # of one attack alone there is no maximum, and its row names it
     singles = [row for row in rows if row.group is not None] or [dataclasses.replace(r, group=r.attack) for r in rows]
     shown = [arm for arm in view.arms if arm.role in {"baseline", "remedy"}] or list(view.arms)[:1]
@@ -334,50 +303,113 @@ def attacks(view: View, canvas: Canvas) -> Figure | None:
         if surface != last:
             drawn.append(Row(f"On {surface}"))
         last = surface
-        found = [at[group, arm.name] for arm in shown if (group, arm.name) in at]
-        null = found[-1].null if found else None
-        marks = tuple(Mark(r.value, r.low, r.high, a.index) for a in shown if (r := at.get((group, a.name))))
+        found = [(arm, at[group, arm.name]) for arm in shown if (group, arm.name) in at]
+        null = found[-1][1].null if found else None
         label = ", ".join(filter(None, (attacker, protocol))) or surface
         label = label[:1].upper() + label[1:]
-        values = " → ".join(number(row.value) for row in found)
+        marks = tuple(Mark(row.value, row.low, row.high, arm.index) for arm, row in found)
+        values = " → ".join(number(row.value) for _, row in found)
         drawn.append(Row(shorten(label, 36), marks, values, (0.0, null.high) if null else None))
         cells = [at.get((group, arm.name)) for arm in view.arms]
         body.append(
             (
                 Cell(label, f"on {surface}"),
-                *(cell(r.value, interval(r.low, r.high)) if r else Cell("–", numeric=True) for r in cells),
+                *(cell(r.value, interval(r.low, r.high)) if r else DASH for r in cells),
                 given(null.high if null else math.nan),
             )
         )
     title = "Leakage by attacker and surface"
-    columns = [
-        Column("Attacker"),
-        *(Column(arm.title, numeric=True, key=arm_key(arm)) for arm in view.arms),
-        Column("By chance, up to", numeric=True),
-    ]
+    columns = [Column("Attacker"), *_by_arm(view.arms), *numeric("By chance, up to")]
     alt = f"{title}. " + "; ".join(
         f"{attack_title(group)}: "
         + ", ".join(f"{arm.title} {number(at[group, arm.name].value)}" for arm in shown if (group, arm.name) in at)
         for group in groups
     )
     svg = canvas.rows(drawn, "leakage: 0 is guessing, 0.5 is certainty (← better)", zero=True)
-    keys = tuple(arm_key(arm) for arm in shown)
-    return Figure(title, svg, alt, Table(title, columns, body), keys, _attack_words(view, rows, shown))
-
-
-def _attack_words(view: View, rows: Sequence[Level], shown: Sequence[ArmView]) -> list[str]:
-    words = [
-        f"Grey bands reach to what the attacker shows with permuted labels in {percent(view.confidence)} of cases. A "
-        "mark inside its band is not told from guessing.",
+    reading = [
+        f"Grey bands reach to what the attacker shows with permuted labels in {percent(view.confidence)} of cases.",
         f"A cross-fitted attacker learns from other attacked {view.unit_kind}s, a transfer attacker from those whom "
         "the defence knew.",
+        *(
+            f"{arm.title}: the strongest is {attack_title(row.attack)}."
+            for arm in shown
+            for row in rows
+            if row.arm == arm.name and row.group is None and row.attack
+        ),
     ]
-    tops = [(arm, row.attack) for arm in shown for row in rows
-            if row.arm == arm.name and row.group is None and row.attack]  # fmt: skip
-    if tops:
-        said = "; ".join(f"against {lower(arm.title)}, {attack_title(attack)}" for arm, attack in tops)
-        words.append(f"The strongest attack is picked on these data: {said}.")
-    return words
+    return Figure(title, svg, alt, Table(title, columns, body), tuple(map(arm_key, shown)), reading)
+
+
+def _by_arm(arms: Sequence[ArmView]) -> list[Column]:
+    return [Column(arm.title, numeric=True, key=arm_key(arm)) for arm in arms]
+
+
+# -- differences ----------------------------------------------------------------------------------------------------
+
+Part = tuple[str, View, Sequence[Difference], int]  # heading, whose rows, and their colour
+DIFFERENCES = (
+    Column("Of"),
+    Column("Minus"),
+    *numeric("Difference", "Interval", "Margin", "Smallest detectable"),
+    Column("Verdict"),
+)
+
+
+def forest(
+    canvas: Canvas,
+    title: str,
+    parts: Sequence[Part],
+    reading: Sequence[str] = (),
+    *,
+    only: str = "",
+    named: bool = False,
+) -> Figure:
+    """Return differences of one quantity, with zero and the margin drawn.
+
+    Parameters
+    ----------
+    parts : sequence of (heading, view, rows, colour)
+        A part without a row is left out; headings are drawn where there are several.
+    only : str
+        The role of what is drawn, where the table alone has room for all.
+    named : bool
+        Whether the table calls rows by their heading instead of their label.
+    """
+    parts = [part for part in parts if part[2]]
+    first, drawn, said, body = parts[0][2][0], list[Row](), list[str](), list[Sequence[Cell]]()
+    for heading, view, rows, index in parts:
+        drawn += [Row(shorten(heading, 48))] if len(parts) > 1 else []
+        body += difference_list(view, title, rows, heading if named else "").rows
+        for row in rows:
+            name, mark = lower(view.arm_title(row.against)), Mark(row.value, row.low, row.high, index)
+            value = number(row.value, sign=True)
+            if not only or row.role == only:
+                drawn.append(Row(shorten(f"minus {name}", 34), (mark,), value))
+            where = f"{heading}, " if len(parts) > 1 else ""
+            said.append(f"{where}minus {name}: {value}, interval {interval(row.low, row.high)}")
+    margin = first.margin if math.isfinite(first.margin) else 0.0
+    better = "← better" if first.direction == "lower" else "better →"
+    svg = canvas.rows(drawn, f"difference ({better})", zero=True, margin=margin)
+    if margin:
+        reading = [*reading, f"The shaded band is the margin, {number(margin)}: a smaller change does not matter."]
+    return Figure(title, svg, f"{title}. {'; '.join(said)}", Table(title, DIFFERENCES, body), (), reading)
+
+
+def difference_list(view: View, caption: str, rows: Sequence[Difference], name: str = "") -> Table:
+    """Return a row for each difference, called by its own label or a name for all of them."""
+    body = [
+        (
+            Cell(name or label_of(row)),
+            Cell(view.arm_title(row.against), ROLES.get(row.role, row.role)),
+            cell(row.value, sign=True),
+            ends(row.low, row.high, sign=True),
+            given(row.margin),
+            given(row.smallest_detectable),
+            Cell("", order=row.verdict, tag=tag(row.verdict)),
+        )
+        for row in rows
+    ]
+    return Table(caption, DIFFERENCES, body)
 
 
 # -- tables -------------------------------------------------------------------------------------------------------
@@ -392,19 +424,17 @@ def level_table(view: View, single: bool = False) -> Table | None:
     if not keyed:
         return None
     arms = [arm for arm in view.arms if any(arm.name in found for found in keyed.values())]
-    columns = [Column("Statistic"), *(Column(arm.title, numeric=True, key=arm_key(arm)) for arm in arms)]
     body = []
     for found in keyed.values():
-        rows = list(found.values())
-        line = [Cell(label_of(rows[0]), _n(rows))]
-        line += [
-            cell(found[arm.name].value, _ends(found[arm.name])) if arm.name in found
-            else Cell("", numeric=True)
-            for arm in arms
-        ]  # fmt: skip
+        line = [Cell(label_of(next(iter(found.values()))), _n(list(found.values())))]
+        for arm in arms:
+            there = found.get(arm.name)
+            line.append(cell(there.value, _ends(there)) if there else Cell("", numeric=True))
         body.append(line)
     which = " of single attacks" if single else ""
-    return Table(f"Levels{which} with {percent(view.confidence)} intervals", columns, body)
+    return Table(
+        f"Levels{which} with {percent(view.confidence)} intervals", [Column("Statistic"), *_by_arm(arms)], body
+    )
 
 
 def _ends(row: Level) -> str:
@@ -413,17 +443,14 @@ def _ends(row: Level) -> str:
 
 
 def _n(rows: Sequence[Level]) -> str:
-    counts = sorted({row.n_units for row in rows if row.n_units is not None})
-    lost = max((row.n_undefined or 0 for row in rows), default=0)
-    if is_leak(rows[0].statistic):
-        # who is not attacked has no score by design, so nothing is undefined
-        text = f"n = {number(counts[-1])} attacked" if counts else ""
-        tops = [row.null.high for row in rows if row.null]
-        return text + (f"; up to {number(max(tops))} by chance" if tops else "")
-    text = f"n = {number(counts[-1])}" if counts else ""
-    text += f", undefined for {number(lost)}" if lost else ""
-    expected = [row.null.expected_abs for row in rows if row.null]
-    return text + (f"; {number(max(expected))} expected by chance" if expected else "")
+    n, clusters, lost = (
+        max((getattr(row, key) or 0 for row in rows), default=0) for key in ("n_units", "n_clusters", "n_undefined")
+    )
+    said = [f"n = {number(n)}"] * bool(n) + [f"{number(clusters)} clusters"] * bool(clusters)
+    # who is not attacked has no score by design, so nothing is undefined
+    said += [f"undefined for {number(lost)}"] * (lost and not is_leak(rows[0].statistic))
+    tops = [row.null.high for row in rows if row.null]
+    return ", ".join(said) + (f"; up to {number(max(tops))} by chance" if tops else "")
 
 
 def difference_table(view: View, single: bool = False) -> Table | None:
@@ -456,36 +483,13 @@ def difference_table(view: View, single: bool = False) -> Table | None:
     return Table(f"Paired differences{which}: {name} minus each other arm", columns, body)
 
 
-def _long_table(view: View) -> Table:
-    numeric = ("Difference", "Interval", "Margin", "Smallest detectable", "p, Holm-corrected")
-    columns = [
-        Column("Statistic"),
-        Column("Control"),
-        *(Column(name, numeric=True) for name in numeric),
-        Column("Verdict"),
-    ]
-    body = [
-        (Cell(label_of(row)), Cell(view.arm_title(row.against), ROLES.get(row.role, row.role)),
-         cell(row.value, sign=True), Cell(interval(row.low, row.high), order=finite(row.low), numeric=True),
-         given(row.margin), given(row.smallest_detectable), given(row.holm_p),
-         Cell("", order=row.verdict, tag=tag(row.verdict)))
-        for row in view.differences
-    ]  # fmt: skip
-    return Table("Every difference", columns, body)
-
-
-def given(value: float) -> Cell:
-    """Return a cell for a number that a folder may leave out."""
-    return Cell("–", numeric=True) if math.isnan(value) else cell(value)
-
-
 def _totals(view: View) -> Table | None:
     names = list(dict.fromkeys(name for arm in view.arms for name in arm.totals))
     if not names:
         return None
     arms = [arm for arm in view.arms if arm.totals]
     body = [[Cell(metric_title(name)), *(_total(view, arm, name) for arm in arms)] for name in names]
-    columns = [Column("Quantity"), *(Column(arm.title, numeric=True, key=arm_key(arm)) for arm in arms)]
+    columns = [Column("Quantity"), *_by_arm(arms)]
     seeds = " (mean and range over seeds)" if len(view.runs) > 1 else ""
     return Table(f"Quantities of the whole result, without interval{seeds}", columns, body)
 

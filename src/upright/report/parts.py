@@ -13,13 +13,36 @@ from typing import ClassVar
 
 from markupsafe import Markup
 
+from upright.evidence.verdict import TAGS
 from upright.report.plots import colour_of, marker_of
-from upright.report.text import VERDICTS, number
+from upright.report.text import interval, number
 
 __all__ = [
-    "Block", "Cell", "Code", "Column", "Details", "Facts", "Figure", "Grid", "Key", "Link", "Notes", "Page", "Prose",
-    "Section", "Table", "Tag", "Verdict", "cell", "tag",
-]  # fmt: skip
+    "DASH",
+    "Block",
+    "Cell",
+    "Code",
+    "Column",
+    "Details",
+    "Facts",
+    "Figure",
+    "Grid",
+    "Key",
+    "Link",
+    "Notes",
+    "Page",
+    "Prose",
+    "Section",
+    "Table",
+    "Tag",
+    "Verdict",
+    "cell",
+    "count",
+    "ends",
+    "given",
+    "numeric",
+    "tag",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +54,10 @@ class Tag:
     meaning: str = ""
 
 
-def tag(word: str) -> Tag:
-    """Return the tag of a verdict word; an unknown word is shown as it is."""
-    tone, meaning = VERDICTS.get(word, ("same", ""))
-    return Tag(word, tone, meaning)
+def tag(word: str, colour: str = "") -> Tag:
+    """Return the tag of a verdict word, in its own colour or another; an unknown word is shown as it is."""
+    own, meaning = TAGS.get(word, ("neutral", ""))
+    return Tag(word, {"neutral": "same"}.get(colour or own, colour or own), meaning)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +77,26 @@ def cell(value: float, small: str = "", *, digits: int = 3, sign: bool = False, 
     """Return a cell that holds a number and sorts by it; NaN sorts last."""
     order = None if math.isnan(value) else value
     return Cell(number(value, digits, sign=sign), small, order, tag(verdict) if verdict else None, numeric=True)
+
+
+DASH = Cell("–", numeric=True)  # what does not apply, or is not stored
+
+
+def given(value: float, *, digits: int = 3, plain: bool = False) -> Cell:
+    """Return a cell for a number that a folder may leave out."""
+    if math.isnan(value):
+        return DASH
+    return Cell(number(value, digits, plain=plain), order=value, numeric=True)
+
+
+def count(n: int | None) -> Cell:
+    """Return a cell for how many; empty when that is not known."""
+    return Cell("" if n is None else number(n), order=n, numeric=True)
+
+
+def ends(low: float, high: float, *, sign: bool = False) -> Cell:
+    """Return a cell for an interval, which sorts by its lower end."""
+    return Cell(interval(low, high, sign=sign), order=low if math.isfinite(low) else None, numeric=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +127,11 @@ class Column:
     small: str = ""
     numeric: bool = False
     key: Key | None = None
+
+
+def numeric(*titles: str, small: str = "") -> list[Column]:
+    """Return columns of numbers."""
+    return [Column(title, small, True) for title in titles]
 
 
 @dataclasses.dataclass(frozen=True)

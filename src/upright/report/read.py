@@ -7,71 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from upright.contract import InputError
+from upright.evidence.records import Difference, Level, Null
 from upright.report.text import metric_title
 
 __all__ = ["ArmView", "Difference", "Level", "Null", "RunRecord", "View", "read_folder"]
 
 SCHEMA = 1
 Kind = Literal["run", "comparison", "audit"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Null:
-    """What a statistic looks like when group labels are shuffled."""
-
-    expected_abs: float
-    low: float
-    high: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Level:
-    """One statistic of one arm with its interval."""
-
-    statistic: str
-    label: str
-    metric: str
-    grouping: str | None
-    group: str | None
-    arm: str
-    value: float
-    low: float
-    high: float
-    n_units: int | None
-    n_undefined: int | None
-    null: Null | None
-    smallest_detectable: float
-    attack: str = ""
-
-    @property
-    def name(self) -> str:
-        """First part of the statistic: ``mean``, ``gap``, ``abs_gap``, ``worst_decile`` ..."""
-        return self.statistic.split(":", 1)[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """One statistic of the remedy minus the same statistic of a control, with its paired interval."""
-
-    statistic: str
-    label: str
-    arm: str
-    against: str
-    role: str
-    value: float
-    low: float
-    high: float
-    direction: str
-    margin: float
-    verdict: str
-    smallest_detectable: float
-    holm_p: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,23 +99,14 @@ class View:
         return found if isinstance(found, Mapping) else {}
 
     @property
-    def primary(self) -> str | None:
-        """The statistic that decides: the one the verdict names, else the first size of a gap, else the first."""
-        named = self.verdict.get("primary")
-        if isinstance(named, str):
-            return named
-        rows: Sequence[Difference | Level] = self.differences or self.levels
-        names = [row.statistic for row in rows]
-        return next((name for name in names if name.startswith("abs_gap:")), names[0] if names else None)
+    def primary(self) -> str:
+        """The statistic that decides; empty without a verdict."""
+        return str(self.verdict.get("primary") or "")
 
     @property
-    def cost_statistic(self) -> str | None:
-        """The statistic that may not get worse: the one the verdict names, else the mean of the deciding metric."""
-        named = self.verdict.get("cost_statistic")
-        if isinstance(named, str):
-            return named
-        metric = (self.primary or "").split(":")[1:2]
-        return f"mean:{metric[0]}" if metric else None
+    def cost_statistic(self) -> str:
+        """The statistic that may not get worse; empty where nothing is paid."""
+        return str(self.verdict.get("cost_statistic") or "")
 
     @property
     def unit_kind(self) -> str:
@@ -222,9 +160,18 @@ def _view(kind: Kind, folder: Path, summary: Mapping[str, Any]) -> View:
         raise InputError(f"{where}: no evidence", "an object `evidence` with levels", "run again, or repair the file")
     runs, missing = _runs(kind, folder, summary)
     arms = _arms(summary, runs)
-    others = {str(row.get("name")) for row in summary.get("arms", []) if isinstance(row, Mapping)
-              and row.get("role") == "sweep"}  # fmt: skip
-    levels = [_level(row, f"{where}: levels[{i}]") for i, row in enumerate(evidence.get("levels", []))]
+    listed = [row for row in summary.get("arms", []) if isinstance(row, Mapping)]
+    others = {str(row.get("name")) for row in listed if row.get("role") == "sweep"}
+    differences = [
+        Difference.read(row, f"{where}: differences[{i}]") for i, row in enumerate(evidence.get("differences", []))
+    ]
+    # levels of older folders have no better side of their own
+    better = {row.statistic: row.direction for row in differences}
+    levels = [Level.read(row, f"{where}: levels[{i}]") for i, row in enumerate(evidence.get("levels", []))]
+    levels = [
+        dataclasses.replace(row, better=better.get(row.statistic, "none")) if row.better == "none" else row
+        for row in levels
+    ]
     seeds = summary.get("seeds", [summary["seed"]] if isinstance(summary.get("seed"), int) else [])
     first = next((run for run in runs), None)
     return View(
@@ -238,71 +185,14 @@ def _view(kind: Kind, folder: Path, summary: Mapping[str, Any]) -> View:
         seeds=tuple(int(seed) for seed in seeds) or tuple(r.seed for r in runs if r.seed is not None),
         evidence=evidence,
         levels=tuple(row for row in levels if row.arm not in others),
-        differences=tuple(
-            _difference(row, f"{where}: differences[{i}]") for i, row in enumerate(evidence.get("differences", []))
-        ),
+        differences=tuple(differences),
         swept=tuple(row for row in levels if row.arm in others),
         warnings=tuple(map(str, summary.get("warnings", []))),
         deviations=tuple(map(str, summary.get("deviations") or _deviations_of(folder, first))),
         runs=runs,
         missing_runs=missing,
         summary=summary,
-    )  # fmt: skip
-
-
-def _level(row: Mapping[str, Any], where: str) -> Level:
-    null = row.get("null")
-    return Level(
-        statistic=_text(row, "statistic", where),
-        label=str(row.get("label") or row["statistic"]),
-        metric=str(row.get("metric") or row["statistic"].partition(":")[2].partition(":")[0]),
-        grouping=row.get("grouping"),
-        group=None if row.get("group") is None else str(row["group"]),
-        arm=_text(row, "arm", where),
-        value=_number(row, "value", where),
-        low=_number(row, "low", where),
-        high=_number(row, "high", where),
-        n_units=row.get("n_units"),
-        n_undefined=row.get("n_undefined"),
-        null=Null(*(_number(null, key, where) for key in ("expected_abs", "low", "high"))) if null else None,
-        smallest_detectable=_number(row, "smallest_detectable", where),
-        attack=str(row.get("attack") or ""),
     )
-
-
-def _difference(row: Mapping[str, Any], where: str) -> Difference:
-    return Difference(
-        statistic=_text(row, "statistic", where),
-        label=str(row.get("label") or row["statistic"]),
-        arm=_text(row, "arm", where),
-        against=_text(row, "against", where),
-        role=str(row.get("role", "")),
-        value=_number(row, "value", where),
-        low=_number(row, "low", where),
-        high=_number(row, "high", where),
-        direction=str(row.get("direction", "higher")),
-        margin=_number(row, "margin", where),
-        verdict=str(row.get("verdict", "inconclusive")),
-        smallest_detectable=_number(row, "smallest_detectable", where),
-        holm_p=_number(row, "holm_p", where),
-    )
-
-
-def _text(row: Mapping[str, Any], key: str, where: str) -> str:
-    value = row.get(key) if isinstance(row, Mapping) else None
-    if not isinstance(value, str):
-        raise InputError(f"{where}.{key} = {value!r}", "a string", "run again, or repair the file")
-    return value
-
-
-def _number(row: Mapping[str, Any], key: str, where: str) -> float:
-    """Return a number; null (JSON has no NaN) and a missing key are NaN, which prints as *undefined*."""
-    value = row.get(key)
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{where}.{key} = {value!r}", "a number or null", "run again, or repair the file")
-    return float(value)
 
 
 def _object(value: Any) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from upright.report.evidence import arm_key
 from upright.report.parts import (
@@ -22,17 +22,29 @@ from upright.report.parts import (
     Section,
     Table,
     cell,
+    count,
+    numeric,
 )
 from upright.report.plots import Canvas, Series
 from upright.report.read import RunRecord, View
 from upright.report.text import ROLES, duration, flatten, number, plain, plural
 
-__all__ = ["asked", "conditions", "configuration", "costs", "deviations", "environment", "limits", "repeat", "training"]
+__all__ = [
+    "asked",
+    "conditions",
+    "configuration",
+    "costs",
+    "deviations",
+    "environment",
+    "limits",
+    "repeat",
+    "thin",
+    "training",
+]
 
-FEWEST_SEEDS = 6
+T = TypeVar("T")
 MOST_STEPS = 200
-DATA_WORDS = {"name": "Data", "licence": "Licence", "fingerprint": "Fingerprint", "users": "Users", "items": "Items",
-              "train": "Training rows", "valid": "Validation rows", "test": "Test rows"}  # fmt: skip
+DATA_WORDS = {"name": "Data", "train": "Training rows", "valid": "Validation rows", "test": "Test rows"}
 
 
 def asked(view: View) -> Section:
@@ -107,18 +119,16 @@ def _curve(view: View, canvas: Canvas, name: str) -> Figure | None:
             if not points:
                 continue
             x, y = [p[0] for p in points], [float(p[1]) for p in points]
-            series.append(Series(*_thin(x, y), arm.index, several))
+            series.append(Series(thin(x), thin(y), arm.index, several))
             keys[arm.name] = arm_key(arm)
             best = y.index(min(y) if name == "loss" else max(y))
-            body.append((Cell(arm.title), Cell(str(run.seed if run.seed is not None else "")), cell(y[best]),
-                         Cell(number(x[best]), order=x[best], numeric=True), cell(y[-1]),
-                         Cell(number(x[-1]), order=x[-1], numeric=True)))  # fmt: skip
+            seed = Cell(str(run.seed if run.seed is not None else ""))
+            body.append((Cell(arm.title), seed, cell(y[best]), count(x[best]), cell(y[-1]), count(x[-1])))
     if not series:
         return None
     title = "Training loss" if name == "loss" else f"Validation {view.metric_title(name.removeprefix('valid/'))}"
     word = "Lowest" if name == "loss" else "Best"
-    columns = [Column("Arm"), Column("Seed"), Column(word, numeric=True), Column("at step", numeric=True),
-               Column("Last", numeric=True), Column("at step", numeric=True)]  # fmt: skip
+    columns = [Column("Arm"), Column("Seed"), *numeric(word, "at step", "Last", "at step")]
     alt = f"{title} by step. " + "; ".join(
         f"{r[0].text} seed {r[1].text}: {word.lower()} {r[2].text} at step {r[3].text}" for r in body
     )
@@ -130,11 +140,10 @@ def _both(row: Mapping[str, Any], name: str) -> bool:
     return all(isinstance(row.get(k), int | float) and math.isfinite(row[k]) for k in ("step", name))
 
 
-def _thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Keep at most so many points, the last one always: more are not seen and make the file large."""
-    every = max(1, math.ceil(len(x) / MOST_STEPS))
-    keep = sorted({*range(0, len(x), every), len(x) - 1})
-    return [x[i] for i in keep], [y[i] for i in keep]
+def thin(points: Sequence[T]) -> list[T]:
+    """Keep at most so many, the last one always: more are not seen and make the file large."""
+    every = max(1, math.ceil(len(points) / MOST_STEPS))
+    return [point for i, point in enumerate(points) if i % every == 0 or i == len(points) - 1]
 
 
 # -- conditions and warnings ----------------------------------------------------------------------------------------
@@ -149,12 +158,6 @@ def conditions(view: View) -> Section:
 
 def _weaknesses(view: View) -> list[str]:
     found = []
-    seeds = view.evidence.get("n_seeds")
-    if view.kind != "audit" and isinstance(seeds, int) and seeds < FEWEST_SEEDS:
-        found.append(
-            f"{plural(seeds, 'seed')}: the intervals cover the choice of {view.unit_kind}s but hardly the randomness "
-            f"of training. Take {FEWEST_SEEDS} or more (--seeds {FEWEST_SEEDS}) before relying on a difference."
-        )
     for arm in view.arms:
         stopped = [run for run in view.runs if run.notes.get(arm.name, {}).get("converged") is False]
         if stopped:
@@ -170,9 +173,9 @@ def _weaknesses(view: View) -> list[str]:
             and view.metric_title(row.metric) not in lost.get(row.n_undefined, [])
         ):
             lost.setdefault(row.n_undefined, []).append(view.metric_title(row.metric))
-    for count, metrics in lost.items():
+    for n, metrics in lost.items():
         found.append(
-            f"Undefined for {plural(count, view.unit_kind)}, who are left out of the means and counted here: "
+            f"Undefined for {plural(n, view.unit_kind)}, who are left out of the means and counted here: "
             f"{'; '.join(metrics)}."
         )
     if unread := sum(run.unread_lines for run in view.runs):
@@ -205,8 +208,8 @@ def configuration(view: View) -> Section:
     else:
         blocks.append(Prose(["As passed: nothing; every setting is the preset's or the default."]))
     if resolved:
-        blocks.append(Details(f"As resolved: all {len(resolved)} settings", [
-            Table("As resolved", (Column("Setting"), Column("Value")), _pairs(resolved))]))  # fmt: skip
+        table = Table("As resolved", (Column("Setting"), Column("Value")), _pairs(resolved))
+        blocks.append(Details(f"As resolved: all {len(resolved)} settings", [table]))
     return Section("configuration", "Configuration", blocks)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 __all__ = [
     "ROLES",
-    "VERDICTS",
     "attack_parts",
     "attack_title",
     "duration",
@@ -26,24 +25,6 @@ __all__ = [
 
 MINUS = "\N{MINUS SIGN}"
 NARROW = "\N{NARROW NO-BREAK SPACE}"
-
-# word -> (name of the icon and of the colour, what it means)
-VERDICTS: Mapping[str, tuple[str, str]] = {
-    "works": ("good", "better than every control, at a cost within its margin"),
-    "helps": ("good", "the interval excludes zero on the better side"),
-    "harms": ("bad", "the interval excludes zero on the worse side"),
-    "equal": ("same", "the interval lies inside the margin declared for this metric"),
-    "inconclusive": ("open", "the interval allows for no change and for one that matters"),
-    "gap shown": ("bad", "the interval of the gap excludes zero"),
-    "no gap shown": ("open", "the interval of the gap includes zero; that is no proof of equal treatment"),
-    "leak shown": ("bad", "an attacker reads more than permuted labels show"),
-    "no leak shown": ("open", "no attacker reads more than permuted labels show; another attacker may"),
-    "measured": ("same", "levels only; nothing was compared"),
-    "still known": ("bad", "more is left than in a model that never saw the records"),
-    "over-unlearned": ("bad", "records are pushed below the level of unseen ones, which gives them away as well"),
-    "told apart": ("bad", "the model differs from one that never saw the records, beyond chance"),
-    "no trace shown": ("open", "nothing beyond chance was found; another attack may find more"),
-}
 
 ROLES: Mapping[str, str] = {
     "baseline": "baseline",

@@ -1,15 +1,10 @@
 r"""Audit of user vectors: how much of a private attribute an attacker reads off them. Nothing is trained but attackers.
 
-For each table of vectors (*surface*), attacker and protocol, with scores ``s_uc`` of user u for class c:
-
-=================  ================================================================================================
-``leakage``        ``mean_c |AUC_c - 1/2|``, in [0, 1/2]; ``AUC_c`` compares users whom one attacker scored
-``worst_leakage``  ``max_c |AUC_c - 1/2|``
-null               labels permuted against fixed scores; the largest leakage over all attacks
-=================  ================================================================================================
-
-The verdict is that of the strongest attack, whichever protocol it has. `upright.metrics.privacy` holds attackers and
-protocols, `docs/audit-embeddings.md` files, columns and errors.
+Each table of vectors (*surface*) is attacked by every attacker under every protocol. An attack's scores become ranks of
+the unit table; from there on it is the statistic ``leakage``, and every attack on every class is a comparison of an AUC
+with 1/2 (`upright.maths.simultaneous.compare_aucs`), adjusted for all of them. The verdict is that of the comparison
+that stands out most against chance, whichever protocol it has. `upright.metrics.attacks` holds attackers and protocols,
+`docs/audit-embeddings.md` files, columns and errors.
 """
 
 from __future__ import annotations
@@ -24,11 +19,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.contract import InputError, Metric, UnitScores
-from upright.metrics.attacks import Coded, attack, check_attackers, check_counts, code_labels
-from upright.metrics.privacy import attack_curve
-from upright.shell.audit import MIN_GROUP, Audit, write_audit
-from upright.shell.audit_attacks import GROUPING, Found, assess, cell_of, levels_of, values_of, verdict_of, words
+from upright.contract import Arm, InputError, Metric, UnitScores
+from upright.evidence.bootstrap import DRAWS, Bootstrap
+from upright.evidence.compute import evidence
+from upright.evidence.records import Level
+from upright.evidence.statistics import parse
+from upright.evidence.units import Block, Units
+from upright.evidence.verdict import audit_verdict
+from upright.maths.simultaneous import Comparisons
+from upright.metrics.attacks import AttackScores, Coded, attack, check_attackers, check_counts, code_labels
+from upright.metrics.leakage import attack_curve, balanced_accuracy, rank_values
+from upright.shell.audit import MIN_GROUP, YOURS, Audit, write_audit
 from upright.shell.audit_lists import plural, some
 from upright.shell.audit_tables import (
     FRAMES,
@@ -41,15 +42,17 @@ from upright.shell.audit_tables import (
     read_labels,
     read_vectors,
 )
-from upright.shell.evidence import CONFIDENCE, DRAWS
 from upright.shell.places import require_folder
 
-__all__ = ["audit_embeddings"]
+__all__ = ["Judged", "attacks_of", "audit_embeddings", "judge_attacks"]
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-PERMUTATIONS = 1_000
-_LEAST = 19  # fewer cannot give a p of 0.05
+GROUPING = "attribute"
+LEAKAGE = f"leakage:attack:{GROUPING}"
+METRIC = Metric("attack", "lower", 0.0, 0.5, 0.01, "Leakage")
+WHO = {"logistic": "logistic regression", "mlp": "a neural network", "gbdt": "boosted trees"}
+HOW = {"cross": "cross-fitted", "transfer": "trained on aligned users"}
 _CURVE_LEAST = 8  # users of a class, below which no learning curve is drawn
 
 
@@ -82,13 +85,15 @@ def _join(tables: Mapping[str, Vectors], labels: Labels, aligned: Sequence[str],
         if table.users is None and len(table.values) != rows:
             raise InputError(
                 f"{table.path.name} has {plural(len(table.values), 'row')}, {labels.path.name} has {rows}",
-                "one row of labels for each vector, in the same order", "pass --ids FILE with the user of each vector",
-            )  # fmt: skip
+                "one row of labels for each vector, in the same order",
+                "pass --ids FILE with the user of each vector",
+            )
         if table.users is not None and labels.users is None:
             raise InputError(
                 f"{labels.path.name} has no column 'user', {table.path.name} names its users",
-                "a column 'user' in both", "add the column to the labels",
-            )  # fmt: skip
+                "a column 'user' in both",
+                "add the column to the labels",
+            )
         who[surface] = table.users or own
     first = next(iter(tables))
     file = tables[first].path.name
@@ -98,17 +103,19 @@ def _join(tables: Mapping[str, Vectors], labels: Labels, aligned: Sequence[str],
     there = set(who[first])
     if not there & set(own):
         raise InputError(
-            f"no user of {labels.path.name} is in {file}: {some(own)}", "the same users in both files",
+            f"no user of {labels.path.name} is in {file}: {some(own)}",
+            "the same users in both files",
             "write ids alike in both files (text is compared, so '1' is not '01')",
-        )  # fmt: skip
+        )
     unknown = [one for one in own if one not in there]
     strangers = [one for one in aligned if one not in there]
     for what, found in ((f"users of {labels.path.name}", unknown), ("aligned users", strangers)):
         if found and missing == "error":
             raise InputError(
-                f"{len(found)} {what} are not in {file}: {some(found)}", f"users that {file} holds",
+                f"{len(found)} {what} are not in {file}: {some(found)}",
+                f"users that {file} holds",
                 "correct the ids, or leave them out with --missing ignore (missing='ignore')",
-            )  # fmt: skip
+            )
     # sorted, so that the order of rows cannot change a result; rows without ids have only their order
     order = sorted(there, key=lambda one: (len(one), one)) if by_id else list(who[first])
     place = {surface: {one: i for i, one in enumerate(users)} for surface, users in who.items()}
@@ -120,21 +127,216 @@ def _join(tables: Mapping[str, Vectors], labels: Labels, aligned: Sequence[str],
     elif aligned:
         mask = np.isin(np.array(order, dtype=object), list(aligned))
     return _Users(
-        order, {s: table.values[[place[s][one] for one in order]] for s, table in tables.items()},
-        [known.get(one, "") for one in order], mask, list(dict.fromkeys([*unknown, *strangers])),
-    )  # fmt: skip
+        order,
+        {s: table.values[[place[s][one] for one in order]] for s, table in tables.items()},
+        [known.get(one, "") for one in order],
+        mask,
+        list(dict.fromkeys([*unknown, *strangers])),
+    )
+
+
+# -- what attacks say -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What attacks say.
+
+    Parameters
+    ----------
+    scores : UnitScores
+        Of the scored users: ranks, class, and the fold of each protocol that has several attackers.
+    evidence : dict
+        Levels, verdict and headline, as in ``summary.json``.
+    rows : list of dict
+        One an attack: leakage with interval and adjusted p; AUC of the class that stands out most, with interval; AUC
+        of every class; balanced accuracy.
+    """
+
+    scores: UnitScores
+    evidence: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+def judge_attacks(
+    found: Sequence[AttackScores],
+    users: Sequence[Any],
+    labels: Sequence[Any],
+    attribute: str,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    margins: Mapping[str, float] | None = None,
+) -> Judged:
+    """Say what attacks read: intervals, p-values, words.
+
+    Parameters
+    ----------
+    found : sequence of AttackScores
+        From `upright.metrics.attacks.attack`.
+    users, labels : sequence, shape (U,)
+        Who was attacked, and the labels that were.
+    attribute : str
+        What the labels say, in words.
+    draws, seed : int
+        Of the bootstrap and of the null.
+    margins : mapping of metric to float, optional
+        Smallest leakage that matters, as ``attack`` or ''; 0.01 when not given.
+
+    Raises
+    ------
+    InputError
+        When the labels are not those of the attacks, or a class has a slash in its name.
+    """
+    right = [balanced_accuracy(one, labels) for one in found]
+    coded, scored = code_labels(labels), np.flatnonzero(found[0].fold >= 0)
+    classes, folds = [str(c) for c in coded.classes], {one.protocol: one.fold[scored] for one in found}
+    if any("/" in name for name in classes):
+        raise InputError(f"classes {classes}", "names without a slash, which parts the names of attacks", "rename them")
+    values = {name: ranks[scored] for name, ranks in rank_values(found, classes).items()}
+    by = {GROUPING: [classes[c] for c in coded.code[scored]]}
+    by |= {f"fold_{protocol}": [str(f) for f in fold] for protocol, fold in folds.items() if fold.any()}
+    scores = UnitScores("user", [users[u] for u in scored.tolist()], values, by)
+
+    units, metrics = Units([Block("audit_embeddings", YOURS, seed, scores)]), {METRIC.name: METRIC}
+    told = evidence(
+        units,
+        arms=[Arm(YOURS, "baseline")],
+        statistics=[LEAKAGE, f"worst_{LEAKAGE}"],
+        metrics=metrics,
+        draws=draws,
+        seed=seed,
+    )
+    for row in told["levels"]:
+        row["label"] = row["label"].replace(f"of {GROUPING}", f"of {attribute}", 1)
+    null: Any = parse(LEAKAGE, Bootstrap(units, 2, seed), metrics).null(YOURS, None)  # the comparisons of the levels
+    seen: Comparisons = null[1]
+    columns = [(one, c) for one in found for c in classes[len(classes) == 2 :]]
+    pairs = _pairs(seen, columns, len(classes), attribute, len(scored))
+    given = margins or {}
+    margin = given.get(METRIC.name, given.get("", METRIC.margin))
+    said = audit_verdict("leak shown", pairs, margin=margin, unit="user")
+    told["verdict"] = {**said.row(), "works": None, "primary": LEAKAGE}
+    told["headline"] = said.headline.row() if said.headline else None
+    levels = {row["group"]: row for row in told["levels"] if row["statistic"] == LEAKAGE}
+    rows = []
+    for one, accuracy in zip(found, right, strict=True):
+        own = [k for k, (other, _) in enumerate(columns) if other is one]
+        level = levels.get(cell_of(one), levels[None])  # of one attack alone
+        rows.append(_row(one, level, seen, {k: columns[k][1] for k in own}, classes, accuracy))
+    return Judged(scores, told, rows)
+
+
+def _pairs(
+    seen: Comparisons, columns: Sequence[tuple[AttackScores, str]], classes: int, attribute: str, n: int
+) -> list[Level]:
+    """Return what every attack reads of every class (of two classes one), adjusted, the largest T first."""
+    pairs: list[Level] = []
+    for k in np.argsort(-seen.score, kind="stable").tolist():
+        one, name = columns[k]
+        turn = -1.0 if seen.value[k] < 0 else 1.0
+        low, high = sorted((turn * seen.low[k], turn * seen.high[k]))
+        label = words(one) if pairs else f"Leakage of {attribute} to {words(one)}"  # a sentence begins with the first
+        cell = f"{cell_of(one)}/{name}" if classes > 2 else cell_of(one) if len(columns) > 1 else None
+        pairs.append(
+            Level(
+                statistic=LEAKAGE,
+                label=label if classes == 2 else f"{label}, class {name}",
+                metric=METRIC.name,
+                grouping=GROUPING,
+                group=cell,  # of two classes that of the attack's level
+                arm=YOURS,
+                value=float(turn * seen.value[k]),
+                low=max(float(low), 0.0),
+                high=float(high),
+                better="lower",
+                n_units=n,
+                p=float(seen.p[k]),
+                smallest_detectable=float(seen.detectable[k]),
+            )
+        )
+    return pairs
+
+
+def _row(
+    one: AttackScores,
+    level: Mapping[str, Any],
+    seen: Comparisons,
+    of: Mapping[int, str],
+    classes: Sequence[str],
+    accuracy: float,
+) -> dict[str, Any]:
+    """Return the numbers of one attack: those of its level, and of its comparisons `of` classes."""
+    best = max(of, key=lambda k: seen.score[k])
+    aucs = np.resize(0.5 + seen.value[[*of]], len(classes)).tolist()  # of two classes both have the same
+    return {
+        "surface": one.surface,
+        "attacker": one.attacker,
+        "protocol": one.protocol,
+        "leakage": level["value"],
+        "leakage_low": level["low"],
+        "leakage_high": level["high"],
+        "p": level["p"],
+        "class": of[best],
+        "auc": 0.5 + float(seen.value[best]),
+        "auc_low": 0.5 + float(seen.low[best]),
+        "auc_high": 0.5 + float(seen.high[best]),
+        "balanced_accuracy": accuracy,
+        "converged": one.converged,
+        "n": level["n_units"],
+        **{f"auc[{name}]": value for name, value in zip(classes, aucs, strict=True)},
+    }
+
+
+def cell_of(one: AttackScores) -> str:
+    """Return the name of an attack in statistics and metrics."""
+    return f"{one.surface}/{one.attacker}/{one.protocol}"
+
+
+def words(one: AttackScores) -> str:
+    """Return the name of an attack in sentences."""
+    return f"{WHO.get(one.attacker, one.attacker)} on {one.surface} ({HOW[one.protocol]})"
+
+
+def attacks_of(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the attacks of a summary as a terminal shows them, the strongest first."""
+    rows = sorted(summary["audit"]["rows"], key=lambda row: -row["leakage"])
+    return [
+        {
+            "surface": row["surface"],
+            "attacker": row["attacker"],
+            "protocol": row["protocol"],
+            "leakage": f"{row['leakage']:.3f} [{row['leakage_low']:.3f}, {row['leakage_high']:.3f}]",
+            "AUC": f"{row['auc']:.3f}",
+            "p": f"{row['p']:.3f}",
+            "n": str(row["n"]),
+        }
+        for row in rows
+    ]
 
 
 # -- the audit ------------------------------------------------------------------------------------------------------
 
 
 def audit_embeddings(
-    tables: Tables, labels: Path | str, *,
-    attribute: str | None = None, aligned: Path | str | None = None, ids: Path | str | None = None,
-    attackers: Sequence[str] = ("logistic", "mlp", "gbdt"), folds: int = 5, name: str | None = None, out: Path,
-    seed: int = 0, missing: Literal["error", "ignore"] = "error", draws: int = DRAWS,
-    permutations: int = PERMUTATIONS, repeats: int = 5, threads: int = 1, command: str | None = None,
-) -> Path:  # fmt: skip
+    tables: Tables,
+    labels: Path | str,
+    *,
+    attribute: str | None = None,
+    aligned: Path | str | None = None,
+    ids: Path | str | None = None,
+    attackers: Sequence[str] = ("logistic", "mlp", "gbdt"),
+    folds: int = 5,
+    name: str | None = None,
+    out: Path,
+    seed: int = 0,
+    missing: Literal["error", "ignore"] = "error",
+    draws: int = DRAWS,
+    repeats: int = 5,
+    threads: int = 1,
+    command: str | None = None,
+    margins: Mapping[str, float] | None = None,
+) -> Path:
     """Attack user vectors and return the folder of the audit.
 
     Parameters
@@ -159,17 +361,19 @@ def audit_embeddings(
     out : Path
         Folder in which the audit's folder is made.
     seed : int
-        Of folds, attackers, bootstrap and permutations.
+        Of folds, attackers, bootstrap and null.
     missing : {"error", "ignore"}
         What a label of a user without a vector is.
-    draws, permutations : int
-        Of the bootstrap and of the null; at least 2 and 19.
+    draws : int
+        Of the bootstrap, at least 2.
     repeats : int
         Of the learning curve, at least 2.
     threads : int
         Most threads of the attackers.
     command : str, optional
         What the report says to repeat it.
+    margins : mapping of metric to float, optional
+        Smallest leakage that matters, as ``attack`` or ''; 0.01 when not given.
 
     Returns
     -------
@@ -181,8 +385,12 @@ def audit_embeddings(
     InputError
         For everything that is wrong with the files; no folder is made then.
     """
-    for option, number, least in (("folds", folds, 2), ("draws", draws, 2), ("repeats", repeats, 2),
-                                  ("permutations", permutations, _LEAST), ("threads", threads, 1)):  # fmt: skip
+    for option, number, least in (
+        ("folds", folds, 2),
+        ("draws", draws, 2),
+        ("repeats", repeats, 2),
+        ("threads", threads, 1),
+    ):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             got = f"{option} = {number!r}"
             raise InputError(got, f"a whole number of at least {least}", f"set {option} to at least {least}")
@@ -212,22 +420,22 @@ def audit_embeddings(
 
     settings: dict[str, Any] = {"held_out": held_out, "seed": seed, "threads": threads}
     found = attack(users.surfaces, users.label, attackers=chosen, folds=folds, **settings)
-    judged = assess(found, coded, draws, permutations, seed)
-    top = judged.inference.worst()
+    judged = judge_attacks(found, users.ids, users.label, known.attribute, draws=draws, seed=seed, margins=margins)
+    strongest = next(x for x in judged.evidence["levels"] if x["statistic"] == LEAKAGE and x["group"] is None)
+    top = next(one for one in found if cell_of(one) == strongest["attack"])
     curve: list[dict[str, Any]] = []
     if np.bincount(coded.code[scored]).min() >= _CURVE_LEAST:
         surface = users.surfaces[top.surface]
         curve = attack_curve(surface, users.label, attacker=top.attacker, repeats=repeats, **settings)
 
-    warnings, notes = _warnings(users, judged, labels.name, missing, held_out is None, bool(curve))
+    warnings = _warnings(users, found, labels.name, missing, held_out is None, bool(curve))
     unnamed = [table.path.name for table in vectors.values() if not table.users]
     if unnamed and known.users is not None:
         warnings.append(
             f"Rows of {', '.join(unnamed)} were matched to rows of {labels.name} by position. If they stand in another "
             "order every number is wrong: pass --ids with the user of each row."
         )
-    n_aligned = judged.inference.n_aligned
-    values = values_of(found, [str(c) for c in coded.classes])
+    counts = _counts(coded, scored, labelled & ~scored)
     named = parts_of(next(iter(files.values())))[0].name
     name_of_data = named if len(files) == 1 else f"{named} and {len(files) - 1} more"
     paths = [*(parts_of(path)[0] for path in files.values()), labels, *filter(None, (aligned_file, id_file))]
@@ -237,40 +445,56 @@ def audit_embeddings(
     passed |= {"ids": Path(ids).name} if ids is not None else {}
     return write_audit(
         Audit(
-            kind="embeddings", title=f"Audit of the user vectors in {name_of_data}", arm_title="your vectors",
+            kind="embeddings",
+            title=f"Audit of the user vectors in {name_of_data}",
+            arm_title="your vectors",
             asks=f"how much of {known.attribute} an attacker reads off the vectors",
-            data={"name": name_of_data, "users": len(users.ids), "labelled_users": int(labelled.sum()),
-                  "scored_users": int(scored.sum()), "aligned_users": n_aligned, "attribute": known.attribute,
-                  "fingerprint": _fingerprint(paths)},
+            data={
+                "name": name_of_data,
+                "users": len(users.ids),
+                "labelled_users": int(labelled.sum()),
+                "scored_users": int(scored.sum()),
+                "aligned_users": int((labelled & ~scored).sum()),
+                "attribute": known.attribute,
+                "fingerprint": _fingerprint(paths),
+            },
             passed=passed,
-            resolved={"attribute": known.attribute, "attackers": list(chosen), "folds": folds, "missing": missing,
-                      "draws": draws, "permutations": permutations, "repeats": repeats,
-                      "surfaces": {s: table.shape[1] for s, table in users.surfaces.items()}},
-            scores=UnitScores("user", users.ids, values, {GROUPING: users.label}),
-            metrics={m: Metric(m, "lower", title=m) for m in values}, statistics=(), compared=("attack",),
-            facts={
-                "attribute": known.attribute, "protocols": sorted({row.protocol for row in judged.inference.rows}),
-                "rows": judged.inference.table(), "strongest": cell_of(top), "null": dict(judged.inference.null),
-                "p_max": judged.inference.p_max, "majority": judged.inference.majority,
-                "smallest_detectable": judged.detectable,
-                "counts": _counts(coded, scored, labelled & ~scored),
-                "curve": curve, "curve_of": f"{top.attacker} on {top.surface}" if curve else None,
+            resolved={
+                "attribute": known.attribute,
+                "attackers": list(chosen),
+                "folds": folds,
+                "missing": missing,
+                "draws": draws,
+                "repeats": repeats,
                 "surfaces": {s: table.shape[1] for s, table in users.surfaces.items()},
-                "unlabelled_users": int((~labelled).sum()), "unknown_users": len(users.unknown), "folds": folds,
+            },
+            scores=judged.scores,
+            metrics={METRIC.name: METRIC},
+            statistics=(),
+            compared=(),
+            evidence=judged.evidence,
+            facts={
+                "attribute": known.attribute,
+                "protocols": sorted({one.protocol for one in found}),
+                "rows": judged.rows,
+                "strongest": strongest["attack"],
+                "p_max": judged.evidence["headline"]["p"],
+                "majority": max(sides["scored"] for sides in counts.values()) / int(scored.sum()),
+                "counts": counts,
+                "curve": curve,
+                "curve_of": f"{top.attacker} on {top.surface}" if curve else None,
+                "surfaces": {s: table.shape[1] for s, table in users.surfaces.items()},
+                "unlabelled_users": int((~labelled).sum()),
+                "unknown_users": len(users.unknown),
+                "folds": folds,
             },
             warnings=warnings,
             command=command or _command(files, labels, attribute, aligned, ids, chosen, folds, missing, seed),
-            evidence={
-                "n_seeds": 1, "n_units": int(scored.sum()), "unit_kind": "user", "draws": draws,
-                "confidence": CONFIDENCE,
-                "resampling": f"bootstrap over {int(scored.sum())} scored users with fixed attackers, {draws} draws, "
-                "percentile",
-                "levels": levels_of(judged, known.attribute, n_aligned), "differences": [],
-                "verdict": verdict_of(judged, known.attribute, notes),
-            },
         ),
-        Path(out), seed=seed, draws=draws,
-    )  # fmt: skip
+        Path(out),
+        seed=seed,
+        draws=draws,
+    )
 
 
 def _file_or_column(files: Mapping[str, Path], ids: Path | str | None) -> tuple[Path | None, str]:
@@ -290,9 +514,10 @@ def _both_sides(labelled: Bools, aligned: Bools) -> None:
     for side, word in ((labelled & aligned, "aligned"), (labelled & ~aligned, "held out")):
         if not side.any():
             raise InputError(
-                f"no labelled user is {word}", "labelled users on both sides, aligned and held out",
+                f"no labelled user is {word}",
+                "labelled users on both sides, aligned and held out",
                 "give labels of both, or leave out --aligned when no defence was fitted on anybody",
-            )  # fmt: skip
+            )
 
 
 def _counts(coded: Coded, scored: Bools, aligned: Bools) -> dict[str, dict[str, int]]:
@@ -304,12 +529,12 @@ def _counts(coded: Coded, scored: Bools, aligned: Bools) -> dict[str, dict[str, 
 
 
 def _warnings(
-    users: _Users, found: Found, labels: str, missing: str, everybody: bool, curve: bool
-) -> tuple[list[str], list[str]]:
-    """Return what weakens the audit, and what belongs beside the verdict."""
-    notes, warnings = [], []
+    users: _Users, found: Sequence[AttackScores], labels: str, missing: str, everybody: bool, curve: bool
+) -> list[str]:
+    """Return what weakens the audit."""
+    warnings = []
     if everybody:
-        notes.append(
+        warnings.append(
             "Every labelled user counts as held out. If a defence was fitted on these users, this is no evidence of "
             "privacy: name them with --aligned."
         )
@@ -319,14 +544,14 @@ def _warnings(
     if users.unknown:
         count = plural(len(users.unknown), "user")
         warnings.append(f"{count} of {labels} or of the aligned users without a vector left out (missing={missing!r}).")
-    stuck = [words(row) for row in found.inference.rows if not row.converged]
+    stuck = [words(one) for one in found if not one.converged]
     if stuck:
         warnings.append(f"Attackers that did not converge, so leakage may be larger: {', '.join(stuck)}.")
     if not curve:
         warnings.append(f"No learning curve: a class has fewer than {_CURVE_LEAST} scored users.")
-    if len({row.attacker for row in found.inference.rows}) == 1:
+    if len({one.attacker for one in found}) == 1:
         warnings.append("One family of attackers: another may read what this one does not.")
-    return warnings, notes
+    return warnings
 
 
 def _fingerprint(paths: Sequence[Path]) -> str:
@@ -339,9 +564,16 @@ def _fingerprint(paths: Sequence[Path]) -> str:
 
 
 def _command(
-    files: Mapping[str, Path], labels: Path, attribute: str | None, aligned: Path | str | None, ids: Path | str | None,
-    attackers: Sequence[str], folds: int, missing: str, seed: int,
-) -> str:  # fmt: skip
+    files: Mapping[str, Path],
+    labels: Path,
+    attribute: str | None,
+    aligned: Path | str | None,
+    ids: Path | str | None,
+    attackers: Sequence[str],
+    folds: int,
+    missing: str,
+    seed: int,
+) -> str:
     words = ["upright", "audit", "embeddings", *(f"{s}={path.name}" for s, path in files.items())]
     words += ["--labels", labels.name, *(["--attribute", attribute] if attribute else [])]
     for option, value in (("--aligned", aligned), ("--ids", ids)):

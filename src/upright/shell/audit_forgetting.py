@@ -11,12 +11,17 @@ what it cost          probability, ROUGE-L, truth ratio of retained records, and
 ====================  ===============================================================================================
 
 Good is the level of a model that never saw the records, not the lowest number: a model that was pushed below it gives
-the records away as well. So over-unlearning is reported as a failure. Without a reference nothing is shown about
-forgetting. `docs/audit-forgetting.md` has files, numbers and errors.
+the records away as well. So over-unlearning is reported as a failure. `docs/audit-forgetting.md` has files, numbers and
+errors.
+
+What decides is judged together, in one max-T: with a reference what the probability of forgotten answers, the AUC of
+every membership score and the truth ratios show beyond it when the two models change places on records; without one the
+AUCs, when forgotten and held-out records change labels.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -25,43 +30,61 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm, rankdata
 
 from upright.contract import Arm, InputError, Metric, UnitScores
 from upright.data.forget import Record, fingerprint, read_records, refuse_overlap, unique_records
-from upright.maths import intervals
+from upright.evidence.bootstrap import DRAWS, Bootstrap
+from upright.evidence.compute import evidence
+from upright.evidence.records import Level, Null
+from upright.evidence.statistics import RETRAIN, SET, computable, parse
+from upright.evidence.units import Block, Units
+from upright.evidence.verdict import Verdict, audit_verdict
+from upright.maths.ranks import widest
+from upright.maths.simultaneous import LEVEL, POWER, Comparisons, Z, wilson
 from upright.metrics import forgetting as metrics_of
 from upright.metrics import membership
-from upright.shell.audit import DETECTABLE, MIN_GROUP, YOURS, Audit, suppress_small, write_audit
+from upright.shell.audit import MIN_GROUP, YOURS, Audit, suppress_small, write_audit
 from upright.shell.audit_lists import plural
-from upright.shell.evidence import DRAWS, evidence
-from upright.shell.forgetting import PAIRED, RETRAIN, SET, widest
 from upright.shell.places import require_folder
-from upright.shell.statistics import CONFIDENCE, Samples, computable, parse
-from upright.shell.units import Block, Units
 
-__all__ = ["NO_REFERENCE", "audit_forgetting", "numbers_of"]
+__all__ = ["NO_REFERENCE", "audit_forgetting", "forgetting_evidence", "numbers_of"]
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]
-NO_REFERENCE = "No retain-only reference: levels only, nothing is shown about forgetting."
+Levels = dict[tuple[str, str], Level]  # by statistic and arm
+NO_REFERENCE = "No retain-only reference: how a model answers that never saw the records is not known."
 METRICS: Mapping[str, Metric] = {
-    **metrics_of.METRICS, **membership.METRICS,
+    **metrics_of.METRICS,
+    **membership.METRICS,
     "holdout_probability": Metric("holdout_probability", "higher", 0.0, 1.0, 0.01, "Probability of held-out answers"),
-}  # fmt: skip
-MARGIN = METRICS["forget_probability"].margin
-FAR = 0.1  # an AUC so far below that of the reference is over-unlearning
+}
+KNOWN, TRUTH = "forget_probability", "forget_truth_probability"
+MARGIN = METRICS[KNOWN].margin
+FAR = 0.1  # an AUC so far below that of the reference, or below 1/2, is over-unlearning
+_LEVEL = "the level of a model that never saw the records"
+_OWN = ("memory_gap", "ks_distance", "forget_quality")  # distances from the reference
 MOST_AUTHORS = 50  # shown, those that are known best
-_MAIN = "mean:forget_probability"
-_TRUTH = "forget_truth_probability"
+TITLES = {YOURS: "your model", RETRAIN: "retain-only reference"}
 _GRID = 101  # places of a distribution function that a report draws: no value of a single record
 
 
 def audit_forgetting(
-    model: Path | str, *,
-    forget: Path | str, retain: Path | str, holdout: Path | str | None = None, reference: Path | str | None = None,
-    template: str = "auto", generate: bool = True, batch_size: int = 16, out: Path | str, seed: int = 0,
-    draws: int = DRAWS, command: str | None = None,
-) -> Path:  # fmt: skip
+    model: Path | str,
+    *,
+    forget: Path | str,
+    retain: Path | str,
+    holdout: Path | str | None = None,
+    reference: Path | str | None = None,
+    template: str = "auto",
+    generate: bool = True,
+    batch_size: int = 16,
+    out: Path | str,
+    seed: int = 0,
+    draws: int = DRAWS,
+    command: str | None = None,
+    margins: Mapping[str, float] | None = None,
+) -> Path:
     """Ask a model about forgotten, retained and held-out records, and return the folder of the audit.
 
     Parameters
@@ -87,6 +110,8 @@ def audit_forgetting(
         Of the bootstrap and the permutations.
     command : str, optional
         What the report says to repeat it.
+    margins : mapping of metric to float, optional
+        Smallest difference in probability that matters, as ``forget_probability`` or ''.
 
     Returns
     -------
@@ -116,42 +141,47 @@ def audit_forgetting(
     kept = {name: {m: v for m, v in own.items() if m not in lost} for name, own in arms}
     warnings += _remarks(sets, lost, reference is not None, holdout is not None)
 
-    by = _groupings(sets, warnings)
+    by, cluster = _groupings(sets, warnings)
     ids = [f"{side}-{i + 1}" for side, records in sets.items() for i in range(len(records))]
-    scores = {name: UnitScores("record", ids, own, by) for name, own in kept.items()}
-    titles = {YOURS: "your model", RETRAIN: "retain-only reference"}
-    units = Units([Block("audit_forgetting", name, seed, one) for name, one in scores.items()])
-    roles = [Arm(YOURS, "baseline", title=titles[YOURS])]
-    roles += [Arm(RETRAIN, "rival", title=titles[RETRAIN])] if other is not None else []
-    statistics = [s for s in _statistics(kept[YOURS]) if computable(s, units)]
-    found = evidence(units, arms=roles, statistics=statistics, metrics=METRICS, draws=draws, seed=seed)
-    found["levels"] = _mend(found["levels"], {side: len(records) for side, records in sets.items()})
-    samples = Samples(units, draws, seed)
-    facts: Row = {
-        "records": {side: len(records) for side, records in sets.items()}, "reference": other is not None,
-        "membership": _membership(found["levels"], samples), "changes": _changes(statistics, samples),
-        "truth": _truth(found["levels"], units), "utility": _utility(found["levels"]),
-        "authors": _authors(units, roles, by, draws, seed),
-    }  # fmt: skip
-    found["verdict"] |= _verdict(found["levels"], facts)
-    passed = {"model": Path(model).name, **{side: Path(p).name for side, p in files.items()},
-              **({"reference": Path(reference).name} if reference is not None else {})}  # fmt: skip
+    scores = {name: UnitScores("record", ids, own, by, cluster=cluster) for name, own in kept.items()}
+    blocks = [Block("audit_forgetting", name, seed, one) for name, one in scores.items()]
+    margin = (margins or {}).get(KNOWN, (margins or {}).get("", MARGIN))
+    found, facts = forgetting_evidence(blocks, draws=draws, seed=seed, margin=margin)
+    counts = {side: len(records) for side, records in sets.items()}
+    passed = {
+        "model": Path(model).name,
+        **{side: Path(p).name for side, p in files.items()},
+        **({"reference": Path(reference).name} if reference is not None else {}),
+    }
     name = Path(model).name
     return write_audit(
         Audit(
-            kind="forgetting", title=f"Audit of what {name} has forgotten", arm_title=titles[YOURS],
+            kind="forgetting",
+            title=f"Audit of what {name} has forgotten",
+            arm_title=TITLES[YOURS],
             asks="what is left of records that should be forgotten, and of those that should stay",
-            data={"name": name, **{f"{side}_records": len(records) for side, records in sets.items()},
-                  "reference": Path(reference).name if reference is not None else "none",
-                  "fingerprint": fingerprint(r for records in sets.values() for r in records)},
+            data={
+                "name": name,
+                **{f"{side}_records": n for side, n in counts.items()},
+                "reference": passed.get("reference", "none"),
+                "fingerprint": fingerprint(r for records in sets.values() for r in records),
+            },
             passed=passed,
             resolved={"template": template, "generate": generate, "batch_size": batch_size, "draws": draws},
-            scores=scores[YOURS], metrics=METRICS, statistics=(), compared=(), facts=facts, warnings=warnings,
+            scores=scores[YOURS],
+            metrics=METRICS,
+            statistics=(),
+            compared=(),
+            facts={"records": counts, **facts},
+            warnings=warnings,
+            evidence=found,
             command=command or _command(Path(model), files, reference, template, generate, batch_size, seed),
-            evidence=found, others=[(RETRAIN, titles[RETRAIN], scores[RETRAIN])] if other is not None else [],
+            others=[(RETRAIN, TITLES[RETRAIN], scores[RETRAIN])] if other is not None else [],
         ),
-        Path(out), seed=seed, draws=draws,
-    )  # fmt: skip
+        Path(out),
+        seed=seed,
+        draws=draws,
+    )
 
 
 # -- files and models -----------------------------------------------------------------------------------------------
@@ -164,16 +194,21 @@ def _records(path: Path, side: str, warnings: list[str]) -> list[Record]:
         warnings.append(f"{path.name}: {plural(again, 'repeated record')} left out.")
     if len(records) < MIN_GROUP:
         raise InputError(
-            f"{path.name} with {plural(len(records), 'record')}", f"{MIN_GROUP} different records or more",
+            f"{path.name} with {plural(len(records), 'record')}",
+            f"{MIN_GROUP} different records or more",
             f"audit the {side} sets of several requests together: fewer records show nothing",
-        )  # fmt: skip
+        )
     return records
 
 
 def _ask(
-    model: Path, reference: Path | str | None, sets: Mapping[str, Sequence[Record]], template: Any, generate: bool,
+    model: Path,
+    reference: Path | str | None,
+    sets: Mapping[str, Sequence[Record]],
+    template: Any,
+    generate: bool,
     batch_size: int,
-) -> tuple[dict[str, Array], dict[str, Array] | None]:  # fmt: skip
+) -> tuple[dict[str, Array], dict[str, Array] | None]:
     """Return scores of the model and of the reference, shape (U,) each, forgotten records first."""
     from upright.language.encoding import refuse_mismatch
     from upright.language.evaluation import Speaker
@@ -195,9 +230,12 @@ def _ask(
 
 
 def _scores(
-    speaker: Any, sets: Mapping[str, Sequence[Record]], own: Mapping[str, Any], reference: Mapping[str, Any],
+    speaker: Any,
+    sets: Mapping[str, Sequence[Record]],
+    own: Mapping[str, Any],
+    reference: Mapping[str, Any],
     generate: bool,
-) -> dict[str, Array]:  # fmt: skip
+) -> dict[str, Array]:
     """Score every set; a metric is NaN in sets that it is not of."""
     from upright.language.evaluation import score_records
 
@@ -205,8 +243,14 @@ def _scores(
     out: dict[str, Array] = {}
     for (side, records), begin, end in zip(sets.items(), ends[:-1], ends[1:], strict=True):
         kind: Any = side
-        found = score_records(speaker, records, side=kind, reading=own[side], rouge=generate,
-                              reference=None if side == "retain" else reference.get(side))  # fmt: skip
+        found = score_records(
+            speaker,
+            records,
+            side=kind,
+            reading=own[side],
+            rouge=generate,
+            reference=None if side == "retain" else reference.get(side),
+        )
         if side == "holdout":
             found["holdout_probability"] = metrics_of.probability(own[side].mean_nll)
         for metric, values in found.items():
@@ -226,9 +270,18 @@ def _remarks(sets: Mapping[str, Sequence[Record]], lost: Sequence[str], referenc
     return found
 
 
-def _groupings(sets: Mapping[str, Sequence[Record]], warnings: list[str]) -> dict[str, list[str]]:
-    """Return the set of each record, and the author of forgotten ones as a number in the order of the file."""
+def _groupings(sets: Mapping[str, Sequence[Record]], warnings: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Return groupings and what records are drawn with, authors as numbers in the order of the files.
+
+    Groupings are the set of each record and the author of forgotten ones.
+    """
     by = {SET: [side for side, records in sets.items() for _ in records]}
+    cluster, few = membership.author_clusters({side: [r.author for r in records] for side, records in sets.items()})
+    if few:
+        warnings.append(
+            f"The {' and '.join(few)} records are of fewer than 6 authors: intervals are of other records of these "
+            "authors, not of other authors."
+        )
     names = [r.author for r in sets["forget"]]
     place = {name: str(i + 1) for i, name in enumerate(dict.fromkeys(n for n in names if n))}
     labels, small = suppress_small([place.get(n, "") for n in names], np.ones(len(names), dtype=bool))
@@ -236,114 +289,206 @@ def _groupings(sets: Mapping[str, Sequence[Record]], warnings: list[str]) -> dic
         warnings.append(f"{plural(len(small), 'author')} with fewer than {MIN_GROUP} forgotten records not shown.")
     if any(labels):
         by["author"] = labels + [""] * (len(by[SET]) - len(labels))
-    return by
+    return by, cluster
 
 
 # -- numbers --------------------------------------------------------------------------------------------------------
 
 
-def _statistics(values: Mapping[str, Array]) -> list[str]:
-    """Return what the evidence holds, the deciding one first."""
-    means = [m for m in METRICS if m in values and not m.startswith("mia_")]
-    found = [_MAIN, *(f"mean:{m}" for m in means if m != "forget_probability"), "utility:retain"]
-    found += [f"membership:{m}" for m in membership.METRICS if m in values]
-    return [*found, "memory_gap:forget_probability", f"ks_distance:{_TRUTH}", f"forget_quality:{_TRUTH}"]
+def forgetting_evidence(
+    blocks: Sequence[Block], *, draws: int = DRAWS, seed: int = 0, margin: float = MARGIN
+) -> tuple[Row, Row]:
+    """Return levels with the verdict, and the facts of the panel.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+        Of the arm `YOURS` and, where there is a reference, of `RETRAIN`.
+    margin : float
+        Smallest difference that matters.
+    """
+    units = Units(blocks)
+    boot, reference = Bootstrap(units, draws, seed), RETRAIN in units.arms
+    roles = [Arm(YOURS, "baseline", title=TITLES[YOURS]), Arm(RETRAIN, "rival", title=TITLES[RETRAIN])]
+    texts = [text for text in _statistics(units) if computable(text, units)]
+    found = evidence(units, arms=roles, statistics=texts, metrics=METRICS, draws=draws, seed=seed, boot=boot)
+    rows = [Level.read(row) for row in found["levels"]]
+    # no reference is compared with itself
+    levels = {(x.statistic, x.arm): x for x in rows if x.arm == YOURS or not (math.isnan(x.value) or x.name in _OWN)}
+    pairs: list[tuple[float, Level]] = []
+    for arm in units.arms:
+        scores = _scored(units, arm)
+        if scores:
+            judged = membership.compare_attacks(units, scores, arm, rng=boot.null_rng("membership"))
+            levels |= {(f"membership:{m}", arm): _distance(boot, m, arm, judged, k) for k, m in enumerate(scores)}
+            pairs += [] if reference else _pairs(judged, dict.fromkeys(scores, "1/2"), levels)
+    pairs += _beyond_reference(boot, levels) if reference else []
+    shown = [level for _, level in sorted(pairs, key=lambda pair: -pair[0])]
+    levels |= {(x.statistic, x.arm): x for x in (*(_changes(boot, texts) if reference else ()), *shown)}
+    said = _verdict(shown or [levels[f"mean:{KNOWN}", YOURS]], levels, reference, margin)
+    found["verdict"] = said.row()
+    found["headline"] = levels[said.primary, YOURS].row()
+    found["levels"] = [x.row() for x in levels.values()]
+    facts = {"reference": reference, "truth": _truth(units), "authors": _authors(blocks, roles, draws, seed)}
+    return found, facts
 
 
-def _mend(levels: Sequence[Row], sizes: Mapping[str, int]) -> list[Row]:
-    """Leave out the reference's distance from itself, count undefined records in their set, add what can be seen."""
+def _statistics(units: Units) -> list[str]:
+    """Return what the evidence holds, the one that a person asks for first."""
+    means = [m for m in METRICS if m in units.metrics and not m.startswith("mia_")]
+    found = [f"mean:{m}" for m in sorted(means, key=lambda m: m != KNOWN)]
+    return [*found, "utility:retain", f"memory_gap:{KNOWN}", f"ks_distance:{TRUTH}", f"forget_quality:{TRUTH}"]
+
+
+def _scored(units: Units, arm: str) -> list[str]:
+    """Return the membership scores that an arm has of forgotten and of held-out records."""
+    known = {m: np.isfinite(units.values(arm, m)) for m in membership.METRICS if m in units.metrics}
+    sides = [units.by[SET] == side for side in ("forget", "holdout")]
+    return [m for m, have in known.items() if all((have & side).any() for side in sides)]
+
+
+def _null_errors(found: Comparisons) -> Array:
+    """Return the standard error of each comparison under chance, shape (K,)."""
+    deviations = np.sqrt((found.averaged.astype(np.float64) ** 2).mean(0))
+    return np.asarray(np.divide(np.abs(found.value), found.score, out=deviations, where=found.score > 0))
+
+
+def _distance(boot: Bootstrap, metric: str, arm: str, found: Comparisons, k: int) -> Level:
+    """Return the level ``|AUC - 1/2|`` of a score, adjusted for all scores; its p is that of what it decides by."""
+    one = parse(f"membership:{metric}", boot, METRICS)
+    have, should = (int(x.any(0).sum()) for x in one.count(arm, None))
+    value, low, high = (float(x[k]) for x in (found.value, found.low, found.high))
+    return Level(
+        statistic=one.text,
+        label=one.label(None),
+        metric=metric,
+        arm=arm,
+        value=abs(value),
+        low=max(min(low, high) if value >= 0 else min(-low, -high), 0.0),
+        high=max(abs(low), abs(high)),
+        better=one.better,
+        n_units=have,
+        n_undefined=should - have,
+        null=Null(float(found.averaged[:, k].mean()), 0.0, float(found.critical * _null_errors(found)[k])),
+        smallest_detectable=float(found.detectable[k]),
+        more={"auc": 0.5 + value, "auc_low": 0.5 + low, "auc_high": 0.5 + high},
+    )
+
+
+def _pairs(found: Comparisons, metrics: Mapping[str, str], levels: Levels) -> list[tuple[float, Level]]:
+    """Return what a model shows of metrics beyond something, signed, each with its T."""
+    pairs = []
+    for k, (m, beyond) in enumerate(metrics.items()):
+        ends: Row = {name: float(getattr(found, name)[k]) for name in ("value", "low", "high", "p")}
+        own, other = (levels.get((f"membership:{m}", arm)) for arm in (YOURS, RETRAIN))
+        level = Level(
+            statistic=f"beyond:{m}",
+            label=f"{METRICS[m].title.replace('Membership score:', 'AUC by')}, beyond {beyond}",
+            metric=m,
+            arm=YOURS,
+            n_units=(own or levels[f"mean:{m}", YOURS]).n_units,
+            smallest_detectable=float(found.detectable[k]),
+            **ends,
+        )
+        if own is not None:
+            state = ("over-unlearned" if _is_over(level) else "told apart") if level.shown else "not told apart"
+            level = dataclasses.replace(level, more={"state": state} | (_leak(own, other) if other else {}))
+        pairs.append((float(found.score[k]), level))
+    return pairs
+
+
+def _leak(own: Level, other: Level) -> Row:
+    return {"privleak": membership.privleak(*(float(np.clip(x.more["auc"], 0.0, 1.0)) for x in (own, other)))}
+
+
+def _beyond_reference(boot: Bootstrap, levels: Levels) -> list[tuple[float, Level]]:
+    """Return every comparison with the reference, adjusted for all of them, each with its T.
+
+    The distance D of the truth ratios has another law than a difference. So its place among the permutations, which
+    are the same, is written as a normal score and joins the others in the maximum.
+    """
+    metrics = {KNOWN: "the reference"}
+    metrics |= {
+        m: "the reference" if (f"membership:{m}", RETRAIN) in levels else "1/2" for m in _scored(boot.units, YOURS)
+    }
+    found = membership.compare_models(boot.units, [*metrics], YOURS, RETRAIN, rng=boot.null_rng("ks_distance"))
+    score, top = found.score, (found.averaged / np.maximum(_null_errors(found), 1e-300)).max(1)
+    truth = levels.get((f"ks_distance:{TRUTH}", YOURS))
+    size: NDArray[Any] = np.zeros(0)
+    if truth is not None and math.isfinite(truth.value):
+        distance = parse(truth.statistic, boot, METRICS)
+        size, *_ = distance.null(YOURS, None) or (size,)
+        n = len(size)
+        score = np.append(score, norm.isf((1 + (size >= truth.value - 1e-12).sum()) / (1 + n) / 2))
+        top = np.maximum(top, norm.isf((n + 1 - rankdata(size, "min")) / n / 2))
+    critical = max(float(np.quantile(top, 1 - LEVEL, method="higher")), Z)
+    p = (1 + (top[:, None] >= score - 1e-9).sum(0)) / (1 + len(top))
+    own, error = slice(len(metrics)), found.detectable / (found.critical + POWER)
+    low, high = found.value - critical * error, found.value + critical * error
+    known = parse(f"mean:{KNOWN}", boot, METRICS)
+    change = known.draws(YOURS, None) - known.draws(RETRAIN, None)
+    (low[0], high[0]), error[0] = change.interval(critical), change.standard_error()  # narrower where much is shown
+    low, high = _adjusted_ends(low, high, p[own])
+    least = (critical + POWER) * error
+    pairs = _pairs(dataclasses.replace(found, low=low, high=high, p=p[own], detectable=least), metrics, levels)
+    if truth is not None and len(size):
+        drawn, far = distance.draws(YOURS, None), float(np.quantile(size, 1 - 2 * norm.sf(critical)))
+        near, top_end = drawn.interval(critical)
+        if truth.value > 1 - 1e-9:  # no draw differs
+            near = float(wilson(1.0, truth.n_clusters or truth.n_units, critical)[0])
+        ends = _adjusted_ends(np.array(near), np.array(top_end), p[-1])
+        null, least_d = Null(float(size.mean()), 0.0, far), far + POWER * drawn.standard_error()
+        changed: Row = {
+            "low": float(ends[0]),
+            "high": float(ends[1]),
+            "p": float(p[-1]),
+            "smallest_detectable": least_d,
+        }
+        pairs.append((float(score[-1]), dataclasses.replace(truth, null=null, **changed)))
+    return pairs
+
+
+def _adjusted_ends(low: Array, high: Array, p: Any) -> tuple[Array, Array]:
+    """Keep ends in [-1, 1] and let them reach 0 where p tells nothing from chance, so that no two words can differ."""
+    low, high = np.where(p < LEVEL, low, np.minimum(low, 0.0)), np.where(p < LEVEL, high, np.maximum(high, 0.0))
+    return low.clip(-1.0, 1.0), high.clip(-1.0, 1.0)
+
+
+def _changes(boot: Bootstrap, texts: Sequence[str]) -> list[Level]:
+    """Return every mean and the utility minus that of the reference; they decide nothing, so they have no p."""
     found = []
-    for level in levels:
-        name = level["statistic"].split(":")[0]
-        if level["arm"] == RETRAIN and (name in PAIRED or math.isnan(level["value"])):
-            continue  # no reference is compared with itself
-        if name == "mean":
-            side = level["metric"].split("_")[0]
-            level["n_undefined"] = sizes[side if side in sizes else "forget"] - level["n_units"]
-        spread = (level["high"] - level["low"]) / (2 * 1.96)
-        if name == "membership":
-            level["smallest_detectable"] = (
-                DETECTABLE * level["null"]["high"] / 1.96
-            )  # the null is that of an AUC of 1/2
-        elif name == "ks_distance":
-            level["smallest_detectable"] = level["null"]["high"] + (DETECTABLE - 1.96) * spread
-        elif name == "memory_gap":
-            level["smallest_detectable"] = DETECTABLE * spread
+    for one in (parse(text, boot, METRICS) for text in texts):
+        if one.name not in ("mean", "utility"):
+            continue
+        change = one.draws(YOURS, None) - one.draws(RETRAIN, None)
+        low, high = change.interval()
+        level = Level(
+            statistic=f"beyond:{one.metric}",
+            label=f"{one.label(None)}, beyond the reference",
+            metric=one.metric,
+            arm=YOURS,
+            value=change.value,
+            low=low,
+            high=high,
+            n_units=int(one.count(YOURS, None)[0].any(0).sum()),
+            smallest_detectable=(Z + POWER) * change.standard_error(),
+        )
         found.append(level)
     return found
 
 
-def _level(levels: Sequence[Row], statistic: str, arm: str = YOURS) -> Row | None:
-    return next((x for x in levels if x["statistic"] == statistic and x["arm"] == arm), None)
-
-
-def _change(one: Array, two: Array) -> Row:
-    """Return the difference of two statistics on the same draws."""
-    change = one - two
-    low, high = intervals.percentile(change[1:], CONFIDENCE)
-    spread = float(np.nanstd(change[1:])) if np.isfinite(change[1:]).any() else math.nan
-    return {"value": float(change[0]), "low": low, "high": high, "smallest_detectable": DETECTABLE * spread}
-
-
-def _changes(statistics: Sequence[str], samples: Samples) -> list[Row]:
-    """Return every mean and the utility minus that of the reference; nothing without one."""
-    if RETRAIN not in samples.units.arms:
-        return []
-    rows = []
-    for text in statistics:
-        one = parse(text, samples.units)
-        if one.name in ("mean", "utility"):
-            about = METRICS.get(one.metric, Metric(one.metric))
-            ends = [samples.of(one, arm, None) for arm in (YOURS, RETRAIN)]
-            rows.append({"statistic": text, "label": one.label(about, [], None), "yours": float(ends[0][0]),
-                         "reference": float(ends[1][0]), **_change(*ends)})  # fmt: skip
-    return rows
-
-
-def _membership(levels: Sequence[Row], samples: Samples) -> list[Row]:
-    """Return the AUC of each membership score, what chance shows, and whether records stand out on either side."""
-    units, rows = samples.units, []
-    for level in levels:
-        if not level["statistic"].startswith("membership:") or level["arm"] != YOURS:
-            continue
-        metric, high = level["metric"], level["null"]["high"]
-        values, sets = units.values(YOURS, metric)[0], units.by[SET][0]
-        exact = membership.membership_auc(values[sets == "forget"], values[sets == "holdout"])
-        row = {"score": metric, "title": METRICS[metric].title.partition(": ")[2], "auc": level["auc"],
-               "low": level["auc_low"], "high": level["auc_high"], "chance_low": 0.5 - high,
-               "chance_high": 0.5 + high, "standard_error": exact.standard_error,
-               "smallest_detectable": level["smallest_detectable"]}  # fmt: skip
-        beside = samples.forgetting.auc(metric, RETRAIN) if RETRAIN in units.arms else np.full(1, np.nan)
-        if math.isfinite(beside[0]):
-            change = _change(samples.forgetting.auc(metric, YOURS), beside)
-            low, top = intervals.percentile(beside[1:], CONFIDENCE)
-            row |= {"reference": {"auc": float(beside[0]), "low": low, "high": top}, "change": change,
-                    "privleak": membership.privleak(level["auc"], float(beside[0]))}  # fmt: skip
-            over = change["value"] <= -FAR and change["high"] < 0
-            known = change["low"] > 0
-        else:
-            over, known = membership.over_unlearned(exact), level["auc"] - 0.5 > high
-        rows.append(row | {"state": "over-unlearned" if over else "told apart" if known else "not told apart"})
-    return rows
-
-
-def _truth(levels: Sequence[Row], units: Units) -> Row | None:
-    """Return both distribution functions of the share of the true answer on a grid, and where they differ most."""
-    level, quality = _level(levels, f"ks_distance:{_TRUTH}"), _level(levels, f"forget_quality:{_TRUTH}")
-    own = units.values(YOURS, _TRUTH)[0] if _TRUTH in units.metrics else np.array([math.nan])
+def _truth(units: Units) -> Row | None:
+    """Return distribution functions of the share of the true answer on a grid, and where the two differ most."""
+    own = units.values(YOURS, TRUTH)[0] if TRUTH in units.metrics else np.array([math.nan])
     if np.isnan(own).all():
         return None
     grid = np.linspace(0.0, 1.0, _GRID)
     found: Row = {"x": grid.tolist(), "yours": _shares(own, grid), "n": int((~np.isnan(own)).sum())}
-    if level is None or quality is None or not math.isfinite(level["value"]):
+    other = units.values(RETRAIN, TRUTH)[0] if RETRAIN in units.arms else np.full_like(own, np.nan)
+    if np.isnan(own + other).all():
         return found
-    other = units.values(RETRAIN, _TRUTH)[0]
-    x, first, second = widest(own, other)
-    return found | {
-        "reference": _shares(other, grid), "at": round(x, 2), "ends": [first, second], "distance": level["value"],
-        "low": level["low"], "high": level["high"], "chance": level["null"]["high"], "p": quality["value"],
-        "smallest_detectable": level["smallest_detectable"],
-    }  # fmt: skip
+    x, *ends = widest(own, other)
+    return found | {"reference": _shares(other, grid), "at": round(x, 2), "ends": ends}
 
 
 def _shares(values: Array, grid: Array) -> list[float]:
@@ -353,124 +498,45 @@ def _shares(values: Array, grid: Array) -> list[float]:
     return shares
 
 
-def _utility(levels: Sequence[Row]) -> Row:
-    rows = [x for x in levels if x["statistic"] == "utility:retain"]
-    return {x["arm"]: {"value": x["value"], "low": x["low"], "high": x["high"], "parts": x["parts"]} for x in rows}
-
-
-def _authors(
-    units: Units, roles: Sequence[Arm], by: Mapping[str, Sequence[str]], draws: int, seed: int
-) -> dict[str, Any] | None:  # fmt: skip
-    """Return means by author of the forgotten records, those that are known best first."""
-    if "author" not in by:
+def _authors(blocks: Sequence[Block], roles: Sequence[Arm], draws: int, seed: int) -> Row | None:
+    """Return means by author of the forgotten records, those that are known best first, with records drawn singly."""
+    if "author" not in blocks[0].scores.by:
         return None
-    texts = [f"mean:{m}:author" for m in ("forget_probability", "extraction_strength") if m in units.metrics]
+    units = Units([dataclasses.replace(b, scores=dataclasses.replace(b.scores, cluster=())) for b in blocks])
+    texts = [f"mean:{m}:author" for m in (KNOWN, "extraction_strength") if m in units.metrics]
     levels = evidence(units, arms=roles, statistics=texts, metrics=METRICS, draws=draws, seed=seed)["levels"]
     rows: dict[str, Row] = {}
     for x in levels:
         row = rows.setdefault(x["group"], {"author": x["group"], "n": x["n_units"]})
         row.setdefault(x["metric"], {})[x["arm"]] = {k: x[k] for k in ("value", "low", "high")}
-    order = sorted(rows.values(), key=lambda r: -r["forget_probability"][YOURS]["value"])
+    order = sorted(rows.values(), key=lambda r: -r[KNOWN][YOURS]["value"])
     return {"rows": order[:MOST_AUTHORS], "authors": len(order)}
 
 
 # -- words ----------------------------------------------------------------------------------------------------------
 
 
-def _ends(row: Mapping[str, Any], sign: bool = False) -> str:
-    form = "+.4f" if sign else ".4f"
-    return f"{row['value']:{form}} [{row['low']:{form}}, {row['high']:{form}}]"
+def _is_over(pair: Level) -> bool:
+    """Whether forgotten records are pushed below the level of unseen ones."""
+    return pair.high < 0 and (pair.metric == KNOWN or pair.value <= -FAR)
 
 
-def _verdict(levels: Sequence[Row], facts: Mapping[str, Any]) -> Row:
-    """Return word, sentence and notes: still known, over-unlearned, told apart, or no trace shown."""
-    main = next(x for x in levels if x["statistic"] == _MAIN and x["arm"] == YOURS)
-    change = next((c for c in facts["changes"] if c["statistic"] == _MAIN), None)
-    loss = next((m for m in facts["membership"] if m["score"] == "mia_loss"), None)
-    truth = facts["truth"] if facts["reference"] else None
-    sentences, states = [], []
-    if change is None:
-        sentences.append(f"Forgotten answers have a probability of {_ends(main)}. {NO_REFERENCE}")
-    else:
-        state = "known" if change["low"] > MARGIN else "over" if change["high"] < -MARGIN else "open"
-        states.append(state)
-        words = {"known": "above", "over": "below", "open": "which is not told from"}[state]
-        sentences.append(
-            f"Forgotten answers have a probability of {main['value']:.4f}, {words} the {change['reference']:.4f} of a "
-            f"model that never saw them (difference {_ends(change, True)})."
-        )
-    if loss is not None:
-        states.append({"over-unlearned": "over", "told apart": "apart", "not told apart": "open"}[loss["state"]])
-        beside = f"that of the reference is {loss['reference']['auc']:.4f}" if "reference" in loss else (
-            f"by chance {loss['chance_low']:.4f} to {loss['chance_high']:.4f}")  # fmt: skip
-        sentences.append(
-            f"The AUC of their loss against held-out records is {loss['auc']:.4f} "
-            f"[{loss['low']:.4f}, {loss['high']:.4f}]; {beside}."
-        )
-    if truth is not None and "distance" in truth:
-        apart = truth["distance"] > truth["chance"]
-        states.append("apart" if apart else "open")
-        side = "beyond" if apart else "within"
-        sentences.append(
-            f"Truth ratios are {truth['distance']:.4f} apart (forget quality p = {truth['p']:.2g}), {side} chance."
-        )
-    word = _word(states, facts["reference"])
-    if word == "over-unlearned":
-        sentences.insert(0, "Over-unlearned, which is a failure: forgotten records are pushed below the level of "
-                            "unseen ones and stand out by that.")  # fmt: skip
-    return {
-        "word": word, "sentence": " ".join(sentences), "cost": _cost(levels, facts),
-        "notes": _notes(levels, facts, change), "not_significant": _quiet(facts), "primary": _MAIN,
-        "cost_statistic": "utility:retain",
-    }  # fmt: skip
-
-
-def _word(states: Sequence[str], reference: bool) -> str:
-    """Return the banner's word; without a reference only a failure is named."""
-    if "over" in states:
-        return "over-unlearned"
-    if "known" in states:
-        return "still known"
-    if "apart" in states:
-        return "told apart"
-    return "no trace shown" if reference else "measured"
-
-
-def _cost(levels: Sequence[Row], facts: Mapping[str, Any]) -> str:
-    """Say what is left of the retained records."""
-    useful = _level(levels, "utility:retain")
+def _verdict(pairs: Sequence[Level], levels: Levels, reference: bool, margin: float) -> Verdict:
+    """Return the verdict, whose word is still known or over-unlearned where the side is shown, else told apart."""
+    seen = [x for x in pairs if x.shown and max(-x.low, x.high) > margin]
+    sided = any(_is_over(x) or (x.metric == KNOWN and x.low > 0) for x in seen)
+    kind, lacking = "still known" if sided else "told apart", [] if reference else [_LEVEL]
+    said = audit_verdict(kind, pairs, margin=margin, unit="record", unmeasured=lacking)
+    steps = said.next_steps
+    if not reference:  # what is lacking is no record
+        hand_in = "Hand in a model that never saw the records, as reference."
+        steps = (*steps[:-1], hand_in) if math.isfinite(pairs[0].p) else (hand_in,)
+    useful = levels.get(("utility:retain", YOURS))
     if useful is None:
-        return ""
-    row = next((c for c in facts["changes"] if c["statistic"] == "utility:retain"), None)
-    against = f"; minus that of the reference {_ends(row, True)}" if row else ""
-    return f"{useful['label']}: {_ends(useful)}{against}."
-
-
-def _notes(levels: Sequence[Row], facts: Mapping[str, Any], change: Row | None) -> list[str]:
-    notes = []
-    if change is not None:
-        gap = _level(levels, "memory_gap:forget_probability")
-        each = f"; record by record the two are {_ends(gap)} apart" if gap else ""
-        notes.append(f"The smallest difference in probability from the reference that could have been shown is "
-                     f"{change['smallest_detectable']:.4f} (80 % power, 5 % two-sided){each}.")  # fmt: skip
-    over = [m["title"] for m in facts["membership"] if m["state"] == "over-unlearned"]
-    if over:
-        notes.append(f"Over-unlearned by these membership scores: {', '.join(over)}.")
-    return notes
-
-
-def _quiet(facts: Mapping[str, Any]) -> list[str]:
-    """Return every comparison that shows nothing, with the smallest effect that it could have shown."""
-    found = [(f"{c['label']}, your model minus the reference: {_ends(c, True)}", c) for c in facts["changes"]
-             if c["low"] <= 0 <= c["high"]]  # fmt: skip
-    found += [(f"Membership by {m['title']}: AUC {m['auc']:.4f} [{m['low']:.4f}, {m['high']:.4f}]", m)
-              for m in facts["membership"] if m["state"] == "not told apart"]  # fmt: skip
-    truth = facts["truth"]
-    if truth is not None and "distance" in truth and truth["distance"] <= truth["chance"]:
-        found.append(
-            (f"Distance of truth ratios: {truth['distance']:.4f}, by chance up to {truth['chance']:.4f}", truth)
-        )
-    return [f"{text}; smallest detectable {row['smallest_detectable']:.4f}" for text, row in found]
+        return dataclasses.replace(said, next_steps=steps)
+    kept = f"{useful.label}: {useful.value:.3f} [{useful.low:.3f}, {useful.high:.3f}]"
+    lines = {**said.lines, "price": kept}
+    return dataclasses.replace(said, next_steps=steps, lines=lines, cost_statistic=useful.statistic)
 
 
 def numbers_of(summary: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -481,16 +547,27 @@ def numbers_of(summary: Mapping[str, Any]) -> list[dict[str, str]]:
         chance = (x["null"] or {}).get("high")
         ends = "none" if x["low"] is None else f"{x['low']:.4f} to {x['high']:.4f}"
         form = ".3g" if x["statistic"].startswith("forget_quality") else ".4f"  # a p-value may be 1e-20
-        rows.append({"number": x["label"], "of": titles[x["arm"]],
-                     "value": "undefined" if x["value"] is None else f"{x['value']:{form}}", "interval": ends,
-                     "by chance": "" if chance is None else f"up to {chance:.4f}"})  # fmt: skip
+        rows.append(
+            {
+                "number": x["label"],
+                "of": titles[x["arm"]],
+                "value": "undefined" if x["value"] is None else f"{x['value']:{form}}",
+                "interval": ends,
+                "by chance": "" if chance is None else f"up to {chance:.4f}",
+            }
+        )
     return rows
 
 
 def _command(
-    model: Path, files: Mapping[str, Path | str], reference: Path | str | None, template: str, generate: bool,
-    batch_size: int, seed: int,
-) -> str:  # fmt: skip
+    model: Path,
+    files: Mapping[str, Path | str],
+    reference: Path | str | None,
+    template: str,
+    generate: bool,
+    batch_size: int,
+    seed: int,
+) -> str:
     words = ["upright", "audit", "forgetting", model.name]
     for side, path in files.items():
         words += [f"--{side}", Path(path).name]

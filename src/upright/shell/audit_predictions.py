@@ -10,11 +10,13 @@ equalized odds       ``true_positive+false_         the same, and ``P(decided c 
 ===================  =============================  ================================================================
 
 ``disparity`` is the largest difference between two groups, over classes; ``client_disparity`` and
-``mean_client_disparity`` are its maximum and mean inside clients. `docs/audit-predictions.md` has files and errors.
+``mean_client_disparity`` are its maximum and mean inside clients. ``gap`` is one pair of groups in one rate, adjusted
+for all pairs and rates: the largest beyond chance decides. `docs/audit-predictions.md` has files and errors.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import shlex
@@ -25,11 +27,15 @@ from typing import Any
 import numpy as np
 
 from upright.contract import Arm, InputError, Metric, UnitScores
+from upright.evidence.bootstrap import DRAWS
+from upright.evidence.compute import evidence, pair_levels
+from upright.evidence.records import Level
+from upright.evidence.units import Block, Units
+from upright.evidence.verdict import Verdict, audit_verdict
 from upright.maths.parity.rates import Criterion
-from upright.metrics.fairness import GroupFairness, fairness_of, tabulate
-from upright.shell.audit import DETECTABLE, MIN_GROUP, YOURS, Audit, suppress_small, write_audit
+from upright.metrics.fairness import GroupFairness, Table, fairness_of
+from upright.shell.audit import MIN_GROUP, YOURS, Audit, suppress_small, write_audit
 from upright.shell.audit_lists import plural, some
-from upright.shell.evidence import DRAWS, evidence
 from upright.shell.places import require_folder
 from upright.shell.predictions import (
     MOST_ROWS,
@@ -40,28 +46,40 @@ from upright.shell.predictions import (
     scores_of,
     unit_table,
 )
-from upright.shell.units import Block, Units
 
-__all__ = ["CRITERIA_OF", "audit_predictions", "gaps_of"]
+__all__ = ["CRITERIA_OF", "audit_predictions", "gaps_of", "metrics_of", "pairs_and_verdict"]
 
 CRITERIA_OF: Mapping[Criterion, tuple[str, str]] = {
-    "demographic_parity": ("predicted", "demographic parity"),
-    "equal_opportunity": ("true_positive", "equal opportunity"),
-    "equalized_odds": ("true_positive+false_positive", "equalized odds"),
+    "demographic_parity": ("predicted", "Demographic parity"),
+    "equal_opportunity": ("true_positive", "Equal opportunity"),
+    "equalized_odds": ("true_positive+false_positive", "Equalized odds"),
 }
-MOST_CLIENTS = 50  # shown in tables of rates, those with the largest gaps
-_METRIC_OF = {"decided": "predicted", "true positive": "true_positive", "false positive": "false_positive"}
+MOST_CLIENTS = 50  # in tables of rates, those with the largest gaps
+_TITLES = {"predicted": "Decided", "true_positive": "True positive rate of", "false_positive": "False positive rate of"}
 _NAMES = ("disparity", "client_disparity", "mean_client_disparity")
 Row = dict[str, Any]
 
 
 def audit_predictions(
-    file: Path | str, *,
-    group: str | Sequence[str], client: str | None = None, label: str | None = None, prediction: str | None = None,
-    proba: str | Sequence[str] | None = None, criterion: Criterion = "demographic_parity", positive: str | None = None,
-    randomised: bool = False, least: int = 30, ids: str | None = None, out: Path | str, seed: int = 0,
-    draws: int = DRAWS, command: str | None = None,
-) -> Path:  # fmt: skip
+    file: Path | str,
+    *,
+    group: str | Sequence[str],
+    client: str | None = None,
+    label: str | None = None,
+    person: str | None = None,
+    prediction: str | None = None,
+    proba: str | Sequence[str] | None = None,
+    criterion: Criterion = "demographic_parity",
+    positive: str | None = None,
+    randomised: bool = False,
+    least: int = 30,
+    ids: str | None = None,
+    out: Path | str,
+    seed: int = 0,
+    draws: int = DRAWS,
+    margins: Mapping[str, float] | None = None,
+    command: str | None = None,
+) -> Path:
     """Compare groups in how they are decided, and return the folder of the audit.
 
     Parameters
@@ -71,8 +89,8 @@ def audit_predictions(
     group : str or sequence of str
         Columns of groups: ``A,B`` each by itself, ``A*B`` their product and each by itself. The first one decides the
         verdict.
-    client, label, ids : str, optional
-        Columns of clients, of true classes and of ids.
+    client, label, person, ids : str, optional
+        Columns of clients, of true classes, of whose rows they are, and of ids. Rows of one person count together.
     prediction, proba : str, or sequence of str
         Column of decided classes, or columns of probabilities in the order of classes (``no=a,yes=b`` names them).
     criterion : str
@@ -87,6 +105,8 @@ def audit_predictions(
         Folder in which the audit's folder is made.
     seed, draws : int
         Of the bootstrap and the permutations.
+    margins : mapping of metric to float, optional
+        Smallest gap that matters, '' for any.
     command : str, optional
         What the report says to repeat it.
 
@@ -100,78 +120,79 @@ def audit_predictions(
     InputError
         For everything that is wrong with the file; no folder is made then.
     """
-    path = Path(file)
-    columns = named_columns(proba) if proba is not None else []
-    _check(criterion, label, prediction, columns, randomised, least, draws)
+    path, columns = Path(file), named_columns(proba) if proba is not None else []
+    named = {"client": client, "label": label, "person": person, "prediction": prediction, "ids": ids}
+    _check(criterion, named, columns, randomised, least, draws)
     require_folder(Path(out))
     groupings = groupings_of(group)
-    cases = read_cases(path, groupings=groupings, client=client, label=label, prediction=prediction, proba=columns,
-                       randomised=randomised, ids=ids)  # fmt: skip
+    cases = read_cases(path, groupings=groupings, proba=columns, randomised=randomised, **named)
     warnings = list(cases.warnings)
-    by, left = _groups(cases, warnings, groupings)
+    by = _groups(cases, warnings, groupings)
+    left = {name: list(groupings[name]) for name in by}
     if positive is not None and positive not in cases.classes:
         raise InputError(f"--positive {positive!r}", ", ".join(map(repr, cases.classes)), "name one of the classes")
     last = [cases.classes[-1]] if len(cases.classes) == 2 else list(cases.classes)
     compared = [positive] if positive is not None else last
-    values = scores_of(cases, [cases.classes.index(one) for one in compared])
+    values = scores_of(cases, compared)
     if cases.client is not None:
         by["client"] = cases.client
     if cases.label is not None:
         by["label"] = [cases.classes[c] for c in cases.label]
-    computed = list(CRITERIA_OF) if cases.label is not None else [criterion]
-    wanted = [criterion, *(c for c in computed if c != criterion)]
-    scores = UnitScores("row", cases.ids, values, by)
-    found = evidence(
-        Units([Block("audit_predictions", YOURS, seed, scores)]), arms=[Arm(YOURS, "baseline", title="your decisions")],
-        statistics=_statistics(list(left), wanted, values, cases.client is not None, compared),
-        metrics=_metrics(values), draws=draws, seed=seed,
-    )  # fmt: skip
-    found["levels"] = [r for r in found["levels"] if not _rests_on_few(r)]
-    tables = [_fairness(cases, by, name, c, compared, seed, draws, least) for name in left for c in wanted]
-    for name, c, one in tables:
-        _detectable(found["levels"], name, c, one)
-    for level in found["levels"]:
-        if level["grouping"] in groupings:  # one of one column is called group, which says little
-            own = _named(groupings[level["grouping"]])
-            level["label"] = level["label"].replace(f" groups of {level['grouping']}", f" groups of {own}")
-    facts = [_same_ends(_facts(name, c, one), found["levels"]) for name, c, one in tables]
-    name, _, top = tables[0]
-    found["verdict"] |= _verdict(found["levels"], tables, groupings, criterion)
-    if cases.client is not None:
-        found["verdict"]["notes"] += _client_notes(top, least)
-    n = len(cases.h)
-    if n > MOST_ROWS:
+    criteria = list(dict.fromkeys([criterion, *(CRITERIA_OF if cases.label is not None else ())]))
+    scores, metrics = UnitScores("row", cases.ids, values, by, cluster=cases.person), metrics_of([*values])
+    units = Units([Block("", YOURS, seed, scores)])
+    statistics = _statistics([*left], criteria, compared, units)
+    arms = [Arm(YOURS, "baseline", title="your decisions")]
+    found = evidence(units, arms=arms, statistics=statistics, metrics=metrics, draws=draws, seed=seed)
+    tables = {
+        (name, c): fairness_of(_table(units, name, c, compared), observations=least, seed=seed)
+        for name in left
+        for c in criteria
+    }
+    few = {
+        f"disparity:{CRITERIA_OF[c][0]}:{name}" for (name, c), one in tables.items() if _is_few(one.gaps[0]["smallest"])
+    }
+    found["levels"] = [
+        row for row in found["levels"] if row["statistic"] not in few and not (row["group"] and _is_few(row["n_units"]))
+    ]
+    grouping = next(iter(left))
+    pairs, said = pairs_and_verdict(tables[grouping, criterion], grouping, metrics, margins or {})
+    found["levels"] += [level.row() for level in pairs]
+    found["headline"] = said.headline.row() if pairs and said.headline else None
+    found["verdict"] = said.row() | ({} if pairs else {"primary": statistics[0]})
+    if len(cases.h) > MOST_ROWS:
         warnings.append(
             f"With more than {MOST_ROWS} rows, units.parquet holds one unit a cell with its number of rows."
         )
-    given = {"group": group, "client": client, "label": label, "prediction": prediction, "proba": proba,
-             "positive": positive, "id": ids}  # fmt: skip
-    passed = {"file": path.name, **{k: v for k, v in given.items() if v is not None}}
-    asks = f"whether groups of {_named(groupings[name])} are decided alike"
-    return write_audit(
-        Audit(
-            kind="predictions", title=f"Audit of the decisions in {path.name}", arm_title="your decisions", asks=asks,
-            data={"name": path.name, "rows": n, "classes": list(cases.classes),
-                  "clients": len(set(cases.client)) if cases.client is not None else 0,
-                  "groups": {g: len(set(by[g]) - {""}) for g in left}, "fingerprint": _fingerprint(path)},
-            passed=passed,
-            resolved={"groupings": {g: list(groupings[g]) for g in left}, "criterion": criterion,
-                      "classes": list(cases.classes), "compared": compared, "randomised": randomised, "least": least,
-                      "draws": draws},
-            scores=unit_table(cases, by, values), metrics=_metrics(values), statistics=(), compared=(),
-            facts={"criterion": criterion, "groupings": {g: list(groupings[g]) for g in left}, "least": least,
-                   "classes": list(cases.classes), "compared": compared, "fairness": facts, "rows": n},
-            warnings=warnings, command=command or _command(path, given, criterion, randomised, least, seed),
-            evidence=found,
-        ),
-        Path(out), seed=seed, draws=draws,
-    )  # fmt: skip
+    data = {"name": path.name, "rows": len(cases.h), "classes": list(cases.classes)}
+    data |= {"clients": len(set(cases.client or ())), "persons": len(set(cases.person))}
+    data |= {"groups": {name: len(set(by[name]) - {""}) for name in left}, "fingerprint": _fingerprint(path)}
+    passed = {"file": path.name, "group": group, **named, "proba": proba, "positive": positive}
+    passed = {option: value for option, value in passed.items() if value is not None}
+    shared = {"groupings": left, "criterion": criterion, "compared": compared, "least": least}
+    audit = Audit(
+        kind="predictions",
+        title=f"Audit of the decisions in {path.name}",
+        arm_title="your decisions",
+        asks=f"whether groups of {_named(groupings[grouping])} are decided alike",
+        data=data,
+        passed=passed,
+        resolved={**shared, "classes": list(cases.classes), "randomised": randomised, "draws": draws},
+        scores=unit_table(cases, by, values),
+        metrics=metrics,
+        statistics=(),
+        compared=(),
+        facts={**shared, "fairness": [_facts(*names, one) for names, one in tables.items()]},
+        warnings=warnings,
+        command=command or _command(passed, criterion, randomised, least, seed),
+        evidence=found,
+    )
+    return write_audit(audit, Path(out), seed=seed, draws=draws)
 
 
 def _check(
-    criterion: str, label: str | None, prediction: str | None, proba: Sequence[str], randomised: bool, least: int,
-    draws: int,
-) -> None:  # fmt: skip
+    criterion: str, named: Mapping[str, str | None], proba: Sequence[str], randomised: bool, least: int, draws: int
+) -> None:
     """Refuse options that do not fit together before a file is read."""
     for name, number, low in (("least", least, MIN_GROUP), ("draws", draws, 2)):
         if isinstance(number, bool) or not isinstance(number, int) or number < low:
@@ -180,22 +201,19 @@ def _check(
             )
     if criterion not in CRITERIA_OF:
         raise InputError(f"criterion {criterion!r}", ", ".join(CRITERIA_OF), "name one of them")
-    if (prediction is None) == (not proba):
+    if (named["prediction"] is None) == (not proba):
         got = "both --prediction and --proba" if proba else "neither --prediction nor --proba"
         raise InputError(got, "decided classes, or probabilities of every class", "give one of the two")
     if randomised and not proba:
         raise InputError("--randomised with --prediction", "--randomised with --proba", "give the probabilities")
-    if label is None and criterion != "demographic_parity":
+    if named["label"] is None and criterion != "demographic_parity":
         todo = "pass --label, or take demographic_parity, which needs none"
         raise InputError(f"criterion {criterion!r} without --label", "a column of true classes", todo)
 
 
-def _groups(
-    cases: Cases, warnings: list[str], groupings: Mapping[str, Sequence[str]]
-) -> tuple[dict[str, Sequence[str]], list[str]]:
-    """Return groupings without groups of fewer than five rows, and the names of those that can be compared."""
+def _groups(cases: Cases, warnings: list[str], groupings: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Return groupings that can be compared, without groups of fewer than five rows."""
     by: dict[str, Sequence[str]] = {}
-    kept = []
     for name, labels in cases.groups.items():
         clean, small = suppress_small(labels, np.ones(len(labels), dtype=bool))
         if small:
@@ -204,205 +222,137 @@ def _groups(
         groups = sorted(set(clean) - {""})
         if len(groups) > 1:
             by[name] = clean
-            kept.append(name)
-        elif not kept and not by and name == next(iter(cases.groups)):
+        elif name == next(iter(cases.groups)):
             which = f"one group, {groups[0]!r}," if groups else "no group"
             raise InputError(
                 f"{cases.path.name}: {_named(groupings[name])} has {which} of at least {MIN_GROUP} rows",
-                f"at least 2 groups of {MIN_GROUP} rows", "name another column with --group, or merge small groups",
-            )  # fmt: skip
+                f"at least 2 groups of {MIN_GROUP} rows",
+                "name another column with --group, or merge small groups",
+            )
         else:
             warnings.append(f"{_named(groupings[name])} has fewer than two groups, so nothing was compared there.")
-    return by, kept
+    return by
 
 
 def _named(columns: Sequence[str]) -> str:
     return " and ".join(map(repr, columns))
 
 
-def _statistics(
-    groupings: Sequence[str], criteria: Sequence[Criterion], values: Mapping[str, Any], clients: bool,
-    compared: Sequence[str],
-) -> list[str]:  # fmt: skip
+def _statistics(left: Sequence[str], criteria: Sequence[Criterion], compared: Sequence[str], units: Units) -> list[str]:
     """Return what the evidence holds: rates by group of the deciding criterion first, for that is drawn beside it."""
-    names = _NAMES if clients else _NAMES[:1]
-    prefixes = list(dict.fromkeys(p for c in criteria for p in CRITERIA_OF[c][0].split("+")))
-    metrics = [f"{p}/{c}" for p in prefixes for c in compared] + (["accuracy"] if "accuracy" in values else [])
-    found = [f"{name}:{CRITERIA_OF[c][0]}:{g}" for g in groupings for c in criteria for name in names]
-    return found + [f"mean:{m}:{g}" for g in groupings for m in metrics] + [f"mean:{m}" for m in metrics]
+    names = _NAMES if "client" in units.by else _NAMES[:1]
+    kinds = dict.fromkeys(kind for c in criteria for kind in CRITERIA_OF[c][0].split("+"))
+    rates = [f"{kind}/{one}" for kind in kinds for one in compared] + ["accuracy"] * ("accuracy" in units.metrics)
+    found = [f"{name}:{CRITERIA_OF[c][0]}:{g}" for g in left for c in criteria for name in names]
+    return found + [f"mean:{m}:{g}" for g in left for m in rates] + [f"mean:{m}" for m in rates]
 
 
-def _metrics(values: Mapping[str, Any]) -> dict[str, Metric]:
-    words = {"predicted": "Decided", "true_positive": "True positive rate,", "false_positive": "False positive rate,"}
-    found = {"accuracy": Metric("accuracy", title="Accuracy")}
-    for name in values:
-        kind, slash, cls = name.partition("/")
-        if slash:
-            found[name] = Metric(name, title=f"{words[kind]} {cls!r}")
-    for prefix, title in CRITERIA_OF.values():
-        found[prefix] = Metric(prefix, "lower", title=title[:1].upper() + title[1:])
+def metrics_of(names: Sequence[str]) -> dict[str, Metric]:
+    """Return titles of rates, accuracy and criteria."""
+    found = {prefix: Metric(prefix, "lower", title=title) for prefix, title in CRITERIA_OF.values()}
+    for name in names:
+        kind, _, one = name.partition("/")
+        found[name] = Metric(name, title=f"{_TITLES[kind]} {one!r}" if one else "Accuracy")
     return found
 
 
-def _fairness(
-    cases: Cases, by: Mapping[str, Sequence[str]], grouping: str, criterion: Criterion, compared: Sequence[str],
-    seed: int, draws: int, least: int,
-) -> tuple[str, Criterion, GroupFairness]:  # fmt: skip
-    """Rates, gaps, small cells and conflicts of one grouping, over rows that have a group."""
-    group = np.asarray(by[grouping], dtype=object)
-    rows = np.flatnonzero(group != "")
-    decided = cases.h[rows] if cases.randomised else [cases.classes[c] for c in cases.h[rows].argmax(axis=1)]
-    label = None if cases.label is None else [cases.classes[c] for c in cases.label[rows]]
-    client = None if cases.client is None else [cases.client[i] for i in rows.tolist()]
-    table = tabulate(decided, group[rows], labels=label, clients=client, names=cases.classes)
-    return (
-        grouping,
-        criterion,
-        fairness_of(table, criterion, classes=compared, draws=draws, seed=seed, observations=least),
+def _table(units: Units, grouping: str, criterion: Criterion, compared: Sequence[str]) -> Table:
+    rates = [(kind, one) for one in compared for kind in CRITERIA_OF[criterion][0].split("+")]
+    values = np.stack([units.values(YOURS, f"{kind}/{one}")[0] for kind, one in rates], axis=-1)
+    groups, group = units.codes(grouping)
+    clients, client = units.codes("client") if "client" in units.by else ([], np.zeros_like(group))
+    return Table(values, rates, group[0], client[0], units.cluster, groups, clients)
+
+
+# -- what is shown --------------------------------------------------------------------------------------------------
+
+
+def pairs_and_verdict(
+    found: GroupFairness, grouping: str, metrics: Mapping[str, Metric], margins: Mapping[str, float]
+) -> tuple[list[Level], Verdict]:
+    """Return every pair of groups over all rows, the largest T first, and the verdict.
+
+    Rates of a group in fewer than `MIN_GROUP` rows are not measured. Who is too small to judge takes no part in the
+    ratio of rates.
+    """
+    groups, n = found.table.groups, found.cells[0, :, 0, :-1].astype(np.int64)  # (M, G)
+    names = [f"{kind}/{one}" for kind, one in found.table.rates]
+    few = [n[m, [a, b]].min() < MIN_GROUP for _, m, a, b in found.pairs.of]
+    pairs = dataclasses.replace(found.pairs, value=np.where(few, np.nan, found.pairs.value))
+    levels = pair_levels(
+        pairs,
+        arm=YOURS,
+        groups=groups,
+        metrics=[metrics[name] for name in names],
+        grouping=grouping,
+        sizes={(name, g): int(n[m, k]) for m, name in enumerate(names) for k, g in enumerate(groups)},
     )
+    small, metric = pairs.small_groups(), levels[0].metric if levels else names[0]
+    m = names.index(metric)
+    rates = [found.cells[1, m, 0, g] for g in range(len(groups)) if n[m, g] >= MIN_GROUP and g not in small]
+    said = audit_verdict(
+        "gap shown",
+        levels,
+        margin=margins.get(metric, margins.get("", metrics[metric].margin)),
+        ratio=min(rates) / max(rates) if len(rates) > 1 and max(rates) > 0 else None,
+        too_small=[(groups[g], least) for g, least in small.items()],
+        unit="row",
+        unmeasured=[f"{metrics[names[m]].title} for {groups[g]}" for m, g in np.argwhere(n < MIN_GROUP)],
+    )
+    clients = {"clients": _inside(found)} if found.inside else {}
+    return levels, dataclasses.replace(said, lines={**said.lines, **clients})
 
 
-def _detectable(levels: Sequence[Row], grouping: str, criterion: Criterion, found: GroupFairness) -> None:
-    """Write the smallest gap that could have been shown beside each disparity: 2.8 standard errors at its place."""
-    sizes = dict(zip(_NAMES, (found.summary["pairwise"][k] for k in ("global", "max", "mean")), strict=True))
-    for level in levels:
-        name, *rest = level["statistic"].split(":")
-        size = sizes.get(name)
-        if size is not None and rest == [CRITERIA_OF[criterion][0], grouping] and level["group"] is None:
-            level["smallest_detectable"] = DETECTABLE * size["standard_error"]
+def _inside(found: GroupFairness) -> str:
+    """Say at which clients a gap is shown, adjusted for all of them, and how many of their cells are small."""
+    inside: Any = found.inside
+    shown = [one for one, shown in zip(inside.of, inside.shown, strict=True) if shown]
+    homes = dict.fromkeys(h for h, m, *pair in shown if found.cells[0, m, h + 1, pair].min() >= MIN_GROUP)
+    words = [f"gap shown at {some([found.table.clients[h] for h in homes])}" if homes else "no gap shown"]
+    against = len({row["client"] for row in found.conflicts})
+    words += [f"at {plural(against, 'client')} the other way than over all rows"] * bool(against)
+    small = sum(row["client"] is not None for row in found.small)
+    words += [f"{plural(small, 'cell')} may hold no more than {found.observations} rows"] * bool(small)
+    return "; ".join(words)
 
 
 def _facts(grouping: str, criterion: Criterion, found: GroupFairness) -> Row:
     """Return the tables of one grouping and criterion, numbers of cells under five rows left out."""
-    wide = [r for r in found.gaps if r["client"] is not None and r["gap"] == "pairwise"]
-    wide.sort(key=lambda r: (-r["value"] if math.isfinite(r["value"]) else math.inf, str(r["client"])))
-    shown = {None, *(r["client"] for r in wide[:MOST_CLIENTS])}
+    gaps, rates = found.gaps, found.by_group
+    wide = sorted(gaps[1:], key=lambda r: -r["value"] if math.isfinite(r["value"]) else math.inf)
+    shown = {None, *(row["client"] for row in wide[:MOST_CLIENTS])}
+    rates = [_cut(row, row["n"], "n", "rate", "low", "high") for row in rates if row["client"] in shown]
     return {
-        "grouping": grouping, "criterion": criterion, "groups": list(found.groups), "clients": len(found.clients),
-        "summary": {kind: dict(sizes) for kind, sizes in found.summary.items()},
-        "gaps": [_cut(r, r["smallest"], "value", "low", "high", "standard_error", "smallest") for r in found.gaps],
-        "by_group": [_cut(r, r["n"], "n", "rate", "low", "high") for r in found.by_group if r["client"] in shown],
-        "overall": [_cut(r, r["n"], "n", "rate", "low", "high") for r in found.overall if r["client"] in shown],
-        "small": [_cut(r, r["n"], "n", "need") for r in found.small], "conflicts": list(found.conflicts),
-        "clients_shown": min(len(wide), MOST_CLIENTS),
-    }  # fmt: skip
+        "grouping": grouping,
+        "criterion": criterion,
+        "groups": found.table.groups,
+        "clients": len(found.table.clients),
+        "gaps": [_cut(row, row["smallest"], "value", "low", "high", "p", "smallest") for row in gaps],
+        "by_group": [row for row in rates if row["group"] is not None],
+        "overall": [row for row in rates if row["group"] is None],
+        "small": [_cut(row, row["n"], "n", "rate", "low", "high", "need") for row in found.small],
+        "conflicts": found.conflicts,
+    }
 
 
-def _same_ends(facts: Row, levels: Sequence[Row]) -> Row:
-    """Give numbers that the evidence holds too the intervals of the evidence, so that a page says each once."""
-    ends = {(r["statistic"], r["group"]): {k: r[k] for k in ("low", "high")} for r in levels}
-    prefix, grouping = CRITERIA_OF[facts["criterion"]][0], facts["grouping"]
-    for name, key in zip(_NAMES, ("global", "max", "mean"), strict=True):
-        size = facts["summary"]["pairwise"][key]
-        if size is not None:
-            facts["summary"]["pairwise"][key] = size | ends.get((f"{name}:{prefix}:{grouping}", None), {})
-    for row in facts["by_group"]:
-        if row["client"] is None and not row["few"]:
-            metric = f"{_METRIC_OF[row['stratum']]}/{row['class']}"
-            row |= ends.get((f"mean:{metric}:{grouping}", row["group"]), {})
-    return facts
+def _is_few(n: int) -> bool:
+    """Whether a number rests on one to four rows, which says too much about each."""
+    return 0 < n < MIN_GROUP
 
 
-def _cut(row: Mapping[str, Any], n: int, *keys: str) -> Row:
-    """Return a row whose numbers are taken out when it rests on one to four rows."""
-    few = 0 < n < MIN_GROUP
-    return {**row, **dict.fromkeys(keys if few else ()), "few": few}
-
-
-# -- words ----------------------------------------------------------------------------------------------------------
-
-
-def _rests_on_few(row: Mapping[str, Any]) -> bool:
-    """Whether a level is the mean of one to four rows, which says too much about each."""
-    mean = row["statistic"].startswith("mean:") and row["group"] is not None
-    return bool(mean and 0 < row["n_units"] < MIN_GROUP)
-
-
-def _level(levels: Sequence[Row], name: str, criterion: Criterion, grouping: str) -> Row:
-    text = f"{name}:{CRITERIA_OF[criterion][0]}:{grouping}"
-    return next(r for r in levels if r["statistic"] == text and r["group"] is None)
-
-
-def _ends(row: Mapping[str, Any]) -> str:
-    return f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]"
-
-
-def _side(row: Mapping[str, Any]) -> str:
-    """Whether a disparity is more than permuted groups show."""
-    null = row["null"]
-    side = "outside" if row["value"] > null["high"] else "inside"
-    return (f"{side} what random groups would show (on average {null['expected_abs']:.4f}, in 95 % of cases below "
-            f"{null['high']:.4f})")  # fmt: skip
-
-
-def _verdict(
-    levels: Sequence[Row], tables: Sequence[tuple[str, Criterion, GroupFairness]],
-    groupings: Mapping[str, Sequence[str]], criterion: Criterion,
-) -> Row:  # fmt: skip
-    """Return word, sentence and notes: the largest gap of the deciding criterion, where, and what chance would show."""
-    grouping, _, top = tables[0]
-    columns = groupings[grouping]
-    title, main = CRITERIA_OF[criterion][1], _level(levels, "disparity", criterion, grouping)
-    notes: list[str] = []
-    primary = {"primary": f"disparity:{CRITERIA_OF[criterion][0]}:{grouping}", "cost_statistic": None}
-    if not math.isfinite(main["value"]):
-        sentence = f"No two groups of {_named(columns)} can be compared in {title}."
-        return {"word": "measured", "sentence": sentence, "notes": notes, "not_significant": [], **primary}
-    place = next(r for r in top.gaps if r["client"] is None and r["gap"] == "pairwise")
-    where = {"decided": f"decided {place['class']!r}", "true positive": f"decided {place['class']!r} when that is the "
-             "label", "false positive": f"decided {place['class']!r} when it is not the label"}  # fmt: skip
-    sentence = (
-        f"The largest gap in {title} between groups of {_named(columns)} is {_ends(main)}: {place['first']!r} is more "
-        f"often {where[place['stratum']]} than {place['second']!r}. That is {_side(main)}; the smallest gap that this "
-        f"table could have shown is {main['smallest_detectable']:.4f}."
-    )
-    if place["smallest"] < MIN_GROUP:
-        notes.append(f"This gap rests on a cell of fewer than {MIN_GROUP} rows.")
-    if any(r["statistic"].startswith("client_disparity:") for r in levels):
-        worst, mean = (_level(levels, name, criterion, grouping) for name in _NAMES[1:])
-        if math.isfinite(worst["value"]):
-            notes.append(f"Inside clients the gap is at most {_ends(worst)}, {_side(worst)}. Its mean over clients is "
-                         f"{_ends(mean)}, {_side(mean)}.")  # fmt: skip
-    shown = main["value"] > main["null"]["high"] and main["low"] > 0.0
-    quiet = [f"{r['label']}: {_ends(r)}, {_side(r)}" for r in levels if r["statistic"].split(":")[0] in _NAMES
-             and r["group"] is None and r["null"] and not r["value"] > r["null"]["high"]]  # fmt: skip
-    for name, c, one in tables:
-        if one.conflicts:
-            many = plural(len({r["client"] for r in one.conflicts}), "client")
-            notes.append(
-                f"In {CRITERIA_OF[c][1]} by {_named(groupings[name])}, gaps at {many} point the other way than overall."
-            )
-    return {"word": "gap shown" if shown else "no gap shown", "sentence": sentence, "notes": notes,
-            "not_significant": quiet, **primary}  # fmt: skip
-
-
-def _client_notes(found: GroupFairness, least: int) -> list[str]:
-    worst = found.summary["pairwise"]["max"]
-    place = next((r for r in found.gaps if worst and r["client"] == worst["client"] and r["gap"] == "pairwise"), None)
-    notes = []
-    if place is not None and 0 < place["smallest"] < MIN_GROUP:
-        notes.append(f"The largest gap inside a client rests on a cell of fewer than {MIN_GROUP} rows.")
-    elif place is not None and place["first"] is not None:
-        cell = plural(place["smallest"], "row")
-        notes.append(f"The client with the largest gap is {place['client']!r}; its smaller cell there has {cell}.")
-    small = sum(r["client"] is not None for r in found.small)
-    if small:
-        notes.append(f"{plural(small, 'cell')} of clients and groups may hold no more than {least} rows: too few to "
-                     "certify a gap there.")  # fmt: skip
-    return notes
+def _cut(row: Row, n: int, *keys: str) -> Row:
+    """Return a row without the numbers that rest on few rows."""
+    return {**row, **dict.fromkeys(keys if _is_few(n) else ()), "few": _is_few(n)}
 
 
 def gaps_of(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the disparities of a summary as a terminal shows them."""
+    """Return the gaps of a summary as a terminal shows them."""
     rows = []
-    for level in summary["evidence"]["levels"]:
-        name = level["statistic"].split(":")[0]
-        if name in _NAMES and level["group"] is None:
-            null = level["null"] or {}
-            numbers = [level["value"], level["low"], level["high"], null.get("high")]
-            shown = [f"{v:.4f}" if v is not None else "undefined" for v in numbers]
-            rows.append({"gap": level["label"], "value": shown[0], "interval": f"{shown[1]} to {shown[2]}",
-                         "by chance": f"up to {shown[3]}"})  # fmt: skip
+    for level in map(Level.read, summary["evidence"]["levels"]):
+        if level.name == "gap" or (level.name in _NAMES and level.group is None):
+            numbers = (level.value, level.low, level.high, level.p)
+            value, low, high, p = (f"{number:.4f}" if math.isfinite(number) else "undefined" for number in numbers)
+            rows.append({"gap": level.label, "value": value, "interval": f"{low} to {high}", "by chance": f"p = {p}"})
     return rows
 
 
@@ -411,12 +361,9 @@ def _fingerprint(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _command(
-    path: Path, given: Mapping[str, Any], criterion: str, randomised: bool, least: int, seed: int
-) -> str:  # fmt: skip
-    words = ["upright", "audit", "predictions", path.name]
-    for option, value in given.items():
-        if value is not None:
-            words += [f"--{option}", value if isinstance(value, str) else ",".join(value)]
+def _command(passed: Mapping[str, Any], criterion: str, randomised: bool, least: int, seed: int) -> str:
+    words = ["upright", "audit", "predictions", passed["file"]]
+    for option, value in list(passed.items())[1:]:
+        words += [f"--{'id' if option == 'ids' else option}", value if isinstance(value, str) else ",".join(value)]
     words += ["--criterion", criterion, *(["--randomised"] if randomised else []), "--least", str(least)]
     return shlex.join([*words, "--seed", str(seed)])

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upright.contract import InputError, Metric, UnitScores
-from upright.maths import intervals
+from upright.evidence.bootstrap import DRAWS, Bootstrap
+from upright.evidence.units import Block, Units
+from upright.maths.resampling import ratio_of_sums
 from upright.metrics.ranking import coverage, gini, ranks_by_expectation
-from upright.shell.audit import MIN_GROUP, Audit, suppress_small, user_draws, write_audit
+from upright.shell.audit import MIN_GROUP, YOURS, Audit, suppress_small, write_audit
 from upright.shell.audit_lists import (
     BINS,
     Catalogue,
@@ -43,7 +45,6 @@ from upright.shell.audit_lists import (
     some,
     users_without_list,
 )
-from upright.shell.evidence import CONFIDENCE, DRAWS
 from upright.shell.places import require_folder
 
 __all__ = ["audit_ranking"]
@@ -109,17 +110,16 @@ def _exposure(
     expo: Array, names: Sequence[str], of_item: Array, item_bin: Ints, draws: int, seed: int
 ) -> list[dict[str, Any]]:
     """Share of list places per bin with an interval over users; `expo` (U, B) places, `of_item` (I,) appearances."""
-    sums = user_draws(expo, draws, seed, "exposure")
-    share = sums / sums.sum(axis=1, keepdims=True)
+    boot = Bootstrap(Units([Block("", YOURS, seed, UnitScores("user", range(len(expo)), {}))]), draws, seed)
+    sums = boot.sums(np.stack([*expo.T, expo.sum(axis=1)])[:, None])  # (B + 1, 1 + draws, 1)
     rows = []
     for b, name in enumerate(names):
-        low, high = intervals.percentile(share[1:, b], CONFIDENCE)
+        share = boot.draws(ratio_of_sums, sums[[b, -1]], np.ones((1, len(expo)), dtype=bool))
+        low, high = np.clip(share.interval(), 0.0, 1.0).tolist()
         own = of_item[item_bin == b]
-        rows.append({
-            "bin": name, "items": len(own), "share_of_items": len(own) / len(of_item),
-            "share_of_exposure": float(share[0, b]), "low": low, "high": high, "coverage": coverage(own),
-            "gini": gini(own),
-        })  # fmt: skip
+        row = {"bin": name, "items": len(own), "share_of_items": len(own) / len(of_item)}
+        row |= {"share_of_exposure": share.value, "low": low, "high": high}
+        rows.append(row | {"coverage": coverage(own), "gini": gini(own)})
     return rows
 
 
@@ -190,10 +190,20 @@ def _by_items(catalogue: Catalogue, rows: _Rows, k: int, draws: int, seed: int) 
 
 
 def audit_ranking(
-    lists: Path, *, held_out: Path | None = None, users: Path | None = None, items: Path | None = None, k: int = 10,
-    out: Path, group: str | None = None, seed: int = 0, missing: Literal["error", "zero"] = "error", draws: int = DRAWS,
+    lists: Path,
+    *,
+    held_out: Path | None = None,
+    users: Path | None = None,
+    items: Path | None = None,
+    k: int = 10,
+    out: Path,
+    group: str | None = None,
+    seed: int = 0,
+    missing: Literal["error", "zero"] = "error",
+    draws: int = DRAWS,
     command: str | None = None,
-) -> Path:  # fmt: skip
+    margins: Mapping[str, float] | None = None,
+) -> Path:
     """Audit ranked lists and return the folder of the audit.
 
     Parameters
@@ -221,6 +231,8 @@ def audit_ranking(
         Bootstrap draws.
     command : str, optional
         What the report says to repeat it.
+    margins : mapping of metric to float, optional
+        Smallest gaps that matter; '' for all metrics but popularity, whose scale is another.
 
     Returns
     -------
@@ -242,8 +254,11 @@ def audit_ranking(
     if group is not None and users is None:
         raise InputError(f"group {group!r} without a file of users", "both or none", "pass --users FILE")
     require_folder(Path(out))
-    paths = {name: Path(path) for name, path in (("lists", lists), ("held_out", held_out), ("users", users),
-                                                 ("items", items)) if path is not None}  # fmt: skip
+    paths = {
+        name: Path(path)
+        for name, path in (("lists", lists), ("held_out", held_out), ("users", users), ("items", items))
+        if path is not None
+    }
     given = read_lists(paths["lists"], held_out is not None)
     warnings = list(given.warnings)
     log = given.log
@@ -275,9 +290,11 @@ def audit_ranking(
         bad = np.flatnonzero(item >= n_known)
         unknown = sorted({log.item_ids[i] for i in log.item[bad]})
         raise log.source.refuse(
-            log.row[bad], f"{plural(len(unknown), 'item')} not in {paths['items'].name}: {some(unknown)}",
-            "listed items that are all in the file of items", "add them there, with count 0 when they are new",
-        )  # fmt: skip
+            log.row[bad],
+            f"{plural(len(unknown), 'item')} not in {paths['items'].name}: {some(unknown)}",
+            "listed items that are all in the file of items",
+            "add them there, with count 0 when they are new",
+        )
     if wanted is not None:
         user_code = {one: i for i, one in enumerate(who)}
         want_user = np.array([user_code[one] for one in wanted.user_ids], dtype=np.int64)[wanted.user]
@@ -296,25 +313,29 @@ def audit_ranking(
     if judged < 2:
         where = f"with a held-out item in {paths['held_out'].name}" if n_users > 1 else f"in {paths['lists'].name}"
         raise InputError(
-            f"{plural(judged, 'user')} {where}", "at least 2 users, so that there are others to compare with",
+            f"{plural(judged, 'user')} {where}",
+            "at least 2 users, so that there are others to compare with",
             "give the lists and held-out items of more users",
-        )  # fmt: skip
+        )
 
     shown = _show(given, relevant, n_users, k)
     values = _quality(shown, n, k)
     if wanted is not None:
         for value in values.values():
             value[n == 0] = np.nan
-    metrics = {f"{name}@{k}": Metric(f"{name}@{k}", "higher", 0.0, 1.0, 0.01, f"{title}@{k}") for name, title in
-               (("ndcg", "NDCG"), ("recall", "Recall"), ("mrr", "MRR"), ("hit", "Hit rate"))}  # fmt: skip
+    metrics = {
+        f"{name}@{k}": Metric(f"{name}@{k}", "higher", 0.0, 1.0, 0.01, f"{title}@{k}")
+        for name, title in (("ndcg", "NDCG"), ("recall", "Recall"), ("mrr", "MRR"), ("hit", "Hit rate"))
+    }
     compared = list(metrics)
     undefined = int((n == 0).sum())
     if undefined:
         what = "held-out item" if wanted is not None else "relevant item in the list"
         warnings.append(
             f"{plural(undefined, 'user')} of {n_users} without a {what}: "
-            + ("no metric is" if wanted is not None else "NDCG and recall are not") + " defined there."
-        )  # fmt: skip
+            + ("quality is not" if wanted is not None else "NDCG and recall are not")
+            + " defined there."
+        )
     length = np.bincount(log.user, minlength=n_users)[: len(log.user_ids)]
     short = int((length < k).sum())
     if short:
@@ -335,7 +356,8 @@ def audit_ranking(
     by: dict[str, Sequence[str]] = {}
     suppressed: list[str] = []
     if labels is not None:
-        kept, suppressed = suppress_small(labels, n > 0)
+        defined = ~np.isnan(np.sum([values[metric] for metric in compared], axis=0))
+        kept, suppressed = suppress_small(labels, defined)
         by = {grouping: kept}
         if suppressed and not any(kept):
             raise InputError(
@@ -351,26 +373,47 @@ def audit_ranking(
             )
         if len(set(kept) - {""}) < 2:
             warnings.append(f"{plural(len(set(kept) - {''}), 'group')} to compare; a gap needs two.")
-    name = paths["lists"].name
+    name, passed = paths["lists"].name, {key: path.name for key, path in paths.items()} | {"k": k}
+    said_margins = [f"{metric}={margin}".lstrip("=") for metric, margin in (margins or {}).items()]
     return write_audit(
         Audit(
-            kind="ranking", title=f"Audit of the ranked lists in {name}", arm_title="your lists",
+            kind="ranking",
+            title=f"Audit of the ranked lists in {name}",
+            arm_title="your lists",
             asks="how well the lists serve each user and each group, and which items they show",
-            data={"name": name, "users": n_users, "items": len(item_code), "test": len(want_user),
-                  "fingerprint": _fingerprint(paths)},
-            passed={key: path.name for key, path in paths.items()} | {"k": k},
+            data={
+                "name": name,
+                "users": n_users,
+                "items": len(item_code),
+                "test": len(want_user),
+                "fingerprint": _fingerprint(paths),
+            },
+            passed=passed | ({"margin": said_margins} if said_margins else {}),
             resolved={"k": k, "group": grouping if labels is not None else None, "missing": missing, "draws": draws},
-            scores=UnitScores("user", who, values, by, totals), metrics=metrics, compared=compared,
+            scores=UnitScores("user", who, values, by, totals),
+            metrics=metrics,
+            compared=compared,
             statistics=[f"mean:{m}" for m in metrics] + [f"worst_decile:ndcg@{k}"],
             facts={
-                "k": k, "lists": len(length), "rows": len(item), "order": "score" if given.rank is None else "rank",
-                "users_without_held_out": undefined, "users_without_list": len(absent), "lists_shorter_than_k": short,
-                "suppressed_groups": suppressed, "bins": catalogue.words if catalogue else None,
+                "k": k,
+                "lists": len(length),
+                "rows": len(item),
+                "order": "score" if given.rank is None else "rank",
+                "users_without_held_out": undefined,
+                "users_without_list": len(absent),
+                "lists_shorter_than_k": short,
+                "suppressed_groups": suppressed,
+                "bins": catalogue.words if catalogue else None,
             },
-            more=more, warnings=warnings, command=command or _command(paths, k, group, missing, seed),
+            more=more,
+            warnings=warnings,
+            margins=margins or {},
+            command=command or _command(paths, k, group, missing, said_margins, seed),
         ),
-        Path(out), seed=seed, draws=draws,
-    )  # fmt: skip
+        Path(out),
+        seed=seed,
+        draws=draws,
+    )
 
 
 def _fingerprint(paths: dict[str, Path]) -> str:
@@ -382,8 +425,11 @@ def _fingerprint(paths: dict[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def _command(paths: dict[str, Path], k: int, group: str | None, missing: str, seed: int) -> str:
-    words = ["upright audit ranking", shlex.quote(paths["lists"].name)]
-    words += [f"--{key.replace('_', '-')} {shlex.quote(path.name)}" for key, path in paths.items() if key != "lists"]
-    words += [f"--k {k}"] + ([f"--group {shlex.quote(group)}"] if group else [])
-    return " ".join(words + (["--missing zero"] if missing == "zero" else []) + [f"--seed {seed}"])
+def _command(paths: dict[str, Path], k: int, group: str | None, missing: str, margins: Sequence[str], seed: int) -> str:
+    words = ["upright", "audit", "ranking", paths["lists"].name]
+    for name, path in paths.items():
+        words += [f"--{name.replace('_', '-')}", path.name] if name != "lists" else []
+    words += ["--k", str(k), *(["--group", group] if group else []), *(["--missing", "zero"] * (missing == "zero"))]
+    for margin in margins:
+        words += ["--margin", margin]
+    return shlex.join([*words, "--seed", str(seed)])

@@ -19,16 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.contract import Config, InputError, MethodSpec, Metric, UnitScores
+from upright.contract import Arm, Config, InputError, MethodSpec, Metric, UnitScores
+from upright.evidence.compute import evidence
+from upright.evidence.statistics import computable
+from upright.evidence.units import Units, read_units, write_units
 from upright.shell.config import describe, to_config
-from upright.shell.evidence import evidence
 from upright.shell.fingerprint import digest, gap_of
-from upright.shell.recompute import from_rows
 from upright.shell.registry import load_method, load_object
 from upright.shell.runner import run_task
 from upright.shell.runs import ArmRun, RunFolder, plain
-from upright.shell.statistics import computable
-from upright.shell.units import Units, read_units, write_units
 
 __all__ = ["CHECKS", "PARTS", "Check", "conformance"]
 
@@ -134,6 +133,11 @@ class _Lab:
     @property
     def config(self) -> Config:
         return to_config(self.spec.config, self.spec.tiny)
+
+    @property
+    def trained(self) -> list[Arm]:
+        """Every arm that is trained; a mix is made of others."""
+        return [arm for arm in self.spec.arms if not arm.mix]
 
     def arm(self, role: str, **options: Any) -> _Outcome:
         """Return the outcome of the first arm with a role."""
@@ -310,13 +314,13 @@ def _acts(lab: _Lab) -> str:
 def _finite(lab: _Lab) -> str:
     metrics: Mapping[str, Metric] = lab.task_type.tiny(lab.seed).metrics
     nowhere = _undefined(lab.arm("baseline"))
-    for arm in lab.spec.arms:
+    for arm in lab.trained:
         found = lab.outcome(arm.name, arm.settings)
         _require_finite(f"arm {arm.name}", found, metrics)
         if lost := _undefined(found) - nowhere:
             raise _Failed(f"arm {arm.name}: {', '.join(sorted(lost))} is undefined for every unit")
     note = f"; not defined on the tiny world: {', '.join(sorted(nowhere))}" if nowhere else ""
-    return f"{len(lab.spec.arms)} arms, inside the bounds of each metric{note}"
+    return f"{len(lab.trained)} arms, inside the bounds of each metric{note}"
 
 
 def _undefined(found: _Outcome) -> set[str]:
@@ -338,7 +342,7 @@ def _require_finite(where: str, found: _Outcome, metrics: Mapping[str, Metric]) 
 
 
 def _unmutated(lab: _Lab) -> str:
-    for arm in lab.spec.arms:
+    for arm in lab.trained:
         mutated = lab.outcome(arm.name, arm.settings).mutated
         if mutated:
             raise _Failed(f"arm {arm.name} changes {', '.join(mutated)} of what it was given")
@@ -346,7 +350,7 @@ def _unmutated(lab: _Lab) -> str:
 
 
 def _test_refused(lab: _Lab) -> str:
-    for arm in lab.spec.arms:
+    for arm in lab.trained:
         peeked = lab.outcome(arm.name, arm.settings).peeked
         if peeked:
             raise _Failed(f"arm {arm.name} calls {', '.join(peeked)} while it trains")
@@ -429,11 +433,15 @@ def _recomputable(lab: _Lab) -> str:
     if before != after:
         raise _Failed("evidence from the written and read unit table is not the evidence of the run")
     columns = {k: np.asarray(v, dtype=object) for k, v in rows.items()}
-    for level in after["levels"]:
-        value = from_rows(columns, level)
+    means = [x for x in after["levels"] if x["statistic"].startswith("mean:") and x["arm"] in set(rows["arm"])]
+    for level in means:
+        own = (columns["arm"] == level["arm"]) & (columns["metric"] == level["metric"])
+        if level["group"] is not None:
+            own &= columns[f"by_{level['grouping']}"] == level["group"]
+        value = float(np.mean([v for v in columns["value"][own] if v == v] or [np.nan]))
         if gap_of(value, np.nan if level["value"] is None else level["value"]) > TOLERANCE:
             raise _Failed(f"{level['statistic']} of arm {level['arm']} is {level['value']}, its rows give {value}")
-    return f"{len(after['levels'])} levels from {len(rows['value'])} rows"
+    return f"{len(after['levels'])} levels, {len(means)} of them by hand, from {len(rows['value'])} rows"
 
 
 #: name of each check and the function that makes it

@@ -14,7 +14,7 @@ __all__ = ["DEMOS", "run_demo"]
 DEMOS: dict[str, tuple[str, dict[str, object], int, list[str] | None]] = {
     "in_ucds": ("ml100k", {"batch_size": 4096}, 6, None),
     "raid": ("ml100k", {"batch_size": 4096, "attribute": "gender"}, 6, ["none", "raid", "mean", "random"]),
-    "fedfact": ("adult", {"group": "sex"}, 6, ["none", "fedfact", "blend", "random", "train"]),
+    "fedfact": ("adult", {"group": "sex"}, 6, ["none", "fedfact", "majority", "random", "train"]),
     "mrd": ("tofu", {"effort": True}, 6, ["uniform", "mrd", "loss", "random", "original", "retrain"]),
 }
 

@@ -33,9 +33,9 @@ def model_card(summary: dict[str, Any]) -> str:
             "model-index": [{"name": summary["title"], "results": results}]}  # fmt: skip
     verdict = summary["evidence"]["verdict"]
     lines = [f"# {summary['title']} on {summary['data']['name']}", "", f"Mends: {summary['mends']}.", "",
-             verdict["sentence"], "", verdict["cost"], "", *[f"* {x}" for x in verdict.get("notes", [])], "",
-             "## What is not significant", "",
-             *[f"* {x}" for x in verdict["not_significant"]], "", "## Deviations from the paper", "",
+             f"**{verdict['title']}**", "", verdict["sentence"], "",
+             *[f"* {name}: {text}" for name, text in verdict["lines"].items()], "", "## What to do next", "",
+             *[f"* {x}" for x in verdict["next_steps"]], "", "## Deviations from the paper", "",
              *[f"* {x}" for x in summary["deviations"]]]  # fmt: skip
     return "---\n" + json.dumps(head, indent=1, ensure_ascii=False) + "\n---\n\n" + "\n".join(lines) + "\n"
 

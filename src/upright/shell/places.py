@@ -25,7 +25,7 @@ def require_folder(path: Path, option: str = "--out") -> Path:
     return path
 
 
-def require_file(path: Path, option: str = "--out") -> Path:
+def require_file(path: Path) -> Path:
     """Return a path that is a file or can become one; the folder above it must be there.
 
     Raises
@@ -34,11 +34,11 @@ def require_file(path: Path, option: str = "--out") -> Path:
         When it is a folder, or when what stands above it is none.
     """
     if path.is_dir():
-        raise InputError(f"{option} {path} is a folder", "a file, new or there already", "name a file inside it")
+        raise InputError(f"--out {path} is a folder", "a file, new or there already", "name a file inside it")
     if not path.parent.is_dir():
         what = "a file" if path.parent.exists() else "not there"
         raise InputError(
-            f"{option} {path}: {path.parent} is {what}", "a file in an existing folder",
+            f"--out {path}: {path.parent} is {what}", "a file in an existing folder",
             "make the folder first, or name another one",
         )  # fmt: skip
     return path

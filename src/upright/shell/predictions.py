@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from upright.contract import InputError, UnitScores
 from upright.data.readers import _numbers, _text
-from upright.maths.intervals import combine
+from upright.metrics.fairness import rates_of
 from upright.shell.audit_lists import plural, some
 from upright.shell.audit_tables import _Frame, _header, _load, _need
 
@@ -49,6 +49,8 @@ class Cases:
     groups : mapping of grouping to sequence of str, shape (n,)
         Empty where a row has no group.
     client : sequence of str, shape (n,), optional
+    person : sequence of str, shape (n,)
+        Whose row it is; empty when each is of another.
     label : ndarray of int, shape (n,), optional
         Places in `classes`.
     classes : tuple of str
@@ -62,6 +64,7 @@ class Cases:
     ids: Sequence[str]
     groups: Mapping[str, Sequence[str]]
     client: Sequence[str] | None
+    person: Sequence[str]
     label: Codes | None
     classes: tuple[str, ...]
     h: Array
@@ -160,8 +163,9 @@ def _proba_columns(proba: Sequence[str], labels: Sequence[str] | None) -> dict[s
     if lost:
         raise InputError(
             f"--proba names the classes {some(list(found))}, the labels hold {some(lost)}",
-            "a column for every class of the labels", "write CLASS=COLUMN, such as yes=p1",
-        )  # fmt: skip
+            "a column for every class of the labels",
+            "write CLASS=COLUMN, such as yes=p1",
+        )
     return found
 
 
@@ -177,23 +181,31 @@ def _probabilities(table: _Frame, columns: Sequence[str]) -> Array:
 
 
 def read_cases(
-    path: Path, *, groupings: Mapping[str, tuple[str, ...]], client: str | None = None, label: str | None = None,
-    prediction: str | None = None, proba: Sequence[str] = (), randomised: bool = False, ids: str | None = None,
-) -> Cases:  # fmt: skip
+    path: Path,
+    *,
+    groupings: Mapping[str, tuple[str, ...]],
+    client: str | None = None,
+    label: str | None = None,
+    person: str | None = None,
+    prediction: str | None = None,
+    proba: Sequence[str] = (),
+    randomised: bool = False,
+    ids: str | None = None,
+) -> Cases:
     """Read and check the file.
 
     Raises
     ------
     InputError
-        For a file that cannot be read, a column that is not there, a missing client, label or decision, an id twice,
-        classes or groups of more than 50 values, probabilities that are none; with the lines where it is wrong.
+        For a file that cannot be read, a column that is not there, a missing client, person, label or decision, an id
+        twice, classes or groups of more than 50 values, probabilities that are none; with the lines where it is wrong.
     """
     source, header = _header(path, _WHAT)
     plain = list(dict.fromkeys(c for columns in groupings.values() for c in columns))
     sides = [one.partition("=")[2].strip() or one for one in proba]
     options = {**dict.fromkeys(plain, "--group"), **dict.fromkeys(sides, "--proba")}
-    options |= {c: o for c, o in ((client, "--client"), (label, "--label"), (prediction, "--prediction"), (ids, "--id"))
-                if c is not None}  # fmt: skip
+    named = {"--client": client, "--label": label, "--person": person, "--prediction": prediction, "--id": ids}
+    options |= {column: option for option, column in named.items() if column is not None}
     for column, option in options.items():
         _need(path, header, column, f"name the column with {option}")
     table = _load(source, list(options), _WHAT)
@@ -211,6 +223,7 @@ def read_cases(
             what = f"{plural(without, 'row')} without a group of {' and '.join(map(repr, columns))}"
             warnings.append(f"{what} took no part in its comparisons.")
     clients = _full(table, client, "a client").to_list() if client is not None else None
+    persons = _full(table, person, "a person").to_list() if person is not None else ()
     truth = _full(table, label, "a label") if label is not None else None
     todo = "classes of labels and predictions, not numbers; probabilities go into --proba"
     known = _few(table, str(label), truth, todo) if truth is not None else None
@@ -231,8 +244,9 @@ def read_cases(
         if known is not None and not set(known) & set(decided.unique().to_list()):
             raise InputError(
                 f"{path.name}: predictions such as {decided[0]!r} and labels such as {known[0]!r} share no class",
-                "classes written alike in both columns", "correct one of the two",
-            )  # fmt: skip
+                "classes written alike in both columns",
+                "correct one of the two",
+            )
     if len(classes) < 2:
         raise InputError(f"{path.name}: one class, {classes[0]!r}", "at least 2 classes", "there is nothing to compare")
     names: Sequence[str] = [str(i + 1) for i in range(len(table.frame))]
@@ -244,22 +258,21 @@ def read_cases(
             raise table.refuse(again, f"id {text[int(again[0])]!r} again or missing", "each id once", todo)
         names = text.to_list()
     code = _codes(table, str(label), truth, classes) if truth is not None else None
-    return Cases(path, names, groups, clients, code, tuple(classes), h, randomised, tuple(warnings))
+    return Cases(path, names, groups, clients, persons, code, tuple(classes), h, randomised, tuple(warnings))
 
 
-def scores_of(cases: Cases, compared: Sequence[int]) -> dict[str, Array]:
+def scores_of(cases: Cases, compared: Sequence[str]) -> dict[str, Array]:
     """Return one value a row of each metric, NaN where it is not defined.
 
     ``predicted/c``: the probability of deciding c. ``true_positive/c``: the same where the label is c, and
     ``false_positive/c`` where it is not. ``accuracy``: the probability of deciding the label.
     """
-    values = {f"predicted/{cases.classes[j]}": cases.h[:, j].copy() for j in compared}
+    found = rates_of("demographic_parity", cases.h, cases.classes, compared)
+    values = {f"{stratum}/{one}": own for (stratum, one), own in found.items()}
     if cases.label is not None:
         values["accuracy"] = cases.h[np.arange(len(cases.h)), cases.label]
-        for name, wanted in (("true_positive", True), ("false_positive", False)):
-            for j in compared:
-                own = (cases.label == j) == wanted
-                values[f"{name}/{cases.classes[j]}"] = np.where(own, cases.h[:, j], np.nan)
+        found = rates_of("equalized_odds", cases.h, cases.classes, compared, cases.label)
+        values |= {f"{stratum}/{one}": own for (stratum, one), own in found.items()}
     return values
 
 
@@ -270,13 +283,10 @@ def unit_table(cases: Cases, by: Mapping[str, Sequence[str]], values: Mapping[st
     mean over those where it is defined. Means weighted by rows are means over rows: nothing of the rates is lost.
     """
     if len(cases.h) <= MOST_ROWS:
-        return UnitScores("row", cases.ids, values, by)
-    code = combine([pl.Series(list(own)).rank("dense").to_numpy() for own in by.values()])
-    first = np.unique(code, return_index=True)[1]
-    found = {"rows": np.bincount(code).astype(np.float64)}
-    for name, own in values.items():
-        there = ~np.isnan(own)
-        total = np.bincount(code[there], own[there], len(first))
-        n = np.bincount(code[there], minlength=len(first))
-        found[name] = np.divide(total, n, out=np.full(len(first), np.nan), where=n > 0)
-    return UnitScores("cell", range(1, len(first) + 1), found, {k: [own[i] for i in first] for k, own in by.items()})
+        return UnitScores("row", cases.ids, values, by, cluster=cases.person)
+    keys, metrics = {f"by_{name}": list(own) for name, own in by.items()}, list(values)
+    rows = pl.DataFrame(keys | dict(values)).with_columns(pl.col(metrics).fill_nan(None))
+    cells = rows.group_by(list(keys)).agg(pl.len().cast(pl.Float64).alias("rows"), pl.col(metrics).mean())
+    cells = cells.sort(list(keys)).with_columns(pl.col(metrics).fill_null(math.nan))
+    found = {name: cells[name].to_numpy() for name in ("rows", *metrics)}
+    return UnitScores("cell", range(1, len(cells) + 1), found, {name: cells[f"by_{name}"].to_list() for name in by})

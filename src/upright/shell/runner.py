@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from upright.contract import Arm, Config, InputError, MethodSpec, UnitScores
+from upright.evidence.compute import evidence
+from upright.evidence.statistics import computable
+from upright.evidence.units import Block, Units, read_units, write_units
 from upright.shell.config import suggest, to_config
-from upright.shell.evidence import evidence
 from upright.shell.places import require_folder
 from upright.shell.registry import load_method, load_object
 from upright.shell.runs import ArmRun, RunFolder, read_json, write_json
-from upright.shell.statistics import computable
-from upright.shell.units import Block, Units, read_units, write_units
 
 __all__ = [
     "Stopped", "compare_runs", "deviations", "execute", "resolve", "resume", "resume_all", "run_seeds", "run_task",
@@ -116,8 +116,8 @@ def _fitting(spec: MethodSpec, task: Any, arms: Sequence[str] | None) -> tuple[l
     """
     chosen, left = [], []
     for arm in spec.arms:
-        if arms is not None and arm.name not in arms:
-            continue
+        if arm.mix or (arms is not None and arm.name not in arms):
+            continue  # a mix is made of other arms when they are compared
         why = arm.unfit(task) if arm.unfit else ""
         if why and arms is not None:
             raise InputError(f"arm {arm.name!r}: {why}", "arms that fit the data", "leave it out of --arms")
@@ -154,6 +154,7 @@ def execute(
     preset: str = "full", seed: int = 0, arms: Sequence[str] | None = None, out: Path = Path("runs"),
     folder: Path | None = None, quiet: bool = True, command: str = "",
     arm_settings: Mapping[str, Mapping[str, Any]] | None = None, sweep: bool = False,
+    judged: Mapping[str, Any] | None = None,
 ) -> Path:  # fmt: skip
     """Run one method at one seed and return its folder; a folder with a checkpoint is resumed.
 
@@ -178,6 +179,7 @@ def execute(
         "data": data,
         "arm_settings": {k: dict(v) for k, v in (arm_settings or {}).items()},
         "sweep": sweep, "resolved": {"method": config.as_dict(), "task": task_config.as_dict()},
+        **({"judged": dict(judged)} if judged else {}),  # margins and budget in place of the declared ones
     }  # fmt: skip
     file, new = path / "config.json", not path.exists()
     if file.exists() and read_json(file) != _json_equal(asked):
@@ -197,10 +199,11 @@ def execute(
                 sweep=sweep,
             )  # fmt: skip
             write_units(path / "units.parquet", blocks, "test")
+            unfit = [arm.name for arm in spec.arms if arm.unfit and arm.unfit(task)]
             summary = {
                 "schema": 1, "method": name, "title": spec.title, "mends": spec.mends, "seed": seed, "data": task.facts,
-                "arms": facts, "warnings": warnings, "deviations": deviations(spec),
-                "evidence": _evidence(spec, Units(blocks), task.metrics, facts),
+                "arms": facts, "warnings": warnings, "deviations": deviations(spec), "unfit": unfit,
+                "evidence": _evidence(spec, Units(blocks), task.metrics, facts, {**(judged or {}), "unfit": unfit}),
             }  # fmt: skip
             write_json(path / "summary.json", summary)
     except InputError:
@@ -229,7 +232,7 @@ def resume(folder: Path, *, data_dir: str | None = None, quiet: bool = True) -> 
     return execute(
         asked["method"], data_dir=data_dir, settings=asked["passed"], preset=asked["preset"], seed=asked["seed"],
         arms=asked["arms"], folder=folder, quiet=quiet, arm_settings=asked["arm_settings"], data=asked["data"],
-        sweep=asked.get("sweep", False),
+        sweep=asked.get("sweep", False), judged=asked.get("judged"),
     )  # fmt: skip
 
 
@@ -280,12 +283,15 @@ def _json_equal(value: Any) -> Any:
 
 
 def _evidence(
-    spec: MethodSpec, units: Units, metrics: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+    spec: MethodSpec, units: Units, metrics: Mapping[str, Any], facts: Sequence[Mapping[str, Any]],
+    judged: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
     have = [s for s in spec.statistics if computable(s, units)]
     swept = [Arm(f["name"], "sweep", title=f["title"]) for f in facts if f["role"] == "sweep"]
-    return evidence(units, arms=[*spec.arms, *swept], statistics=have, metrics=metrics, primary=spec.primary,
-                    cost=spec.cost, title=spec.title)  # fmt: skip
+    return evidence(
+        units, arms=[*spec.arms, *swept], statistics=have, metrics=metrics, primary=spec.primary, cost=spec.cost,
+        title=spec.title, **judged,
+    )  # fmt: skip
 
 
 def _command(name: str, asked: Mapping[str, Any]) -> str:
@@ -295,6 +301,9 @@ def _command(name: str, asked: Mapping[str, Any]) -> str:
     words += [f"--set {shlex.quote(f'{k}={_typed(v)}')}" for k, v in asked["passed"].items() if k != "data"]
     words += [f"--arms {','.join(asked['arms'])}"] if asked["arms"] else []
     words += ["--sweep"] if asked["sweep"] else []
+    judged = asked.get("judged", {})
+    words += [f"--margin {shlex.quote(f'{k}={v:g}' if k else f'{v:g}')}" for k, v in judged.get("margins", {}).items()]
+    words += [f"--budget {judged['budget']:g}"] if judged.get("budget") is not None else []
     return " ".join([*words, f"--seed {asked['seed']}"])
 
 
@@ -387,7 +396,10 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
                   "notes_per_seed": [s["arms"][i]["notes"] for s in summaries]}
                  for i, a in enumerate(first["arms"])],
         "warnings": list(dict.fromkeys(w for s in summaries for w in s["warnings"])),
-        "deviations": first["deviations"], "evidence": _evidence(spec, Units(blocks), metrics, first["arms"]),
+        "deviations": first["deviations"],
+        "unfit": first.get("unfit", []),
+        "evidence": _evidence(spec, Units(blocks), metrics, first["arms"],
+                              {**configs[0].get("judged", {}), "unfit": first.get("unfit", [])}),
     }  # fmt: skip
     write_json(out / "comparison.json", comparison)
     return out

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from upright.evidence.units import Block, read_units, write_units
 from upright.shell.registry import load_method, load_object
 from upright.shell.runner import compare_runs, execute, resolve
 from upright.shell.runs import ArmRun, environment, read_json, write_json
-from upright.shell.units import Block, read_units, write_units
 
 __all__ = ["Study", "publish", "publish_runs", "run_study"]
 

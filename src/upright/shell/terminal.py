@@ -1,4 +1,4 @@
-"""What a terminal shows: plain text in aligned columns, no colour codes, no line wider than it has to be."""
+"""What a terminal shows: text in aligned columns, colour for the verdict alone, no line wider than it has to be."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["LINES", "levels_table", "paragraphs", "table"]
+__all__ = ["LINES", "last_lines", "levels_table", "paragraphs", "table"]
 
 LINES = 15  # of a table of levels; the report holds the rest
 GAP = "  "  # between columns
@@ -123,3 +123,30 @@ def _cut(rows: Sequence[Sequence[str]], lines: int) -> str:
     if len(shown) > lines:
         shown = [*shown[: lines - 1], f"and {len(shown) - lines + 1} more in the report"]
     return "\n".join(shown)
+
+
+def last_lines(summary: Mapping[str, Any], *, colour: bool = False) -> list[str]:
+    """Return what stays before the eyes: the means of the groups that are compared, and the verdict.
+
+    Parameters
+    ----------
+    summary : mapping
+        ``summary.json`` or ``comparison.json``.
+    colour : bool
+        Whether the verdict may carry codes of colour.
+    """
+    evidence, verdict = summary["evidence"], summary["evidence"]["verdict"]
+    _, metric, grouping = [*str(verdict.get("primary") or "").split(":", 2), "", ""][:3]
+    roles = {a["name"]: a["role"] for a in summary["arms"]}
+    shown: dict[str, list[str]] = {}
+    for x in evidence["levels"]:
+        of = x["metric"] == metric or x["metric"].startswith(tuple(f"{m}/" for m in metric.split("+")))
+        mean = x["group"] and x["statistic"].startswith("mean:") and x.get("grouping") == grouping
+        if of and mean and roles.get(x["arm"]) in ("baseline", "remedy"):
+            shown.setdefault(x["label"], []).append(_number(x["value"]))
+    lines = [f"{label}: {' -> '.join(values)}" for label, values in shown.items()][:LINES]
+    said = str(verdict.get("title") or verdict["word"])
+    if colour:
+        code = {"good": 32, "bad": 31, "open": 33}.get(verdict.get("colour"), 36)
+        said = f"\x1b[1;{code}m{said}\x1b[0m"
+    return [*lines, said]

@@ -49,7 +49,6 @@ __all__ = ["Classify", "ClassifyConfig", "Layout"]
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Part = Literal["train", "valid", "test"]
 
 
 class ClassifyConfig(Config):
@@ -77,6 +76,9 @@ class ClassifyConfig(Config):
     by the values of `client_column`."""
     client_column: str | None = None
     """Column whose values are the sites, for `column`."""
+    person: str | None = None
+    """Column that tells whose row it is: rows of one person are drawn together when intervals are made. Rows are still
+    spread over clients and parts one by one."""
     gamma: PositiveFloat = 0.5
     """Parameter of the Dirichlet law; the smaller, the more uneven."""
     least: NonNegativeInt = 20
@@ -92,7 +94,7 @@ class ClassifyConfig(Config):
 
     def __post_init__(self) -> None:
         # the command line has only text: `--set label=none`
-        for name in ("label", "positive", "client_column"):
+        for name in ("label", "positive", "client_column", "person"):
             value = getattr(self, name)
             if isinstance(value, str) and value.lower() in ("", "none"):
                 object.__setattr__(self, name, None)
@@ -156,6 +158,9 @@ class Classify:
             self.clients = [str(v) for v in np.unique(column)]
         else:
             self._column, self.clients = None, [str(k) for k in range(config.clients)]
+        if config.person is not None and config.person not in table.columns:
+            raise InputError(f"person = {config.person!r}", ", ".join(table.columns), "name the column of persons")
+        self._person = table.columns[config.person][rows] if config.person else np.zeros(0)
         if len(self.groups) < 1 or self.n < 10:
             raise InputError(f"{self.n} rows", "10 rows or more", "use a larger table")
         self._open = False
@@ -195,11 +200,9 @@ class Classify:
             options["sensitive"] = [p.strip() for p in plain]
         if config.missing != "error":
             options["missing"] = config.missing
-        if config.client_column is not None and config.client_column not in (config.drop or ()):
-            table = load_table(config.data, data_dir=data_dir, **options)
-            kept = tuple(f for f in table.features if f != config.client_column)  # a site is no feature
-            return cls(dataclasses.replace(table, features=kept), config)
-        return cls(load_table(config.data, data_dir=data_dir, **options), config)
+        table = load_table(config.data, data_dir=data_dir, **options)
+        kept = tuple(f for f in table.features if f not in (config.client_column, config.person))
+        return cls(dataclasses.replace(table, features=kept) if len(kept) < len(table.features) else table, config)
 
     @classmethod
     def tiny(cls, seed: int = 0, **changes: Any) -> Classify:
@@ -292,7 +295,8 @@ class Classify:
             "client": np.array(self.clients)[laid.client[rows]].tolist(),
             "label": np.array(self.classes)[label].tolist(),
         }
-        return UnitScores("row", self._table_rows[rows].tolist(), values, by)
+        person = [str(p) for p in self._person[rows]] if len(self._person) else ()
+        return UnitScores("row", self._table_rows[rows].tolist(), values, by, cluster=person)
 
 
 def _rate_names(criterion: Criterion, classes: tuple[str, ...]) -> list[str]:

@@ -56,7 +56,6 @@ from upright.models.tiny import tiny_llama, tiny_tokenizer
 __all__ = ["Forget", "ForgetConfig", "Sets"]
 
 Array = NDArray[np.float64]
-_ATTACKS = ("mia_loss", "mia_zlib", "mia_reference", "mia_min_k", "mia_min_k_plus_plus")
 _OWN = (
     Metric("forget_gap", "lower", title="Forget gap"),
     Metric("forget_loss_gap", "lower", high=float("inf"), margin=0.1, title="Forget gap of the loss"),
@@ -162,7 +161,7 @@ class Forget:
                     "retain": len(known) - 20 * config.forget_authors}  # fmt: skip
             name, licence = "TOFU, bundled part", "MIT"
         else:
-            self._given = _read_folder(Path(config.data))
+            self._given, self._known, self._unknown = _read_folder(Path(config.data)), (), ()
             size = {k: len(getattr(self._given, k)) for k in ("forget", "retain", "holdout")}
             name, licence = Path(config.data).name, "yours"
         everything = self._known if self._given is None else (*self._given.forget, *self._given.retain)
@@ -350,7 +349,14 @@ class Forget:
             "difficulty": [result.difficulty.get(u.removeprefix("forget/"), "") if u.startswith("forget/") else ""
                            for u in unit],
         }  # fmt: skip
-        return UnitScores("record", unit, values, by)
+        return UnitScores("record", unit, values, by, cluster=self.authors(chosen))
+
+    def authors(self, chosen: Sets) -> list[str]:
+        """Return what records of one author share, in the order of units: a number, since names are of the data."""
+        every = (*self._known, *self._unknown, *chosen.forget, *chosen.retain, *chosen.holdout)
+        place = {name: str(i) for i, name in enumerate(dict.fromkeys(r.author for r in every if r.author))}
+        return [place.get(r.author, f"{side}/{r.id}") for side in ("forget", "retain", "holdout")
+                for r in getattr(chosen, side)]  # fmt: skip
 
     def _scores(
         self, speaker: Speaker, records: tuple[Record, ...], name: str, split: str, run: Run

@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.stats import rankdata
 
 from upright.contract import InputError, Metric, NonNegativeInt, PositiveInt, Range, Run, UnitScores, stream
 from upright.data.interactions import Split, synthetic
 from upright.data.readers import read_user_columns
 from upright.metrics import ranking
-from upright.metrics.attacks import AttackScores, attack
+from upright.metrics.attacks import attack
+from upright.metrics.leakage import rank_values
 from upright.tasks.next_item import NextItem, NextItemConfig
 
 __all__ = ["GROUPING", "PrivateNextItem", "PrivateNextItemConfig", "classes_of"]
@@ -300,13 +300,7 @@ class PrivateNextItem(NextItem):
         stuck = [f"{a.attacker} on {a.surface} ({a.protocol})" for a in found if not a.converged]
         if stuck:
             run.warn(f"arm {run.arm}: attackers that did not converge, so leakage may be larger: {', '.join(stuck)}")
-        values = {}
-        for one in found:
-            ranked = _ranks_in_fold(one)  # (U, C)
-            for name in _scored(self.classes):
-                key = f"attack/{one.surface}/{one.attacker}/{one.protocol}/{name}"
-                values[key] = ranked[:, self.classes.index(name)]
-        return values
+        return rank_values(found, self.classes)
 
 
 def _typed(values: list[str]) -> NDArray[Any]:
@@ -315,18 +309,6 @@ def _typed(values: list[str]) -> NDArray[Any]:
         return np.array([float(v) if v else np.nan for v in values])
     except ValueError:
         return np.array(values, dtype=object)
-
-
-def _ranks_in_fold(one: AttackScores) -> NDArray[np.float64]:
-    """Mid-ranks of each class's scores inside a fold, scaled to (0, 1); NaN for users that are not scored; (U, C).
-
-    Scores of attackers trained on different folds are not comparable, their ranks are: folds are stratified.
-    """
-    found = np.full(one.scores.shape, np.nan)
-    for f in np.unique(one.fold[one.fold >= 0]):
-        rows = np.flatnonzero(one.fold == f)
-        found[rows] = (rankdata(one.scores[rows], axis=0) - 0.5) / len(rows)
-    return found
 
 
 def _scored(classes: Any) -> list[str]:

@@ -1,9 +1,9 @@
 """Optimal transport between classes of points: plans, barycenters, maps, and distances of distributions.
 
-* `plans`: exact and entropic plans, barycentric images, the alignment loss;
+* `plans`: costs and exact plans;
 * `barycenters`: one common target of several classes, as free points;
 * `gaussian`: the same between Gaussians, with maps that extend to new points;
-* `slices`: along random lines, for millions of points;
+* `slices`: random directions to transport along;
 * `kernels`: maximum mean discrepancy.
 
 Exact plans need POT (``pip install 'upright[privacy]'``); everything else needs torch alone. Solvers work in float64
@@ -21,16 +21,8 @@ from upright.maths.transport.gaussian import (
     gaussian_w2,
 )
 from upright.maths.transport.kernels import median_bandwidths, mmd2
-from upright.maths.transport.plans import (
-    Sinkhorn,
-    alignment_loss,
-    barycentric_map,
-    emd,
-    relative_reg,
-    sinkhorn,
-    squared_distances,
-)
-from upright.maths.transport.slices import random_directions, sliced_step, sliced_targets, sliced_w2
+from upright.maths.transport.plans import emd, relative_reg, squared_distances
+from upright.maths.transport.slices import random_directions
 
 __all__ = [
     "AffineMap",
@@ -38,10 +30,7 @@ __all__ = [
     "FreeBarycenter",
     "Gaussian",
     "GaussianBarycenter",
-    "Sinkhorn",
     "affine_map",
-    "alignment_loss",
-    "barycentric_map",
     "bures_barycenter",
     "emd",
     "free_barycenter",
@@ -50,9 +39,5 @@ __all__ = [
     "mmd2",
     "random_directions",
     "relative_reg",
-    "sinkhorn",
-    "sliced_step",
-    "sliced_targets",
-    "sliced_w2",
     "squared_distances",
 ]

@@ -76,7 +76,6 @@ def free_barycenter(
     support: Tensor,
     *,
     weights: Tensor | Sequence[float] | None = None,
-    masses: Sequence[Tensor] | None = None,
     solver: Literal["sinkhorn", "emd"] = "sinkhorn",
     reg: float | None = None,
     sweeps: int = 20,
@@ -95,8 +94,6 @@ def free_barycenter(
         Where z starts. Points of the classes themselves are a good choice.
     weights : Tensor or sequence, shape (C,), optional
         w, >= 0, of sum 1. Equal ones by default: weights by class size leave the whole move to the small classes.
-    masses : sequence of Tensor, shape (n_c,) each, optional
-        Masses of the points of each class, >= 0, of sum 1. Equal ones by default.
     solver : {"sinkhorn", "emd"}
         Entropic plans, or exact ones through POT.
     reg : float, optional
@@ -117,8 +114,8 @@ def free_barycenter(
     Raises
     ------
     InputError
-        For empty classes or supports, points that are not finite or of different dimension, weights or masses that
-        do not sum to 1, reg, tol or sweeps not above 0, and a start of another shape.
+        For empty classes or supports, points that are not finite or of different dimension, weights that do not sum to
+        1, reg, tol or sweeps not above 0, and a start of another shape.
     ImportError
         For "emd" when POT is not installed.
 
@@ -132,10 +129,8 @@ def free_barycenter(
         raise InputError(f"solver = {solver!r}", "'sinkhorn' or 'emd'", "take 'sinkhorn'")
     if sweeps < 1 or not tol > 0:
         raise InputError(f"sweeps = {sweeps}, tol = {tol}", "at least one sweep and tol > 0", "take the defaults")
-    if masses is not None and len(masses) != len(points):
-        raise InputError(f"{len(masses)} masses for {len(points)} classes", "one tensor a class", "pass one a class")
-    w = simplex(weights, len(points), "weights", support)
-    a = [simplex(None if masses is None else masses[c], len(x), "masses", support) for c, x in enumerate(points)]
+    w = simplex(weights, len(points), support)
+    a = [uniform(len(x), support) for x in points]
     xs = [x.detach().to(support.device, torch.float64) for x in points]
     z, m = support.detach().to(torch.float64), support.shape[0]
     b = uniform(m, z)

@@ -68,13 +68,13 @@ def check_points(x: Tensor, name: str, least: int = 1, dim: int | None = None) -
         raise InputError(f"{name} with NaN or infinite values", "finite points", "find the step that diverged")
 
 
-def check_classes(points: Sequence[Tensor], least: int = 1) -> None:
+def check_classes(points: Sequence[Tensor]) -> None:
     """Refuse an empty list of classes, and classes that `check_points` refuses or that live in other spaces."""
     if len(points) == 0:
         raise InputError("no class of points", "at least one tensor of shape (n, d)", "pass one tensor a class")
     for c, x in enumerate(points):
         dim = points[0].shape[-1] if points[0].ndim == 2 else None
-        check_points(x, f"class {c}", least, dim)
+        check_points(x, f"class {c}", dim=dim)
 
 
 def check_iteration(reg: float, max_iter: int, tol: float) -> None:
@@ -98,8 +98,8 @@ def uniform(count: int, like: Tensor) -> Tensor:
     return torch.full((count,), 1.0 / count, dtype=torch.float64, device=like.device)
 
 
-def simplex(values: Tensor | Sequence[float] | None, count: int, name: str, like: Tensor) -> Tensor:
-    """Return `values` as float64 masses of sum 1 on the device of `like`; equal masses for None.
+def simplex(values: Tensor | Sequence[float] | None, count: int, like: Tensor) -> Tensor:
+    """Return weights as float64 masses of sum 1 on the device of `like`; equal masses for None.
 
     Raises
     ------
@@ -113,9 +113,9 @@ def simplex(values: Tensor | Sequence[float] | None, count: int, name: str, like
     ok = mass.shape == (count,) and bool(torch.isfinite(mass).all()) and bool((mass >= 0).all())
     if not ok or abs(total - 1.0) > _MASS_TOLERANCE:
         raise InputError(
-            f"{name} of shape {tuple(mass.shape)} with sum {total:g}",
+            f"weights of shape {tuple(mass.shape)} with sum {total:g}",
             f"{count} finite numbers >= 0 that sum to 1",
-            f"divide the {name} by their sum, or leave them out for equal ones",
+            "divide the weights by their sum, or leave them out for equal ones",
         )
     return mass / total
 

@@ -27,8 +27,8 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 @torch.no_grad()
-def median_bandwidths(x: Tensor, y: Tensor, factors: Sequence[float] = FACTORS) -> tuple[float, ...]:
-    """Return `factors` times the median positive distance within the pooled points.
+def median_bandwidths(x: Tensor, y: Tensor) -> tuple[float, ...]:
+    """Return `FACTORS` times the median positive distance within the pooled points.
 
     At most 1,000 points of each side, evenly picked, are looked at.
 
@@ -47,7 +47,7 @@ def median_bandwidths(x: Tensor, y: Tensor, factors: Sequence[float] = FACTORS) 
             "pass bandwidths=[1.0], or check for collapsed embeddings",
         )
     median = float(apart.median())
-    return tuple(f * median for f in factors)
+    return tuple(f * median for f in FACTORS)
 
 
 class _KernelSum(torch.autograd.Function):
@@ -86,7 +86,7 @@ class _KernelSum(torch.autograd.Function):
         return grad * grad_x, grad * grad_y, None
 
 
-def mmd2(x: Tensor, y: Tensor, bandwidths: Sequence[float] | None = None, *, unbiased: bool = False) -> Tensor:
+def mmd2(x: Tensor, y: Tensor, bandwidths: Sequence[float] | None = None) -> Tensor:
     r"""Return the squared discrepancy ``mean k(x, x') + mean k(y, y') - 2 mean k(x, y)``.
 
     Parameters
@@ -96,22 +96,19 @@ def mmd2(x: Tensor, y: Tensor, bandwidths: Sequence[float] | None = None, *, unb
     bandwidths : sequence of float, optional
         h of each kernel, above 0, in units of distance. By default the median distance of the pooled points times
         1/4, 1/2, 1, 2 and 4, without gradient. A constant set keeps the values of different steps comparable.
-    unbiased : bool
-        Leave out the pairs of a point with itself; the value may then be negative, and needs two points a side.
 
     Returns
     -------
     Tensor, shape ()
-        In [0, 2] when biased, 0 for equal sets.
+        In [0, 2], 0 for equal sets.
 
     Raises
     ------
     InputError
         For empty, non-finite or misshapen points, bandwidths not above 0, and equal points without bandwidths.
     """
-    least = 2 if unbiased else 1
-    check_points(x, "x", least)
-    check_points(y, "y", least, x.shape[1])
+    check_points(x, "x")
+    check_points(y, "y", dim=x.shape[1])
     widths = median_bandwidths(x, y) if bandwidths is None else tuple(float(h) for h in bandwidths)
     if len(widths) == 0 or not all(0.0 < h < math.inf for h in widths):
         raise InputError(f"bandwidths = {widths}", "at least one finite number above 0", "leave them out")
@@ -123,8 +120,5 @@ def mmd2(x: Tensor, y: Tensor, bandwidths: Sequence[float] | None = None, *, unb
         _KernelSum.apply(left, right, widths)  # type: ignore[no-untyped-call]
         for left, right in ((wide_x, wide_x), (wide_y, wide_y), (wide_x, wide_y))
     )
-    if unbiased:
-        value = (xx - n) / (n * (n - 1)) + (yy - m) / (m * (m - 1)) - 2.0 * xy / (n * m)
-    else:
-        value = (xx / n**2 + yy / m**2 - 2.0 * xy / (n * m)).clamp(min=0.0)
+    value = (xx / n**2 + yy / m**2 - 2.0 * xy / (n * m)).clamp(min=0.0)
     return torch.as_tensor(value).to(x.dtype)

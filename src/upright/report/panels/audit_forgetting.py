@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from upright.report.parts import Block, Cell, Column, Details, Facts, Figure, Grid, Key, Table, Tag, cell, tag
+from upright.report.parts import Block, Cell, Column, Details, Facts, Figure, Grid, Key, Table, cell, tag
 from upright.report.plots import Canvas, Mark, Row, Series
 from upright.report.read import Level, View
 from upright.report.text import interval, number, percent, plural
@@ -35,8 +36,7 @@ def panel(view: View, canvas: Canvas) -> list[Block]:
     audit = view.summary.get("audit")
     if not isinstance(audit, Mapping):
         return []
-    scores = [row for row in audit.get("membership") or [] if isinstance(row, Mapping)]
-    truth = audit.get("truth")
+    scores, truth = _attacks(view), audit.get("truth")
     made = (
         _bars(view, canvas, "Probability of answers", "What is still known: the probability of answers", _PROBABILITY),
         _auc(view, scores, canvas),
@@ -46,25 +46,70 @@ def panel(view: View, canvas: Canvas) -> list[Block]:
     )
     figures = [figure for figure in made if figure]
     blocks: list[Block] = [Grid(figures)] if figures else []
-    distances = _distances(view, truth if isinstance(truth, Mapping) else {})
+    distances = _distances(view)
     blocks += [Facts(distances, long=True)] if distances else []
     blocks += [_scores(scores)] if scores else []
-    changes = [row for row in audit.get("changes") or [] if isinstance(row, Mapping)]
-    blocks += [_changes(changes)] if changes else []
+    changes = [row for row in view.levels if row.name == "beyond" and not row.metric.startswith("mia_")]
+    blocks += [_changes(view, changes)] if changes else []
     authors = audit.get("authors")
     return [*blocks, *(_authors(view, authors) if isinstance(authors, Mapping) else [])]
 
 
-_PROBABILITY = {"forget_probability": "Forgotten answers", "holdout_probability": "Held-out answers, never seen",
-                "retain_probability": "Retained answers"}  # fmt: skip
-_BY_HEART = {"forget_rouge_l": "Forgotten answers written, ROUGE-L recall", "exact_memorisation": "Exact memorisation",
-             "extraction_strength": "Extraction strength"}  # fmt: skip
+_PROBABILITY = {
+    "forget_probability": "Forgotten answers",
+    "holdout_probability": "Held-out answers, never seen",
+    "retain_probability": "Retained answers",
+}
+_BY_HEART = {
+    "forget_rouge_l": "Forgotten answers written, ROUGE-L recall",
+    "exact_memorisation": "Exact memorisation",
+    "extraction_strength": "Extraction strength",
+}
 _KEPT = {"retain_probability": "Probability", "retain_rouge_l": "ROUGE-L recall", "retain_truth_ratio": "Truth ratio"}
 
 
 def _value(row: Mapping[str, Any], key: str) -> float:
     found = row.get(key)
     return float(found) if isinstance(found, int | float) else math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attack:
+    """One membership score: the model, what it shows beyond the reference or 1/2, and the reference."""
+
+    own: Level
+    beyond: Level
+    other: Level | None
+
+    @property
+    def title(self) -> str:
+        return self.own.label.partition(":")[0].removeprefix("Membership by ")
+
+    @property
+    def state(self) -> str:
+        return str(self.beyond.more.get("state"))
+
+
+def _attacks(view: View) -> list[_Attack]:
+    """Return the membership scores that were judged."""
+    found = []
+    for row in view.levels:
+        beyond = view.find(f"beyond:{row.metric}")
+        if row.name == "membership" and row.arm == _YOURS and row.null and beyond:
+            others = [x for x in view.find(row.statistic) if x.arm == _REFERENCE]
+            found.append(_Attack(row, beyond[0], next(iter(others), None)))
+    return found
+
+
+def _ends(row: Level) -> tuple[float, float, float]:
+    """Return an AUC with its interval."""
+    return _value(row.more, "auc"), _value(row.more, "auc_low"), _value(row.more, "auc_high")
+
+
+def _chance_of(row: Level) -> tuple[float, float]:
+    """Return the band of an AUC under chance."""
+    high = row.null.high if row.null else math.nan
+    return 0.5 - high, 0.5 + high
 
 
 def _small(title: str) -> str:
@@ -109,41 +154,49 @@ def _drawn(
         n = Cell("" if row.n_units is None else number(row.n_units), order=row.n_units, numeric=True)
         ends = Cell(interval(row.low, row.high), numeric=True)
         body.append((Cell(words), Cell(view.arm_title(row.arm)), cell(row.value), ends, n))
-    columns = (Column("Of"), Column("Model"), Column("Value", numeric=True), Column("Interval", numeric=True),
-               Column("Records", numeric=True))  # fmt: skip
+    columns = (
+        Column("Of"),
+        Column("Model"),
+        Column("Value", numeric=True),
+        Column("Interval", numeric=True),
+        Column("Records", numeric=True),
+    )
     said = "; ".join(f"{a.text}, {_small(b.text)}: {c.text}, interval {d.text}" for a, b, c, d, _ in body)
     svg = canvas.rows(drawn, says, bars=True, limits=(0.0, 1.0))
     return Figure(title, svg, f"{title}. {said}", Table(title, columns, body), (), reading)
 
 
-def _auc(view: View, rows: Sequence[Mapping[str, Any]], canvas: Canvas) -> Figure | None:
+def _auc(view: View, rows: Sequence[_Attack], canvas: Canvas) -> Figure | None:
     """AUC of each membership score around one half, with what permuted labels show."""
     if not rows:
         return None
     drawn, body, ends = [], [], [0.05]
     for row in rows:
-        band = (_value(row, "chance_low"), _value(row, "chance_high"))
-        marks = [Mark(_value(row, "auc"), _value(row, "low"), _value(row, "high"), _index(view, _YOURS))]
-        other = row.get("reference")
-        if isinstance(other, Mapping):
-            ends_of = [_value(other, key) for key in ("auc", "low", "high")]
-            marks.append(Mark(ends_of[0], ends_of[1], ends_of[2], _index(view, _REFERENCE)))
-        state, title = str(row.get("state")), str(row.get("title"))
-        text = number(_value(row, "auc")) + (f", {state}" if state == "over-unlearned" else "")
-        drawn.append(Row(title[:1].upper() + title[1:], tuple(marks), text, band))
+        band, (auc, low, high) = _chance_of(row.own), _ends(row.own)
+        marks = [Mark(auc, low, high, _index(view, _YOURS))]
+        if row.other is not None:
+            marks.append(Mark(*_ends(row.other), _index(view, _REFERENCE)))
+        text = number(auc) + (f", {row.state}" if row.state == "over-unlearned" else "")
+        drawn.append(Row(row.title[:1].upper() + row.title[1:], tuple(marks), text, band))
         ends += [abs(e - 0.5) for m in marks for e in (m.value, m.low, m.high) if math.isfinite(e)]
         ends += [abs(e - 0.5) for e in band if math.isfinite(e)]
-        body.append((Cell(title), cell(_value(row, "auc")), Cell(interval(_value(row, "low"), _value(row, "high")),
-                     numeric=True), Cell(interval(*band), numeric=True), Cell(state)))  # fmt: skip
+        shown = (interval(low, high), interval(*band))
+        body.append((Cell(row.title), cell(auc), *(Cell(x, numeric=True) for x in shown), Cell(row.state)))
     title = "Who can tell a forgotten record from an unseen one"
-    columns = (Column("Score"), Column("AUC", numeric=True), Column("Interval", numeric=True),
-               Column("By chance", numeric=True), Column("State"))  # fmt: skip
+    columns = (
+        Column("Score"),
+        Column("AUC", numeric=True),
+        Column("Interval", numeric=True),
+        Column("By chance", numeric=True),
+        Column("State"),
+    )
     said = "; ".join(f"{a.text}: AUC {b.text}, interval {c.text}, {e.text}" for a, b, c, _, e in body)
     half = 1.05 * max(ends)
     svg = canvas.rows(drawn, "AUC: 0.5 is guessing", limits=(0.5 - half, 0.5 + half))
     reading = [
-        f"The grey band holds the AUC in {percent(view.confidence)} of permutations of the labels. Above it records "
-        "are still known; below it they were pushed under the level of unseen ones, which gives them away as well."
+        f"The grey bands hold the AUCs of all scores in {percent(view.confidence)} of permutations of the labels. "
+        "Above them records are still known; below them they were pushed under the level of unseen ones, which gives "
+        "them away as well."
     ]
     return Figure(title, svg, f"{title}. {said}", Table(title, columns, body), _keys(view), reading)
 
@@ -165,8 +218,9 @@ def _curves(view: View, truth: Mapping[str, Any], canvas: Canvas) -> Figure | No
         keys.append(Key(view.arm_title(_REFERENCE), index))
         at, ends = _value(truth, "at"), [float(v) for v in truth.get("ends") or []]
         series.append(Series([at] * len(ends), ends, _D))
-        keys.append(Key(f"largest distance, D = {number(_value(truth, 'distance'))}", _D))
-        reading.append(_chance(truth))
+        distance = next((row for row in view.levels if row.name == "ks_distance"), Level(statistic="", arm=""))
+        keys.append(Key(f"largest distance, D = {number(distance.value)}", _D))
+        reading.append(_chance(distance))
         columns.append(Column(view.arm_title(_REFERENCE), numeric=True))
         body = [[*row, cell(other[10 * i])] for i, row in enumerate(body)]
     svg = canvas.curves(series, "share of the true answer, 1 / (1 + truth ratio)", "share of forgotten records")
@@ -174,80 +228,64 @@ def _curves(view: View, truth: Mapping[str, Any], canvas: Canvas) -> Figure | No
     return Figure(title, svg, f"{title}. {said}", Table(title, columns, body), keys, reading)
 
 
-def _chance(truth: Mapping[str, Any]) -> str:
-    d, high = _value(truth, "distance"), _value(truth, "chance")
-    side = "beyond that" if d > high else "not beyond that"
+def _chance(distance: Level) -> str:
+    high = distance.null.high if distance.null else math.nan
     return (
-        f"D = {number(d)}, interval {interval(_value(truth, 'low'), _value(truth, 'high'))}. Two models alike on every "
-        f"record would be at most {number(high)} apart in 95 % of cases: it is {side}."
+        f"D = {number(distance.value)}, interval {interval(distance.low, distance.high)}. Where two models that are "
+        f"alike on every record are compared in all ways at once, D stays below {number(high)}: this one is "
+        f"{'beyond' if distance.shown else 'not told from'} chance."
     )
 
 
-def _distances(view: View, truth: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _distances(view: View) -> list[tuple[str, str]]:
     """Terms and values of the distance from a model that never saw the records."""
     found = []
     for row in view.levels:
+        ends = f"{number(row.value)}, interval {interval(row.low, row.high)}"
         if row.name == "memory_gap":
-            found.append(("Mean distance in probability, record by record",
-                          f"{number(row.value)}, interval {interval(row.low, row.high)}"))  # fmt: skip
-    if "distance" in truth:
-        p, n = _value(truth, "p"), truth.get("n")
-        found.append(("Distance D of the truth ratios", f"{number(_value(truth, 'distance'))}, by chance up to "
-                      f"{number(_value(truth, 'chance'))}"))  # fmt: skip
-        found.append(("Forget quality", f"p = {p:.2g}, from {plural(int(n), 'record') if n else 'no record'}"))
+            found.append(("Mean distance in probability, record by record", ends))
+        if row.name == "ks_distance" and row.null:
+            found.append(("Distance D of the truth ratios", f"{ends}, by chance up to {number(row.null.high)}"))
+        if row.name == "forget_quality":
+            n = plural(row.n_units, "record") if row.n_units else "no record"
+            found.append(("Forget quality", f"p = {row.value:.2g}, from {n}"))
     return found
 
 
-_TONES = {"not told apart": "open"}
-
-
-def _state(word: str) -> Tag:
-    return Tag(word, _TONES[word]) if word in _TONES else tag(word)
-
-
-def _scores(rows: Sequence[Mapping[str, Any]]) -> Table:
-    beside = any(isinstance(row.get("reference"), Mapping) for row in rows)
-    columns = [Column("Membership score"), Column("Verdict"), Column("ROC-AUC", numeric=True),
-               Column("By chance", numeric=True)]  # fmt: skip
-    if beside:
-        columns += [Column("Reference", numeric=True), Column("Difference", numeric=True),
-                    Column("PrivLeak", numeric=True)]  # fmt: skip
+def _scores(rows: Sequence[_Attack]) -> Table:
+    beside = any(row.other is not None for row in rows)
+    numbers = ["ROC-AUC", "By chance", *(["Reference", "Difference", "PrivLeak"] if beside else [])]
+    columns = [Column("Membership score"), Column("Verdict"), *(Column(name, numeric=True) for name in numbers)]
     body = []
     for row in rows:
-        title = str(row.get("title"))
-        line = [Cell(title[:1].upper() + title[1:]), Cell("", tag=_state(str(row.get("state")))),
-                cell(_value(row, "auc"), interval(_value(row, "low"), _value(row, "high"))),
-                Cell(interval(_value(row, "chance_low"), _value(row, "chance_high")), numeric=True)]  # fmt: skip
+        auc, low, high = _ends(row.own)
+        line = [Cell(row.title[:1].upper() + row.title[1:]), Cell("", tag=tag(row.state))]
+        line += [cell(auc, interval(low, high)), Cell(interval(*_chance_of(row.own)), numeric=True)]
         if beside:
-            own = [cell(_value(_part(row, "reference"), "auc")), _difference(_part(row, "change")),
-                   cell(_value(row, "privleak"), digits=1, sign=True)]  # fmt: skip
+            leak = cell(_value(row.beyond.more, "privleak"), digits=1, sign=True)
+            own = [] if row.other is None else [cell(_ends(row.other)[0]), _difference(row.beyond), leak]
             # against a reference, that reference itself is no score
-            line += own if _part(row, "reference") else [Cell("–", numeric=True)] * len(own)
+            line += own or [Cell("–", numeric=True)] * 3
         body.append(line)
     return Table("Membership: forgotten against held-out records", columns, body)
 
 
-def _part(row: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = row.get(key)
-    return found if isinstance(found, Mapping) else {}
+def _difference(row: Level) -> Cell:
+    small = "" if math.isnan(row.value) else interval(row.low, row.high, sign=True)
+    return cell(row.value, small, sign=True)
 
 
-def _difference(row: Mapping[str, Any]) -> Cell:
-    value = _value(row, "value")
-    small = "" if math.isnan(value) else interval(_value(row, "low"), _value(row, "high"), sign=True)
-    return cell(value, small, sign=True)
-
-
-def _changes(rows: Sequence[Mapping[str, Any]]) -> Table:
-    columns = (Column("Your model minus the reference"), Column("Your model", numeric=True),
-               Column("Reference", numeric=True), Column("Difference", numeric=True),
-               Column("Smallest detectable", numeric=True), Column("Verdict"))  # fmt: skip
+def _changes(view: View, rows: Sequence[Level]) -> Table:
+    numbers = ("Your model", "Reference", "Difference", "Smallest detectable")
+    columns = (Column("Beyond the reference"), *(Column(name, numeric=True) for name in numbers), Column("Verdict"))
     body = []
     for row in rows:
-        quiet = not (_value(row, "low") > 0 or _value(row, "high") < 0)
-        body.append((Cell(str(row.get("label"))), cell(_value(row, "yours")), cell(_value(row, "reference")),
-                     _difference(row), cell(_value(row, "smallest_detectable")),
-                     Cell("not told apart" if quiet else "apart")))  # fmt: skip
+        levels = view.find(f"mean:{row.metric}") or view.find(f"utility:{row.metric}")
+        value = {level.arm: level.value for level in levels}
+        apart = row.low > 0 or row.high < 0  # reaches 0 where an adjusted p tells nothing
+        ends = [cell(value.get(arm, math.nan)) for arm in (_YOURS, _REFERENCE)]
+        last = [_difference(row), cell(row.smallest_detectable), Cell("apart" if apart else "not told apart")]
+        body.append((Cell(row.label.rpartition(",")[0]), *ends, *last))
     return Table("Against a model that never saw the records", columns, body)
 
 
@@ -256,8 +294,12 @@ def _authors(view: View, authors: Mapping[str, Any]) -> list[Block]:
     if not rows:
         return []
     columns = [Column("Author"), Column("Records", numeric=True)]
-    kinds = [(key, arm) for key in ("forget_probability", "extraction_strength") for arm in (_YOURS, _REFERENCE)
-             if any(isinstance((row.get(key) or {}).get(arm), Mapping) for row in rows)]  # fmt: skip
+    kinds = [
+        (key, arm)
+        for key in ("forget_probability", "extraction_strength")
+        for arm in (_YOURS, _REFERENCE)
+        if any(isinstance((row.get(key) or {}).get(arm), Mapping) for row in rows)
+    ]
     words = {"forget_probability": "Probability", "extraction_strength": "Extraction strength"}
     columns += [Column(words[key], _small(view.arm_title(arm)), numeric=True) for key, arm in kinds]
     body = []

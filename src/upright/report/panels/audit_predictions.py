@@ -19,8 +19,8 @@ LIMITS = (
     "Equal rates are no proof of fair treatment: the labels themselves may be unfair, and groups may differ in what "
     "decisions cost them.",
     "Only the groups in the file are compared. A group that is not named, or a mixture of several, may be worse off.",
-    "The largest of many gaps is large by selection, most of all among small clients: compare it with what random "
-    "groups show. Intervals are those of the place where the gap was found, and do not hold that selection.",
+    "The largest of many gaps is large by selection, most of all among small clients: read its adjusted interval, and "
+    "whether it is beyond chance. The interval of a single rate is not adjusted.",
     "Intervals describe other rows of the same kind, with the classifier as it is.",
 )
 MOST_CLIENTS = 12  # rows of a heat map
@@ -34,14 +34,13 @@ TITLES = {
     "equalized_odds": "equalized odds",
 }
 STRATA = {
-    "decided": "decided {}",
-    "true positive": "decided {} where it is the label",
-    "false positive": "decided {} where it is not the label",
+    "predicted": "decided {}",
+    "true_positive": "decided {} where it is the label",
+    "false_positive": "decided {} where it is not the label",
 }
 _STEPS = (0.02, 0.05, 0.1, 0.2)  # sizes of gaps at which the shade changes
 _SHADE = 0.13  # opacity of one step: letters stay readable over four
 ABOVE, BELOW = 1, 2  # colours
-Rows = Sequence[Mapping[str, Any]]
 
 
 def panel(view: View, canvas: Canvas) -> list[Block]:
@@ -54,10 +53,15 @@ def panel(view: View, canvas: Canvas) -> list[Block]:
         return []
     first, columns = tables[0], _columns(audit)
     figures = [_rates(view, first, columns, canvas), *_maps(first, columns, canvas)]
-    blocks: list[Block] = [Grid(figures), _summary(first, columns)]
+    said = (view.verdict.get("lines") or {}).get("clients")
+    blocks: list[Block] = [
+        Grid(figures),
+        *([Prose([f"Inside clients: {said}."])] if said else []),
+        _gaps(first, columns),
+    ]
     blocks += _conflicts(first, columns) + _small(first, columns, audit)
     for one in tables[1:]:
-        rest: list[Block] = [_summary(one, columns), _rate_table(one, columns)]
+        rest: list[Block] = [_gaps(one, columns), _rate_table(one, columns)]
         title = f"{_title(one)} by {_named(one, columns)}"
         blocks.append(Details(title, [*rest, *_conflicts(one, columns), *_small(one, columns, audit)]))
     return blocks
@@ -139,10 +143,15 @@ def _rates(view: View, one: Mapping[str, Any], columns: Mapping[str, Any], canva
 
 def _rate_table(one: Mapping[str, Any], columns: Mapping[str, Any]) -> Table:
     body = [
-        (Cell(str(row.get("group"))), Cell(_what(row)), _count(row),
-         cell(_value(row, "rate"), interval(_value(row, "low"), _value(row, "high"))))
-        for row in _rows(one, "by_group") if row.get("client") is None
-    ]  # fmt: skip
+        (
+            Cell(str(row.get("group"))),
+            Cell(_what(row)),
+            _count(row),
+            cell(_value(row, "rate"), interval(_value(row, "low"), _value(row, "high"))),
+        )
+        for row in _rows(one, "by_group")
+        if row.get("client") is None
+    ]
     heads = [Column("Group"), Column("Rate"), Column("Rows", numeric=True), Column("Share", numeric=True)]
     return Table(f"{_title(one)}: rates by {_named(one, columns)}, all rows", heads, body)
 
@@ -160,7 +169,7 @@ def _maps(one: Mapping[str, Any], columns: Mapping[str, Any], canvas: Canvas) ->
 
 
 def _largest_clients(one: Mapping[str, Any]) -> list[Any]:
-    rows = [r for r in _rows(one, "gaps") if r.get("client") is not None and r.get("gap") == "pairwise"]
+    rows = [r for r in _rows(one, "gaps") if r.get("client") is not None]
     there = {r.get("client") for r in _rows(one, "by_group")}
     rows = [r for r in rows if r.get("client") in there]
     rows.sort(key=lambda r: -_value(r, "value") if math.isfinite(_value(r, "value")) else math.inf)
@@ -186,10 +195,22 @@ def _map(
     for c in levels:
         for g in sizes:
             row = cells.get((c, g), {})
-            body.append((Cell(_client({"client": c})), Cell(str(g)), _count(row), cell(_value(row, "rate")),
-                         cell(away[c, g], sign=True)))  # fmt: skip
-    heads = [Column("Client"), Column("Group"), Column("Rows", numeric=True), Column("Share", numeric=True),
-             Column("Minus all groups", numeric=True)]  # fmt: skip
+            body.append(
+                (
+                    Cell(_client({"client": c})),
+                    Cell(str(g)),
+                    _count(row),
+                    cell(_value(row, "rate")),
+                    cell(away[c, g], sign=True),
+                )
+            )
+    heads = [
+        Column("Client"),
+        Column("Group"),
+        Column("Rows", numeric=True),
+        Column("Share", numeric=True),
+        Column("Minus all groups", numeric=True),
+    ]
     alt = f"{title}, minus all groups of the client. " + "; ".join(
         f"{r[0].text}, {r[1].text}: {r[4].text} of {r[2].text} rows" for r in body
     )
@@ -208,9 +229,12 @@ def _map(
 
 
 def _draw(
-    levels: Sequence[Any], groups: Sequence[Any], away: Mapping[Any, float], cells: Mapping[Any, Mapping[str, Any]],
+    levels: Sequence[Any],
+    groups: Sequence[Any],
+    away: Mapping[Any, float],
+    cells: Mapping[Any, Mapping[str, Any]],
     canvas: Canvas,
-) -> str:  # fmt: skip
+) -> str:
     left, head, step = 92.0, 34.0, 34.0
     height, wide = head + step * len(levels) + 4.0, (WIDTH - left - 4.0) / len(groups)
     fig, ax = _axes(height, left=0, right=0, top=0, bottom=0)
@@ -219,8 +243,17 @@ def _draw(
     ax.set_ylim(height, 0)
 
     def say(x: float, y: float, text: str, colour: str = "ink", align: str = "center", weight: str = "normal") -> None:
-        ax.text(x, y, text, horizontalalignment=align, verticalalignment="center", fontsize=FONT, fontweight=weight,
-                color=COLOURS[colour], parse_math=False)  # fmt: skip
+        ax.text(
+            x,
+            y,
+            text,
+            horizontalalignment=align,
+            verticalalignment="center",
+            fontsize=FONT,
+            fontweight=weight,
+            color=COLOURS[colour],
+            parse_math=False,
+        )
 
     for j, g in enumerate(groups):
         lines = _two_lines(str(g), int(wide / 7.6))
@@ -235,10 +268,12 @@ def _draw(
             shade = sum(abs(gap) >= s for s in _STEPS) if math.isfinite(gap) else 0
             if shade:
                 colour = COLOURS[f"arm-{ABOVE if gap > 0 else BELOW}"]
-                ax.add_patch(Rectangle((x + 1, y + 1), wide - 2, step - 2, facecolor=colour, alpha=_SHADE * shade,
-                                       linewidth=0))  # fmt: skip
-            ax.add_patch(Rectangle((x + 1, y + 1), wide - 2, step - 2, fill=False, edgecolor=COLOURS["line"],
-                                   linewidth=0.8))  # fmt: skip
+                ax.add_patch(
+                    Rectangle((x + 1, y + 1), wide - 2, step - 2, facecolor=colour, alpha=_SHADE * shade, linewidth=0)
+                )
+            ax.add_patch(
+                Rectangle((x + 1, y + 1), wide - 2, step - 2, fill=False, edgecolor=COLOURS["line"], linewidth=0.8)
+            )
             shown = _hundredths(gap) if math.isfinite(gap) else "few" if row.get("few") else "none"
             say(x + wide / 2, y + 11, shown)
             say(x + wide / 2, y + 24, "< 5" if row.get("few") else number(row.get("n") or 0), "soft")
@@ -262,33 +297,24 @@ def _hundredths(gap: float) -> str:
 # -- tables -------------------------------------------------------------------------------------------------------
 
 
-def _summary(one: Mapping[str, Any], columns: Mapping[str, Any]) -> Table:
-    """The two gaps, over all rows and over clients, with their places."""
-    body = []
-    words = {"global": "All rows", "max": "Largest of a client", "mean": "Mean over clients"}
-    kinds = {"pairwise": "between two groups", "average": "between one group and all"}
-    summary = one.get("summary")
-    for kind, sizes in summary.items() if isinstance(summary, Mapping) else ():
-        for name, size in sizes.items():
-            if isinstance(size, Mapping):
-                client = size.get("client")
-                place: Mapping[str, Any] = next(
-                    (r for r in _rows(one, "gaps") if r.get("client") == client and r.get("gap") == kind), {}
-                )
-                level = words.get(name, name) + (f", {client}" if client is not None else "")
-                body.append((Cell(level, kinds.get(kind, str(kind))), *_size(size, place if name != "mean" else {})))
-    heads = [Column("Gap"), Column("Size", numeric=True), Column("Where")]
-    return Table(f"{_title(one)} by {_named(one, columns)}: gaps", heads, body, False)
+def _gaps(one: Mapping[str, Any], columns: Mapping[str, Any]) -> Table:
+    """The largest gap of all rows, and of the clients where it is largest."""
+    levels = [None, *_largest_clients(one)]
+    body = [_gap(row) for row in _rows(one, "gaps") if row.get("client") in levels]
+    heads = [Column("Of"), Column("Largest gap"), Column("Size", numeric=True), Column("Beyond chance")]
+    return Table(f"{_title(one)} by {_named(one, columns)}: gaps", heads, body)
 
 
-def _size(size: Mapping[str, Any], place: Mapping[str, Any]) -> tuple[Cell, Cell]:
-    """Return a gap with its interval, and where it is; neither when it rests on fewer than five rows."""
-    if place.get("few"):
-        return Cell("not shown", numeric=True), Cell(f"a cell of {FEW} rows")
-    pair = " and ".join(str(place[side]) for side in ("first", "second") if place.get(side) is not None)
-    rows = f"{_what(place)}; smallest cell {plural(int(place['smallest']), 'row')}" if pair else ""
-    ends = interval(_value(size, "low"), _value(size, "high"))
-    return cell(_value(size, "value"), ends), Cell(pair, rows)
+def _gap(row: Mapping[str, Any]) -> tuple[Cell, ...]:
+    """Return a gap with its place and interval; neither when it rests on fewer than five rows."""
+    if row.get("few"):
+        return Cell(_client(row)), Cell(f"a cell of {FEW} rows"), Cell("not given", numeric=True), Cell("")
+    pair = "none" if row.get("first") is None else f"{row['first']} minus {row.get('second')}"
+    small = (
+        "" if row.get("first") is None else f"{_what(row)}; smaller cell {plural(int(_value(row, 'smallest')), 'row')}"
+    )
+    size = cell(_value(row, "value"), interval(_value(row, "low"), _value(row, "high")))
+    return Cell(_client(row)), Cell(pair, small), size, Cell("yes" if row.get("shown") else "no")
 
 
 def _conflicts(one: Mapping[str, Any], columns: Mapping[str, Any]) -> list[Block]:
@@ -297,19 +323,15 @@ def _conflicts(one: Mapping[str, Any], columns: Mapping[str, Any]) -> list[Block
         return []
     body = []
     for row in rows[:MOST_LINES]:
-        sides = [row.get(key) for key in ("global", "local")]
-        shown = [s if isinstance(s, Mapping) else {} for s in sides]
-        body.append((Cell(_client(row)), Cell(f"{row.get('first')} minus {row.get('second')}", _what(row)),
-                     *(cell(_value(s, "value"), interval(_value(s, "low"), _value(s, "high"), sign=True), sign=True)
-                       for s in shown)))  # fmt: skip
-    heads = [Column("Client"), Column("Gap"), Column("All rows", numeric=True), Column("This client", numeric=True)]
+        sides = [side for key in ("global", "local") if isinstance(side := row.get(key), Mapping)]
+        body.append((Cell(_client(row), _what(sides[0])), *(found for side in sides for found in _gap(side)[1:3])))
+    heads = [Column("Client"), Column("All rows"), Column("Size", numeric=True), Column("This client")]
     text = (
-        "At these clients a gap points the other way than over all rows, and neither interval holds zero. Closing the "
-        "gap of all rows by one rule for everybody would widen it there. Each is judged by itself: of many pairs a few "
-        "are found by chance."
+        "At these clients a gap beyond chance points the other way than over all rows. Closing the gap of all rows by "
+        "one rule for everybody would widen it there."
     )
-    title = f"Clients against the whole, {_named(one, columns)}"
-    blocks: list[Block] = [Prose([text]), Table(title, heads, body)]
+    table = Table(f"Clients against the whole, {_named(one, columns)}", [*heads, Column("Size", numeric=True)], body)
+    blocks: list[Block] = [Prose([text]), table]
     return blocks + _more(len(rows))
 
 
@@ -319,15 +341,29 @@ def _small(one: Mapping[str, Any], columns: Mapping[str, Any], audit: Mapping[st
         return []
     body: list[tuple[Cell, ...]] = []
     for row in rows[:MOST_LINES]:
-        cls = row.get("class")
-        stratum = "" if row.get("stratum") == "decided" else _what(row)
         empty = row.get("n") == 0
-        body.append((Cell(_client(row)), Cell(str(row.get("group"))), Cell("" if cls is None else stratum), _count(row),
-                     _count({**row, "few": False}, "have"),
-                     Cell("no such row" if empty else FEW if row.get("few") else number(row.get("need")),
-                          order=row.get("need"), numeric=True)))  # fmt: skip
-    heads = [Column("Client"), Column("Group"), Column("Rate"), Column("Rows of the cell", numeric=True),
-             Column("Rows of the client", numeric=True), Column("Rows needed", numeric=True)]  # fmt: skip
+        body.append(
+            (
+                Cell(_client(row)),
+                Cell(str(row.get("group"))),
+                Cell("" if row.get("class") is None else _what(row)),
+                _count(row),
+                _count({**row, "few": False}, "have"),
+                Cell(
+                    "no such row" if empty else FEW if row.get("few") else number(row.get("need")),
+                    order=row.get("need"),
+                    numeric=True,
+                ),
+            )
+        )
+    heads = [
+        Column("Client"),
+        Column("Group"),
+        Column("Rate"),
+        Column("Rows of the cell", numeric=True),
+        Column("Rows of the client", numeric=True),
+        Column("Rows needed", numeric=True),
+    ]
     if all(row.get("class") is None for row in rows):
         del heads[2]
         body = [line[:2] + line[3:] for line in body]

@@ -35,11 +35,16 @@ def panel(view: View, canvas: Canvas) -> list[Block]:
         for row in rows
     ]
     body = [
-        (Cell(str(row["bin"])), Cell(number(row["items"]), order=row["items"], numeric=True),
-         cell(row["share_of_items"]), cell(row["share_of_exposure"], interval(row["low"], row["high"])),
-         cell(row["coverage"]), cell(row["gini"]))
+        (
+            Cell(str(row["bin"])),
+            Cell(number(row["items"]), order=row["items"], numeric=True),
+            cell(row["share_of_items"]),
+            cell(row["share_of_exposure"], interval(row["low"], row["high"])),
+            cell(row["coverage"]),
+            cell(row["gini"]),
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
     columns = [Column("Bin")]
     columns += [
         Column(title, numeric=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from upright.report.evidence import _Spot, _spots, arm_key
+from upright.report.evidence import Spot, arm_key, spots_of, strength_of
 from upright.report.panels.fedfact_maps import (
     ABOVE,
     BELOW,
@@ -31,9 +31,25 @@ from upright.report.panels.fedfact_notes import (
     value,
 )
 from upright.report.panels.fedfact_prices import cells, flips, partition, prices
-from upright.report.parts import Block, Cell, Column, Figure, Grid, Key, Notes, Prose, Table, cell
+from upright.report.parts import (
+    DASH,
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Grid,
+    Key,
+    Notes,
+    Prose,
+    Table,
+    cell,
+    count,
+    given,
+    numeric,
+)
 from upright.report.plots import Canvas, Series
 from upright.report.read import ArmView, View
+from upright.report.record import thin
 from upright.report.text import interval, lower, number, percent, plural
 
 __all__ = ["LIMITS", "SHOWS_FRONT", "panel"]
@@ -42,7 +58,6 @@ SHOWS_FRONT = True
 MOST_CLIENTS = 12  # rows of a heat map
 MOST_GROUPS = 5  # columns of a heat map, so that two lines of numbers fit into 360 units
 MOST_RATES = 4
-MOST_POINTS = 200
 NO_TOLERANCE = ("thresholds", "fairfed", "fedfb")  # remedies that have no such setting
 FEW = f"fewer than {FEWEST}"
 LIMITS = (
@@ -71,7 +86,7 @@ def panel(view: View, canvas: Canvas) -> list[Block]:
 
 def _fronts(view: View, canvas: Canvas) -> list[Block]:
     """Accuracy against the global gap and against that of the worst client."""
-    primary, cost = view.primary or "", view.cost_statistic or "mean:accuracy"
+    primary, cost = view.primary, view.cost_statistic
     if not primary.startswith("disparity:"):
         return []
     words = (
@@ -80,17 +95,17 @@ def _fronts(view: View, canvas: Canvas) -> list[Block]:
     )
     figures = []
     for statistic, key, what, local in words:
-        spots = _spots(view, cost, statistic)
+        spots = spots_of(view, cost, statistic)
         if spots and any(not s.swept for s in spots):
             figures.append(_front(view, canvas, spots, key, what, local))
     return [Grid(figures)] if figures else []
 
 
-def _name(spot: _Spot) -> str:
+def _name(spot: Spot) -> str:
     return f"{spot.arm.name}@{spot.strength:g}" if spot.swept else spot.arm.name
 
 
-def _front(view: View, canvas: Canvas, spots: Sequence[_Spot], key: str, what: str, local: bool) -> Figure:
+def _front(view: View, canvas: Canvas, spots: Sequence[Spot], key: str, what: str, local: bool) -> Figure:
     notes = [noted(view, _name(spot), "calibration") for spot in spots]
     fitted = [[mean([value(n, k) for n in own]) for k in ("accuracy", key)] for own in notes]
     open_ = [(a, b) if math.isfinite(a) and math.isfinite(b) else None for a, b in fitted]
@@ -99,18 +114,21 @@ def _front(view: View, canvas: Canvas, spots: Sequence[_Spot], key: str, what: s
     asked = tolerance_of(view, remedy, local) if remedy and not swept else math.nan
     title = f"Accuracy against {what}"
     svg = draw_front(spots, open_, "accuracy (better →)", f"{what} (better ↓)", asked, canvas)
-    columns = [Column("Arm"), *([Column("Tolerance", numeric=True)] if swept else []),
-               Column("Accuracy", "test", True), Column("Gap", "test", True),
-               Column("Accuracy", "calibration", True), Column("Gap", "calibration", True)]  # fmt: skip
+    columns = [Column("Arm"), *numeric(*["Tolerance"] * swept)]
+    columns += [*numeric("Accuracy", "Gap", small="test"), *numeric("Accuracy", "Gap", small="calibration")]
     body = [
-        (Cell(s.arm.title, key=arm_key(s.arm)), *([_strength(s)] if swept else []),
-         cell(s.x.value, interval(s.x.low, s.x.high)), cell(s.y.value, interval(s.y.low, s.y.high)),
-         *(Cell("–", numeric=True) if math.isnan(v) else cell(v) for v in c))
+        (
+            Cell(s.arm.title, key=arm_key(s.arm)),
+            *[_strength(s)] * swept,
+            cell(s.x.value, interval(s.x.low, s.x.high)),
+            cell(s.y.value, interval(s.y.low, s.y.high)),
+            *map(given, c),
+        )
         for s, c in zip(spots, fitted, strict=True)
-    ]  # fmt: skip
+    ]
     alt = f"{title}. " + "; ".join(
-        f"{s.arm.title}{f' at tolerance {number(s.strength, plain=True)}' if s.swept else ''}: accuracy "
-        f"{number(s.x.value)}, gap {number(s.y.value)} on test, {number(c[1])} on calibration rows"
+        f"{s.arm.title}{strength_of(s, 'tolerance')}: accuracy {number(s.x.value)}, gap {number(s.y.value)} on test, "
+        f"{number(c[1])} on calibration rows"
         for s, c in zip(spots, fitted, strict=True)
     )
     reading = [
@@ -132,12 +150,12 @@ def _front(view: View, canvas: Canvas, spots: Sequence[_Spot], key: str, what: s
     return Figure(title, svg, alt, Table(title, columns, body), keys, reading)
 
 
-def _strength(spot: _Spot) -> Cell:
+def _strength(spot: Spot) -> Cell:
     if spot.arm.settings.get("remedy") in NO_TOLERANCE:
-        return Cell("–", numeric=True)
+        return DASH
     if math.isnan(spot.strength) or spot.strength >= 1:
         return Cell("none", numeric=True)
-    return Cell(number(spot.strength, plain=True), order=spot.strength, numeric=True)
+    return given(spot.strength, plain=True)
 
 
 def _kept(view: View, remedy: ArmView | None) -> list[Block]:
@@ -185,8 +203,8 @@ def _few(view: View, remedy: ArmView) -> str:
             if row["client"] is not None and excess > worst:
                 worst, client, at = excess, row["client"], i
     small = noted(view, remedy.name, "small")
-    sizes = [int(value(row, "samples")) for row in (small[at] if at < len(small) else ())
-             if row.get("client") == client and value(row, "samples") > 0]  # fmt: skip
+    cells = [row for row in (small[at] if at < len(small) else ()) if row.get("client") == client]
+    sizes = [int(value(row, "samples")) for row in cells if value(row, "samples") > 0]
     if not sizes:
         return ""
     n = min(sizes)
@@ -196,10 +214,12 @@ def _few(view: View, remedy: ArmView) -> str:
 
 def _gaps(view: View) -> list[Block]:
     """Calibration rows beside test, for every arm and each of the three gaps."""
-    primary = view.primary or ""
-    kinds = (("Accuracy", view.cost_statistic or "mean:accuracy", "accuracy"), ("Gap of all rows", primary, "global"),
-             ("Gap, worst client", f"client_{primary}", "local_max"),
-             ("Gap, mean over clients", f"mean_client_{primary}", "local_mean"))  # fmt: skip
+    kinds = (
+        ("Accuracy", view.cost_statistic, "accuracy"),
+        ("Gap of all rows", view.primary, "global"),
+        ("Gap, worst client", f"client_{view.primary}", "local_max"),
+        ("Gap, mean over clients", f"mean_client_{view.primary}", "local_mean"),
+    )
     body = []
     for arm in view.arms:
         notes = noted(view, arm.name, "calibration")
@@ -208,10 +228,10 @@ def _gaps(view: View) -> list[Block]:
         test, fitted = ([Cell(arm.title, key=arm_key(arm)), Cell(word)] for word in ("test", "calibration"))
         for _, statistic, key in kinds:
             row = next((row for row in view.find(statistic) if row.arm == arm.name), None)
-            test.append(cell(row.value, interval(row.low, row.high)) if row else Cell("–", numeric=True))
+            test.append(cell(row.value, interval(row.low, row.high)) if row else DASH)
             fitted.append(over([value(n, key) for n in notes]))
         body += [test, fitted]
-    columns = [Column("Arm"), Column("Rows"), *(Column(title, numeric=True) for title, *_ in kinds)]
+    columns = [Column("Arm"), Column("Rows"), *numeric(*(title for title, *_ in kinds))]
     several = "; of calibration rows mean and range over seeds" if len(view.seeds) > 1 else ""
     return [Table(f"Test and calibration rows{several}", columns, body)] if body else []
 
@@ -240,9 +260,15 @@ def _maps(view: View, canvas: Canvas, remedy: ArmView) -> list[Block]:
 
 
 def _map(
-    view: View, canvas: Canvas, arm: ArmView, metric: str, tables: Mapping[tuple[str, str], Rates], first: ArmView, *,
+    view: View,
+    canvas: Canvas,
+    arm: ArmView,
+    metric: str,
+    tables: Mapping[tuple[str, str], Rates],
+    first: ArmView,
+    *,
     explain: bool,
-) -> Figure:  # fmt: skip
+) -> Figure:
     cells = tables[arm.name, metric]
     clients, groups = _clients(tables[first.name, metric]), groups_of(cells)
     whole = {("", g): _sum([one for (_, own), one in cells.items() if own == g]) for g in groups}
@@ -253,18 +279,17 @@ def _map(
     if view.data.get("criterion") == "equal_opportunity":
         name += " where it is the label"
     title = f"Decided {name}, by client and group: {lower(arm.title)}"
-    drawn = [
-        (client_title(c), [(away.get((c, g), math.nan), said_count(known.get((c, g)), (c, g) in known))
-                      for g in groups[:MOST_GROUPS]])
-        for c in levels[: MOST_CLIENTS + 1]
-    ]  # fmt: skip
+    drawn = []
+    for c in levels[: MOST_CLIENTS + 1]:
+        row = [(away.get((c, g), math.nan), said_count(known.get((c, g)), (c, g) in known)) for g in groups]
+        drawn.append((client_title(c), row[:MOST_GROUPS]))
     body = []
     for c in levels:
         for g in groups:
             one, there = known.get((c, g)), (c, g) in known
-            count = Cell(number(one.n), order=one.n, numeric=True) if one else Cell(FEW if there else "no row")
-            rate = [cell(one.rate), cell(away[c, g], sign=True)] if one else [Cell("–", numeric=True)] * 2
-            body.append((Cell(client_title(c)), Cell(g), count, *rate))
+            size = count(one.n) if one else Cell(FEW if there else "no row")
+            rate = [cell(one.rate), cell(away[c, g], sign=True)] if one else [DASH] * 2
+            body.append((Cell(client_title(c)), Cell(g), size, *rate))
     largest = {c: _spread(known, c) for c in levels}
     inside = [v for c, v in largest.items() if c and math.isfinite(v)]
     alt = f"{title}. " + "; ".join(f"{r[0].text}, {r[1].text}: {r[4].text} of {r[2].text} rows" for r in body)
@@ -285,8 +310,7 @@ def _map(
             f"Drawn: {min(len(clients), MOST_CLIENTS)} of {plural(len(clients), 'client')}, those with the largest "
             f"gaps before, and {min(len(groups), MOST_GROUPS)} of {plural(len(groups), 'group')}. The table has all."
         )
-    columns = (Column("Client"), Column("Group"), Column("Rows", numeric=True), Column("Share", numeric=True),
-               Column("Minus all groups", numeric=True))  # fmt: skip
+    columns = [Column("Client"), Column("Group"), *numeric("Rows", "Share", "Minus all groups")]
     keys = [Key("more often than all groups", ABOVE, "s"), Key("less often", BELOW, "s")]
     svg = draw_map(drawn, groups[:MOST_GROUPS], canvas)
     return Figure(title, svg, alt, Table(title, columns, body), keys, reading)
@@ -320,16 +344,29 @@ def _spread(cells: Rates, client: str) -> float:
 # -- training under constraints -------------------------------------------------------------------------------------
 
 
+CURVES = {
+    "global_gap": ("Gap of all rows by round", "The largest gap between two groups over all training rows."),
+    "local_gap": (
+        "Gap of the worst client by round",
+        "The largest gap between two groups inside a client, the client where it is largest.",
+    ),
+    "objective": (
+        "Objective by round",
+        "Share of wrong decisions plus what prices charge for gaps beyond their tolerance: prices rise while a gap is "
+        "too large, so this need not fall.",
+    ),
+}
+
+
 def _curves(view: View, canvas: Canvas) -> list[Block]:
     """Gap of all rows, gap of the worst client and objective by round, of every arm that trains under constraints."""
-    words = (("global_gap", "Gap of all rows by round"), ("local_gap", "Gap of the worst client by round"),
-             ("objective", "Objective by round"))  # fmt: skip
-    figures = [figure for key, title in words if (figure := _curve(view, canvas, key, title))]
+    figures = [figure for key in CURVES if (figure := _curve(view, canvas, key))]
     return [Prose(["In training, on training rows"], lead=True), Grid(figures)] if figures else []
 
 
-def _curve(view: View, canvas: Canvas, key: str, title: str) -> Figure | None:
+def _curve(view: View, canvas: Canvas, key: str) -> Figure | None:
     series, body, keys, most = [], [], [], 1
+    title, what = CURVES[key]
     for arm in view.arms:
         seeds = [records(note, "history") for note in noted(view, arm.name, "history")]
         rounds: dict[float, list[float]] = {}
@@ -339,29 +376,22 @@ def _curve(view: View, canvas: Canvas, key: str, title: str) -> Figure | None:
                 rounds.setdefault(at, []).append(found)
         if len(rounds) < 2:
             continue
-        every = max(1, math.ceil(len(rounds) / MOST_POINTS))
-        x = [at for i, at in enumerate(sorted(rounds)) if i % every == 0 or i == len(rounds) - 1]
+        x = thin(sorted(rounds))
         middle, low, high = ([f(rounds[at]) for at in x] for f in (mean, min, max))
         several = len(seeds) > 1
         series.append(Series(x, middle, arm.index, False, low if several else (), high if several else ()))
         keys.append(arm_key(arm))
         most = max(most, len(seeds))
-        body.append((Cell(arm.title), Cell(number(x[-1], plain=True), order=x[-1], numeric=True), cell(middle[0]),
-                     cell(min(middle)), cell(middle[-1], interval(low[-1], high[-1]) if several else "")))  # fmt: skip
+        last = cell(middle[-1], interval(low[-1], high[-1]) if several else "")
+        body.append((Cell(arm.title), given(x[-1], plain=True), cell(middle[0]), cell(min(middle)), last))
     if not series:
         return None
-    columns = (Column("Arm"), Column("Rounds", numeric=True), Column("First", numeric=True),
-               Column("Lowest", numeric=True), Column("Last", numeric=True))  # fmt: skip
+    columns = [Column("Arm"), *numeric("Rounds", "First", "Lowest", "Last")]
     alt = f"{title}. " + "; ".join(
         f"{r[0].text}: first {r[2].text}, lowest {r[3].text}, last {r[4].text} after {r[1].text} rounds" for r in body
     )
-    reading = {
-        "global_gap": ["The largest gap between two groups over all training rows."],
-        "local_gap": ["The largest gap between two groups inside a client, the client where it is largest."],
-        "objective": ["Share of wrong decisions plus what prices charge for gaps beyond their tolerance: prices rise "
-                      "while a gap is too large, so this need not fall."],
-    }[key]  # fmt: skip
+    reading = [what]
     if most > 1:
-        reading = [*reading, f"Mean over {most} seeds; the shaded range holds all of them."]
+        reading.append(f"Mean over {most} seeds; the shaded range holds all of them.")
     svg = canvas.curves(series, "round", title.removesuffix(" by round").lower())
     return Figure(title, svg, alt, Table(title, columns, body), keys, reading)

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from upright.report.evidence import _Spot
+from upright.report.evidence import Spot
 from upright.report.plots import COLOURS, FONT, WIDTH, Canvas, _axes, _finish, _vertical, colour_of, marker_of
 from upright.report.read import View
 from upright.report.text import MINUS, number, shorten
@@ -68,7 +68,7 @@ def rates_of(view: View, arms: Sequence[str], seed: int | None) -> dict[tuple[st
 
 
 def _from_units(path: Path, arms: Sequence[str], seed: int | None) -> dict[tuple[str, str], Rates]:
-    from upright.shell.units import read_units
+    from upright.evidence.units import read_units
 
     found: dict[tuple[str, str], Rates] = {}
     for block in read_units(path):
@@ -118,9 +118,7 @@ def groups_of(cells: Rates) -> list[str]:
 # -- drawing --------------------------------------------------------------------------------------------------------
 
 
-def draw_map(
-    rows: Sequence[tuple[str, Sequence[tuple[float, str]]]], groups: Sequence[str], canvas: Canvas
-) -> str:  # fmt: skip
+def draw_map(rows: Sequence[tuple[str, Sequence[tuple[float, str]]]], groups: Sequence[str], canvas: Canvas) -> str:
     """Draw a row for each client and a column for each group, shaded by the size and the sign of the gap.
 
     Parameters
@@ -160,8 +158,8 @@ def draw_map(
 def _say(
     ax: Axes, x: float, y: float, text: str, colour: str = "ink", align: str = "center", weight: str = "normal"
 ) -> None:
-    ax.text(x, y, text, horizontalalignment=align, verticalalignment="center", fontsize=FONT, fontweight=weight,
-            color=COLOURS[colour], parse_math=False)  # fmt: skip
+    found = ax.text(x, y, text, ha=align, va="center", fontsize=FONT, color=COLOURS[colour], parse_math=False)
+    found.set_fontweight(weight)
 
 
 def _two_lines(name: str, size: int) -> list[str]:
@@ -181,14 +179,18 @@ def _hundredths(gap: float) -> str:
 
 
 def draw_front(
-    spots: Sequence[_Spot], calibration: Sequence[tuple[float, float] | None], xlabel: str, ylabel: str,
-    tolerance: float, canvas: Canvas,
-) -> str:  # fmt: skip
+    spots: Sequence[Spot],
+    calibration: Sequence[tuple[float, float] | None],
+    xlabel: str,
+    ylabel: str,
+    tolerance: float,
+    canvas: Canvas,
+) -> str:
     """Draw every arm at every tolerance: filled with intervals on test, open on calibration rows, one line an arm.
 
     Parameters
     ----------
-    spots : sequence of _Spot
+    spots : sequence of Spot
     calibration : sequence of (accuracy, gap) or None
         Of each spot.
     tolerance : float
@@ -210,14 +212,13 @@ def draw_front(
             x, y, large = spot.x, spot.y, not spot.swept
             for xs, ys in (((x.low, x.high), (y.value, y.value)), ((x.value, x.value), (y.low, y.high))):
                 if all(map(math.isfinite, (*xs, *ys))):
-                    ax.plot(xs, ys, color=colour, linewidth=1.4 if large else 0.8, alpha=None if large else 0.6,
-                            solid_capstyle="butt", zorder=3)  # fmt: skip
+                    wide, alpha = (1.4, None) if large else (0.8, 0.6)
+                    ax.plot(xs, ys, color=colour, linewidth=wide, alpha=alpha, solid_capstyle="butt", zorder=3)
             if math.isfinite(x.value) and math.isfinite(y.value):
-                ax.plot([x.value], [y.value], marker=marker, markersize=8 if large else 4.5, color=colour,
-                        clip_on=False, linestyle="none", zorder=5 + 0.5 * (index == 1))  # fmt: skip
-        for point in fitted:
-            ax.plot(*[[v] for v in point], marker=marker, markersize=6, color=COLOURS["paper"], linestyle="none",
-                    clip_on=False, markeredgecolor=colour, markeredgewidth=1.4, zorder=4)  # fmt: skip
+                size, above = 8 if large else 4.5, 5 + 0.5 * (index == 1)
+                ax.plot([x.value], [y.value], marker, markersize=size, color=colour, clip_on=False, zorder=above)
+        for a, b in fitted:
+            ax.plot([a], [b], marker, ms=6, color=COLOURS["paper"], mec=colour, mew=1.4, clip_on=False, zorder=4)
     ax.margins(0.08)
     if ax.get_ylim()[0] < 0:
         ax.set_ylim(bottom=0)

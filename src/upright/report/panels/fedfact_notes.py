@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from upright.contract import InputError
-from upright.report.parts import Cell, cell
+from upright.report.parts import DASH, Cell, cell
 from upright.report.read import ArmView, View
 from upright.report.text import interval
 
@@ -66,7 +66,7 @@ def over(values: Sequence[float], *, digits: int = 3) -> Cell:
     """Return the mean of the seeds with their range below it."""
     known = [v for v in values if math.isfinite(v)]
     if not known:
-        return Cell("–", numeric=True)
+        return DASH
     ends = interval(min(known), max(known)) if min(known) < max(known) else ""
     return cell(statistics.fmean(known), ends, digits=digits)
 

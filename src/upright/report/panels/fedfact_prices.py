@@ -19,7 +19,22 @@ from upright.report.panels.fedfact_notes import (
     setting,
     value,
 )
-from upright.report.parts import Block, Cell, Column, Details, Figure, Grid, Notes, Prose, Table, cell
+from upright.report.parts import (
+    DASH,
+    Block,
+    Cell,
+    Column,
+    Details,
+    Figure,
+    Grid,
+    Notes,
+    Prose,
+    Table,
+    cell,
+    count,
+    given,
+    numeric,
+)
 from upright.report.plots import Canvas, Mark, Row
 from upright.report.read import ArmView, View
 from upright.report.text import MINUS, number, percent, plural, shorten
@@ -49,15 +64,14 @@ def bars_of(view: View, note: Any, randomised: bool) -> list[_Bar]:
             stratum = 1 - stratum if row.get("criterion") == "equalized_odds" else stratum
             name = classes[1]
         client = "" if row["level"] == "global" else str(row.get("client"))
-        between = str(row["between"]).replace(" - ", f" {MINUS} ")
         rate = name + _stratum(str(row.get("criterion")), stratum, classes)
-        found.setdefault((client, between, rate), []).append(row)
+        found.setdefault((client, _between(row), rate), []).append(row)
     key = "gap_randomised" if randomised else "gap_deterministic"
-    return [
-        (*place, math.fsum(abs(value(r, "price")) for r in own), max(abs(value(r, key)) for r in own),
-         value(own[0], "tolerance"))
-        for place, own in found.items()
-    ]  # fmt: skip
+    bars = []
+    for place, own in found.items():
+        price, gap = math.fsum(abs(value(r, "price")) for r in own), max(abs(value(r, key)) for r in own)
+        bars.append((*place, price, gap, value(own[0], "tolerance")))
+    return bars
 
 
 def _stratum(criterion: str, stratum: int, classes: Sequence[str]) -> str:
@@ -91,16 +105,24 @@ def _price_figure(view: View, canvas: Canvas, bars: Sequence[_Bar], remedy: ArmV
             drawn.append(Row(shorten(f"{where}: decided {rate}", 52)))
         for _, between, _, price, gap, tolerance in own:
             said = f"{number(price)} · gap {number(gap)} of {number(tolerance, plain=True)}"
-            drawn.append(Row(_pair(between, 54 - len(said)), (Mark(price, math.nan, math.nan,
-                             remedy.index),), said))  # fmt: skip
+            mark = Mark(price, math.nan, math.nan, remedy.index)
+            drawn.append(Row(_pair(between, 54 - len(said)), (mark,), said))
     title = "Prices of the constraints"
-    columns = (Column("For"), Column("Between"), Column("Decided"), Column("Price", numeric=True),
-               Column("Gap, calibration", numeric=True), Column("Tolerance", numeric=True))  # fmt: skip
+    columns = [
+        *(Column(title) for title in ("For", "Between", "Decided")),
+        *numeric("Price", "Gap, calibration", "Tolerance"),
+    ]
     body = [
-        (Cell(client_title(client, "Everybody")), Cell(between), Cell(rate), cell(price), cell(gap, digits=4),
-         Cell(number(tolerance, plain=True), order=tolerance, numeric=True))
+        (
+            Cell(client_title(client, "Everybody")),
+            Cell(between),
+            Cell(rate),
+            cell(price),
+            cell(gap, digits=4),
+            given(tolerance, plain=True),
+        )
         for client, between, rate, price, gap, tolerance in bars
-    ]  # fmt: skip
+    ]
     alt = f"{title}. " + "; ".join(
         f"{r[0].text}, {r[1].text}, {r[2].text}: {r[3].text}, gap {r[4].text} of {r[5].text}" for r in body
     )
@@ -142,8 +164,7 @@ def _price_table(every: Sequence[Sequence[_Bar]]) -> list[Block]:
         (Cell(between), Cell(rate), over([p for p, _ in own]), over([g for _, g in own], digits=4))
         for (between, rate), own in found.items()
     ]
-    columns = (Column("Between"), Column("Decided"), Column("Price", numeric=True),
-               Column("Gap, calibration", numeric=True))  # fmt: skip
+    columns = [Column("Between"), Column("Decided"), *numeric("Price", "Gap, calibration")]
     title = f"Prices of the constraints on everybody, mean and range over {len(every)} seeds"
     return [Table(title, columns, body)] if body else []
 
@@ -204,12 +225,11 @@ def flips(view: View, canvas: Canvas, remedy: ArmView) -> list[Block]:
         # without a remedy nothing changes
         for (group, to), seeds in found.get(arm.name, {}).items() if arm.role != "baseline" else ():
             least = min(r for _, r in seeds)
-            shown = over([s for s, _ in seeds]) if least >= FEWEST else Cell("–", numeric=True)
-            count = over([r for _, r in seeds], digits=0) if least >= FEWEST else Cell(FEW, numeric=True)
-            body.append((Cell(arm.title, key=arm_key(arm)), Cell(group), Cell(to), shown, count))
+            shown = over([s for s, _ in seeds]) if least >= FEWEST else DASH
+            size = over([r for _, r in seeds], digits=0) if least >= FEWEST else Cell(FEW, numeric=True)
+            body.append((Cell(arm.title, key=arm_key(arm)), Cell(group), Cell(to), shown, size))
     title = "Decisions that changed, by group"
-    columns = (Column("Arm"), Column("Group"), Column("Changed to"), Column("Share of the group", numeric=True),
-               Column("Rows", numeric=True))  # fmt: skip
+    columns = [Column("Arm"), Column("Group"), Column("Changed to"), *numeric("Share of the group", "Rows")]
     alt = f"{title}, {remedy.title}. " + "; ".join(
         f"{r[1].text} to {r[2].text}: {r[3].text}" for r in body if r[0].text == remedy.title and r[3].text != "–"
     )
@@ -239,20 +259,27 @@ def _seeds_said(notes: Sequence[Sequence[Any]], word: str) -> str:
     return f" Over {len(sizes)} seeds there are {ends} such {word}."
 
 
+def _listed(title: str, said: str, text: str, columns: Sequence[Column], body: Sequence[Sequence[Cell]]) -> Details:
+    """Fold the first lines of a table with what they mean."""
+    table: list[Block] = [Table(title, columns, body[:MOST_LINES])] if body else []
+    rest = len(body) - MOST_LINES
+    more: list[Block] = [Prose([f"{number(rest)} more are not listed."], muted=True)] if rest > 0 else []
+    return Details(said, [Prose([text]), *table, *more])
+
+
 def _small(view: View, remedy: ArmView) -> list[Block]:
     notes = [records(n, "small", "client", "group", "samples", "of") for n in noted(view, remedy.name, "small")]
     if not any(notes):
         return []
     body = []
-    for row in notes[0][:MOST_LINES]:
+    for row in notes[0]:
         n, need = int(row["samples"]), row.get("needed")
-        count = Cell("no row" if not n else FEW if n < FEWEST else number(n), order=max(n, FEWEST - 1), numeric=True)
+        size = Cell("no row" if not n else FEW if n < FEWEST else number(n), order=max(n, FEWEST - 1), numeric=True)
         # what a cell of few rows needs would give its number away
-        needed = Cell("–", numeric=True) if need is None or n < FEWEST else Cell(number(need), order=need, numeric=True)
-        body.append((Cell(f"Client {row['client']}"), Cell(str(row["group"])), count,
-                     Cell(number(row["of"]), order=row["of"], numeric=True), needed))  # fmt: skip
-    columns = (Column("Client"), Column("Group"), Column("Rows of the group", numeric=True),
-               Column("Rows of the client", numeric=True), Column("Rows needed", numeric=True))  # fmt: skip
+        needed = DASH if need is None or n < FEWEST else count(need)
+        body.append((Cell(f"Client {row['client']}"), Cell(str(row["group"])), size, count(row["of"]), needed))
+    columns = [Column("Client"), Column("Group")]
+    columns += numeric("Rows of the group", "Rows of the client", "Rows needed")
     text = (
         f"{one_seed(view)}A gap inside a client is certified where the client has so many calibration rows that the "
         "group is sure to have more than 30 of them in 95 % of samples: with share p, n of at least 60 / p + ln(20) / "
@@ -260,8 +287,7 @@ def _small(view: View, remedy: ArmView) -> list[Block]:
         f"calibration rows and may not on others.{_seeds_said(notes, 'cells')}"
     )
     title = "Cells too small to certify"
-    table = [Table(title, columns, body)] if body else []
-    return [Details(f"{title}: {plural(len(notes[0]), 'cell')}", [Prose([text]), *table, *_more(len(notes[0]))])]
+    return [_listed(title, f"{title}: {plural(len(body), 'cell')}", text, columns, body)]
 
 
 def _conflicts(view: View, remedy: ArmView) -> list[Block]:
@@ -269,60 +295,47 @@ def _conflicts(view: View, remedy: ArmView) -> list[Block]:
     notes = [records(n, "conflicts", *keys) for n in noted(view, remedy.name, "conflicts")]
     classes = classes_of(view)
     if len(classes) == 2:  # both classes of a cell say the same; equal opportunity has one of them
-        notes = [_once(note) for note in notes]
+        notes = [list({(r["client"], r.get("stratum"), r["between"]): r for r in note}.values()) for note in notes]
     if not any(notes):
         return []
-    body = [
-        (Cell(f"Client {row['client']}"), Cell(str(row["between"]).replace(" - ", f" {MINUS} ")),
-         Cell(str(row["class"]) + _stratum(str(row.get("criterion")), int(row.get("stratum") or 0), classes)),
-         cell(value(row, "global_price"), sign=True), cell(value(row, "local_price"), sign=True))
-        for row in notes[0][:MOST_LINES]
-    ]  # fmt: skip
-    columns = (Column("Client"), Column("Between"), Column("Decided"), Column("Price for everybody", numeric=True),
-               Column("Price inside", numeric=True))  # fmt: skip
+    body = []
+    for row in notes[0]:
+        rate = str(row["class"]) + _stratum(str(row.get("criterion")), int(row.get("stratum") or 0), classes)
+        prices = (cell(value(row, key), sign=True) for key in ("global_price", "local_price"))
+        body.append((Cell(f"Client {row['client']}"), Cell(_between(row)), Cell(rate), *prices))
+    columns = [Column("Client"), Column("Between"), Column("Decided"), *numeric("Price for everybody", "Price inside")]
     text = (
         f"{one_seed(view)}At these clients the constraint inside the client pulls against the one for everybody: what "
         "closes the gap of all rows would open one there, so the client's own adjustment takes part of it back."
         f"{_seeds_said(notes, 'pairs')}"
     )
     title = "Local constraints against global ones"
-    table = [Table(title, columns, body)] if body else []
-    return [Details(f"{title}: {number(len(notes[0]))}", [Prose([text]), *table, *_more(len(notes[0]))])]
-
-
-def _once(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the last class of each pair of classes."""
-    found = {(row["client"], row.get("stratum"), row["between"]): row for row in rows}
-    return list(found.values())
+    return [_listed(title, f"{title}: {number(len(body))}", text, columns, body)]
 
 
 def _masked(view: View, remedy: ArmView) -> list[Block]:
-    notes = [
-        [row for row in records(note, "prices", "level", "client", "between", "class", "tolerance")
-         if row["tolerance"] is None]
-        for note in noted(view, remedy.name, "prices")
-    ]  # fmt: skip
+    keys = ("level", "client", "between", "class", "tolerance")
+    every = [records(note, "prices", *keys) for note in noted(view, remedy.name, "prices")]
+    notes = [[row for row in rows if row["tolerance"] is None] for rows in every]
     if not any(notes):
         return []
     counted: dict[tuple[str, str], int] = {}
     for row in notes[0]:
-        where = "Everybody" if row["level"] == "global" else f"Client {row['client']}"
-        pair = (where, str(row["between"]).replace(" - ", f" {MINUS} "))
+        pair = ("Everybody" if row["level"] == "global" else f"Client {row['client']}", _between(row))
         counted[pair] = counted.get(pair, 0) + 1
-    body = [(Cell(where), Cell(pair), Cell(number(n), order=n, numeric=True)) for (where, pair), n in counted.items()]
-    columns = (Column("Where"), Column("Between"), Column("Constraints left out", numeric=True))
+    body = [(Cell(where), Cell(pair), count(n)) for (where, pair), n in counted.items()]
+    columns = [Column("Where"), Column("Between"), *numeric("Constraints left out")]
     text = (
         f"{one_seed(view)}Nothing is promised here: one of the two groups has no calibration row that the rate counts."
         f"{_seeds_said(notes, 'constraints')}"
     )
-    title = "Constraints left out"
-    table = [Table(title, columns, body[:MOST_LINES])] if body else []
     said = f"{plural(len(notes[0]), 'constraint')} could not be stated, since a group is empty there."
-    return [Notes([said], "warn"), Details(title, [Prose([text]), *table, *_more(len(body))])]
+    title = "Constraints left out"
+    return [Notes([said], "warn"), _listed(title, title, text, columns, body)]
 
 
-def _more(total: int) -> list[Block]:
-    return [Prose([f"{number(total - MOST_LINES)} more are not listed."], muted=True)] if total > MOST_LINES else []
+def _between(row: Mapping[str, Any]) -> str:
+    return str(row["between"]).replace(" - ", f" {MINUS} ")
 
 
 def partition(view: View) -> list[Block]:
@@ -340,11 +353,10 @@ def partition(view: View) -> list[Block]:
         n = int(row["n"])
         total = Cell(FEW if 0 < n < FEWEST else number(n), order=n if n == 0 or n >= FEWEST else 1, numeric=True)
         line = [Cell(f"Client {row['client']}"), Cell(str(row["group"])), total]
-        line += [Cell("–", numeric=True) if few or name not in parts else Cell(number(parts[name]), order=parts[name],
-                 numeric=True) for name in names]  # fmt: skip
+        line += [DASH if few or name not in parts else count(parts[name]) for name in names]
         body.append(line)
-    columns = [Column("Client"), Column("Group"), Column("Rows", numeric=True)]
-    columns += [Column(name.removeprefix("y="), "label", True) for name in names]
+    columns = [Column("Client"), Column("Group"), *numeric("Rows")]
+    columns += numeric(*(name.removeprefix("y=") for name in names), small="label")
     text = f"{one_seed(view)}Rows of training, calibration and test together."
     if hidden:
         text += f" Where one class has {FEW} rows, no class of that group is shown."

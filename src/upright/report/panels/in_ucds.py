@@ -9,7 +9,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from upright.report.evidence import arm_key, front
-from upright.report.parts import Block, Cell, Column, Facts, Figure, Grid, Key, Notes, Prose, Table, cell
+from upright.report.panels.fedfact_notes import noted, over, value
+from upright.report.parts import (
+    DASH,
+    Block,
+    Cell,
+    Column,
+    Facts,
+    Figure,
+    Grid,
+    Key,
+    Notes,
+    Prose,
+    Table,
+    cell,
+    ends,
+    numeric,
+)
 from upright.report.plots import Canvas, Mark, Row
 from upright.report.read import ArmView, Level, View
 from upright.report.text import interval, number, percent, shorten
@@ -18,6 +34,20 @@ __all__ = ["LIMITS", "SHOWS_FRONT", "panel"]
 
 SHOWS_FRONT = True
 ADVANTAGED, DISADVANTAGED = "advantaged", "disadvantaged"
+HELD = {
+    "row_sum_bound": "Largest row sum, an upper bound of λ_max",
+    "x_t_min": "Smallest share of a set that its own user holds",
+    "x_t_mean": "Mean share of a set that its own user holds",
+    "kkt_residual": "Largest violation of the optimality conditions",
+}
+PULLED = {
+    "targets": "Users to be pulled",
+    "targets_without_neighbours": "of them without any neighbour",
+    "picks_gini": "Gini of picks (0: all picked alike, 1: one picked always)",
+    "picks_top5_share": "Share of all picks on the five most picked users",
+    "official_overlap": "Overlap with the neighbours that the published code picks",
+}
+SHARES = ("picks_top5_share", "official_overlap")
 LIMITS = (
     "Advantaged and disadvantaged are read off training activity, not off who people are. A gap in activity is no gap "
     "between protected groups.",
@@ -50,21 +80,6 @@ def panel(view: View, canvas: Canvas) -> list[Block]:
 # -- diagnostics ----------------------------------------------------------------------------------------------------
 
 
-def _noted(view: View, arm: ArmView, *path: str) -> list[Any]:
-    """Return one note of every run, else the folder's own; runs without it are skipped."""
-    sources: Sequence[Mapping[str, Any]] = [run.notes[arm.name] for run in view.runs if arm.name in run.notes] or [
-        arm.notes
-    ]
-    found = []
-    for source in sources:
-        value: Any = source
-        for key in path:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if value is not None:
-            found.append(value)
-    return found
-
-
 def _said(values: Sequence[Any], *, share: bool = False) -> str:
     """Write one value, or median and range over seeds."""
     write = percent if share else _number
@@ -81,10 +96,10 @@ def _number(value: float) -> str:
 
 
 def _condition(view: View, arm: ArmView) -> list[Block]:
-    held = _noted(view, arm, "condition_holds")
+    held = noted(view, arm.name, "condition_holds")
     if not held:
         return []
-    alpha, top = _noted(view, arm, "alpha"), _noted(view, arm, "lambda_max")
+    alpha, top = noted(view, arm.name, "alpha"), noted(view, arm.name, "lambda_max")
     sizes = f" α = {_said(alpha)}, λ_max = {_said(top)}." if alpha and top else ""
     if all(held):
         where = " in every run" if len(held) > 1 else ""
@@ -97,51 +112,33 @@ def _condition(view: View, arm: ArmView) -> list[Block]:
             "for, so these neighbours are no constrained dominant sets."
         )
         blocks = [Notes([text], "bad")]
-    facts = []
-    for key, words in (
-        ("row_sum_bound", "Largest row sum, an upper bound of λ_max"),
-        ("x_t_min", "Smallest share of a set that its own user holds"),
-        ("x_t_mean", "Mean share of a set that its own user holds"),
-        ("kkt_residual", "Largest violation of the optimality conditions"),
-    ):
-        values = _noted(view, arm, key)
-        if values:
-            facts.append((words, _said(values)))
+    facts = _facts(view, arm, HELD)
     return [*blocks, Facts(facts, long=True)] if facts else blocks
 
 
+def _facts(view: View, arm: ArmView, words: Mapping[str, str]) -> list[tuple[str, str]]:
+    found = {key: values for key in words if (values := noted(view, arm.name, key))}
+    return [(words[key], _said(values, share=key in SHARES)) for key, values in found.items()]
+
+
 def _concentration(view: View, arm: ArmView) -> list[tuple[str, str]]:
-    facts = []
-    targets, alone = _noted(view, arm, "targets"), _noted(view, arm, "targets_without_neighbours")
-    if targets:
-        facts.append(("Users to be pulled", _said(targets)))
-    if alone:
-        facts.append(("of them without any neighbour", _said(alone)))
-    sizes = [_noted(view, arm, "cluster_size", key) for key in ("p10", "median", "p90")]
-    if all(sizes):
-        facts.append(("Users in a set: 10th percentile, median, 90th", ", ".join(_said(size) for size in sizes)))
-    for key, words, share in (
-        ("picks_gini", "Gini of picks (0: all picked alike, 1: one picked always)", False),
-        ("picks_top5_share", "Share of all picks on the five most picked users", True),
-        ("official_overlap", "Overlap with the neighbours that the published code picks", True),
-    ):
-        values = _noted(view, arm, key)
-        if values:
-            facts.append((words, _said(values, share=share)))
+    facts, notes = _facts(view, arm, PULLED), noted(view, arm.name, "cluster_size")
+    if notes:
+        sizes = (_said([value(note, key) for note in notes]) for key in ("p10", "median", "p90"))
+        facts.append(("Users in a set: 10th percentile, median, 90th", ", ".join(sizes)))
     return facts
 
 
 def _norms(view: View) -> Table | None:
     body = []
     for arm in view.arms:
-        pair = [_noted(view, arm, "embedding_norm", group) for group in (ADVANTAGED, DISADVANTAGED)]
-        if all(pair):
-            body.append([Cell(arm.title, key=arm_key(arm)), *(cell(statistics.median(map(float, v))) for v in pair)])
+        if notes := noted(view, arm.name, "embedding_norm"):
+            pair = (over([value(note, group) for note in notes]) for group in (ADVANTAGED, DISADVANTAGED))
+            body.append([Cell(arm.title, key=arm_key(arm)), *pair])
     if not body:
         return None
-    seeds = ", median over seeds" if len(view.runs) > 1 else ""
-    columns = (Column("Arm"), Column("Advantaged", numeric=True), Column("Disadvantaged", numeric=True))
-    return Table(f"Mean length of the user embeddings{seeds}: a pull that only shrinks shows here", columns, body)
+    caption = "Mean length of the user embeddings: a pull that only shrinks shows here"
+    return Table(caption, [Column("Arm"), *numeric("Advantaged", "Disadvantaged")], body)
 
 
 # -- plots ----------------------------------------------------------------------------------------------------------
@@ -176,21 +173,17 @@ def _protocols(view: View, canvas: Canvas) -> Figure | None:
             band = (row.null.low, row.null.high) if row.null else None
             mark = Mark(row.value, row.low, row.high, arm.index if arm else 0)
             drawn.append(Row(shorten(view.arm_title(row.arm), 34), (mark,), number(row.value, sign=True), band))
-            null = (
-                Cell(interval(*band), f"expected size {number(row.null.expected_abs)}", numeric=True)
-                if band and row.null
-                else Cell("–", numeric=True)
+            body.append(
+                (
+                    Cell(_protocol(row.metric)),
+                    Cell(view.arm_title(row.arm)),
+                    cell(row.value, interval(row.low, row.high), sign=True),
+                    ends(*band) if band else DASH,
+                )
             )
-            body.append((Cell(_protocol(row.metric)), Cell(view.arm_title(row.arm)),
-                         cell(row.value, interval(row.low, row.high), sign=True), null))  # fmt: skip
     title = "The gap under three protocols" if len(kinds) == 3 else "The gap by protocol"
     svg = canvas.rows(drawn, "advantaged minus disadvantaged, NDCG", zero=True)
-    columns = (
-        Column("Protocol"),
-        Column("Arm"),
-        Column("Gap", numeric=True),
-        Column("With random groups", numeric=True),
-    )
+    columns = [Column("Protocol"), Column("Arm"), *numeric("Gap", "With random groups")]
     alt = f"{title}. " + "; ".join(f"{r[0].text}, {r[1].text}: {r[2].text}, interval {r[2].small}" for r in body)
     reading = ["Right of zero, advantaged users get the better lists."]
     if any(row.null for kind in kinds for row in view.find(kind.statistic)):
@@ -226,10 +219,8 @@ def _levels(view: View, canvas: Canvas) -> Figure | None:
         return None
     title = f"Levels of both groups: {view.metric_title(metric)}"
     svg = canvas.rows(drawn, view.metric_title(metric))
-    columns = (Column("Arm"), Column("Advantaged", numeric=True), Column("Disadvantaged", numeric=True))
+    columns = [Column("Arm"), *numeric("Advantaged", "Disadvantaged")]
     alt = f"{title}. " + "; ".join(f"{r[0].text}: advantaged {r[1].text}, disadvantaged {r[2].text}" for r in body)
     keys = (Key("Advantaged users", 0, "o"), Key("Disadvantaged users", 0, "o", True))
-    reading = (
-        "A remedy lifts the hollow ring. Where only the filled dot moves left, the gap closed by levelling down.",
-    )
+    reading = ("A remedy should lift the hollow ring.",)
     return Figure(title, svg, alt, Table(title, columns, body), keys, reading)

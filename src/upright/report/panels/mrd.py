@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from upright.report.evidence import arm_key, given
+from upright.report.evidence import arm_key
 from upright.report.panels.fedfact_notes import mean, noted, over, records, value
-from upright.report.panels.mrd_matched import matched
 from upright.report.panels.mrd_scores import effort, facts, scores
 from upright.report.panels.mrd_units import THIRDS, forgotten
-from upright.report.parts import Block, Cell, Column, Figure, Grid, Key, Notes, Prose, Table, cell
+from upright.report.parts import DASH, Block, Cell, Column, Figure, Grid, Key, Notes, Prose, Table, cell, count, numeric
 from upright.report.plots import Canvas, Mark, Point, Row, Series
 from upright.report.read import ArmView, View
 from upright.report.text import interval, lower, number, percent, plural
@@ -40,10 +39,9 @@ def panel(view: View, canvas: Canvas) -> list[Block]:
     own = [one for one in every if one.arm == remedy.name]
     blocks = [*effort(view, canvas, remedy, own), *scores(view, canvas, remedy, own), *facts(view, remedy)]
     blocks += [*_drift(view, canvas, remedy), *_path(view, canvas), *_thirds(view, canvas)]
-    blocks += matched(view, canvas, every)
     if not every:
-        blocks.append(Notes(["This folder has no table of records (units.parquet), nor have runs beside it: plots of "
-                             "single records and the comparison at equal difficulty are left out."]))  # fmt: skip
+        lacking = "This folder has no table of records (units.parquet), nor have runs beside it"
+        blocks.append(Notes([f"{lacking}: plots of single records are left out."]))
     return blocks
 
 
@@ -52,6 +50,21 @@ def _served(arm: ArmView) -> bool:
 
 
 # -- drift ------------------------------------------------------------------------------------------------------------
+
+
+DRIFT = {
+    "rank": (
+        "Ranking over the scorings",
+        "rank correlation with the first scoring",
+        "At 1 the records stand in the order of the first scoring. Where the line falls, weights of the first scoring "
+        "would have drawn by an old ranking.",
+    ),
+    "share": (
+        "Concentration of the draws",
+        "effective sample size / records",
+        "At 1 every record is drawn alike. The fewer records get the draws, the lower the line.",
+    ),
+}
 
 
 def _drift(view: View, canvas: Canvas, arm: ArmView) -> list[Block]:
@@ -77,23 +90,16 @@ def _drift(view: View, canvas: Canvas, arm: ArmView) -> list[Block]:
         return [lead, Prose([text])]
     body = [
         (
-            Cell(number(e), order=e),
+            count(e),
             *(over(by_epoch[e][key], digits=digits) for key, digits in (("rank", 3), ("size", 1), ("share", 3))),
         )
         for e in epochs
     ]
     several = len(notes) > 1
-    small = "mean and range" if several else ""
-    columns = (Column("Epoch"), Column("Rank correlation with the first scoring", small, True),
-               Column("Effective sample size", small, True), Column("of the records", small, True))  # fmt: skip
+    names = ("Rank correlation with the first scoring", "Effective sample size", "of the records")
+    columns = [*numeric("Epoch"), *numeric(*names, small="mean and range" if several else "")]
     figures = []
-    for key, title, ylabel, words in (
-        ("rank", "Ranking over the scorings", "rank correlation with the first scoring",
-         "At 1 the records stand in the order of the first scoring. Where the line falls, weights of the first scoring "
-         "would have drawn by an old ranking."),
-        ("share", "Concentration of the draws", "effective sample size / records",
-         "At 1 every record is drawn alike. The fewer records get the draws, the lower the line."),
-    ):  # fmt: skip
+    for key, (title, ylabel, words) in DRIFT.items():
         known = [e for e in epochs if math.isfinite(mean(by_epoch[e][key]))]
         if len(known) < 2:
             continue
@@ -123,31 +129,31 @@ def _path(view: View, canvas: Canvas) -> list[Block]:
         lines.append(Series([x for _, x, _ in along], [y for *_, y in along], arm.index))
         points += [_point(x, y, arm.index, small=i < len(along) - 1) for i, (_, x, y) in enumerate(along)]
         keys.append(arm_key(arm))
-        body += [(Cell(arm.title, key=arm_key(arm)), Cell(number(e), order=e, numeric=True), cell(y), cell(x))
-                 for e, x, y in along]  # fmt: skip
+        body += [(Cell(arm.title, key=arm_key(arm)), count(e), cell(y), cell(x)) for e, x, y in along]
         ends.append(
             f"{arm.title}: kept {number(along[-1][1])}, forgotten {number(along[-1][2])} after epoch {along[-1][0]}"
         )
     if not lines:
         return []
     for arm in (arm for arm in view.arms if _served(arm)):
-        x, y = (next((r.value for r in view.find(f"mean:{side}_probability") if r.arm == arm.name), math.nan)
-                for side in ("retain", "forget"))  # fmt: skip
+        rows = (view.find(f"mean:{side}_probability") for side in ("retain", "forget"))
+        x, y = (next((r.value for r in found if r.arm == arm.name), math.nan) for found in rows)
         if math.isfinite(x) and math.isfinite(y):
             points.append(_point(x, y, arm.index))
             keys.append(arm_key(arm))
-            body.append((Cell(arm.title, "test records", key=arm_key(arm)), Cell("–", numeric=True), cell(y), cell(x)))
+            body.append((Cell(arm.title, "test records", key=arm_key(arm)), DASH, cell(y), cell(x)))
             ends.append(f"{arm.title}, test records: kept {number(x)}, forgotten {number(y)}")
     title = "What is forgotten against what is kept, by epoch"
-    svg = canvas.front(points, "probability of kept answers (better →)", "probability of forgotten answers",
-                       lines=lines)  # fmt: skip
-    columns = (Column("Arm"), Column("Epoch", numeric=True), Column("Forgotten answers", numeric=True),
-               Column("Kept answers", numeric=True))  # fmt: skip
+    xlabel = "probability of kept answers (better →)"
+    svg = canvas.front(points, xlabel, "probability of forgotten answers", lines=lines)
+    columns = [Column("Arm"), *numeric("Epoch", "Forgotten answers", "Kept answers")]
     seeds = ", means over seeds" if len(view.seeds) > 1 else ""
     reading = [f"Small marks are epochs, the large one ends the line. Lines are validation records{seeds}."]
     if any(_served(arm) for arm in view.arms):
-        reading.append("Single marks are models that were not unlearned, on test records. The aim is the model that "
-                       "never saw the records: lower than it is not better.")  # fmt: skip
+        reading.append(
+            "Single marks are models that were not unlearned, on test records. The aim is the model that never saw the "
+            "records: lower than it is not better."
+        )
     lead = Prose(["What unlearning took from the kept records"], lead=True)
     return [lead, Grid([Figure(title, svg, f"{title}. {'; '.join(ends)}", Table(title, columns, body), keys, reading)])]
 
@@ -177,25 +183,26 @@ def _thirds(view: View, canvas: Canvas) -> list[Block]:
     arms = [arm for arm in view.arms if any((arm.name, third) in at for third in shown)]
     if not arms:
         return []
-    drawn = [
-        Row(arm.title, tuple(Mark(r.value, r.low, r.high, _SHADES[t]) for t in shown if (r := at.get((arm.name, t)))),
-            " · ".join(number(at[arm.name, t].value) for t in shown if (arm.name, t) in at))
-        for arm in arms if not _served(arm)
-    ]  # fmt: skip
-    body = [
-        (Cell(arm.title, key=arm_key(arm)),
-         *(cell(r.value, interval(r.low, r.high)) if (r := at.get((arm.name, t))) else given(math.nan) for t in shown))
-        for arm in arms
-    ]  # fmt: skip
-    counts = [max((row.n_units or 0 for (_, g), row in at.items() if g == t), default=0) for t in shown]
-    columns = [Column("Arm"), *(Column(t.capitalize(), plural(n, view.unit_kind), True)
-                                for t, n in zip(shown, counts, strict=True))]  # fmt: skip
+    drawn, body = [], []
+    for arm in arms:
+        own = {third: at[arm.name, third] for third in shown if (arm.name, third) in at}
+        cells = [cell(own[t].value, interval(own[t].low, own[t].high)) if t in own else DASH for t in shown]
+        body.append((Cell(arm.title, key=arm_key(arm)), *cells))
+        if not _served(arm):
+            marks = tuple(Mark(row.value, row.low, row.high, _SHADES[third]) for third, row in own.items())
+            drawn.append(Row(arm.title, marks, " · ".join(number(row.value) for row in own.values())))
+    columns = [Column("Arm")]
+    for third in shown:
+        n = max(row.n_units or 0 for (_, group), row in at.items() if group == third)
+        columns += numeric(third.capitalize(), small=plural(n, view.unit_kind))
     title = "Distance from the model that never saw them, by third"
     alt = f"{title}. " + "; ".join(
         f"{r[0].text}: " + ", ".join(f"{t} {c.text}" for t, c in zip(shown, r[1:], strict=True)) for r in body
     )
-    reading = [f"Thirds of the scores within each seed; a small score is read as hard. Means with "
-               f"{percent(view.confidence)} intervals; 0 is the aim."]  # fmt: skip
+    reading = [
+        f"Thirds of the scores within each seed; a small score is read as hard. Means with {percent(view.confidence)} "
+        "intervals; 0 is the aim."
+    ]
     away = [lower(arm.title) for arm in arms if _served(arm)]
     if away:
         reading.append(f"In the table alone: {', '.join(away)}.")

@@ -41,9 +41,8 @@ def draw_ranks(points: Array, xlabel: str, ylabel: str, canvas: Canvas, index: i
     """Draw one dot a record in a plane of ranks, points (P, 2) in 0 to 1."""
     height = 300.0
     fig, ax = _axes(height, left=46, right=12, top=26, bottom=40)
-    size = 5.5 if len(points) <= 150 else 4.0
-    ax.plot(points[:, 0], points[:, 1], marker="o", markersize=size, color=COLOURS[colour_of(index)], alpha=0.5,
-            markeredgewidth=0, linestyle="none")  # fmt: skip
+    colour, size = COLOURS[colour_of(index)], 5.5 if len(points) <= 150 else 4.0
+    ax.plot(points[:, 0], points[:, 1], "o", markersize=size, color=colour, alpha=0.5, markeredgewidth=0)
     ax.set_xlim(-0.02, 1.02)
     ax.set_ylim(-0.02, 1.02)
     _finish(ax, xlabel)
@@ -70,8 +69,17 @@ def bins_of(scores: Array) -> tuple[Array, NDArray[np.int64], bool]:
     return edges, counts, True
 
 
-def draw_scores(edges: Array, counts: NDArray[np.int64], powers: bool, cuts: Array, names: Sequence[str],
-                xlabel: str, ylabel: str, canvas: Canvas, index: int = 1) -> str:  # fmt: skip
+def draw_scores(
+    edges: Array,
+    counts: NDArray[np.int64],
+    powers: bool,
+    cuts: Array,
+    names: Sequence[str],
+    xlabel: str,
+    ylabel: str,
+    canvas: Canvas,
+    index: int = 1,
+) -> str:
     """Draw a histogram with lines at the cuts and the name of each part above it.
 
     Parameters
@@ -96,8 +104,8 @@ def draw_scores(edges: Array, counts: NDArray[np.int64], powers: bool, cuts: Arr
     ends = np.concatenate([[low], marks, [high]])
     for name, a, b in zip(names, ends[:-1], ends[1:], strict=True):
         if (b - a) / (high - low) * 300 > 7 * len(name):  # a name that its part has no room for is in the words alone
-            ax.text((a + b) / 2, 0.97 * top, name, horizontalalignment="center", verticalalignment="top",
-                    fontsize=FONT, color=COLOURS["ink"], parse_math=False)  # fmt: skip
+            where, ink = ((a + b) / 2, 0.97 * top), COLOURS["ink"]
+            ax.text(*where, name, ha="center", va="top", fontsize=FONT, color=ink, parse_math=False)
     _finish(ax, xlabel)
     if powers:
         ax.xaxis.set_major_locator(FixedLocator(_ticks(low, high)))

@@ -9,11 +9,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.report.evidence import finite
 from upright.report.panels.fedfact_notes import noted, value
 from upright.report.panels.mrd_plots import bins_of, draw_ranks, draw_scores, ranks_within
 from upright.report.panels.mrd_units import THIRDS, Forgotten, pooled_cuts
-from upright.report.parts import Block, Cell, Column, Facts, Figure, Grid, Notes, Prose, Table, cell
+from upright.report.parts import (
+    DASH,
+    Block,
+    Cell,
+    Column,
+    Facts,
+    Figure,
+    Grid,
+    Notes,
+    Prose,
+    Table,
+    cell,
+    count,
+    ends,
+    numeric,
+)
 from upright.report.plots import Canvas, Mark, Row
 from upright.report.read import ArmView, Level, View
 from upright.report.text import interval, lower, number, percent, plural
@@ -26,9 +40,14 @@ APART = 0.1  # of the ratio 4, beyond which the expansion does not hold
 
 # -- does MRD predict effort ------------------------------------------------------------------------------------------
 
-EFFORT = {"mrd": "MRD", "mrd|": "MRD, given answer tokens", "mrd_per_token": "MRD per token",
-          "answer_tokens": "Answer tokens", "nll_before": "Loss per token before",
-          "nll_before|": "Loss per token before, given answer tokens"}  # fmt: skip
+EFFORT = {
+    "mrd": "MRD",
+    "mrd|": "MRD, given answer tokens",
+    "mrd_per_token": "MRD per token",
+    "answer_tokens": "Answer tokens",
+    "nll_before": "Loss per token before",
+    "nll_before|": "Loss per token before, given answer tokens",
+}
 MEASURES = {"effort": "ascending the loss per token", "effort_sum": "ascending the loss of the whole answer"}
 BESIDE = {"answer_tokens": "Answer tokens", "nll_before": "Loss per token before"}
 
@@ -66,12 +85,6 @@ def _no_effort(view: View) -> str:
     return text + "A run with effort = true and a reference counts them."
 
 
-def _beyond(row: Level) -> bool:
-    """Whether a correlation lies outside the band of permuted values and its interval excludes zero."""
-    outside = row.null is not None and not row.null.low <= row.value <= row.null.high
-    return outside and (row.low > 0 or row.high < 0)
-
-
 def _effort_words(view: View, rows: Mapping[str, Level], own: Sequence[Forgotten], measure: str) -> list[str]:
     words = []
     row = rows.get("mrd")
@@ -79,7 +92,7 @@ def _effort_words(view: View, rows: Mapping[str, Level], own: Sequence[Forgotten
         text = f"Rank correlation of MRD with effort: {_said(row)}"
         text += f", {percent(view.confidence)} interval {interval(row.low, row.high, sign=True)}"
         text += f"; permuted efforts reach {interval(row.null.low, row.null.high, sign=True)}. " if row.null else ". "
-        if not _beyond(row):
+        if not row.shown:
             text += "That is not told from chance: here MRD does not predict effort."
         elif row.value < 0:
             text += "Records with a small score needed more updates, as the score claims."
@@ -91,17 +104,23 @@ def _effort_words(view: View, rows: Mapping[str, Level], own: Sequence[Forgotten
         words.append(text)
     largest = max(rows, key=lambda name: abs(rows[name].value))
     if len(rows) > 1:
-        words.append(f"Of {number(len(rows))} predictors, {lower(EFFORT[largest])} has the largest correlation in size "
-                     f"({_said(rows[largest])}). Differences between predictors are not tested.")  # fmt: skip
+        words.append(
+            f"Of {number(len(rows))} predictors, {lower(EFFORT[largest])} has the largest correlation in size "
+            f"({_said(rows[largest])}). Differences between predictors are not tested."
+        )
     counted = [np.isfinite(one.values["mrd"]) for one in own]
     lost = sum(int((ok & ~np.isfinite(one.values[measure])).sum()) for ok, one in zip(counted, own, strict=True))
     total = sum(int(ok.sum()) for ok in counted)
     if total:
         seeds = ", counted at each seed," if len(own) > 1 else ""
-        words.append(f"{number(lost)} of {plural(total, 'record')}{seeds} did not reach the level of the model that "
-                     "never saw them within the updates allowed. They are censored and stand in no correlation."
-                     if lost else f"All {plural(total, 'record')}{seeds} reached the level of the model that never "
-                     "saw them.")  # fmt: skip
+        reached = "the level of the model that never saw them"
+        text = f"All {plural(total, 'record')}{seeds} reached {reached}."
+        if lost:
+            text = (
+                f"{number(lost)} of {plural(total, 'record')}{seeds} did not reach {reached} within the updates "
+                "allowed. They are censored and stand in no correlation."
+            )
+        words.append(text)
     return words
 
 
@@ -109,12 +128,10 @@ def _said(row: Level) -> str:
     return number(row.value, sign=True)
 
 
-def _ranks(
-    view: View, canvas: Canvas, arm: ArmView, points: Array, own: Sequence[Forgotten], measure: str
-) -> Figure:  # fmt: skip
+def _ranks(view: View, canvas: Canvas, arm: ArmView, points: Array, own: Sequence[Forgotten], measure: str) -> Figure:
     title = f"MRD against updates until forgotten, {MEASURES[measure]}"
-    svg = draw_ranks(points, "rank of MRD (left: small, read as hard)", "rank of updates until forgotten", canvas,
-                     arm.index)  # fmt: skip
+    xlabel, ylabel = "rank of MRD (left: small, read as hard)", "rank of updates until forgotten"
+    svg = draw_ranks(points, xlabel, ylabel, canvas, arm.index)
     body = []
     for third in THIRDS:
         chosen = [one.third == third for one in own]
@@ -122,13 +139,11 @@ def _ranks(
         updates = np.concatenate([one.values[measure][at] for one, at in zip(own, chosen, strict=True)])
         if len(mrd):
             known = updates[np.isfinite(updates)]
-            quarters = np.quantile(known, [0.25, 0.5, 0.75]) if len(known) else [math.nan] * 3
-            body.append((Cell(third.capitalize()), Cell(number(len(mrd)), order=len(mrd), numeric=True),
-                         cell(float(np.nanmedian(mrd))), cell(float(quarters[1]), interval(quarters[0], quarters[2])),
-                         Cell(number(len(mrd) - len(known)), order=len(mrd) - len(known), numeric=True)))  # fmt: skip
-    columns = (Column("Third by MRD"), Column("Records", numeric=True), Column("MRD", "median", True),
-               Column("Updates until forgotten", "median, quartiles", True),
-               Column("Not reached", numeric=True))  # fmt: skip
+            low, middle, high = np.quantile(known, [0.25, 0.5, 0.75]) if len(known) else [math.nan] * 3
+            typical = (cell(float(np.nanmedian(mrd))), cell(float(middle), interval(low, high)))
+            body.append((Cell(third.capitalize()), count(len(mrd)), *typical, count(len(mrd) - len(known))))
+    columns = [Column("Third by MRD"), *numeric("Records"), *numeric("MRD", small="median")]
+    columns += [*numeric("Updates until forgotten", small="median, quartiles"), *numeric("Not reached")]
     alt = f"{title}, {plural(len(points), 'record')}: " + "; ".join(
         f"{r[0].text.lower()} third, median MRD {r[2].text}, median updates {r[3].text}" for r in body
     )
@@ -143,25 +158,25 @@ def _ranks(
 def _correlations(
     view: View, canvas: Canvas, rows: Mapping[str, Level], names: Mapping[str, str], title: str, index: int
 ) -> Figure:
-    drawn = [
-        Row(names[name], (Mark(r.value, r.low, r.high, index),), _said(r),
-            (r.null.low, r.null.high) if r.null else None)
-        for name, r in rows.items()
-    ]  # fmt: skip
+    drawn, body = [], []
+    for name, r in rows.items():
+        band = (r.null.low, r.null.high) if r.null else None
+        drawn.append(Row(names[name], (Mark(r.value, r.low, r.high, index),), _said(r), band))
+        body.append(
+            (
+                Cell(names[name]),
+                cell(r.value, sign=True),
+                ends(r.low, r.high, sign=True),
+                ends(*band, sign=True) if band else DASH,
+                count(r.n_units),
+                Cell("beyond chance" if r.shown else "not told from chance"),
+            )
+        )
     svg = canvas.rows(drawn, "rank correlation", zero=True)
-    body = [
-        (Cell(names[name]), cell(r.value, sign=True), Cell(interval(r.low, r.high, sign=True), order=finite(r.low),
-         numeric=True), Cell(interval(r.null.low, r.null.high, sign=True) if r.null else "–", numeric=True),
-         Cell("" if r.n_units is None else number(r.n_units), order=r.n_units, numeric=True),
-         Cell("beyond chance" if _beyond(r) else "not told from chance"))
-        for name, r in rows.items()
-    ]  # fmt: skip
-    columns = (Column("Predictor"), Column("Correlation", numeric=True), Column("Interval", numeric=True),
-               Column("Permuted", percent(view.confidence), True), Column("Records", numeric=True),
-               Column("Against chance"))  # fmt: skip
+    columns = [Column("Predictor"), *numeric("Correlation", "Interval")]
+    columns += [*numeric("Permuted", small=percent(view.confidence)), *numeric("Records"), Column("Against chance")]
     alt = f"{title}. " + "; ".join(f"{r[0].text}: {r[1].text}, interval {r[2].text}, {r[5].text}" for r in body)
-    reading = [f"Grey bands hold {percent(view.confidence)} of the correlations of permuted values. A mark inside its "
-               "band is not told from chance."]  # fmt: skip
+    reading = [f"Grey bands hold {percent(view.confidence)} of the correlations of permuted values."]
     return Figure(title, svg, alt, Table(title, columns, body), (), reading)
 
 
@@ -184,19 +199,17 @@ def scores(view: View, canvas: Canvas, arm: ArmView, own: Sequence[Forgotten]) -
 def _histogram(canvas: Canvas, arm: ArmView, scores: Array, seeds: int) -> Figure:
     title = "MRD of the forgotten records"
     edges, counts, powers = bins_of(scores)
-    cuts = pooled_cuts([scores])
+    cuts = pooled_cuts(scores)
     svg = draw_scores(edges, counts, powers, cuts, THIRDS, "MRD before unlearning", "records", canvas, arm.index)
-    body = [(Cell(interval(a, b), order=float(a), numeric=True), Cell(number(int(n)), order=int(n), numeric=True))
-            for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)]  # fmt: skip
-    columns = (Column("MRD", numeric=True), Column("Records", numeric=True))
+    body = [(ends(a, b), count(int(n))) for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)]
+    parted = " and ".join(number(float(c)) for c in cuts)
     alt = f"{title}: {number(len(scores))} scores from {number(float(scores.min()))} to {number(float(scores.max()))}, "
-    alt += f"thirds part at {' and '.join(number(float(c)) for c in cuts)}"
-    reading = [f"Dashed lines part the {plural(len(scores), 'score')} into thirds, at "
-               f"{' and '.join(number(float(c)) for c in cuts)}"
-               + (f", pooled over {plural(seeds, 'seed')}." if seeds > 1 else ".")]  # fmt: skip
+    alt += f"thirds part at {parted}"
+    pooled = f", pooled over {plural(seeds, 'seed')}" * (seeds > 1)
+    reading = [f"Dashed lines part the {plural(len(scores), 'score')} into thirds, at {parted}{pooled}."]
     if powers:
         reading.append("The axis runs in powers.")
-    return Figure(title, svg, alt, Table(title, columns, body), (), reading)
+    return Figure(title, svg, alt, Table(title, numeric("MRD", "Records"), body), (), reading)
 
 
 # -- how records were scored -------------------------------------------------------------------------------------------
@@ -249,10 +262,14 @@ def _doubts(notes: Sequence[Mapping[str, Any]], kind: str) -> list[Block]:
     of = f" in {{}} of {plural(len(notes), 'seed')}" if len(notes) > 1 else ""
     weak = sum(value(n, "reliability") < RELIABLE for n in notes)
     if weak:
-        found.append(f"Two halves of the draws agree on the ranking by less than {number(RELIABLE, plain=True)}"
-                     f"{of.format(weak)}: part of the ranking is noise.")  # fmt: skip
+        found.append(
+            f"Two halves of the draws agree on the ranking by less than {number(RELIABLE, plain=True)}"
+            f"{of.format(weak)}: part of the ranking is noise."
+        )
     bent = sum(abs(value(n, "scaling") / 4 - 1) > APART for n in notes)
     if bent and kind == "antithetic":
-        found.append(f"The ratio of scores is away from 4 by more than a tenth{of.format(bent)}: the noise is so large "
-                     "that more than curvature is measured.")  # fmt: skip
+        found.append(
+            f"The ratio of scores is away from 4 by more than a tenth{of.format(bent)}: the noise is so large that "
+            "more than curvature is measured."
+        )
     return [Notes(found, "warn")] if found else []

@@ -1,0 +1,271 @@
+"""One function for every interval, table, front and verdict: statistics of the unit table, resampled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from upright.contract import Arm, InputError, Metric
+from upright.evidence.bootstrap import DRAWS, Bootstrap
+from upright.evidence.records import Difference, Level
+from upright.evidence.statistics import Statistic, parse
+from upright.evidence.units import Units
+from upright.evidence.verdict import audit_verdict, effect_of, verdict
+from upright.maths.intervals import percentile
+from upright.maths.resampling import Draws, front_distance
+from upright.maths.simultaneous import LEVEL, POWER, Comparisons, Z
+
+__all__ = ["difference_of", "evidence", "level_of", "pair_levels", "said_again"]
+
+
+def evidence(
+    units: Units,
+    *,
+    arms: Sequence[Arm],
+    statistics: Sequence[str],
+    metrics: Mapping[str, Metric],
+    primary: str = "",
+    cost: str = "",
+    title: str = "",
+    draws: int = DRAWS,
+    seed: int = 0,
+    margins: Mapping[str, float] | None = None,
+    budget: float | None = None,
+    unfit: Sequence[str] = (),
+    boot: Bootstrap | None = None,
+) -> dict[str, Any]:
+    """Return levels, paired differences and the verdict, as plain values.
+
+    Parameters
+    ----------
+    units : Units
+        Values of every arm, seed and unit.
+    arms : sequence of Arm
+        Roles; those that are not in the table count as not run, but for those with `Arm.mix`, which are made here.
+    statistics : sequence of str
+        What to compute.
+    metrics : mapping of name to Metric
+        Direction, margin and title.
+    primary, cost : str, optional
+        Statistics of the verdict, which takes a remedy.
+    title : str
+        The remedy's name in sentences.
+    margins, budget : optional
+        Smallest changes that matter, by metric, with '' for that of the primary statistic, and what may be spent:
+        declared for this run, in place of what the metrics say.
+    unfit : sequence of str
+        Arms that have no meaning for these data, so that nobody misses them.
+    boot : Bootstrap, optional
+        Draws of these units that exist already.
+
+    Returns
+    -------
+    dict
+        See `docs/design/evidence.md`.
+    """
+    boot, own = boot or Bootstrap(units, draws, seed), _margins(margins, statistics, primary)
+    metrics = {**metrics, **{m: dataclasses.replace(metrics.get(m, Metric(m)), margin=x) for m, x in own.items()}}
+    remedy = next((a.name for a in arms if a.role == "remedy" and a.name in units.arms), None)
+    _mix(boot, arms, remedy, primary, metrics)
+    declared, arms = [a for a in arms if a.name not in unfit], [a for a in arms if a.name in units.arms]
+    levels, differences, pairs = [], [], {}
+    for text in statistics:
+        one = parse(text, boot, metrics)
+        if not one.comparable():
+            continue  # a gap needs two groups; with one there is nothing to compare
+        # a correlation of scores is one of records, not of what an arm made of them: one arm says it
+        shown = arms if one.name != "rank_correlation" else [next((a for a in arms if a.name == remedy), arms[0])]
+        for cell in one.cells():
+            levels += [level_of(one, arm.name, cell) for arm in shown]
+            if remedy is None or not one.paired:
+                continue
+            for arm in arms:
+                if arm.name != remedy and arm.role not in ("anchor", "sweep"):
+                    differences.append(difference_of(one, remedy, arm, cell))
+                if arm.role == "rival" and cell is None and text in (primary, cost):
+                    pairs[arm.name, text] = one.draws(remedy, None) - one.draws(arm.name, None)
+    grouped = f" in {boot.bucket.max() + 1} random groups" if boot.bucket.max(initial=-1) + 1 < units.n_clusters else ""
+    n, clusters = len(units.seeds), units.n_clusters
+    whole = f", in {clusters} clusters drawn whole" if units.clustered else ""
+    found = {
+        "n_seeds": n, "n_units": len(units.units), "n_clusters": clusters, "unit_kind": units.unit_kind, "draws": draws,
+        "confidence": 1 - LEVEL,
+        "resampling": f"paired bootstrap, {draws} draws, percentile, stretched where there are few: "
+        + (f"{n} seeds, then " if n > 1 else "") + f"{len(units.units)} {units.unit_kind}s{whole}{grouped}",
+        "levels": levels, "differences": differences,
+    }  # fmt: skip
+    if remedy is not None and primary:
+        by = {(d.against, d.statistic): d for d in differences}
+        wide = {key: _with_ends(by[key], *ends) for key, ends in _simultaneous(pairs).items()}
+        one, none = parse(primary, boot, metrics), [a for a in arms if a.role == "baseline"]
+        if one.comparable():
+            wide |= _fronts(boot, arms, remedy, by, metrics, primary, cost)
+        others = [a.name for a in arms if a.role in ("trivial", "placebo", "rival") and none and one.comparable()]
+        found["alone"] = [difference_of(one, name, none[0], None).row() for name in others]
+        found["rivals"] = [d.row() for d in wide.values()]
+        found["verdict"] = _said(found, declared, primary, cost, title, {}, budget, budget)
+    else:
+        found["verdict"] = audit_verdict("measured", []).row()
+    return {**found, "levels": [x.row() for x in levels], "differences": [x.row() for x in differences]}
+
+
+def _margins(given: Mapping[str, float] | None, statistics: Sequence[str], primary: str) -> dict[str, float]:
+    """Return margins by metric; '' is the metric of the primary statistic.
+
+    Raises
+    ------
+    InputError
+        For a metric that no statistic has.
+    """
+    known = {text.split(":")[1] for text in statistics}
+    found = {metric or primary.split(":")[1]: value for metric, value in (given or {}).items()}
+    if lost := sorted(set(found) - known):
+        accepted = f"a number for the primary statistic, or METRIC=X of {', '.join(sorted(known))}"
+        raise InputError(f"--margin of {lost[0]!r}", accepted, "name one of these metrics")
+    return found
+
+
+def _said(
+    found: Mapping[str, Any], arms: Sequence[Arm], primary: str, cost: str, title: str, margins: Mapping[str, float],
+    budget: float | None, declared: float | None,
+) -> dict[str, Any]:  # fmt: skip
+    differences = [*found["differences"], *map(Difference.read, found.get("alone", []))]
+    own = [d.row() for d in differences if d.role == "rival" and d.statistic in (primary, cost)]
+    wide = {(r["against"], r["statistic"]): Difference.read(r) for r in found.get("rivals", own)}
+    rivals = {a: (wide[a, primary], wide.get((a, cost))) for a, s in wide if s == primary}
+    texts = {d.statistic.partition("=")[0] for d in differences}
+    return verdict(
+        found["levels"], differences, arms, primary=primary, cost=cost, title=title, seeds=found["n_seeds"],
+        rivals=rivals, budget=budget, declared_budget=declared,
+        margins_given={text: margins[m] for text in texts if (m := text.split(":")[1]) in margins},
+    ).row()  # fmt: skip
+
+
+def said_again(
+    stored: Mapping[str, Any], arms: Sequence[Arm], *, primary: str, cost: str, title: str,
+    margins: Mapping[str, float] | None = None, budget: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the verdict of stored evidence: with margins or a budget given afterwards, or by the rules of today."""
+    records = {"levels": [Level.read(r) for r in stored["levels"]],
+               "differences": [Difference.read(r) for r in stored["differences"]]}  # fmt: skip
+    own = _margins(margins, [d.statistic for d in records["differences"]], primary)  # type: ignore[attr-defined]
+    declared = stored.get("verdict", {}).get("declared_budget")
+    spent = stored.get("verdict", {}).get("budget") if budget is None else budget
+    return _said({**stored, **records}, arms, primary, cost, title, own, spent, declared)
+
+
+def level_of(one: Statistic, arm: str, cell: str | None) -> Level:
+    """Return a cell of a statistic of one arm."""
+    have, should = one.count(arm, cell)
+    n = int(have.any(0).sum())
+    clusters = len(np.unique(one.units.cluster[have.any(0)]))
+    chance, more, value = one.chance(arm, cell), one.facts(arm, cell), one.draws(arm, cell).value
+    if one.name in ("mean", "worst_decile") and one.about.low <= value <= one.about.high:  # no mean lies beyond
+        chance |= {"low": max(chance["low"], one.about.low), "high": min(chance["high"], one.about.high)}
+    return Level(
+        statistic=one.text, label=one.label(cell), metric=one.metric, grouping=one.grouping, group=cell, arm=arm,
+        value=value, better=one.better, n_units=n, n_clusters=clusters if clusters < n else None,
+        n_undefined=int(should.any(0).sum()) - n, more=more, **chance,
+    )  # fmt: skip
+
+
+def difference_of(one: Statistic, remedy: str, arm: Arm, cell: str | None) -> Difference:
+    """Return a cell of a statistic of the remedy minus that of another arm."""
+    change = one.draws(remedy, cell) - one.draws(arm.name, cell)
+    low, high = change.interval()
+    found = Difference(
+        statistic=one.text if cell is None else f"{one.text}={cell}", label=one.label(cell), arm=remedy,
+        against=arm.name, role=arm.role, value=change.value, low=low, high=high, direction=one.better,
+        margin=one.about.margin, seed_share=change.seed_share(),
+        smallest_detectable=(Z + POWER) * change.standard_error(),
+    )  # fmt: skip
+    return _with_ends(found, low, high)
+
+
+def _with_ends(row: Difference, low: float, high: float) -> Difference:
+    found = dataclasses.replace(row, low=low, high=high)
+    return dataclasses.replace(found, verdict=effect_of(found))
+
+
+def pair_levels(
+    found: Comparisons, *, arm: str, groups: Sequence[str], metrics: Sequence[Metric], grouping: str,
+    sizes: Mapping[tuple[str, str], int],
+) -> list[Level]:  # fmt: skip
+    """Return every pair of groups as a gap that is not negative, adjusted, the largest T first.
+
+    Parameters
+    ----------
+    found : Comparisons
+        Of groups, over all rows.
+    groups : sequence of str
+    metrics : sequence of Metric
+        In the order of their columns.
+    sizes : mapping of (metric, group) to int
+        Units with a value.
+    """
+    levels = []
+    for k in np.argsort(-found.score, kind="stable").tolist():
+        if not np.isfinite(found.value[k]):
+            continue
+        _, m, *pair = found.of[k]
+        turn = -1.0 if found.value[k] < 0 else 1.0
+        first, second = (groups[g] for g in (pair if turn > 0 else reversed(pair)))
+        low, high = sorted((turn * found.low[k], turn * found.high[k]))
+        about, cell = metrics[m], f"{first} minus {second}"
+        levels.append(Level(
+            statistic=f"gap:{about.name}:{grouping}", label=f"{about.title or about.name}: {cell}", metric=about.name,
+            grouping=grouping, group=cell, arm=arm, value=float(turn * found.value[k]), low=float(low),
+            high=float(high), better="none", n_units=sum(sizes[about.name, g] for g in (first, second)),
+            p=float(found.p[k]), smallest_detectable=float(found.detectable[k]),
+        ))  # fmt: skip
+    return levels
+
+
+def _simultaneous(pairs: Mapping[tuple[str, str], Draws]) -> dict[tuple[str, str], tuple[float, float]]:
+    """Return intervals that hold for some differences together: c is the 95 % quantile of the largest of them."""
+    known = {key: d for key, d in pairs.items() if np.isfinite(d.value) and d.standard_error() > 0}
+    if not known:
+        return {key: d.interval() for key, d in pairs.items()}
+    sizes = np.stack([np.abs(d.samples() - d.value) / d.standard_error() for d in known.values()])
+    critical = max(float(np.nanquantile(np.fmax.reduce(sizes), 1 - LEVEL)), Z)
+    return {key: d.interval(critical) for key, d in pairs.items()}
+
+
+def _fronts(
+    boot: Bootstrap, arms: Sequence[Arm], remedy: str, one: Mapping[tuple[str, str], Difference],
+    metrics: Mapping[str, Metric], primary: str, cost: str,
+) -> dict[tuple[str, str], Difference]:  # fmt: skip
+    """Return differences from rivals that have strengths too: costs over the harms that both reach, harms equal."""
+    own = {a.name: [a.name, *(b.name for b in arms if b.name.startswith(f"{a.name}@"))] for a in arms}
+    axes = [parse(text, boot, metrics) for text in (primary, cost)] if cost else []
+
+    def front(arm: str) -> list[Any]:
+        drawn = [[axis.draws(name, None) for name in own[arm]] for axis in axes]
+        return [np.stack([np.r_[d.value, d.samples()] for d in line]) for line in drawn]
+
+    found: dict[tuple[str, str], Difference] = {}
+    for arm in arms if axes and len(own[remedy]) > 2 else ():
+        apart = front_distance(front(remedy), front(arm.name)) if arm.role == "rival" and own[arm.name][2:] else None
+        if apart is not None:
+            low, high = percentile(apart[1:], 1 - LEVEL)
+            level = dataclasses.replace(one[arm.name, primary], value=0.0)
+            dearer = dataclasses.replace(one[arm.name, cost], value=float(apart[0]))
+            found |= {(arm.name, primary): _with_ends(level, 0.0, 0.0), (arm.name, cost): _with_ends(dearer, low, high)}
+    return found
+
+
+def _mix(boot: Bootstrap, arms: Sequence[Arm], remedy: str | None, primary: str, metrics: Mapping[str, Metric]) -> None:
+    """Add arms that are the baseline with a probability, chosen at each seed so that the primary is the remedy's."""
+    units = boot.units
+    for arm in arms:
+        if arm.mix and remedy and {*arm.mix, remedy} <= set(units.arms) and arm.name not in units.arms:
+            one = parse(primary, boot, metrics)
+            if not one.comparable():
+                continue
+            first, least, own = (one.draws(name, None).each for name in (*arm.mix, remedy))
+            room = first - least
+            share = np.divide(own - least, room, out=np.ones_like(room), where=room > 0)
+            units.mix(arm.name, *arm.mix, np.clip(share, 0.0, 1.0))

@@ -1,0 +1,179 @@
+r"""Two-level resampling: seeds and clusters of units, drawn apart and put together with the right width.
+
+A statistic is a function ``f(a, b)`` of the multiplicities a of seeds and b of clusters. On draw d
+
+    s = f(a, 1) - f,   u = f(1, b) - f,   i = f(a, b) - f - s - u
+
+so that ``f + s + u + i`` is the plain bootstrap of a crossed design. Seeds and clusters are few, so the parts are
+stretched, never the weights (no weight is negative, so ratios and other functions bear it):
+
+    draw = f + g (k_n s + k_C u),   k_m = sqrt(m / (m - 1)) t(m - 1) / z
+    g^2  = max(V - n / (n - 1) var(i), the larger part) / V,   V = var(k_n s + k_C u)
+
+with n seeds and C clusters, counted as ``(sum n)^2 / sum n^2``. Both parts hold the noise of a unit at a seed; g <= 1
+takes one of them off. One seed is not drawn.
+
+References: Davison and Hinkley, *Bootstrap Methods and their Application*, chapter 3; Owen, *The pigeonhole bootstrap*,
+Annals of Applied Statistics 1 (2007).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upright.maths.intervals import percentile
+from upright.maths.simultaneous import LEVEL, Z, kish_count, stretch
+
+__all__ = ["Draws", "average", "front_distance", "mean_of_ratios", "ratio_of_sums", "two_level"]
+
+Array = NDArray[np.float64]
+#: (pieces (k, d, S), weights of seeds (d or 1, S)) -> values (d,)
+Combine = Callable[[Array, Array], Array]
+
+
+def average(values: Array, weights: Array) -> Array:
+    """Average values (d, S) by the multiplicity of their seeds; a seed without a value is left out; shape (d,)."""
+    known = ~np.isnan(values)
+    w = np.where(known, weights, 0.0)
+    up, total = (np.where(known, values, 0.0) * w).sum(-1), w.sum(-1)
+    return np.asarray(np.divide(up, total, out=np.full(up.shape, np.nan), where=total > 0))
+
+
+def ratio_of_sums(pieces: Array, weights: Array) -> Array:
+    """Return ``sum_s a_s top_s / sum_s a_s bottom_s`` of sums (2, d, S), shape (d,); NaN without weight."""
+    top, bottom = (pieces * weights).sum(-1)
+    return np.asarray(np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0))
+
+
+def mean_of_ratios(pieces: Array, weights: Array) -> Array:
+    """Average over seeds the ratios of sums (2, d, S), shape (d,)."""
+    top, bottom = pieces
+    return average(np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0), weights)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Draws:
+    """A statistic on the data and the parts of its draws; differences of two are taken draw by draw.
+
+    Parameters
+    ----------
+    value : float
+    seeds, units, both : ndarray, shape (D,)
+        s, u and i.
+    n_seeds : int
+    worth : float
+        C.
+    each : ndarray, shape (S,)
+        The value at each seed by itself.
+    """
+
+    value: float
+    seeds: Array
+    units: Array
+    both: Array
+    n_seeds: int
+    worth: float
+    each: Array
+
+    def __sub__(self, other: Draws) -> Draws:
+        value = self.value - other.value
+        value = 0.0 if abs(value) < 1e-12 else value  # rounding is no difference
+        s, u, i = self.seeds - other.seeds, self.units - other.units, self.both - other.both
+        return Draws(value, s, u, i, self.n_seeds, min(self.worth, other.worth), self.each - other.each)
+
+    def __mul__(self, factor: float) -> Draws:
+        s, u, i = self.seeds * factor, self.units * factor, self.both * factor
+        return Draws(self.value * factor, s, u, i, self.n_seeds, self.worth, self.each * factor)
+
+    def plain(self) -> Array:
+        """Return the plain crossed bootstrap, shape (D,)."""
+        return self.value + self.seeds + self.units + self.both
+
+    def samples(self) -> Array:
+        """Return the stretched draws, shape (D,)."""
+        s, u = self._stretched()
+        total, least = _variance(s + u), max(_variance(s), _variance(u))
+        noise = self.n_seeds / (self.n_seeds - 1) * _variance(self.both) if self.n_seeds > 1 else 0.0
+        g = min(np.sqrt(max(total - noise, least) / total), 1.0) if total > 0 else 1.0
+        return np.asarray(self.value + g * (s + u))
+
+    def interval(self, critical: float = Z) -> tuple[float, float]:
+        """Return the percentile interval, wider where it must hold for one that was picked of several."""
+        low, high = (self.value + critical / Z * (end - self.value) for end in percentile(self.samples(), 1 - LEVEL))
+        return (0.0 if abs(low) < 1e-12 else low), (0.0 if abs(high) < 1e-12 else high)
+
+    def standard_error(self) -> float:
+        """Return the deviation of the stretched draws; NaN where none is defined."""
+        samples = self.samples()
+        return float(np.sqrt(_variance(samples))) if np.isfinite(samples).any() else float("nan")
+
+    def seed_share(self) -> float:
+        """Return the share of the variance that lies between seeds, in [0, 1]."""
+        s, u = map(_variance, self._stretched())
+        return s / (s + u) if s + u > 0 else 0.0
+
+    def _stretched(self) -> tuple[Array, Array]:
+        return self.seeds * stretch(self.n_seeds), self.units * stretch(max(self.worth, 2.0))
+
+
+def _variance(a: Array) -> float:
+    known = a[np.isfinite(a)]
+    return float(known.var()) if len(known) else 0.0
+
+
+def front_distance(first: Sequence[Array], second: Sequence[Array], points: int = 33) -> Array | None:
+    """Return how much more the first of two fronts costs, on average over the harms that both reach.
+
+    Parameters
+    ----------
+    first, second : (harm, cost), ndarrays of shape (K, 1 + D)
+        Of K strengths, on the data and on each draw.
+    points : int
+        Of the grid of harms, which is fixed on the data.
+
+    Returns
+    -------
+    ndarray, shape (1 + D,), or None
+        Mean difference of the costs, interpolated between strengths; None where no harm is reached by both.
+    """
+    low = max(first[0][:, 0].min(), second[0][:, 0].min())
+    high = min(first[0][:, 0].max(), second[0][:, 0].max())
+    if not low < high:
+        return None
+    grid = np.linspace(low, high, points)
+
+    def along(front: Sequence[Array]) -> Array:
+        order = np.argsort(front[0], axis=0)
+        x, y = (np.take_along_axis(axis, order, 0) for axis in front)
+        return np.array([np.interp(grid, a, b).mean() for a, b in zip(x.T, y.T, strict=True)])
+
+    return along(first) - along(second)
+
+
+def two_level(combine: Combine, pieces: Array, weights: Array, sizes: Sequence[NDArray[Any]]) -> Draws:
+    """Return the draws of a statistic.
+
+    Parameters
+    ----------
+    combine : callable
+        Of pieces and weights of seeds; on the data its weights are 1.
+    pieces : ndarray, shape (k, 1 + D, S)
+        What it is made of at each seed: on the data, then under each draw of clusters.
+    weights : ndarray, shape (D, S)
+        Multiplicities of seeds.
+    sizes : sequence of ndarray, shape (C,)
+        Units that each cluster gives to each side that is compared; the side of fewest clusters counts.
+    """
+    data, drawn, n = pieces[:, :1], pieces[:, 1:], pieces.shape[-1]
+    one, each = np.ones((1, n)), combine(data, np.eye(n))
+    value = float(combine(data, one)[0])
+    units, worth = combine(drawn, one) - value, float(min(kish_count(n) for n in sizes))
+    if n == 1:
+        return Draws(value, np.zeros_like(units), units, np.zeros_like(units), 1, worth, each)
+    seeds = combine(data, weights) - value
+    return Draws(value, seeds, units, combine(drawn, weights) - value - seeds - units, n, worth, each)

@@ -1,0 +1,95 @@
+"""RESULTS.md, one table of the published studies: ``python -m upright.report.results [RESULTS_FOLDER] [OUT]``."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from upright.contract import InputError
+from upright.evidence.records import Difference, Level
+from upright.report.text import NARROW, interval, number, plural
+from upright.shell.runs import read_json
+
+__all__ = ["results_page"]
+
+HEAD = """# Results
+
+One row a study, written by `make results` from the folders under `results/`; do not edit.
+
+* **Verdict**: the word for the remedy; [evidence](docs/design/evidence.md) says what it means and how it is found.
+  *From stored intervals*: today's rules, on the intervals that were computed when the study was published.
+* **What it mends**: the level without → with the remedy (in percent where the first is beyond the margin), and the
+  change with its 95 % interval: seeds are drawn, then units, each unit with all its seeds.
+* **Due to the method?** The same comparison with each trivial remedy and placebo; one that is made to be level with the
+  remedy is compared on the price.
+* **Price**: the level of what is paid for it, without → with the remedy, and the change with its interval.
+
+A folder's `summary.json` holds every other arm, group and interval; `notes.md`, if there, how it was run;
+`units.parquet` the scores of every unit, or `cells.parquet` counts and means of cells. What would tell a person's
+private attribute is left out of all. To repeat a study, run the `command` in its `config.json`, which also holds the
+settings and how they were chosen."""
+COLUMNS = ("study", "verdict", "seeds × units", "what it mends", "due to the method?", "price")
+
+
+def results_page(results: Path) -> str:
+    """Return RESULTS.md as text; the same folders give the same text.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of published studies; each is a folder with a ``summary.json``, and stands in the table if that has a
+        verdict.
+
+    Raises
+    ------
+    InputError
+        When a summary cannot be read, or its verdict is of an older version.
+    """
+    rows = [COLUMNS, ("---",) * len(COLUMNS)]
+    for path in sorted(results.glob("*/summary.json")):
+        summary = read_json(path)
+        if summary["evidence"].get("verdict"):
+            rows.append(_row(path.parent.name, summary))
+    table = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    return "\n".join([HEAD, "", *table]) + "\n"
+
+
+def _row(name: str, summary: Mapping[str, Any]) -> tuple[str, ...]:
+    evidence = summary["evidence"]
+    said = evidence["verdict"]
+    if "title" not in said:
+        raise InputError(f"{name}: a verdict of an older version", "one with a title", "publish the study again")
+    mark = " (from stored intervals)" if said.get("from_stored_intervals") else ""
+    return (
+        f"[{name}](results/{name})",
+        f"**{said['title']}**{mark}",
+        f"{evidence['n_seeds']} × {plural(evidence['n_units'], evidence['unit_kind'])}",
+        _change(summary, said["primary"], percent=True),
+        said["lines"]["due"],
+        _change(summary, said["cost_statistic"]),
+    )
+
+
+def _change(summary: Mapping[str, Any], statistic: str, percent: bool = False) -> str:
+    """Write a statistic over all units: without and with the remedy, in percent, the change and its interval."""
+    evidence, arm = summary["evidence"], {a["role"]: a["name"] for a in summary["arms"]}
+    levels = [Level.read(row) for row in evidence["levels"] if row["statistic"] == statistic]
+    changes = [Difference.read(row) for row in evidence["differences"] if row["statistic"] == statistic]
+    before, after = (
+        next(row for row in levels if row.arm == arm[role] and row.group is None) for role in ("baseline", "remedy")
+    )
+    change = next(row for row in changes if (row.arm, row.against) == (after.arm, before.arm))
+    share = 100 * (after.value - before.value) / abs(before.value) if abs(before.value) > change.margin else math.nan
+    return (
+        f"{before.label}: {number(before.value)} → {number(after.value)}"
+        + (f" ({number(share, 0, sign=True)}{NARROW}%)" if percent and math.isfinite(share) else "")
+        + f", {number(change.value, sign=True)} ({interval(change.low, change.high, sign=True)})"
+    )
+
+
+if __name__ == "__main__":
+    source = Path(sys.argv[1] if len(sys.argv) > 1 else "results")
+    Path(sys.argv[2] if len(sys.argv) > 2 else "RESULTS.md").write_text(results_page(source), encoding="utf-8")

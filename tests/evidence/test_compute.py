@@ -1,0 +1,115 @@
+"""The rows of levels and differences that everything else reads, from tables whose effects are known."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from upright.contract import Arm, Metric, UnitScores
+from upright.evidence import statistics
+from upright.evidence.compute import evidence
+from upright.evidence.units import Block, Units
+
+GAP = "abs_gap:m:g"
+TEXTS = [GAP, "mean:m", "mean:m:g", "mean:e", "gap:m:g", "worst_decile:m", "rank_correlation:m~e"]
+ROLES = {"none": "baseline", "x": "remedy", "t": "trivial", "p": "placebo", "r": "rival", "aim": "anchor"}
+ARMS = [*(Arm(*pair) for pair in ROLES.items()), Arm("x@2", "sweep"), Arm("hull", "trivial", mix=("none", "aim"))]
+LIFT = {"x": 0.15, "x@2": 0.2, "t": 0.05, "r": 0.14, "aim": 0.18}  # of the second group, whose mean is 0.2 lower
+
+
+def world(arms=(*ROLES, "x@2"), seeds=6, groups=("high", "low"), **more) -> list[Block]:
+    rng, n, blocks = np.random.default_rng(1), 120, []
+    group = np.array(groups)[np.arange(n) % len(groups)]
+    level = 0.5 + 0.1 * rng.normal(size=n) + 0.1 * np.where(group == groups[0], 1, -1)
+    for arm, seed in itertools.product(arms, range(seeds)):
+        m = level + LIFT.get(arm, 0.0) * (group != groups[0]) + 0.02 * rng.normal(size=n)
+        values = {"m": np.where(np.arange(n) < 7, np.nan, m), "e": 1 - level + 0.01 * rng.normal(size=n)}
+        blocks.append(Block("r", arm, seed, UnitScores("user", range(n), values, {"g": group.tolist()}, **more)))
+    return blocks
+
+
+def judge(blocks, texts=TEXTS, **more):
+    metrics = {"m": Metric("m", margin=0.02, title="M"), "e": Metric("e", "lower", margin=0.1)}
+    given = {"arms": ARMS, "statistics": texts, "metrics": metrics, "primary": GAP, "cost": "mean:m", "draws": 300}
+    return evidence(Units(blocks), **given | more)
+
+
+def rows(found, kind="levels", **fields):
+    return [r for r in found[kind] if all(r.get(k) == v for k, v in fields.items())]
+
+
+def test_a_level_says_what_it_is_of():
+    found = judge(world())
+    (gap,) = rows(found, statistic="gap:m:g", arm="none")
+    assert [gap[k] for k in ("label", "better", "metric", "grouping")] == ["M: high minus low", "none", "m", "g"]
+    assert (gap["p"], gap["n_units"], gap["n_undefined"]) == (1 / 2_000, 113, 7)
+    assert gap["null"]["low"] < 0 < gap["null"]["high"] < gap["smallest_detectable"] < gap["low"] < gap["value"]
+    (mean,) = rows(found, statistic="mean:m:g", arm="none", group="low")
+    assert [mean[k] for k in ("label", "better", "n_units", "n_undefined")] == ["M, low", "higher", 57, 3]
+    assert (mean["null"], "n_clusters" in mean, np.isnan(mean["p"])) == (None, False, True)
+    assert rows(found, statistic="mean:e", arm="none")[0]["better"] == "lower"
+    found = judge(world(cluster=[str(i // 4) for i in range(120)]))
+    assert rows(found, statistic="mean:m:g", arm="none", group="low")[0]["n_clusters"] == 29
+    assert (found["n_seeds"], found["n_units"], found["n_clusters"], found["draws"]) == (6, 120, 30, 300)
+    assert all(count in found["resampling"] for count in ("300 draws", "6 seeds", "120 users", "30 clusters"))
+
+
+def test_a_difference_is_the_remedy_minus_another_arm_by_cell():
+    # catches: unpaired intervals (units differ by 0.1, more than the effect that is sought), a sign, a lost cell
+    found = judge(world())
+    (one,) = rows(found, "differences", statistic="mean:m", against="none")
+    levels = {r["arm"]: r["value"] for r in rows(found, statistic="mean:m")}
+    assert one["value"] == pytest.approx(levels["x"] - levels["none"])
+    assert 0.06 < one["low"] < 0.075 < one["high"] < 0.09
+    assert [one[k] for k in ("label", "role", "margin", "verdict")] == ["M", "baseline", 0.02, "clear"]
+    assert 0 <= one["smallest_detectable"] < 0.02
+    assert 0 <= one["seed_share"] <= 1
+    (low,) = rows(found, "differences", statistic="mean:m:g=low", against="none")
+    assert low["value"] == pytest.approx(0.15, abs=0.01)
+    (wide,) = rows(found, "rivals", statistic=GAP, against="r")  # holds for all rivals and both axes together
+    (one,) = rows(found, "differences", statistic=GAP, against="r")
+    assert (wide["value"], wide["direction"]) == (one["value"], "lower")
+    assert wide["low"] < one["low"] < one["high"] < wide["high"]
+
+
+def test_what_decides_nothing_has_no_difference():
+    # catches: an aim, another strength or a signed gap that enters the comparisons; a correlation said of each arm
+    found = judge(world())
+    assert {r["arm"] for r in rows(found, statistic="mean:m")} == {a.name for a in ARMS}
+    assert {r["against"] for r in rows(found, "differences", arm="x")} == {"none", "t", "p", "r", "hull"}
+    cells = {"mean:m:g=high", "mean:m:g=low"}
+    assert {r["statistic"] for r in found["differences"]} == {GAP, "mean:m", "mean:e", "worst_decile:m"} | cells
+    assert [r["arm"] for r in rows(found, statistic="rank_correlation:m~e")] == ["x"]
+    audit = judge(world(("none",)))
+    assert (found["verdict"]["primary"], audit["differences"], "verdict" in audit) == (GAP, [], False)
+
+
+def test_a_hull_reaches_the_remedys_primary_and_no_more_than_its_end():
+    # catches: a share that is one number for all seeds, a hull beyond what it mixes, or one where nothing is compared
+    for end, reached in (("aim", "x"), ("t", "t")):
+        found = judge(world(seeds=3), [GAP], arms=[*ARMS[:-1], dataclasses.replace(ARMS[-1], mix=("none", end))])
+        value = {r["arm"]: r["value"] for r in found["levels"]}
+        assert value["hull"] == pytest.approx(value[reached], abs=1e-12)
+    assert "hull" not in {r["arm"] for r in judge(world(("none", "x")))["levels"]}
+    assert not [r for r in judge(world(groups=("all",)))["levels"] if "gap" in r["statistic"]]
+
+
+def test_a_plugins_statistic_is_reported_without_more_code(monkeypatch):
+    monkeypatch.setattr(statistics, "STATISTICS", dict(statistics.STATISTICS))
+
+    @statistics.statistic("share_above", "higher", words="{title}, share above 0.5")
+    class ShareAbove(statistics.Mean):
+        """Share of units above 0.5."""
+
+        def values(self, arm, cell=None):
+            v = super().values(arm, cell)
+            return np.where(np.isnan(v), np.nan, v > 0.5)
+
+    found = judge(world(), ["mean:m:g", "share_above:m:g"])
+    (row,) = rows(found, statistic="share_above:m:g", arm="x", group="low")
+    v = np.concatenate([b.scores.values["m"][7::2] for b in world() if b.arm == "x"])
+    assert (row["value"], row["label"]) == (pytest.approx(np.mean(v > 0.5)), "M, share above 0.5, low")
+    assert rows(found, "differences", statistic="share_above:m:g=low", against="none")[0]["value"] > 0

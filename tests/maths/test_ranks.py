@@ -1,0 +1,75 @@
+"""Functions of ranks against brute force over pairs, repeated rows and scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import ks_2samp, rankdata, spearmanr
+
+from upright.maths import ranks
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4), st.booleans(), st.integers(0, 2)), max_size=20))
+def test_auc_is_the_weighted_share_of_pairs_inside_strata(rows):
+    # catches: ties that count for one side, weights that enter once, a mirrored direction, pairs of two strata, each
+    # stratum with the same say, NaN as a score
+    v, w, first, home = np.array([*rows, (0, 1, True, 0)], dtype=float).T
+    first, home = first > 0, home.astype(int)
+    v[-1] = np.nan
+
+    def slow(strata):
+        own = [(i, j) for i in np.flatnonzero(first)[:-1] for j in np.flatnonzero(~first) if strata[i] == strata[j]]
+        total = sum(w[i] * w[j] for i, j in own)
+        return sum(w[i] * w[j] * ((v[i] > v[j]) + 0.5 * (v[i] == v[j])) for i, j in own) / total if total else np.nan
+
+    found = ranks.auc(v, np.stack([w, 0 * w, 3 * w]), first, home)  # one draw after the other
+    assert found == pytest.approx([slow(home), np.nan, slow(home)], abs=1e-12, nan_ok=True)
+    assert ranks.auc(v, w, first) == pytest.approx(slow(0 * home), abs=1e-12, nan_ok=True)
+
+
+def test_rank_correlations_are_spearmans_of_repeated_rows():
+    # catches: weights left out of the ranks or of the ties, which changes the draws and leaves the value
+    rng = np.random.default_rng(0)
+    z = rng.integers(0, 9, 40).astype(float)
+    x, y = rng.integers(0, 6, 40) + z, rng.normal(size=40) + z
+    weights = np.vstack([np.ones(40), rng.integers(0, 4, (5, 40))])
+    plain, partial = (ranks.weighted_rank_correlation(x, weights, y, given) for given in (None, z))
+    for w, rho, left in zip(weights.astype(int), plain, partial, strict=True):
+        a, b, c = (rankdata(np.repeat(v, w)) for v in (x, y, z))
+        assert rho == pytest.approx(spearmanr(a, b).statistic)
+        rest = [v - np.polyval(np.polyfit(c, v, 1), c) for v in (a, b)]
+        assert left == pytest.approx(np.corrcoef(*rest)[0, 1])
+    for third, rho in ((None, plain[0]), (z, partial[0])):
+        one, two = ranks.rank_sides(x, y, third)
+        assert (one @ two, one.mean()) == pytest.approx((rho, 0.0))
+    constant = ((np.ones(40), None), (x, x), (y, y))  # or explained: a division of rounding by rounding
+    assert np.isnan([ranks.weighted_rank_correlation(v, weights, y, third) for v, third in constant]).all()
+    assert np.isnan(ranks.rank_sides(x, y, x)).any()
+
+
+def ecdf_distance(v, u):
+    return max(abs(np.mean(v <= x) - np.mean(u <= x)) for x in [*v, *u])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.booleans()), min_size=1, max_size=12))
+def test_distances_are_those_of_distribution_functions(rows):
+    # catches: a supremum between equal values, a lost last value, NaN that is kept, other values than a record's own
+    v, u, coin = np.array(rows, dtype=float).T
+    x, first, second = ranks.widest(np.r_[v, np.nan, 9.0], np.r_[u, 9.0, np.nan])
+    assert (first, second) == ((v <= x).mean(), (u <= x).mean())
+    assert abs(first - second) == pytest.approx(ecdf_distance(v, u), abs=1e-12)
+    flips = np.where(coin, -1, 1).astype(np.int8)
+    moved = ecdf_distance(np.where(flips < 0, u, v), np.where(flips < 0, v, u))
+    found = ranks.ks_null(v, u, np.stack([np.ones_like(flips), -np.ones_like(flips), flips]))
+    assert found == pytest.approx([ecdf_distance(v, u)] * 2 + [moved], abs=1e-12)
+
+
+def test_distance_and_p_are_those_of_scipy():
+    v, u = np.random.default_rng(0).normal([[0.5], [0.0]], size=(2, 40))
+    test, (_, first, second) = ks_2samp(v, u), ranks.widest(v, u)
+    assert (abs(first - second), ranks.ks_p(v, u)) == pytest.approx((test.statistic, test.pvalue))
+    assert ranks.ks_p(v, v) == 1.0
