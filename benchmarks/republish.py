@@ -17,10 +17,8 @@ from typing import Any
 
 from upright.contract import Arm, MethodSpec
 from upright.evidence.compute import evidence, said_again
-from upright.evidence.records import Difference
 from upright.evidence.statistics import computable
 from upright.evidence.units import Block, Units, read_units, write_units
-from upright.evidence.verdict import effect_of
 from upright.shell.config import to_config
 from upright.shell.registry import load_method, load_object
 from upright.shell.runs import ArmRun, read_json, write_json
@@ -74,11 +72,8 @@ def main() -> None:
         swept = [Arm(a["name"], "sweep", title=a["title"]) for a in summary["arms"] if a["role"] == "sweep"]
         found = computed(folder, summary, spec, swept)
         if found is None:
-            found = dict(summary["evidence"])
-            rows = [Difference.read(row) for row in found["differences"]]
-            found["differences"] = [dataclasses.replace(row, verdict=effect_of(row)).row() for row in rows]
-            said = said_again(found, spec.arms, primary=spec.primary, cost=spec.cost, title=spec.title)
-            found["verdict"] = {**said, "from_stored_intervals": True}
+            found = said_again(summary["evidence"], spec.arms, primary=spec.primary, cost=spec.cost, title=spec.title)
+            found["verdict"]["from_stored_intervals"] = True
         summary["evidence"] = found
         write_json(folder / "summary.json", summary, compact=True)
         print(f"{folder.name}: {found['verdict']['title']}", flush=True)

@@ -164,14 +164,14 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Train a method with its controls, score it once, and write the report."""
-    if fail_if:
+    if fail_if is not None:
         check_syntax(fail_if)  # before hours of training, not after
     if (name is None) == (not resume):
         given = " ".join(f"--resume {folder}" for folder in resume or [])
         raise InputError(
             f"method {name!r} and {given or 'no --resume'}", "a method, or --resume FOLDER", "give one of the two"
         )
-    judged = {"margins": _margins(margin), "budget": budget} if margin or budget is not None else None
+    judged = _judged(margin, budget) if margin or budget is not None else None
     if resume and (settings or data or arms or sweep or judged or preset != "full" or (seeds, seed) != (1, 0)):
         raise InputError(
             "--resume together with settings of a run", "--resume alone: a run goes on with its own settings",
@@ -210,6 +210,12 @@ def _margins(given: list[str] | None) -> dict[str, float]:
     return found
 
 
+def _judged(margin: list[str] | None, budget: float | None) -> dict[str, Any]:
+    if budget is not None and not budget < float("inf"):
+        raise InputError(f"--budget {budget}", "a number of at least 0", "write for example --budget 0.02")
+    return {"margins": _margins(margin), "budget": budget}
+
+
 def _finish(
     summary: dict[str, Any], folder: Path, report: Path, as_json: bool, fail_if: str | None, numbers: str = ""
 ) -> None:
@@ -221,7 +227,7 @@ def _finish(
     last = "\n".join(last_lines(summary, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
     _print({**summary, "folder": str(folder), "report": str(report)}, as_json,
            "\n\n".join(filter(None, [numbers or levels_table(summary, width=_width() or 80), said, last])))  # fmt: skip
-    if fail_if:
+    if fail_if is not None:
         from upright.evidence.gate import fail_if as gate
 
         if gate(summary, fail_if):
@@ -246,7 +252,7 @@ def compare(
     """Set runs side by side in one page."""
     from upright.report import build_compare
 
-    typer.echo(str(build_compare(folders, _page(out), margins=_margins(margin), budget=budget)))
+    typer.echo(str(build_compare(folders, _page(out), **_judged(margin, budget))))
 
 
 @app.command()
@@ -329,13 +335,14 @@ def audit_ranking_(
     k: Annotated[int, typer.Option(min=1, help="Length of the lists.")] = 10,
     group: Annotated[str | None, typer.Option(help="Column of the groups file; group otherwise.")] = None,
     missing: Annotated[str, typer.Option(help="Users with held-out items but no list: error or zero.")] = "error",
+    seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
     out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
     margin: Margin = None,
     fail_if: FailRanking = None,
     as_json: Json = False,
 ) -> None:
     """Audit top-K lists by user group and item popularity."""
-    if fail_if:
+    if fail_if is not None:
         check_syntax(fail_if)
     from upright.api import Result
     from upright.report import build_report
@@ -343,7 +350,7 @@ def audit_ranking_(
 
     command = shlex.join(["upright", *sys.argv[1:]])
     folder = audit_ranking(
-        lists, held_out=held_out, users=users, items=items, k=k, out=out, group=group, command=command,
+        lists, held_out=held_out, users=users, items=items, k=k, out=out, group=group, seed=seed, command=command,
         missing=_one_of("--missing", missing, "error", "zero"), margins=_margins(margin),
     )  # fmt: skip
     _finish(Result(folder).summary, folder, build_report(folder), as_json, fail_if)
@@ -372,7 +379,7 @@ def audit_embeddings_(
     as_json: Json = False,
 ) -> None:
     """Audit user vectors: how much of a private attribute an attacker reads off them."""
-    if fail_if:
+    if fail_if is not None:
         check_syntax(fail_if)
     from upright.api import Result
     from upright.report import build_report
@@ -414,7 +421,7 @@ def audit_predictions_(
     as_json: Json = False,
 ) -> None:
     """Audit decisions of any classifier: are groups decided alike, over all rows and at every client."""
-    if fail_if:
+    if fail_if is not None:
         check_syntax(fail_if)
     from upright.api import Result
     from upright.report import build_report
@@ -450,7 +457,7 @@ def audit_forgetting_(
     as_json: Json = False,
 ) -> None:
     """Audit what a language model still knows of records that it should have forgotten."""
-    if fail_if:
+    if fail_if is not None:
         check_syntax(fail_if)
     from upright.api import Result
     from upright.report import build_report

@@ -165,8 +165,13 @@ def test_an_audit_needs_no_groups(tmp_path: Path) -> None:
     assert list(tmp_path.glob("audits/*/report.html"))
 
 
-def test_a_gate_is_read_before_training(tmp_path: Path) -> None:
-    done = upright("run", "in_ucds", "--data", "synthetic", "--fail-if", 'gap["ndcg@10" > 1', cwd=tmp_path)
+@pytest.mark.parametrize(
+    "words",
+    [("--fail-if", 'gap["ndcg@10" > 1'), ("--fail-if", ""), ("--budget", "nan"), ("--margin", "ndgc@10=0.2")],
+)
+def test_what_judges_is_read_before_training(tmp_path: Path, words: tuple[str, str]) -> None:
+    # catches: an unset variable that switches a gate off, hours of training before a misspelt metric is refused
+    done = upright("run", "in_ucds", "--data", "synthetic", *words, cwd=tmp_path)
     assert done.returncode == 2
     assert not (tmp_path / "runs").exists()
 

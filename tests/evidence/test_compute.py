@@ -8,9 +8,11 @@ import itertools
 import numpy as np
 import pytest
 
-from upright.contract import Arm, Metric, UnitScores
+from upright.contract import Arm, InputError, Metric, UnitScores
 from upright.evidence import statistics
-from upright.evidence.compute import evidence
+from upright.evidence.bootstrap import Bootstrap
+from upright.evidence.compute import _simultaneous, evidence, level_of, said_again
+from upright.evidence.statistics import parse
 from upright.evidence.units import Block, Units
 
 GAP = "abs_gap:m:g"
@@ -84,7 +86,7 @@ def test_what_decides_nothing_has_no_difference():
     assert {r["statistic"] for r in found["differences"]} == {GAP, "mean:m", "mean:e", "worst_decile:m"} | cells
     assert [r["arm"] for r in rows(found, statistic="rank_correlation:m~e")] == ["x"]
     audit = judge(world(("none",)))
-    assert (found["verdict"]["primary"], audit["differences"], "verdict" in audit) == (GAP, [], False)
+    assert (found["verdict"]["primary"], audit["differences"], audit["verdict"]["word"]) == (GAP, [], "measured")
 
 
 def test_a_hull_reaches_the_remedys_primary_and_no_more_than_its_end():
@@ -113,3 +115,44 @@ def test_a_plugins_statistic_is_reported_without_more_code(monkeypatch):
     v = np.concatenate([b.scores.values["m"][7::2] for b in world() if b.arm == "x"])
     assert (row["value"], row["label"]) == (pytest.approx(np.mean(v > 0.5)), "M, share above 0.5, low")
     assert rows(found, "differences", statistic="share_above:m:g=low", against="none")[0]["value"] > 0
+
+
+def test_a_correlation_of_few_clusters_is_not_judged():
+    # catches: a null that is centred on what is tested, p = 1/2000 where nothing can change places
+    rng, found = np.random.default_rng(0), []
+    for clusters in (5, 40):
+        x, place = rng.normal(size=120), np.arange(120) % clusters
+        scores = UnitScores("record", range(120), {"x": x, "y": x + rng.normal(size=120)}, cluster=place.astype(str))
+        boot = Bootstrap(Units([Block("r", "none", 0, scores)]), 200)
+        found.append(level_of(parse("rank_correlation:x~y", boot, {}), "none", None))
+    assert np.isnan(found[0].p)
+    assert not found[0].shown
+    assert found[1].p < 0.01
+    assert found[1].shown
+
+
+def test_a_margin_of_the_run_leaves_the_budget_as_it_was():
+    # catches: "gaps under 0.2 do not matter" read as "0.2 of the cost may be spent"
+    said = judge(world(), margins={"m": 0.2})["verdict"]
+    assert (said["margin"], said["budget"], said["declared_budget"]) == (0.2, 0.02, 0.02)
+    with pytest.raises(InputError, match="METRIC=X of e, m"):
+        judge(world(), margins={"n": 0.2})
+
+
+def test_stored_evidence_is_judged_again_in_every_row():
+    # catches: a verdict at one margin above rows at another
+    stored = judge(world())
+    found = said_again(stored, ARMS, primary=GAP, cost="mean:m", title="x", margins={"m": 5.0})
+    assert {r["margin"] for r in found["differences"] if ":m" in r["statistic"]} == {5.0}
+    assert {r["verdict"] for r in found["differences"] if ":m" in r["statistic"]} == {"none"}
+    assert found["verdict"]["word"] == "nothing shown to mend"
+
+
+def test_rivals_with_strengths_are_compared_together():
+    # catches: an interval of each front by itself among several
+    rng, fronts = np.random.default_rng(0), {}
+    for name in "abcd":
+        fronts[name, "cost"] = np.r_[0.0, 0.01 * rng.normal(size=4_000)]
+    wide, one = _simultaneous(fronts), _simultaneous({("a", "cost"): fronts["a", "cost"]})
+    assert one["a", "cost"][1] == pytest.approx(0.0196, abs=0.0007)
+    assert wide["a", "cost"][1] == pytest.approx(0.0249, abs=0.0012)  # of the largest of four

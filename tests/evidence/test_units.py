@@ -82,6 +82,8 @@ def test_values_codes_and_clusters_stand_at_their_seed_and_unit():
     assert (units.groups("g"), units.codes("g")[1][:2, :3].tolist()) == (["x", "y"], [[0, -1, 0], [1, -1, 0]])
     assert units.cluster[0] == units.cluster[1]
     assert (len({*units.cluster.tolist()}), units.n_clusters, units.clustered) == (4, 4, True)
+    lost = Units([block("a", 0, cluster=["", "", "k"])])
+    assert (lost.n_clusters, lost.clustered) == (3, False)  # '' is a cluster of its own
     plain = Units([block("a", 0)])
     assert (plain.cluster.tolist(), plain.n_clusters, plain.clustered) == ([0, 1, 2], 3, False)
 

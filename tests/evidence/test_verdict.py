@@ -120,7 +120,12 @@ SO_FAR, PRICE, BEATEN = "so far: works", "works, at a price of at most", "helps,
         ({"easy": OPEN}, BEATEN), ({"easy": OPEN, "sham": NONE}, "helps, but so does a sham"),
         # what is not beaten, and does not help by itself
         ({"easy": NONE, "extra": [diff(NONE, arm="easy")]}, BEATEN),
-        ({"effect": NONE}, FLAT), ({"effect": OPEN}, "undecided"), ({"effect": LOST}, "undecided"),
+        ({"effect": NONE}, FLAT), ({"effect": OPEN}, "undecided"),
+        ({"effect": LOST}, "incomplete (effect not measured), so far: undecided"),
+        ({"effect": LOST, "start": dataclasses.replace(QUIET, value=NAN, p=NAN)},
+         "incomplete (effect not measured), so far: undecided"), ({"effect": LOST, "start": QUIET}, MEND),
+        ({"easy": (-0.03, -0.2, 0.008)}, BEATEN),  # no gain, which is no tie
+
         ({"effect": WORSE}, "backfires"), ({"start": QUIET}, MEND), (DOWN, "levels down"),
         # nothing shown to mend unless it backfires
         ({"start": QUIET, "effect": WORSE}, "backfires"), ({"start": QUIET, "effect": OPEN}, MEND),
@@ -177,9 +182,22 @@ def test_every_combination_has_one_word_that_its_classes_allow() -> None:
         )  # fmt: skip
         assert said.word == word
         complete = seeds == 6 and not (word.startswith("works") and None in (easy, sham, cost))
+        complete = complete and not (word == "undecided" and effect is LOST)
         assert bool(said.incomplete) == said.title.startswith("incomplete") == (not complete)
         assert said.works == (word.startswith("works") and complete) == (said.answer == "use it")
     assert seen == set(v.WORDS)
+
+
+def test_seeds_are_those_at_which_both_arms_have_a_value() -> None:
+    for given in ({"effect": diff(CLEAR, n_seeds=1)}, {"effect": diff(CLEAR), "price": diff(FREE, COST, n_seeds=1)}):
+        rows = [
+            given["effect"],
+            given.get("price", diff(FREE, COST)),
+            diff(CLEAR, GAP, "easy"),
+            diff(CLEAR, GAP, "sham"),
+        ]
+        said = v.verdict([START], rows, ARMS, primary=GAP, cost=COST, title="Mine", seeds=6)
+        assert said.title == f"incomplete (1 of 6 seeds), {SO_FAR}"
 
 
 def test_what_is_written_as_the_break_even_budget_is_enough() -> None:
@@ -308,7 +326,8 @@ def test_lines_and_sentence_give_the_numbers() -> None:
     rate, cost = "disparity:rate:sex", "mean:accuracy"
     values = ((rate, "none", 0.10178), (rate, "mine", 0.01742), (cost, "none", 0.845), (cost, "mine", 0.8308))
     names = {rate: "Gap", cost: "Accuracy"}
-    levels = [dataclasses.replace(START, statistic=s, arm=a, value=x, label=names[s]) for s, a, x in values]
+    levels = [dataclasses.replace(START, statistic=s, arm=a, value=x, label=names[s], p=0.001 if a == "none" else 0.4)
+              for s, a, x in values]  # fmt: skip
     gains = {rate: (0.08436, 0.04667, 0.12), cost: (-0.0142, -0.017, -0.0114)}
     gains |= {f"{cost}:sex=Male": (-0.002, -0.003, 0.0), f"{cost}:sex=Female": (-0.03, -0.04, -0.02)}
     rows = [diff(gain, statistic) for statistic, gain in gains.items()]
@@ -383,9 +402,11 @@ def test_verdicts_of_audits(pairs: Any, given: Any, title: str, answer: str, say
 def test_audits_of_leaks_and_of_forgetting() -> None:
     assert v.audit_verdict("leak shown", [BIG]).word == "leak shown"
     assert v.audit_verdict("still known", [BIG]).word == "still known"
-    assert v.audit_verdict("still known", [FAINT, pair(-0.1, -0.15, -0.05)]).word == "over-unlearned"
+    both = [pair(0.3, 0.2, 0.4), pair(-0.1, -0.15, -0.05)]
+    assert v.audit_verdict("still known", both).word == "still known"
     assert "higher" not in v.audit_verdict("gap shown", [pair(0.0, -0.1, 0.1, p=1.0)]).sentence  # nobody is favoured
-    assert "four fifths" not in v.audit_verdict("gap shown", [BIG], ratio=0.8).sentence
+    assert "four fifths" not in v.audit_verdict("gap shown", [BIG], ratio=0.32 / 0.4).sentence
+    assert "four fifths" in v.audit_verdict("gap shown", [BIG], ratio=0.799).sentence
     assert "0.070" in v.audit_verdict("gap shown", [WIDE]).next_steps[0]
 
 

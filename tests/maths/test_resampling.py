@@ -68,3 +68,22 @@ def test_differences_are_taken_draw_by_draw_and_rounding_is_none():
     assert one.interval(2 * 1.959964) == pytest.approx((2 * low - 0.3, 2 * high - 0.3), rel=1e-6)
     nothing = Draws(np.nan, *np.full((3, 9), np.nan), 6, 2.0, np.zeros(6))
     assert np.isnan([*nothing.interval(), nothing.standard_error()]).all()
+
+
+def test_differences_are_of_seeds_where_both_have_a_value_and_one_cluster_says_nothing():
+    # catches: seeds without a value that count as seeds, other seeds that are compared, copies of one cluster
+    rng = np.random.default_rng(0)
+    a, b = (rng.multinomial(n, np.full(n, 1 / n), 300).astype(float) for n in (6, 12))
+
+    def drawn(mean, seeds, worth=12):
+        known = np.isin(np.arange(6), seeds) * 12.0
+        top = np.vstack([np.ones(12), b]) @ np.full((12, 6), 1.0) * mean * (known > 0)
+        return two_level(ratio_of_sums, np.stack([top, known + 0 * top]), a, [np.ones(worth)])
+
+    mean = np.array([0.0, 0.0, 0.3, 0.0, 0.0, 0.0])
+    change = drawn(mean, range(6)) - drawn(mean, [2])  # the same model, whose rival has a value at seed 2 alone
+    assert (change.value, change.n_seeds, drawn(mean, [2]).n_seeds) == (0.0, 1, 1)
+    half = (drawn(mean, [0, 2, 3]) - 0.25) * -1.0
+    assert (half - (drawn(mean, range(6)) - 0.25) * -1.0).value == 0.0
+    assert half.value == pytest.approx(0.15)
+    assert np.isnan(drawn(mean, range(6), worth=1).interval()).all()

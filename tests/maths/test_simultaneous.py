@@ -199,3 +199,21 @@ def test_fewer_than_six_clusters_cannot_be_judged_by_signs():
         assert found.shown.tolist() == [False, clusters == 6, clusters == 6]
         assert np.isinf(found.detectable[1:]).all() == (found.p[1:] == 1).all() == (clusters == 5)
         assert list(found.small_groups()) == [2] * (clusters == 5)
+
+
+def test_groups_of_too_few_clusters_are_named_also_where_all_are():
+    rng = np.random.default_rng(0)
+    group, cluster = np.arange(100) % 2, np.arange(100) % 5
+    found = compare(rng.random(100) < 0.1 + 0.8 * group, group, cluster)
+    assert found.small_groups() == {0: np.inf, 1: np.inf}
+
+
+def test_an_auc_without_an_error_has_the_width_of_its_clusters():
+    # catches: copies taken for evidence at an AUC of 1, "none" up to 0.000 for an attack that scores all alike
+    label, own = np.repeat([0, 1], 6), np.arange(12)
+    one, many = aucs(label, label), aucs(np.repeat(label, 20), np.repeat(label, 20), np.repeat(own, 20))
+    assert one.low == pytest.approx(many.low)
+    assert 0.1 < one.low[0] < 0.3 < one.high[0] == 0.5
+    flat = aucs(np.zeros(100), np.arange(100) % 2)
+    assert flat.low[0] < -0.05 < 0.05 < flat.high[0]
+    assert flat.detectable[0] > 0.1

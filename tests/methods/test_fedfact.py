@@ -301,6 +301,6 @@ def test_arms_without_a_meaning_for_the_data_are_left_out_and_refused_by_name():
     assert {a.name for a in chosen} == set(ARMS) - {"fedfb", "oracle", "hull"}
     assert [text.split(":")[0] for text in left] == ["arm oracle is left out", "arm fedfb is left out"]
     assert {a.name for a in _fitting(spec_of(fedfact.run), world(shape=MULTI), None)[0]} == set(ARMS) - {
-        "thresholds", "reductions"}  # fmt: skip
+        "thresholds", "reductions", "hull"}  # fmt: skip
     with pytest.raises(InputError, match="FedFB knows demographic parity alone"):
         _fitting(spec_of(fedfact.run), task, ["none", "fedfb"])

@@ -11,7 +11,8 @@ from scipy import stats
 
 from upright.contract import InputError, stream
 from upright.maths.parity import rates as parity
-from upright.metrics.fairness import gap_of, group_fairness, rate_bounds
+from upright.maths.simultaneous import rate_bounds
+from upright.metrics.fairness import gap_of, group_fairness
 
 STRATA = {"true_positive": lambda y, j: y == j, "false_positive": lambda y, j: y != j, "predicted": lambda y, j: True}
 

@@ -526,7 +526,7 @@ def test_good_files_of_two_users(tmp_path):
         ({"missing": "drop"}, "missing = 'drop'"),
         ({"group": "age"}, "group 'age' without a file of users"),
         ({"held_out": None}, "no column 'relevant', and no held-out file was given"),
-        ({"margins": {"hits@2": 0.1}}, "a margin of 'hits@2'"),
+        ({"margins": {"hits@2": 0.1}}, "--margin of 'hits@2'"),
     ],
 )
 def test_bad_options(small, options, got):

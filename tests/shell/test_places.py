@@ -61,7 +61,7 @@ def test_an_export_needs_a_place(tmp_path, kind):
     (tmp_path / "run" / "summary.json").write_text(
         '{"title": "t", "method": "m", "mends": "x", "data": {"name": "d"}, "deviations": [], '
         '"arms": [{"name": "a", "role": "remedy"}], '
-        '"evidence": {"levels": [], "verdict": {"sentence": "s", "cost": "", "not_significant": []}}}'
+        '"evidence": {"levels": [], "verdict": {"title": "t", "sentence": "s", "lines": {}, "next_steps": []}}}'
     )
     (tmp_path / "f").write_text("")
     for target, said in ((tmp_path / "f" / "g", "is a file"), (tmp_path, "is a folder")):

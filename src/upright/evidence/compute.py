@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from upright.contract import Arm, InputError, Metric
 from upright.evidence.bootstrap import DRAWS, Bootstrap
@@ -15,10 +16,14 @@ from upright.evidence.statistics import Statistic, parse
 from upright.evidence.units import Units
 from upright.evidence.verdict import audit_verdict, effect_of, verdict
 from upright.maths.intervals import percentile
-from upright.maths.resampling import Draws, front_distance
-from upright.maths.simultaneous import LEVEL, POWER, Comparisons, Z
+from upright.maths.resampling import front_distance
+from upright.maths.simultaneous import LEVEL, POWER, ROUNDING, Comparisons, Z
 
-__all__ = ["difference_of", "evidence", "level_of", "pair_levels", "said_again"]
+__all__ = ["difference_of", "evidence", "level_of", "margins_of", "pair_levels", "said_again"]
+
+
+Array = NDArray[np.float64]
+Key = tuple[str, str]  # of a difference from a rival: arm, statistic
 
 
 def evidence(
@@ -66,7 +71,9 @@ def evidence(
     dict
         See `docs/design/evidence.md`.
     """
-    boot, own = boot or Bootstrap(units, draws, seed), _margins(margins, statistics, primary)
+    boot, own = boot or Bootstrap(units, draws, seed), require_margins(margins, statistics, primary)
+    if budget is None and cost:  # a margin of the run does not change what may be spent
+        budget = metrics.get(cost.split(":")[1], Metric(cost)).margin
     metrics = {**metrics, **{m: dataclasses.replace(metrics.get(m, Metric(m)), margin=x) for m, x in own.items()}}
     remedy = next((a.name for a in arms if a.role == "remedy" and a.name in units.arms), None)
     _mix(boot, arms, remedy, primary, metrics)
@@ -86,7 +93,8 @@ def evidence(
                 if arm.name != remedy and arm.role not in ("anchor", "sweep"):
                     differences.append(difference_of(one, remedy, arm, cell))
                 if arm.role == "rival" and cell is None and text in (primary, cost):
-                    pairs[arm.name, text] = one.draws(remedy, None) - one.draws(arm.name, None)
+                    apart = one.draws(remedy, None) - one.draws(arm.name, None)
+                    pairs[arm.name, text] = np.r_[apart.value, apart.samples()]
     grouped = f" in {boot.bucket.max() + 1} random groups" if boot.bucket.max(initial=-1) + 1 < units.n_clusters else ""
     n, clusters = len(units.seeds), units.n_clusters
     whole = f", in {clusters} clusters drawn whole" if units.clustered else ""
@@ -112,19 +120,26 @@ def evidence(
     return {**found, "levels": [x.row() for x in levels], "differences": [x.row() for x in differences]}
 
 
-def _margins(given: Mapping[str, float] | None, statistics: Sequence[str], primary: str) -> dict[str, float]:
-    """Return margins by metric; '' is the metric of the primary statistic.
+def margins_of(own: Mapping[str, float], given: Mapping[str, float] | None) -> dict[str, float]:
+    """Return margins by metric: `own`, but those that are given, '' for all metrics with the margin of the first.
 
     Raises
     ------
     InputError
-        For a metric that no statistic has.
+        For a metric that is not among them.
     """
-    known = {text.split(":")[1] for text in statistics}
-    found = {metric or primary.split(":")[1]: value for metric, value in (given or {}).items()}
-    if lost := sorted(set(found) - known):
-        accepted = f"a number for the primary statistic, or METRIC=X of {', '.join(sorted(known))}"
+    given = given or {}
+    if lost := sorted({*given} - {"", *own}):
+        accepted = f"a number for what decides, or METRIC=X of {', '.join(own)}"
         raise InputError(f"--margin of {lost[0]!r}", accepted, "name one of these metrics")
+    first, every = next(iter(own.values()), 0.0), given.get("")
+    return {m: given.get(m, every if every is not None and x == first else x) for m, x in own.items()}
+
+
+def require_margins(given: Mapping[str, float] | None, statistics: Sequence[str], primary: str) -> dict[str, float]:
+    """Return the margins that are given, '' as that of the primary statistic; raise for a metric no statistic has."""
+    found = {metric or primary.split(":")[1]: value for metric, value in (given or {}).items()}
+    margins_of(dict.fromkeys(sorted({text.split(":")[1] for text in statistics}), 0.0), found)
     return found
 
 
@@ -148,13 +163,19 @@ def said_again(
     stored: Mapping[str, Any], arms: Sequence[Arm], *, primary: str, cost: str, title: str,
     margins: Mapping[str, float] | None = None, budget: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the verdict of stored evidence: with margins or a budget given afterwards, or by the rules of today."""
-    records = {"levels": [Level.read(r) for r in stored["levels"]],
-               "differences": [Difference.read(r) for r in stored["differences"]]}  # fmt: skip
-    own = _margins(margins, [d.statistic for d in records["differences"]], primary)  # type: ignore[attr-defined]
+    """Return stored evidence judged anew: with margins or a budget given afterwards, or by the rules of today."""
+    levels, changes = map(Level.read, stored["levels"]), [*map(Difference.read, stored["differences"])]
+    own = require_margins(margins, [d.statistic.partition("=")[0] for d in changes], primary)
     declared = stored.get("verdict", {}).get("declared_budget")
     spent = stored.get("verdict", {}).get("budget") if budget is None else budget
-    return _said({**stored, **records}, arms, primary, cost, title, own, spent, declared)
+    found = {**stored, "levels": [*levels], "differences": changes}
+    said = _said(found, arms, primary, cost, title, own, spent, declared)
+
+    def judged(d: Difference) -> Difference:
+        margin = own.get(d.statistic.partition("=")[0].split(":")[1], d.margin)
+        return _with_ends(dataclasses.replace(d, margin=margin), d.low, d.high)
+
+    return {**stored, "differences": [judged(d).row() for d in changes], "verdict": said}
 
 
 def level_of(one: Statistic, arm: str, cell: str | None) -> Level:
@@ -179,7 +200,7 @@ def difference_of(one: Statistic, remedy: str, arm: Arm, cell: str | None) -> Di
     found = Difference(
         statistic=one.text if cell is None else f"{one.text}={cell}", label=one.label(cell), arm=remedy,
         against=arm.name, role=arm.role, value=change.value, low=low, high=high, direction=one.better,
-        margin=one.about.margin, seed_share=change.seed_share(),
+        margin=one.about.margin, seed_share=change.seed_share(), n_seeds=change.n_seeds,
         smallest_detectable=(Z + POWER) * change.standard_error(),
     )  # fmt: skip
     return _with_ends(found, low, high)
@@ -224,20 +245,22 @@ def pair_levels(
     return levels
 
 
-def _simultaneous(pairs: Mapping[tuple[str, str], Draws]) -> dict[tuple[str, str], tuple[float, float]]:
-    """Return intervals that hold for some differences together: c is the 95 % quantile of the largest of them."""
-    known = {key: d for key, d in pairs.items() if np.isfinite(d.value) and d.standard_error() > 0}
-    if not known:
-        return {key: d.interval() for key, d in pairs.items()}
-    sizes = np.stack([np.abs(d.samples() - d.value) / d.standard_error() for d in known.values()])
-    critical = max(float(np.nanquantile(np.fmax.reduce(sizes), 1 - LEVEL)), Z)
-    return {key: d.interval(critical) for key, d in pairs.items()}
+def _simultaneous(drawn: Mapping[Key, Array]) -> dict[Key, tuple[float, float]]:
+    """Return intervals that hold for some differences together: c is the 95 % quantile of the largest of them.
+
+    Of each its value, then its draws, shape (1 + D,).
+    """
+    sizes = [np.abs(x[1:] - x[0]) / np.nanstd(x[1:]) for x in drawn.values()
+             if np.isfinite(x[1:]).any() and np.nanstd(x[1:]) > ROUNDING]  # fmt: skip
+    critical = max(float(np.nanquantile(np.fmax.reduce(sizes), 1 - LEVEL)), Z) if sizes else Z
+    ends = {key: np.array(percentile(x[1:], 1 - LEVEL)) - x[0] for key, x in drawn.items()}
+    return {key: tuple((x[0] + critical / Z * ends[key]).tolist()) for key, x in drawn.items()}
 
 
 def _fronts(
-    boot: Bootstrap, arms: Sequence[Arm], remedy: str, one: Mapping[tuple[str, str], Difference],
+    boot: Bootstrap, arms: Sequence[Arm], remedy: str, one: Mapping[Key, Difference],
     metrics: Mapping[str, Metric], primary: str, cost: str,
-) -> dict[tuple[str, str], Difference]:  # fmt: skip
+) -> dict[Key, Difference]:  # fmt: skip
     """Return differences from rivals that have strengths too: costs over the harms that both reach, harms equal."""
     own = {a.name: [a.name, *(b.name for b in arms if b.name.startswith(f"{a.name}@"))] for a in arms}
     axes = [parse(text, boot, metrics) for text in (primary, cost)] if cost else []
@@ -246,14 +269,14 @@ def _fronts(
         drawn = [[axis.draws(name, None) for name in own[arm]] for axis in axes]
         return [np.stack([np.r_[d.value, d.samples()] for d in line]) for line in drawn]
 
-    found: dict[tuple[str, str], Difference] = {}
-    for arm in arms if axes and len(own[remedy]) > 2 else ():
-        apart = front_distance(front(remedy), front(arm.name)) if arm.role == "rival" and own[arm.name][2:] else None
-        if apart is not None:
-            low, high = percentile(apart[1:], 1 - LEVEL)
-            level = dataclasses.replace(one[arm.name, primary], value=0.0)
-            dearer = dataclasses.replace(one[arm.name, cost], value=float(apart[0]))
-            found |= {(arm.name, primary): _with_ends(level, 0.0, 0.0), (arm.name, cost): _with_ends(dearer, low, high)}
+    rivals = [a.name for a in arms if a.role == "rival" and own[a.name][2:]] if axes and own[remedy][2:] else []
+    apart = {name: front_distance(front(remedy), front(name)) for name in rivals}
+    drawn: dict[Key, Array] = {(name, cost): x for name, x in apart.items() if x is not None}
+    found: dict[Key, Difference] = {}
+    for key, ends in _simultaneous(drawn).items():
+        name, dearer = key[0], dataclasses.replace(one[key], value=float(drawn[key][0]))
+        level = dataclasses.replace(one[name, primary], value=0.0)
+        found |= {(name, primary): _with_ends(level, 0.0, 0.0), key: _with_ends(dearer, *ends)}
     return found
 
 

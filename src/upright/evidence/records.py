@@ -146,6 +146,8 @@ class Difference(_Row):
         Of this one interval: see `upright.evidence.verdict.effect_of`.
     seed_share : float
         Share of the variance that lies between seeds.
+    n_seeds : int
+        At which both arms have a value.
     smallest_detectable : float
         2.8 standard errors: found with a chance of 80 % at the 5 % level.
     """
@@ -162,4 +164,5 @@ class Difference(_Row):
     margin: float = 0.0
     verdict: str = "undefined"
     seed_share: float = _NAN
+    n_seeds: int | None = None
     smallest_detectable: float = _NAN

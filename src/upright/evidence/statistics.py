@@ -20,9 +20,10 @@
 ==========================  ========================================================================================
 
 What is a maximum (strongest attack, widest pair, place of a supremum) is picked on the data and kept, with its sign, in
-every draw: a maximum taken anew would grow with the noise. AUCs are averaged over seeds before their distance from 1/2
-is taken. Undefined values (NaN) are left out and counted. Clients are told apart at each seed alone. Groups are told
-apart by records' `SET` for forgetting: a table without it holds forgotten ones only.
+every draw: a maximum taken anew would grow with the noise. The sizes of ``abs_gap`` and ``leakage`` are taken in each
+draw, so that intervals of their differences are short near 0. AUCs are averaged over seeds before their distance from
+1/2 is taken. Undefined values (NaN) are left out and counted. Clients are told apart at each seed alone. Groups are
+told apart by records' `SET` for forgetting: a table without it holds forgotten ones only.
 
 *Nulls.* Gaps, disparities, leakage, membership: labels change places with their clusters, or the contributions of
 clusters change sign (`upright.maths.simultaneous`). ``ks_distance``: the two values of each cluster's records change
@@ -47,6 +48,7 @@ from upright.maths import intervals, ranks
 from upright.maths.resampling import Draws, average, mean_of_ratios, ratio_of_sums
 from upright.maths.simultaneous import (
     CROSS_FITTED,
+    FEWEST,
     LEVEL,
     PERMUTATIONS,
     Comparisons,
@@ -54,7 +56,7 @@ from upright.maths.simultaneous import (
     compare_aucs,
     compare_groups,
     random_signs,
-    wilson,
+    rate_bounds,
 )
 
 __all__ = ["CLIENT", "RETRAIN", "SET", "STATISTICS", "Statistic", "computable", "parse", "statistic"]
@@ -178,7 +180,7 @@ class Statistic:
         def apart(one: Any) -> float:
             return float(abs(abs(one) - value))
 
-        critical, p, least = Z, (1 + (sizes >= value - 1e-6).sum()) / (1 + len(sizes)), float("nan")
+        critical, p, least = Z, (1 + (known >= value - 1e-6).sum()) / (1 + len(known)), float("nan")
         low, high = drawn.interval()
         if found is not None and chosen:
             best, near = (max(chosen, key=lambda k: found.score[k]), min(chosen, key=lambda k: apart(found.value[k])))
@@ -191,7 +193,7 @@ class Statistic:
                 low, high = sorted((turn * found.low[near], turn * found.high[near]))
         elif len(known):
             least = band.high + 0.84 * drawn.standard_error()
-        p = float(p) if np.isfinite(drawn.value) else 1.0
+        p = float(p) if np.isfinite(drawn.value) and (len(known) or found) else float("nan")
         if not p < LEVEL:  # so that no two words can differ
             low, high = min(low, 0.0), max(high, 0.0)
         return {"null": band, "p": p, "smallest_detectable": least, "low": float(low), "high": float(high)}
@@ -222,11 +224,7 @@ class Mean(Means):
         known = ~np.isnan(values[0])
         if len(values) > 1 or not known.any() or not np.isin(values[0, known], (0.0, 1.0)).all():
             return found
-        drawn, n = self.draws(arm, cell), float(known.sum())
-        if self.units.clustered:  # of so many rows that stand by themselves
-            rate, error = drawn.value, drawn.standard_error()
-            n = min(n, rate * (1 - rate) / error**2) if 0 < rate < 1 and error > 0 else drawn.worth
-        low, high = wilson(drawn.value, max(n, 1.0), Z)
+        _, _, low, high = rate_bounds(values[0], np.zeros(len(known), dtype=np.int64), self.units.cluster, 1)[:, 0]
         return {**found, "low": float(low), "high": float(high)}
 
 
@@ -620,9 +618,7 @@ class Membership(Statistic):
 
     def drawn(self, arm: str, cell: str | None) -> Draws:
         auc = self.auc(arm, cell)
-        none = np.zeros_like(auc.seeds)
-        half = Draws(0.5, none, none, none, auc.n_seeds, auc.worth, np.full_like(auc.each, 0.5))
-        return (auc - half) * (1.0 if not auc.value < 0.5 else -1.0)
+        return (auc - 0.5) * (-1.0 if auc.value < 0.5 else 1.0)
 
     def null(self, arm: str, cell: str | None) -> Moved:
         label = np.where(self.inside(cell), (self.units.by[SET] == FORGET).astype(np.int64), -1)
@@ -730,13 +726,12 @@ class RankCorrelation(Statistic):
         keys = rng.random((PERMUTATIONS, len(self.units.units)), dtype=np.float32)  # the same moves at all seeds
         for v in self.complete(arm, cell).transpose(1, 0, 2):
             ok = np.flatnonzero(~np.isnan(v[0]))
-            if len(ok) < 3:
+            ids, at = np.unique(self.units.cluster[ok], return_inverse=True)
+            if len(ids) < FEWEST:  # nothing can be judged
                 continue
             a, b = ranks.rank_sides(*v[:, ok])
             if self.units.clustered:
-                ids, at = np.unique(self.units.cluster[ok], return_inverse=True)
-                added = np.bincount(at, a * b)
-                found.append(signs[:, column[ids]] @ (added - added.mean()))
+                found.append(np.asarray(signs[:, column[ids]] @ np.bincount(at, a * b)))
             else:
                 found.append(b[np.argsort(keys[:, ok], axis=1)] @ a)
         known = [one for one in found if np.isfinite(one).all()]

@@ -88,7 +88,7 @@ class Units:
                 group = self.by.setdefault(name, np.full(shape, "", dtype=object))
                 group[row, at] = np.asarray(labels, dtype=object)
             if len(scores.cluster):
-                named = np.array([str(x) for x in scores.cluster], dtype=object)
+                named = np.array([str(x) or None for x in scores.cluster], dtype=object)  # '' is a cluster of its own
                 moved = np.flatnonzero((cluster[at] != None) & (cluster[at] != named))  # noqa: E711
                 if len(moved):
                     raise InputError(

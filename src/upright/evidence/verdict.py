@@ -59,7 +59,7 @@ WORDS, AUDIT_WORDS = tuple(TAGS)[:8], tuple(TAGS)[8:16]
 _ANSWERS = {"works": "use it", "works, at a price": "use it", "undecided": "not known yet"}
 _BETTER = ("clear", "present")
 _ORDER = ("loses to", "ties with", "not told apart from")
-_BESIDE = {"worse": "loses to", "none": "ties with", "undecided": "not told apart from", "undefined": "not run"}
+_BESIDE = {"worse": "loses to", "none": "ties with", "undefined": "not run"} | dict.fromkeys(_BETTER, "beats")
 _WITH = {"dominated": " by", "trade-off": " with", "tie": " with", "not told apart": " from"}
 
 
@@ -85,6 +85,13 @@ def effect_of(change: Difference | None) -> str:
     if high < 0 and value < -margin:
         return "worse"
     return "none" if high <= margin else "undecided"
+
+
+def _beside(change: Difference | None) -> str:
+    """Return the effect against another arm, where `no gain` is no tie."""
+    _, low, _, margin = _gain(change)
+    found = effect_of(change)
+    return "no gain" if found == "none" and low < -margin else found
 
 
 def price_of(change: Difference | None, budget: float) -> str:
@@ -192,7 +199,8 @@ class _Run:
         self.before, self.after = self.level(primary, self.none), self.level(primary, self.mine)
         self.cost, unit = cost, self.level(cost, self.none).label
         self.unit = unit[:1].lower() + unit[1:] if unit[1:2].islower() else unit  # inside a sentence; NDCG stays
-        self.beyond = self.after.null is not None and self.after.value > self.after.null.high
+        row = self.after
+        self.beyond = row.shown if math.isfinite(row.p) else row.null is not None and row.value > row.null.high
 
     def level(self, statistic: str, arm: str, group: str = "") -> Level:
         return self.levels.get((statistic, group, arm)) or Level(statistic=statistic, arm=arm, label=statistic)
@@ -217,7 +225,7 @@ class _Run:
     def mendable(self) -> bool:
         """Whether what the baseline does is shown and matters; nobody asks without a null, or where more is better."""
         row, margin = self.before, _gain(self.effect)[3]
-        if row.null is None or (self.effect is not None and self.effect.direction == "higher"):
+        if row.null is None or math.isnan(row.value) or (self.effect is not None and self.effect.direction == "higher"):
             return True
         shown = row.shown if math.isfinite(row.p) else row.value > row.null.high and row.low > 0
         return shown and not (-margin <= row.low and row.high <= margin)
@@ -250,7 +258,8 @@ class _Run:
         best, worst = (_number(abs(x), margin) + (" better" if x >= 0 else " worse") for x in (high, low))
         text += f"; at best {best}, at worst {worst}" if what == "undecided" else ""
         text += f"; up to {worst} is not excluded" if what == "none" and low < -margin else ""
-        text += f"; left {'beyond' if self.beyond else 'inside'} chance" if self.after.null else ""
+        if self.after.null and math.isfinite(self.after.value):
+            text += f"; left {'beyond' if self.beyond else 'inside'} chance"
         text += self.split()[0] if value > 0 else ""
         paid = self.groups(f"{self.cost}:{self.primary.rpartition(':')[2]}=") if "disparity" in self.primary else []
         who = ", ".join(f"{group} {_interval(row, row.margin, '+')}" for group, row in paid)
@@ -300,6 +309,8 @@ def verdict(
 
     run = _Run(levels, map(judged, differences), arms, primary, cost)
     price, what, fallen = run.change(cost, run.none), effect_of(run.effect), run.split()[1]
+    both = [row.n_seeds for row in (run.effect, price) if row and row.n_seeds and math.isfinite(row.value)]
+    seeds = min([seeds, *both])
     (_, _, most, margin), (_, least, spare, cent) = _gain(run.effect), _gain(price)
     spend = cent if budget is None else budget
     pay, enough = price_of(price, spend), _number(max(0.0, -least), cent, up=True)
@@ -308,7 +319,7 @@ def verdict(
     matched = [arm.name for arm in arms if arm.mix]
     controls = [name for name, role in roles.items() if role in ("trivial", "placebo")]
     tried = {n: None if n in not_run else run.change(cost if n in matched else primary, n) for n in controls}
-    beside = {name: _BESIDE.get(effect_of(change), "beats") for name, change in tried.items()}
+    beside = {name: _BESIDE.get(_beside(change), "not told apart from") for name, change in tried.items()}
     pairs = {name: (judged(one), judged(two) if two else None) for name, (one, two) in rivals.items()}
     stand = {n: "not run" for n in names if roles.get(n) == "rival"} | {n: rival_of(*pairs[n]) for n in pairs}
     unbeaten = [name for how in _ORDER for name in beside if beside[name] == how]
@@ -328,6 +339,7 @@ def verdict(
     works = word.startswith("works")
     lacking = {f"{seeds} of {SEEDS} seeds": f"Run at least {SEEDS} seeds."} if seeds < SEEDS else {}
     idle = [names[name] for name in beside if beside[name] == "not run"] or ["any control"] * (not beside)
+    lacking |= {"effect not measured": "Measure the effect."} if word == "undecided" and what == "undefined" else {}
     lacking |= {f"{name} not run": f"Run {name}." for name in idle if works}
     lacking |= {"price not measured": "Measure the price."} if works and pay == "not measured" else {}
     title_of = {"works, at a price": f"{word} of at most {enough}"}
@@ -348,7 +360,7 @@ def verdict(
     rows = []
     for name, how in stand.items():
         row = f"{how}{_WITH.get(how, '')} {names[name]}" if name in pairs else f"{names[name]} not run"
-        row += " (effect {}, cost {})".format(*map(effect_of, pairs[name])) if how == "not told apart" else ""
+        row += " (effect {}, cost {})".format(*map(_beside, pairs[name])) if how == "not told apart" else ""
         rows.append(row + (", no help by itself" if name in pairs and not run.helps(name) else ""))
     lines = {
         "effect": run.effect_line(what) + late[0],
@@ -406,7 +418,7 @@ def audit_verdict(
     Parameters
     ----------
     kind : str
-        The word where something is shown: gap shown, leak shown, still known (below 0 over-unlearned), told apart.
+        The word where something is shown: gap shown, leak shown, still known, over-unlearned, told apart.
     pairs : sequence of Level
         All, adjusted, the headline (largest T) first; the ``group`` "A minus B" names the sides of a gap.
     margin : float or mapping of metric to float
@@ -432,7 +444,7 @@ def audit_verdict(
     seen, matter = [row for row in judged if row.shown], [row for row in large if row.shown]
     word = title = "none that matters" if seen else "none shown"
     if matter:
-        word = title = "over-unlearned" if kind == "still known" and any(row.high < 0 for row in matter) else kind
+        word = title = kind
     elif unmeasured or not judged:
         word, title = "measured", f"{title} in what can be measured" if judged else "measured"
     answer = "mend it" if matter else "not known yet" if large or too_small or word == "measured" else "fine"
@@ -441,18 +453,18 @@ def audit_verdict(
     said = [f"{top.label} {_interval(top, own)}" if pairs else top.label]
     said += [f"higher for {first if top.value > 0 else second}"] * (second != "" and top.shown)
     if ratio is not None and math.isfinite(ratio):
-        said.append(f"smallest over largest rate {ratio:.2f}" + (", below four fifths" if ratio < 0.8 else ""))
+        said.append(f"smallest over largest rate {ratio:.2f}" + (", below four fifths" if ratio < 0.8 - 1e-9 else ""))
     others = [f"{row.label} {_number(row.value, margin_of(row))}" for row in seen if row is not top]
     said += [f"also shown: {some(others)}"] * bool(others)
+    most = max(judged, key=lambda row: reach(row) / (margin_of(row) or ZERO)) if judged and not matter else top
     if judged and not matter:
-        most = max(judged, key=lambda row: reach(row) / (margin_of(row) or ZERO))
         where = "" if most is top else f" ({most.label})"
         said.append(f"up to {_number(reach(most), margin_of(most))} is not excluded{where}")
-    for name, least in too_small:  # infinite in fewer than six clusters
-        why = f"under {_number(least, own)} nothing shows" if math.isfinite(least) else "too few clusters"
+    for name, least in too_small:
+        why = f"under {_number(least, own)} nothing shows" if math.isfinite(least) else "fewer than six are drawn apart"
         said.append(f"{name} is too small to judge ({why})")
     said += [f"{name} cannot be measured" for name in unmeasured]
-    unseen, more = _number(top.smallest_detectable, own), [*(name for name, _ in too_small), *unmeasured]
+    unseen, more = _number(most.smallest_detectable, own), [*(name for name, _ in too_small), *unmeasured]
     advice = {
         "mend it": f"Mend it or justify it: {some([row.label for row in matter])}.",
         "fine": f"Nothing to do at a margin of {own:g}.",

@@ -11,7 +11,8 @@ stretched, never the weights (no weight is negative, so ratios and other functio
     g^2  = max(V - n / (n - 1) var(i), the larger part) / V,   V = var(k_n s + k_C u)
 
 with n seeds and C clusters, counted as ``(sum n)^2 / sum n^2``. Both parts hold the noise of a unit at a seed; g <= 1
-takes one of them off. One seed is not drawn.
+takes one of them off. One seed is not drawn, seeds without a value are not counted, and differences are of seeds where
+both have one. One cluster says nothing of others: no draw is defined then.
 
 References: Davison and Hinkley, *Bootstrap Methods and their Application*, chapter 3; Owen, *The pigeonhole bootstrap*,
 Annals of Applied Statistics 1 (2007).
@@ -66,10 +67,13 @@ class Draws:
     seeds, units, both : ndarray, shape (D,)
         s, u and i.
     n_seeds : int
+        With a value.
     worth : float
         C.
     each : ndarray, shape (S,)
         The value at each seed by itself.
+    over : callable, optional
+        Of some seeds (S,): the same of them alone.
     """
 
     value: float
@@ -79,16 +83,25 @@ class Draws:
     n_seeds: int
     worth: float
     each: Array
+    over: Callable[[NDArray[np.bool_]], Draws] | None = None
 
-    def __sub__(self, other: Draws) -> Draws:
+    def __sub__(self, other: Draws | float) -> Draws:
+        own, its = self.over, other.over if isinstance(other, Draws) else None
+        if not isinstance(other, Draws):
+            least = own and (lambda some: own(some) - other)
+            return dataclasses.replace(self, value=self.value - other, each=self.each - other, over=least)
+        both = np.isfinite(self.each) & np.isfinite(other.each)
+        if own and its and max(self.n_seeds, other.n_seeds) > both.sum() > 0:
+            return own(both) - its(both)
         value = self.value - other.value
         value = 0.0 if abs(value) < 1e-12 else value  # rounding is no difference
         s, u, i = self.seeds - other.seeds, self.units - other.units, self.both - other.both
-        return Draws(value, s, u, i, self.n_seeds, min(self.worth, other.worth), self.each - other.each)
+        return Draws(value, s, u, i, int(both.sum()), min(self.worth, other.worth), self.each - other.each)
 
     def __mul__(self, factor: float) -> Draws:
-        s, u, i = self.seeds * factor, self.units * factor, self.both * factor
-        return Draws(self.value * factor, s, u, i, self.n_seeds, self.worth, self.each * factor)
+        own, (s, u, i) = self.over, (part * factor for part in (self.seeds, self.units, self.both))
+        some = own and (lambda some: own(some) * factor)
+        return Draws(self.value * factor, s, u, i, self.n_seeds, self.worth, self.each * factor, some)
 
     def plain(self) -> Array:
         """Return the plain crossed bootstrap, shape (D,)."""
@@ -118,7 +131,8 @@ class Draws:
         return s / (s + u) if s + u > 0 else 0.0
 
     def _stretched(self) -> tuple[Array, Array]:
-        return self.seeds * stretch(self.n_seeds), self.units * stretch(max(self.worth, 2.0))
+        few = stretch(max(self.worth, 2.0)) if self.worth > 1 + 1e-9 else np.nan
+        return self.seeds * stretch(self.n_seeds), self.units * few
 
 
 def _variance(a: Array) -> float:
@@ -169,11 +183,16 @@ def two_level(combine: Combine, pieces: Array, weights: Array, sizes: Sequence[N
     sizes : sequence of ndarray, shape (C,)
         Units that each cluster gives to each side that is compared; the side of fewest clusters counts.
     """
-    data, drawn, n = pieces[:, :1], pieces[:, 1:], pieces.shape[-1]
-    one, each = np.ones((1, n)), combine(data, np.eye(n))
-    value = float(combine(data, one)[0])
-    units, worth = combine(drawn, one) - value, float(min(kish_count(n) for n in sizes))
-    if n == 1:
-        return Draws(value, np.zeros_like(units), units, np.zeros_like(units), 1, worth, each)
-    seeds = combine(data, weights) - value
-    return Draws(value, seeds, units, combine(drawn, weights) - value - seeds - units, n, worth, each)
+    each, worth = combine(pieces[:, :1], np.eye(pieces.shape[-1])), float(min(map(kish_count, sizes)))
+
+    def over(some: NDArray[np.bool_]) -> Draws:
+        data, drawn, w = pieces[:, :1, some], pieces[:, 1:, some], weights[:, some]
+        own, one = np.where(some, each, np.nan), np.ones((1, some.sum()))
+        value, n = float(combine(data, one)[0]), int(np.isfinite(own).sum())
+        units = combine(drawn, one) - value
+        if some.sum() < 2:
+            return Draws(value, np.zeros_like(units), units, np.zeros_like(units), n, worth, own, over)
+        seeds = combine(data, w) - value
+        return Draws(value, seeds, units, combine(drawn, w) - value - seeds - units, n, worth, own, over)
+
+    return over(np.ones(len(each), dtype=bool))

@@ -52,6 +52,7 @@ __all__ = [
     "kish_count",
     "newcombe",
     "random_signs",
+    "rate_bounds",
     "stretch",
     "wilson",
 ]
@@ -87,6 +88,46 @@ def wilson(rate: Any, n: Any, z: float) -> tuple[Any, Any]:
     middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(np.maximum(rate * (1 - rate), 0.0) / n + z * z / (4 * n * n))
     return middle - half, middle + half
+
+
+def _ratio(up: Any, down: Any) -> Array:
+    return np.asarray(np.divide(up, down, out=np.full(np.shape(up), np.nan), where=down > 0))
+
+
+def rate_bounds(values: Array, cell: Codes, cluster: Codes, cells: int) -> Array:
+    """Return rows, rate and 95 % interval of cells, each by itself.
+
+    Wilson's interval where all values are 0 or 1, else the normal one, from the variance of the rows. Where a
+    cluster has several rows of a cell, n is what the variance between clusters is worth, at a rate of 0 or 1 their
+    number.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n,)
+        In [0, 1]; NaN for a row that is not counted.
+    cell, cluster : ndarray of int, shape (n,)
+        A cell below 0 is none.
+
+    Returns
+    -------
+    ndarray, shape (4, cells)
+        Rows, rate, low and high; NaN in a cell without rows.
+    """
+    ok = ~np.isnan(values) & (cell >= 0)
+    x, at = values[ok], cell[ok]
+    n = np.bincount(at, minlength=cells)
+    rate = _ratio(np.bincount(at, x, cells), n)
+    _, first, own = np.unique(at * (cluster.max() + 1) + cluster[ok], return_index=True, return_inverse=True)
+    size, at = np.bincount(own), at[first]  # of each cluster in each cell
+    part = np.bincount(own, x) - rate[at] * size
+    worth = _ratio(np.square(n), np.bincount(at, np.square(size), cells))
+    error = stretch(np.maximum(worth, 2.0)) * _ratio(np.sqrt(np.bincount(at, np.square(part), cells)), n)
+    if not np.isin(x, (0, 1)).all():
+        return np.stack([n, rate, np.maximum(rate - Z * error, 0.0), np.minimum(rate + Z * error, 1.0)])
+    spread = rate * (1 - rate)
+    together = np.where((spread > 0) & (error > 0), spread / np.maximum(error, 1e-12) ** 2, worth)
+    count = np.where(np.bincount(at, minlength=cells) < n, together, np.where(n > 0, n, np.nan))
+    return np.stack([n, rate, *wilson(rate, count, Z)])
 
 
 def newcombe(r1: Any, n1: Any, r2: Any, n2: Any, z: float, phi: Any = 0.0) -> tuple[Any, Any]:
@@ -163,8 +204,8 @@ class Comparisons:
     def small_groups(self) -> dict[int, float]:
         """Return groups that are too small to judge, each with the smallest gap that could have been seen.
 
-        A group of no shown pair whose smallest detectable gap exceeds the largest gap shown or, where none is, twice
-        that of the best measured pair.
+        A group of no shown pair whose smallest detectable gap is infinite, or exceeds the largest gap shown or, where
+        none is, twice that of the best measured pair.
         """
         known = np.isfinite(self.value)
         if not known.any():
@@ -176,8 +217,9 @@ class Comparisons:
         found = {}
         for g in np.unique(sides[known]).tolist():
             own = (sides == g).any(1) & known
-            if not (shown & own).any() and self.detectable[own].min() > bar:
-                found[g] = float(self.detectable[own].min())
+            seen = float(self.detectable[own].min())
+            if not (shown & own).any() and (seen > bar or seen == np.inf):
+                found[g] = seen
         return found
 
 
@@ -479,8 +521,9 @@ def compare_aucs(
             continue
         scored = np.concatenate(rows)
         both = [scored[label[s, scored] == classes[a]], scored[label[s, scored] != classes[a]]]
-        sides[:, a] += np.array([len(side) for side in both]) / seeds
-        few = [stretch(max(kish_count(np.bincount(cluster[side]).astype(np.float64)), 2.0)) for side in both]
+        worth = [float(kish_count(np.bincount(cluster[side]).astype(np.float64))) for side in both]
+        sides[:, a] += np.array(worth) / seeds
+        few = [stretch(max(n, 2.0)) for n in worth]
         for r, o in zip(rows, own, strict=True):
             x = scores[s, r, a]
             rank = rankdata(x)
@@ -519,8 +562,9 @@ def compare_aucs(
     critical, p = _adjust(score, _score(null, s0).max(1, initial=0.0))
     reach = np.fmax(s0, own_error)
     low, high = np.maximum(value - critical * reach, -0.5), np.minimum(value + critical * reach, 0.5)
-    for a in np.flatnonzero(np.isclose(np.abs(value), 0.5)).tolist():
+    for a in np.flatnonzero(np.isclose(np.abs(value), 0.5) | (reach < ROUNDING)).tolist():  # no error is seen
         low[a], high[a] = (end - 0.5 for end in auc_bound(value[a] + 0.5, sides[0, a], sides[1, a], critical))
+        reach[a] = max(reach[a], (high[a] - low[a]) / 2 / critical)
     ends, detectable = _reach_zero(low, high, p), (critical + POWER) * reach
     of = [(a, int(c)) for a, c in enumerate(classes)]
     sizes = np.where(np.isnan(value), np.nan, np.abs(null))[:, None]

@@ -23,9 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from upright.contract import InputError, stream
 from upright.maths.parity.rates import CRITERIA, Criterion, Gap, needed, strata
-from upright.maths.simultaneous import Comparisons, Z, compare_groups, stretch, wilson
+from upright.maths.simultaneous import Comparisons, compare_groups, rate_bounds
 
-__all__ = ["GroupFairness", "Table", "fairness_of", "gap_of", "group_fairness", "rate_bounds", "rates_of"]
+__all__ = ["GroupFairness", "Table", "fairness_of", "gap_of", "group_fairness", "rates_of"]
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -118,41 +118,6 @@ def gap_of(rates: ArrayLike, masses: ArrayLike | None = None, *, gap: Gap = "pai
 
 def _ratio(up: Any, down: Any) -> Array:
     return np.asarray(np.divide(up, down, out=np.full(np.shape(up), np.nan), where=down > 0))
-
-
-def rate_bounds(values: Array, cell: Codes, person: Codes, cells: int) -> Array:
-    """Return rows, rate and 95 % interval of cells, each by itself.
-
-    Wilson's interval where all values are 0 or 1, else the normal one, from the variance of the rows. Where a person
-    has several rows of a cell, n is what the variance between persons is worth, at a rate of 0 or 1 their number.
-
-    Parameters
-    ----------
-    values : ndarray, shape (n,)
-        In [0, 1]; NaN for a row that is not counted.
-    cell, person : ndarray of int, shape (n,)
-        A cell below 0 is none.
-
-    Returns
-    -------
-    ndarray, shape (4, cells)
-        Rows, rate, low and high; NaN in a cell without rows.
-    """
-    ok = ~np.isnan(values) & (cell >= 0)
-    x, at = values[ok], cell[ok]
-    n = np.bincount(at, minlength=cells)
-    rate = _ratio(np.bincount(at, x, cells), n)
-    _, first, own = np.unique(at * (person.max() + 1) + person[ok], return_index=True, return_inverse=True)
-    size, at = np.bincount(own), at[first]  # of each person in each cell
-    part = np.bincount(own, x) - rate[at] * size
-    worth = _ratio(np.square(n), np.bincount(at, np.square(size), cells))
-    error = stretch(np.maximum(worth, 2.0)) * _ratio(np.sqrt(np.bincount(at, np.square(part), cells)), n)
-    if not np.isin(x, (0, 1)).all():
-        return np.stack([n, rate, np.maximum(rate - Z * error, 0.0), np.minimum(rate + Z * error, 1.0)])
-    spread = rate * (1 - rate)
-    together = np.where((spread > 0) & (error > 0), spread / np.maximum(error, 1e-12) ** 2, worth)
-    count = np.where(np.bincount(at, minlength=cells) < n, together, np.where(n > 0, n, np.nan))
-    return np.stack([n, rate, *wilson(rate, count, Z)])
 
 
 @dataclass(frozen=True, eq=False)

@@ -98,16 +98,9 @@ def _judged(view: View, margins: Mapping[str, float] | None, budget: float | Non
         todo = "make the audit again with --margin"
         raise InputError(f"{view.folder.name} is an audit", "runs and comparisons", todo)
     spec = load_method(view.method)
-    said = said_again(
-        view.evidence,
-        spec.arms,
-        primary=spec.primary,
-        cost=spec.cost,
-        title=spec.title,
-        margins=margins,
-        budget=budget,
-    )
-    return dataclasses.replace(view, evidence={**view.evidence, "verdict": said})
+    found = said_again(view.evidence, spec.arms, primary=spec.primary, cost=spec.cost, title=spec.title,
+                       margins=margins, budget=budget)  # fmt: skip
+    return dataclasses.replace(view, evidence=found)
 
 
 def _comparable(views: Sequence[View]) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from upright.contract import Arm, InputError, Metric, UnitScores, stream
 from upright.evidence.bootstrap import DRAWS
-from upright.evidence.compute import evidence, pair_levels
+from upright.evidence.compute import evidence, margins_of, pair_levels
 from upright.evidence.records import Level
 from upright.evidence.units import Block, Units, write_units
 from upright.evidence.verdict import audit_verdict
@@ -147,7 +147,7 @@ def write_audit(audit: Audit, out: Path, *, seed: int = 0, draws: int = DRAWS, f
     InputError
         When `folder` holds something already, or for a margin of a metric that is not compared.
     """
-    margins = _margins(audit)
+    margins = margins_of({metric: audit.metrics[metric].margin for metric in audit.compared}, audit.margins)
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder.name} is not empty", "a new folder for an audit", "choose another folder")
     require_folder(out if folder is None else folder)
@@ -187,17 +187,6 @@ def write_audit(audit: Audit, out: Path, *, seed: int = 0, draws: int = DRAWS, f
         }
         write_json(path / "summary.json", {**summary, **audit.more})
     return path
-
-
-def _margins(audit: Audit) -> dict[str, float]:
-    """Return the smallest gap that matters of each compared metric."""
-    if lost := sorted({*audit.margins} - {"", *audit.compared}):
-        compared = ", ".join(audit.compared)
-        raise InputError(f"a margin of {lost[0]!r}", f"a metric whose groups are compared: {compared}", "name it so")
-    own = {metric: audit.metrics[metric].margin for metric in audit.compared}
-    first, every = next(iter(own.values()), 0.0), audit.margins.get("")
-    own = {metric: every if every is not None and x == first else x for metric, x in own.items()}
-    return {metric: audit.margins.get(metric, x) for metric, x in own.items()}
 
 
 def _evidence(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from upright.contract import Arm, InputError, Metric, UnitScores
 from upright.evidence.bootstrap import DRAWS, Bootstrap
-from upright.evidence.compute import evidence
+from upright.evidence.compute import evidence, margins_of
 from upright.evidence.records import Level
 from upright.evidence.statistics import parse
 from upright.evidence.units import Block, Units
@@ -213,8 +213,7 @@ def judge_attacks(
     seen: Comparisons = null[1]
     columns = [(one, c) for one in found for c in classes[len(classes) == 2 :]]
     pairs = _pairs(seen, columns, len(classes), attribute, len(scored))
-    given = margins or {}
-    margin = given.get(METRIC.name, given.get("", METRIC.margin))
+    margin = margins_of({METRIC.name: METRIC.margin}, margins)[METRIC.name]
     said = audit_verdict("leak shown", pairs, margin=margin, unit="user")
     told["verdict"] = {**said.row(), "works": None, "primary": LEAKAGE}
     told["headline"] = said.headline.row() if said.headline else None

@@ -35,7 +35,7 @@ from scipy.stats import norm, rankdata
 from upright.contract import Arm, InputError, Metric, UnitScores
 from upright.data.forget import Record, fingerprint, read_records, refuse_overlap, unique_records
 from upright.evidence.bootstrap import DRAWS, Bootstrap
-from upright.evidence.compute import evidence
+from upright.evidence.compute import evidence, margins_of
 from upright.evidence.records import Level, Null
 from upright.evidence.statistics import RETRAIN, SET, computable, parse
 from upright.evidence.units import Block, Units
@@ -128,6 +128,7 @@ def audit_forgetting(
         raise InputError(f"draws = {draws!r}", "a whole number of at least 2", "set draws to at least 2")
     if template not in ("auto", "chat", "plain"):
         raise InputError(f"template {template!r}", "auto, chat or plain", "name one of them")
+    margin = margins_of({KNOWN: MARGIN}, margins)[KNOWN]
     require_folder(Path(out))
     warnings: list[str] = []
     files = {"forget": forget, "retain": retain} | ({"holdout": holdout} if holdout is not None else {})
@@ -145,7 +146,6 @@ def audit_forgetting(
     ids = [f"{side}-{i + 1}" for side, records in sets.items() for i in range(len(records))]
     scores = {name: UnitScores("record", ids, own, by, cluster=cluster) for name, own in kept.items()}
     blocks = [Block("audit_forgetting", name, seed, one) for name, one in scores.items()]
-    margin = (margins or {}).get(KNOWN, (margins or {}).get("", MARGIN))
     found, facts = forgetting_evidence(blocks, draws=draws, seed=seed, margin=margin)
     counts = {side: len(records) for side, records in sets.items()}
     passed = {
@@ -425,9 +425,6 @@ def _beyond_reference(boot: Bootstrap, levels: Levels) -> list[tuple[float, Leve
     p = (1 + (top[:, None] >= score - 1e-9).sum(0)) / (1 + len(top))
     own, error = slice(len(metrics)), found.detectable / (found.critical + POWER)
     low, high = found.value - critical * error, found.value + critical * error
-    known = parse(f"mean:{KNOWN}", boot, METRICS)
-    change = known.draws(YOURS, None) - known.draws(RETRAIN, None)
-    (low[0], high[0]), error[0] = change.interval(critical), change.standard_error()  # narrower where much is shown
     low, high = _adjusted_ends(low, high, p[own])
     least = (critical + POWER) * error
     pairs = _pairs(dataclasses.replace(found, low=low, high=high, p=p[own], detectable=least), metrics, levels)
@@ -524,8 +521,9 @@ def _is_over(pair: Level) -> bool:
 def _verdict(pairs: Sequence[Level], levels: Levels, reference: bool, margin: float) -> Verdict:
     """Return the verdict, whose word is still known or over-unlearned where the side is shown, else told apart."""
     seen = [x for x in pairs if x.shown and max(-x.low, x.high) > margin]
-    sided = any(_is_over(x) or (x.metric == KNOWN and x.low > 0) for x in seen)
-    kind, lacking = "still known" if sided else "told apart", [] if reference else [_LEVEL]
+    kind = "over-unlearned" if any(map(_is_over, seen)) else "told apart"
+    kind = "still known" if any(x.metric == KNOWN and x.low > 0 for x in seen) else kind
+    lacking = [] if reference else [_LEVEL]
     said = audit_verdict(kind, pairs, margin=margin, unit="record", unmeasured=lacking)
     steps = said.next_steps
     if not reference:  # what is lacking is no record

@@ -28,7 +28,7 @@ import numpy as np
 
 from upright.contract import Arm, InputError, Metric, UnitScores
 from upright.evidence.bootstrap import DRAWS
-from upright.evidence.compute import evidence, pair_levels
+from upright.evidence.compute import evidence, margins_of, pair_levels
 from upright.evidence.records import Level
 from upright.evidence.units import Block, Units
 from upright.evidence.verdict import Verdict, audit_verdict
@@ -157,6 +157,10 @@ def audit_predictions(
     ]
     grouping = next(iter(left))
     pairs, said = pairs_and_verdict(tables[grouping, criterion], grouping, metrics, margins or {})
+    beside = {key: pairs_and_verdict(one, key[0], metrics, {})[1] for key, one in tables.items()}
+    others = [f"{c.replace('_', ' ')} of {name}: {one.title}, {one.headline.label}"
+              for (name, c), one in beside.items() if (name, c) != (grouping, criterion) and one.headline]  # fmt: skip
+    said = dataclasses.replace(said, lines={**said.lines, **({"also asked": "; ".join(others)} if others else {})})
     found["levels"] += [level.row() for level in pairs]
     found["headline"] = said.headline.row() if pairs and said.headline else None
     found["verdict"] = said.row() | ({} if pairs else {"primary": statistics[0]})
@@ -293,7 +297,7 @@ def pairs_and_verdict(
     said = audit_verdict(
         "gap shown",
         levels,
-        margin=margins.get(metric, margins.get("", metrics[metric].margin)),
+        margin=margins_of({name: metrics[name].margin for name in names}, margins),
         ratio=min(rates) / max(rates) if len(rates) > 1 and max(rates) > 0 else None,
         too_small=[(groups[g], least) for g, least in small.items()],
         unit="row",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from upright.contract import Arm, Config, InputError, MethodSpec, UnitScores
-from upright.evidence.compute import evidence
+from upright.evidence.compute import evidence, require_margins
 from upright.evidence.statistics import computable
 from upright.evidence.units import Block, Units, read_units, write_units
 from upright.shell.config import suggest, to_config
@@ -172,6 +172,7 @@ def execute(
     passed = dict(settings or {})
     config, task_config = resolve(spec, passed, preset, data)
     _require_arms(spec, arms)
+    require_margins((judged or {}).get("margins"), spec.statistics, spec.primary)
     require_folder(out if folder is None else folder)
     path = folder or _new_folder(out, name, str(getattr(task_config, "data", "task")), seed)
     asked = {
