@@ -461,7 +461,11 @@ def audit_verdict(
         where = "" if most is top else f" ({most.label})"
         said.append(f"up to {_number(reach(most), margin_of(most))} is not excluded{where}")
     for name, least in too_small:
-        why = f"under {_number(least, own)} nothing shows" if math.isfinite(least) else "fewer than six are drawn apart"
+        why = (
+            f"less than {_number(least, own)} is often missed"
+            if math.isfinite(least)
+            else "fewer than six are drawn apart"
+        )
         said.append(f"{name} is too small to judge ({why})")
     said += [f"{name} cannot be measured" for name in unmeasured]
     unseen, more = _number(most.smallest_detectable, own), [*(name for name, _ in too_small), *unmeasured]

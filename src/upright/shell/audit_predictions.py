@@ -158,7 +158,7 @@ def audit_predictions(
     grouping = next(iter(left))
     pairs, said = pairs_and_verdict(tables[grouping, criterion], grouping, metrics, margins or {})
     beside = {key: pairs_and_verdict(one, key[0], metrics, {})[1] for key, one in tables.items()}
-    others = [f"{c.replace('_', ' ')} of {name}: {one.title}, {one.headline.label}"
+    others = [f"{c.replace('_', ' ')} of {_named(groupings[name])}: {one.title}, {one.headline.label}"
               for (name, c), one in beside.items() if (name, c) != (grouping, criterion) and one.headline]  # fmt: skip
     said = dataclasses.replace(said, lines={**said.lines, **({"also asked": "; ".join(others)} if others else {})})
     found["levels"] += [level.row() for level in pairs]
