@@ -214,6 +214,7 @@ def test_an_auc_without_an_error_has_the_width_of_its_clusters():
     one, many = aucs(label, label), aucs(np.repeat(label, 20), np.repeat(label, 20), np.repeat(own, 20))
     assert one.low == pytest.approx(many.low)
     assert 0.1 < one.low[0] < 0.3 < one.high[0] == 0.5
+    assert np.isnan(aucs(np.full(12, np.nan), label).value).all()  # nobody is scored
     flat = aucs(np.zeros(100), np.arange(100) % 2)
     assert flat.low[0] < -0.05 < 0.05 < flat.high[0]
     assert flat.detectable[0] > 0.1

@@ -562,7 +562,8 @@ def compare_aucs(
     critical, p = _adjust(score, _score(null, s0).max(1, initial=0.0))
     reach = np.fmax(s0, own_error)
     low, high = np.maximum(value - critical * reach, -0.5), np.minimum(value + critical * reach, 0.5)
-    for a in np.flatnonzero(np.isclose(np.abs(value), 0.5) | (reach < ROUNDING)).tolist():  # no error is seen
+    sure = np.isclose(np.abs(value), 0.5) | (np.isfinite(value) & (reach < ROUNDING))  # no error is seen
+    for a in np.flatnonzero(sure).tolist():
         low[a], high[a] = (end - 0.5 for end in auc_bound(value[a] + 0.5, sides[0, a], sides[1, a], critical))
         reach[a] = max(reach[a], (high[a] - low[a]) / 2 / critical)
     ends, detectable = _reach_zero(low, high, p), (critical + POWER) * reach
