@@ -34,6 +34,7 @@ A plugin registers its own class with `statistic`; a report needs no class, sinc
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -82,7 +83,7 @@ def statistic(name: str, better: Better | None = None, **attributes: Any) -> Cal
     return mark
 
 
-class Statistic:
+class Statistic(ABC):
     """One statistic of one metric.
 
     Parameters
@@ -148,9 +149,9 @@ class Statistic:
         """Return the value and its draws."""
         return self.boot.keep((self.text, arm, cell), lambda: self.drawn(arm, cell))  # type: ignore[no-any-return]
 
+    @abstractmethod
     def drawn(self, arm: str, cell: str | None) -> Draws:
         """Compute what `draws` keeps."""
-        raise NotImplementedError
 
     def count(self, arm: str, cell: str | None) -> tuple[Bools, Bools]:
         """Return which units have a value, and which should have one, shapes (S, U)."""
