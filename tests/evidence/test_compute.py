@@ -156,3 +156,18 @@ def test_rivals_with_strengths_are_compared_together():
     wide, one = _simultaneous(fronts), _simultaneous({("a", "cost"): fronts["a", "cost"]})
     assert one["a", "cost"][1] == pytest.approx(0.0196, abs=0.0007)
     assert wide["a", "cost"][1] == pytest.approx(0.0249, abs=0.0012)  # of the largest of four
+
+
+def test_differences_are_of_units_with_a_value_in_both_arms():
+    # catches: a baseline that fails on hard units, and looks better by that
+    hard, base = np.arange(120) < 20, np.random.default_rng(0).normal(0.6, 0.05, 120)
+    base = np.where(hard, 0.2, base)
+    values = {"none": np.where(hard, np.nan, base), "x": base, "r": base}
+    blocks = [Block("r", arm, 0, UnitScores("user", range(120), {"m": v}, {})) for arm, v in values.items()]
+    arms = [Arm(name, ROLES[name]) for name in values]
+    given = {"statistics": ["mean:m"], "metrics": {}, "primary": "mean:m", "draws": 200}
+    found = evidence(Units(blocks), arms=arms, **given)
+    changes = {r["against"]: r["value"] for r in found["differences"]}
+    assert changes == {"none": 0.0, "r": 0.0}
+    assert rows(found, statistic="mean:m", arm="x")[0]["value"] == pytest.approx(base.mean())  # a level is of all
+    assert rows(found, statistic="mean:m", arm="none")[0]["n_undefined"] == 20

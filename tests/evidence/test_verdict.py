@@ -346,6 +346,9 @@ def test_lines_and_sentence_give_the_numbers() -> None:
     assert "at worst 0.001 better" in judge((0.008, 0.001, 0.015)).lines["effect"]
     assert "up to 0.050 worse is not excluded" in judge((-0.02, -0.05, 0.005)).lines["effect"]
     assert "left beyond chance" in judge(left=0.05).lines["effect"]
+    levels[1] = dataclasses.replace(levels[1], p=0.001, null=Null(0.1, 0.0, 0.2))  # of one small group
+    said = v.verdict(levels, rows, ARMS, primary=rate, cost=cost, title="Mine", seeds=6)
+    assert "left beyond chance" in said.lines["effect"]
 
 
 def test_what_was_given_after_the_run_is_marked_beside_what_was_declared() -> None:

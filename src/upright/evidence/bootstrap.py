@@ -9,6 +9,7 @@ B groups of C clusters the variance of a sum is on average ``(1 - 1/B) / (1 - 1/
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,6 +53,12 @@ class Bootstrap:
         for weight in (self.seed_weight, self._weight[1:]):
             intervals.fill_multiplicities(weight, rng)
         self._kept: dict[Any, Any] = {}
+
+    def of(self, units: Units) -> Bootstrap:
+        """Return the same draws of a table with the same units and seeds."""
+        found = copy.copy(self)
+        found.units, found._kept = units, {}
+        return found
 
     def keep(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """Return what ``make()`` gives, made once for all statistics that ask with the same key."""

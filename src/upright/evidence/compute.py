@@ -16,7 +16,7 @@ from upright.evidence.statistics import Statistic, parse
 from upright.evidence.units import Units
 from upright.evidence.verdict import audit_verdict, effect_of, verdict
 from upright.maths.intervals import percentile
-from upright.maths.resampling import front_distance
+from upright.maths.resampling import Draws, front_distance
 from upright.maths.simultaneous import LEVEL, POWER, ROUNDING, Comparisons, Z
 
 __all__ = ["difference_of", "evidence", "level_of", "margins_of", "pair_levels", "said_again"]
@@ -93,7 +93,7 @@ def evidence(
                 if arm.name != remedy and arm.role not in ("anchor", "sweep"):
                     differences.append(difference_of(one, remedy, arm, cell))
                 if arm.role == "rival" and cell is None and text in (primary, cost):
-                    apart = one.draws(remedy, None) - one.draws(arm.name, None)
+                    apart = _change(one, remedy, arm.name, None)
                     pairs[arm.name, text] = np.r_[apart.value, apart.samples()]
     grouped = f" in {boot.bucket.max() + 1} random groups" if boot.bucket.max(initial=-1) + 1 < units.n_clusters else ""
     n, clusters = len(units.seeds), units.n_clusters
@@ -193,9 +193,17 @@ def level_of(one: Statistic, arm: str, cell: str | None) -> Level:
     )  # fmt: skip
 
 
+def _change(one: Statistic, first: str, second: str, cell: str | None) -> Draws:
+    """Return the draws of a difference, which is paired: of units with a value in both arms."""
+    units = one.units.shared(first, second)
+    if units is not one.units:
+        one = type(one)(one.boot.of(units), one.text, one.metrics)
+    return one.draws(first, cell) - one.draws(second, cell)
+
+
 def difference_of(one: Statistic, remedy: str, arm: Arm, cell: str | None) -> Difference:
     """Return a cell of a statistic of the remedy minus that of another arm."""
-    change = one.draws(remedy, cell) - one.draws(arm.name, cell)
+    change = _change(one, remedy, arm.name, cell)
     low, high = change.interval()
     found = Difference(
         statistic=one.text if cell is None else f"{one.text}={cell}", label=one.label(cell), arm=remedy,

@@ -6,6 +6,7 @@ On disk it is long (Parquet, zstd): ``run, arm, seed, split, unit_kind, unit, cl
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ class Units:
         self._values = {(a, m): np.full(shape, np.nan) for a in self.arms for m in self.metrics}
         self.by: dict[str, NDArray[Any]] = {}
         self._codes: dict[str, tuple[list[str], Codes]] = {}
+        self._shared: dict[tuple[str, str], Units] = {}
         cluster = np.full(len(self.units), None, dtype=object)
         for (arm, seed), scores in have.items():
             own, first, row = _names(scores), leading[seed], self.seeds.index(seed)
@@ -111,6 +113,19 @@ class Units:
     def values(self, arm: str, metric: str) -> Array:
         """Return values of shape (seeds, units), NaN where undefined."""
         return self._values[arm, metric]
+
+    def shared(self, first: str, second: str) -> Units:
+        """Return the table in which two arms are defined for the same units, at the seeds where both have values."""
+        if (first, second) not in self._shared:
+            found, values = copy.copy(self), dict(self._values)
+            for m in self.metrics:
+                one, two = (~np.isnan(self._values[arm, m]) for arm in (first, second))
+                apart = (one != two) & (one.any(1) & two.any(1))[:, None]
+                if apart.any():
+                    values |= {(arm, m): np.where(apart, np.nan, values[arm, m]) for arm in (first, second)}
+                    found._values = values
+            self._shared[first, second] = self if found._values is self._values else found
+        return self._shared[first, second]
 
     def mix(self, arm: str, first: str, second: str, share: Array) -> None:
         """Add an arm whose values are those of `first` with probability ``share`` (seeds,), else those of `second`."""
