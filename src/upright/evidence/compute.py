@@ -99,12 +99,18 @@ def evidence(
     n, clusters = len(units.seeds), units.n_clusters
     whole = f", in {clusters} clusters drawn whole" if units.clustered else ""
     found = {
-        "n_seeds": n, "n_units": len(units.units), "n_clusters": clusters, "unit_kind": units.unit_kind, "draws": draws,
+        "n_seeds": n,
+        "n_units": len(units.units),
+        "n_clusters": clusters,
+        "unit_kind": units.unit_kind,
+        "draws": draws,
         "confidence": 1 - LEVEL,
         "resampling": f"paired bootstrap, {draws} draws, percentile, stretched where there are few: "
-        + (f"{n} seeds, then " if n > 1 else "") + f"{len(units.units)} {units.unit_kind}s{whole}{grouped}",
-        "levels": levels, "differences": differences,
-    }  # fmt: skip
+        + (f"{n} seeds, then " if n > 1 else "")
+        + f"{len(units.units)} {units.unit_kind}s{whole}{grouped}",
+        "levels": levels,
+        "differences": differences,
+    }
     if remedy is not None and primary:
         by = {(d.against, d.statistic): d for d in differences}
         wide = {key: _with_ends(by[key], *ends) for key, ends in _simultaneous(pairs).items()}
@@ -144,25 +150,45 @@ def require_margins(given: Mapping[str, float] | None, statistics: Sequence[str]
 
 
 def _said(
-    found: Mapping[str, Any], arms: Sequence[Arm], primary: str, cost: str, title: str, margins: Mapping[str, float],
-    budget: float | None, declared: float | None,
-) -> dict[str, Any]:  # fmt: skip
+    found: Mapping[str, Any],
+    arms: Sequence[Arm],
+    primary: str,
+    cost: str,
+    title: str,
+    margins: Mapping[str, float],
+    budget: float | None,
+    declared: float | None,
+) -> dict[str, Any]:
     differences = [*found["differences"], *map(Difference.read, found.get("alone", []))]
     own = [d.row() for d in differences if d.role == "rival" and d.statistic in (primary, cost)]
     wide = {(r["against"], r["statistic"]): Difference.read(r) for r in found.get("rivals", own)}
     rivals = {a: (wide[a, primary], wide.get((a, cost))) for a, s in wide if s == primary}
     texts = {d.statistic.partition("=")[0] for d in differences}
     return verdict(
-        found["levels"], differences, arms, primary=primary, cost=cost, title=title, seeds=found["n_seeds"],
-        rivals=rivals, budget=budget, declared_budget=declared,
+        found["levels"],
+        differences,
+        arms,
+        primary=primary,
+        cost=cost,
+        title=title,
+        seeds=found["n_seeds"],
+        rivals=rivals,
+        budget=budget,
+        declared_budget=declared,
         margins_given={text: margins[m] for text in texts if (m := text.split(":")[1]) in margins},
-    ).row()  # fmt: skip
+    ).row()
 
 
 def said_again(
-    stored: Mapping[str, Any], arms: Sequence[Arm], *, primary: str, cost: str, title: str,
-    margins: Mapping[str, float] | None = None, budget: float | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    stored: Mapping[str, Any],
+    arms: Sequence[Arm],
+    *,
+    primary: str,
+    cost: str,
+    title: str,
+    margins: Mapping[str, float] | None = None,
+    budget: float | None = None,
+) -> dict[str, Any]:
     """Return stored evidence judged anew: with margins or a budget given afterwards, or by the rules of today."""
     levels, changes = map(Level.read, stored["levels"]), [*map(Difference.read, stored["differences"])]
     own = require_margins(margins, [d.statistic.partition("=")[0] for d in changes], primary)
@@ -187,10 +213,20 @@ def level_of(one: Statistic, arm: str, cell: str | None) -> Level:
     if one.name in ("mean", "worst_decile") and one.about.low <= value <= one.about.high:  # no mean lies beyond
         chance |= {"low": max(chance["low"], one.about.low), "high": min(chance["high"], one.about.high)}
     return Level(
-        statistic=one.text, label=one.label(cell), metric=one.metric, grouping=one.grouping, group=cell, arm=arm,
-        value=value, better=one.better, n_units=n, n_clusters=clusters if clusters < n else None,
-        n_undefined=int(should.any(0).sum()) - n, more=more, **chance,
-    )  # fmt: skip
+        statistic=one.text,
+        label=one.label(cell),
+        metric=one.metric,
+        grouping=one.grouping,
+        group=cell,
+        arm=arm,
+        value=value,
+        better=one.better,
+        n_units=n,
+        n_clusters=clusters if clusters < n else None,
+        n_undefined=int(should.any(0).sum()) - n,
+        more=more,
+        **chance,
+    )
 
 
 def _change(one: Statistic, first: str, second: str, cell: str | None) -> Draws:
@@ -206,11 +242,20 @@ def difference_of(one: Statistic, remedy: str, arm: Arm, cell: str | None) -> Di
     change = _change(one, remedy, arm.name, cell)
     low, high = change.interval()
     found = Difference(
-        statistic=one.text if cell is None else f"{one.text}={cell}", label=one.label(cell), arm=remedy,
-        against=arm.name, role=arm.role, value=change.value, low=low, high=high, direction=one.better,
-        margin=one.about.margin, seed_share=change.seed_share(), n_seeds=change.n_seeds,
+        statistic=one.text if cell is None else f"{one.text}={cell}",
+        label=one.label(cell),
+        arm=remedy,
+        against=arm.name,
+        role=arm.role,
+        value=change.value,
+        low=low,
+        high=high,
+        direction=one.better,
+        margin=one.about.margin,
+        seed_share=change.seed_share(),
+        n_seeds=change.n_seeds,
         smallest_detectable=(Z + POWER) * change.standard_error(),
-    )  # fmt: skip
+    )
     return _with_ends(found, low, high)
 
 
@@ -220,9 +265,14 @@ def _with_ends(row: Difference, low: float, high: float) -> Difference:
 
 
 def pair_levels(
-    found: Comparisons, *, arm: str, groups: Sequence[str], metrics: Sequence[Metric], grouping: str,
+    found: Comparisons,
+    *,
+    arm: str,
+    groups: Sequence[str],
+    metrics: Sequence[Metric],
+    grouping: str,
     sizes: Mapping[tuple[str, str], int],
-) -> list[Level]:  # fmt: skip
+) -> list[Level]:
     """Return every pair of groups as a gap that is not negative, adjusted, the largest T first.
 
     Parameters
@@ -244,12 +294,23 @@ def pair_levels(
         first, second = (groups[g] for g in (pair if turn > 0 else reversed(pair)))
         low, high = sorted((turn * found.low[k], turn * found.high[k]))
         about, cell = metrics[m], f"{first} minus {second}"
-        levels.append(Level(
-            statistic=f"gap:{about.name}:{grouping}", label=f"{about.title or about.name}: {cell}", metric=about.name,
-            grouping=grouping, group=cell, arm=arm, value=float(turn * found.value[k]), low=float(low),
-            high=float(high), better="none", n_units=sum(sizes[about.name, g] for g in (first, second)),
-            p=float(found.p[k]), smallest_detectable=float(found.detectable[k]),
-        ))  # fmt: skip
+        levels.append(
+            Level(
+                statistic=f"gap:{about.name}:{grouping}",
+                label=f"{about.title or about.name}: {cell}",
+                metric=about.name,
+                grouping=grouping,
+                group=cell,
+                arm=arm,
+                value=float(turn * found.value[k]),
+                low=float(low),
+                high=float(high),
+                better="none",
+                n_units=sum(sizes[about.name, g] for g in (first, second)),
+                p=float(found.p[k]),
+                smallest_detectable=float(found.detectable[k]),
+            )
+        )
     return levels
 
 
@@ -258,17 +319,25 @@ def _simultaneous(drawn: Mapping[Key, Array]) -> dict[Key, tuple[float, float]]:
 
     Of each its value, then its draws, shape (1 + D,).
     """
-    sizes = [np.abs(x[1:] - x[0]) / np.nanstd(x[1:]) for x in drawn.values()
-             if np.isfinite(x[1:]).any() and np.nanstd(x[1:]) > ROUNDING]  # fmt: skip
+    sizes = [
+        np.abs(x[1:] - x[0]) / np.nanstd(x[1:])
+        for x in drawn.values()
+        if np.isfinite(x[1:]).any() and np.nanstd(x[1:]) > ROUNDING
+    ]
     critical = max(float(np.nanquantile(np.fmax.reduce(sizes), 1 - LEVEL)), Z) if sizes else Z
     ends = {key: np.array(percentile(x[1:], 1 - LEVEL)) - x[0] for key, x in drawn.items()}
     return {key: tuple((x[0] + critical / Z * ends[key]).tolist()) for key, x in drawn.items()}
 
 
 def _fronts(
-    boot: Bootstrap, arms: Sequence[Arm], remedy: str, one: Mapping[Key, Difference],
-    metrics: Mapping[str, Metric], primary: str, cost: str,
-) -> dict[Key, Difference]:  # fmt: skip
+    boot: Bootstrap,
+    arms: Sequence[Arm],
+    remedy: str,
+    one: Mapping[Key, Difference],
+    metrics: Mapping[str, Metric],
+    primary: str,
+    cost: str,
+) -> dict[Key, Difference]:
     """Return differences from rivals that have strengths too: costs over the harms that both reach, harms equal."""
     own = {a.name: [a.name, *(b.name for b in arms if b.name.startswith(f"{a.name}@"))] for a in arms}
     axes = [parse(text, boot, metrics) for text in (primary, cost)] if cost else []

@@ -254,8 +254,10 @@ class Gap(Means):
 
     def null(self, arm: str, cell: str | None) -> Moved:
         values = self.units.values(arm, self.metric)[..., None]
-        found: Comparisons = self.boot.keep(("gap", arm, self.metric, self.grouping), lambda: compare_groups(
-            values, self.label_of, self.units.cluster, 2, rng=self.boot.null_rng("gap")))  # fmt: skip
+        found: Comparisons = self.boot.keep(
+            ("gap", arm, self.metric, self.grouping),
+            lambda: compare_groups(values, self.label_of, self.units.cluster, 2, rng=self.boot.null_rng("gap")),
+        )
         return found.averaged[:, 0], found, [0]
 
     def chance(self, arm: str, cell: str | None) -> dict[str, Any]:
@@ -346,12 +348,18 @@ class Leakage(Statistic):
         """Labels change places, predictions stay; the largest over attacks when there are several."""
         attacks = self.attacks()
         columns = [(a, m) for a, own in attacks.items() for m in own]
-        found: Comparisons = self.boot.keep(("aucs", arm, self.metric, self.grouping), lambda: compare_aucs(
-            np.stack([self.units.values(arm, m) for _, m in columns], axis=-1), self.label_of,
-            np.array([self.groups.index(m.rpartition("/")[2]) for _, m in columns]), self.units.cluster,
-            rng=self.boot.null_rng("leakage"), stratum=np.stack([self.folds(m) for _, m in columns], axis=-1),
-            spread=np.array([self._spread(arm, a, m) for a, m in columns]),
-        ))  # fmt: skip
+        found: Comparisons = self.boot.keep(
+            ("aucs", arm, self.metric, self.grouping),
+            lambda: compare_aucs(
+                np.stack([self.units.values(arm, m) for _, m in columns], axis=-1),
+                self.label_of,
+                np.array([self.groups.index(m.rpartition("/")[2]) for _, m in columns]),
+                self.units.cluster,
+                rng=self.boot.null_rng("leakage"),
+                stratum=np.stack([self.folds(m) for _, m in columns], axis=-1),
+                spread=np.array([self._spread(arm, a, m) for a, m in columns]),
+            ),
+        )
         own = {a: [k for k, (b, _) in enumerate(columns) if a == b] for a in attacks}
         chosen = [cell] if cell is not None else list(attacks)
         sizes = [s for s in (self.over(found.sizes[:, 0, own[a]], axis=1) for a in chosen) if np.isfinite(s).all()]
@@ -390,8 +398,9 @@ class Leakage(Statistic):
 
 @statistic("disparity", "lower", fewest=2)
 @statistic("client_disparity", "lower", fewest=2, clients=True, where=" inside a client, the worst client")
-@statistic("mean_client_disparity", "lower", fewest=2, clients=True, several=True,
-           where=" inside a client, mean over clients")  # fmt: skip
+@statistic(
+    "mean_client_disparity", "lower", fewest=2, clients=True, several=True, where=" inside a client, mean over clients"
+)
 class Disparity(Statistic):
     """Largest difference of rates between groups, of all rows or inside every client."""
 
@@ -443,8 +452,13 @@ class Disparity(Statistic):
             code, size = home[s] * n + self.label_of[s], (int(home.max()) + 1) * n
             sums = [[np.bincount(code[o], w, size) for w in (x[o], None)] for x, o in zip(v.T, k.T, strict=True)]
             top, bottom = np.array(sums, dtype=np.float64).reshape(len(sums), 2, -1, n).transpose(1, 2, 3, 0)
-            ends.append([(k[:, m] & (home[s] == c) & (self.label_of[s] == g), v[:, m])
-                         for c, m, *pair in _places(top, bottom, self.several) for g in pair])  # fmt: skip
+            ends.append(
+                [
+                    (k[:, m] & (home[s] == c) & (self.label_of[s] == g), v[:, m])
+                    for c, m, *pair in _places(top, bottom, self.several)
+                    for g in pair
+                ]
+            )
         columns = np.zeros((2 * max(map(len, ends)), *values.shape[:2]))
         for s, own in enumerate(ends):
             for i, (rows, v) in enumerate(own):
@@ -464,10 +478,17 @@ class Disparity(Statistic):
     def compared(self, arm: str) -> Comparisons:
         """Return every pair of groups in every metric, inside clients where they are told apart."""
         key = ("groups", arm, self.metric, self.grouping, self.clients)
-        return self.boot.keep(key, lambda: compare_groups(  # type: ignore[no-any-return]
-            self.table(arm, None), self.label_of, self.units.cluster, len(self.groups),
-            rng=self.boot.null_rng("disparity"), place=self.home if self.clients else None,
-        ))  # fmt: skip
+        return self.boot.keep(
+            key,
+            lambda: compare_groups(  # type: ignore[no-any-return]
+                self.table(arm, None),
+                self.label_of,
+                self.units.cluster,
+                len(self.groups),
+                rng=self.boot.null_rng("disparity"),
+                place=self.home if self.clients else None,
+            ),
+        )
 
     def null(self, arm: str, cell: str | None) -> Moved:
         found, every = self.compared(arm), self.rates(None)
@@ -623,8 +644,13 @@ class Membership(Statistic):
 
     def null(self, arm: str, cell: str | None) -> Moved:
         label = np.where(self.inside(cell), (self.units.by[SET] == FORGET).astype(np.int64), -1)
-        found = compare_aucs(self.values(arm, cell)[..., None], label, np.array([1]), self.units.cluster,
-                             rng=self.boot.null_rng("membership"))  # fmt: skip
+        found = compare_aucs(
+            self.values(arm, cell)[..., None],
+            label,
+            np.array([1]),
+            self.units.cluster,
+            rng=self.boot.null_rng("membership"),
+        )
         return found.sizes[:, 0, 0], found, [0] if np.isfinite(found.value[0]) else []
 
     def facts(self, arm: str, cell: str | None) -> dict[str, Any]:

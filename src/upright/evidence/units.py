@@ -95,8 +95,10 @@ class Units:
                 if len(moved):
                     raise InputError(
                         f"{scores.unit_kind} {own[moved[0]]!r} in the clusters {cluster[at][moved[0]]!r} and "
-                        f"{named[moved[0]]!r}", "one cluster a unit, the same at every seed", "name it alike",
-                    )  # fmt: skip
+                        f"{named[moved[0]]!r}",
+                        "one cluster a unit, the same at every seed",
+                        "name it alike",
+                    )
                 cluster[at] = named
         #: what each unit is drawn with: its cluster, or itself; shape (units,)
         self.cluster: Codes = np.arange(len(self.units))
@@ -183,25 +185,39 @@ def write_units(path: Path, blocks: Iterable[Block], split: str) -> None:
             words[c].update(dict.fromkeys(v))
         wide.append((b, labels))
     kinds = {c: pl.Enum(list(v)) for c, v in words.items()}
-    constant = {c: pl.Enum(list(dict.fromkeys(v))) for c, v in (
-        ("run", [b.run for b in blocks]), ("arm", [b.arm for b in blocks]), ("split", [split]),
-        ("unit_kind", [b.scores.unit_kind for b in blocks]))}  # fmt: skip
+    constant = {
+        c: pl.Enum(list(dict.fromkeys(v)))
+        for c, v in (
+            ("run", [b.run for b in blocks]),
+            ("arm", [b.arm for b in blocks]),
+            ("split", [split]),
+            ("unit_kind", [b.scores.unit_kind for b in blocks]),
+        )
+    }
     parts = []
     for b, labels in wide:
         frame = pl.DataFrame({c: pl.Series(v, dtype=kinds[c]) for c, v in labels.items()})
         frame = frame.with_columns(**{m: np.asarray(v, dtype=np.float64) for m, v in b.scores.values.items()})
         long = frame.unpivot(index=list(labels), variable_name="metric", value_name="value")
         fixed = {"run": b.run, "arm": b.arm, "split": split, "unit_kind": b.scores.unit_kind}
-        parts.append(long.with_columns(
-            pl.col("metric").cast(kinds["metric"]), pl.lit(b.seed, dtype=pl.Int64).alias("seed"), weight=pl.lit(1.0),
-            **{c: pl.lit(v).cast(constant[c]) for c, v in fixed.items()},
-        ))  # fmt: skip
+        parts.append(
+            long.with_columns(
+                pl.col("metric").cast(kinds["metric"]),
+                pl.lit(b.seed, dtype=pl.Int64).alias("seed"),
+                weight=pl.lit(1.0),
+                **{c: pl.lit(v).cast(constant[c]) for c, v in fixed.items()},
+            )
+        )
     order = ["run", "arm", "seed", "split", "unit_kind", "unit", "cluster", "metric", "value", "weight", *groupings]
     table = pl.concat(parts, how="diagonal")
     table = table.select(c for c in order if c in table.columns).to_arrow()
     # a dictionary of 16 MB: beyond pyarrow's 1 MB identifiers would be written out again for every metric
-    pq.write_table(table.replace_schema_metadata({"upright.units": SCHEMA}), path, compression="zstd",
-                   dictionary_pagesize_limit=1 << 24)  # fmt: skip
+    pq.write_table(
+        table.replace_schema_metadata({"upright.units": SCHEMA}),
+        path,
+        compression="zstd",
+        dictionary_pagesize_limit=1 << 24,
+    )
 
 
 def read_units(path: Path) -> list[Block]:

@@ -427,8 +427,12 @@ def compare_groups(
         low[one, some], high[one, some] = _bounds(value[one, some], error[one, some], critical, i, j, *facts)
     if not inside:
         value, low, high, error = (_mean(a) for a in (value, low, high, error))
-    of = [(h, m, int(a), int(b)) for h in (range(shape[0]) if inside else (-1,)) for m in range(metrics)
-          for a, b in zip(i, j, strict=True)]  # fmt: skip
+    of = [
+        (h, m, int(a), int(b))
+        for h in (range(shape[0]) if inside else (-1,))
+        for m in range(metrics)
+        for a, b in zip(i, j, strict=True)
+    ]
     p = np.where(judged.ravel(), p, 1.0)
     ends = _reach_zero(low.ravel(), high.ravel(), p)
     detectable = np.where(judged, (critical + POWER) * error, np.inf).ravel()
