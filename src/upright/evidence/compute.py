@@ -290,9 +290,7 @@ def pair_levels(
         if not np.isfinite(found.value[k]):
             continue
         _, m, *pair = found.of[k]
-        turn = -1.0 if found.value[k] < 0 else 1.0
-        first, second = (groups[g] for g in (pair if turn > 0 else reversed(pair)))
-        low, high = sorted((turn * found.low[k], turn * found.high[k]))
+        first, second = (groups[g] for g in (reversed(pair) if found.value[k] < 0 else pair))
         about, cell = metrics[m], f"{first} minus {second}"
         levels.append(
             Level(
@@ -302,13 +300,9 @@ def pair_levels(
                 grouping=grouping,
                 group=cell,
                 arm=arm,
-                value=float(turn * found.value[k]),
-                low=float(low),
-                high=float(high),
                 better="none",
                 n_units=sum(sizes[about.name, g] for g in (first, second)),
-                p=float(found.p[k]),
-                smallest_detectable=float(found.detectable[k]),
+                **found.numbers(k),
             )
         )
     return levels

@@ -201,6 +201,13 @@ class Comparisons:
         """Which are more than chance, shape (K,)."""
         return np.asarray((self.p < LEVEL) & ((self.low > 1e-12) | (self.high < -1e-12)))
 
+    def numbers(self, k: int, turn: bool = True) -> dict[str, Any]:
+        """Return what one comparison shows, by the names of a level; turned, its value is not negative."""
+        sign = -1.0 if turn and self.value[k] < 0 else 1.0
+        low, high = sorted((sign * self.low[k], sign * self.high[k]))
+        found = {"value": sign * self.value[k], "low": low, "high": high, "p": self.p[k]}
+        return {name: float(x) for name, x in (found | {"smallest_detectable": self.detectable[k]}).items()}
+
     def small_groups(self) -> dict[int, float]:
         """Return groups that are too small to judge, each with the smallest gap that could have been seen.
 

@@ -205,12 +205,13 @@ class GroupFairness:
     def pair(self, found: Comparisons, k: int) -> Row:
         """Return one of `pairs` or `inside` as a row of `gaps`."""
         home, m, *sides = found.of[k]
-        turn, value = -1 if found.value[k] < 0 else 1, abs(float(found.value[k]))
-        low, high = sorted((turn * float(found.low[k]), turn * float(found.high[k])))
-        names = (*self.table.rates[m], *(self.table.groups[g] for g in sides[::turn])) if value > _ZERO else (None,) * 4
+        turn, numbers = -1 if found.value[k] < 0 else 1, found.numbers(k)
+        shown = numbers["value"] > _ZERO
+        names = (*self.table.rates[m], *(self.table.groups[g] for g in sides[::turn])) if shown else (None,) * 4
         return {
             "client": self.table.clients[home] if home >= 0 else None,
-            **{"value": value, "low": low, "high": high, "p": float(found.p[k]), "shown": bool(found.shown[k])},
+            **{name: numbers[name] for name in ("value", "low", "high", "p")},
+            "shown": bool(found.shown[k]),
             **dict(zip(("stratum", "class", "first", "second"), names, strict=True)),
             "smallest": int(self.cells[0, m, home + 1, sides].min()),
         }

@@ -233,8 +233,7 @@ def _pairs(
     pairs: list[Level] = []
     for k in np.argsort(-seen.score, kind="stable").tolist():
         one, name = columns[k]
-        turn = -1.0 if seen.value[k] < 0 else 1.0
-        low, high = sorted((turn * seen.low[k], turn * seen.high[k]))
+        numbers = seen.numbers(k)
         label = words(one) if pairs else f"Leakage of {attribute} to {words(one)}"  # a sentence begins with the first
         cell = f"{cell_of(one)}/{name}" if classes > 2 else cell_of(one) if len(columns) > 1 else None
         pairs.append(
@@ -245,13 +244,9 @@ def _pairs(
                 grouping=GROUPING,
                 group=cell,  # of two classes that of the attack's level
                 arm=YOURS,
-                value=float(turn * seen.value[k]),
-                low=max(float(low), 0.0),
-                high=float(high),
                 better="lower",
                 n_units=n,
-                p=float(seen.p[k]),
-                smallest_detectable=float(seen.detectable[k]),
+                **numbers | {"low": max(numbers["low"], 0.0)},
             )
         )
     return pairs

@@ -379,7 +379,6 @@ def _pairs(found: Comparisons, metrics: Mapping[str, str], levels: Levels) -> li
     """Return what a model shows of metrics beyond something, signed, each with its T."""
     pairs = []
     for k, (m, beyond) in enumerate(metrics.items()):
-        ends: Row = {name: float(getattr(found, name)[k]) for name in ("value", "low", "high", "p")}
         own, other = (levels.get((f"membership:{m}", arm)) for arm in (YOURS, RETRAIN))
         level = Level(
             statistic=f"beyond:{m}",
@@ -387,8 +386,7 @@ def _pairs(found: Comparisons, metrics: Mapping[str, str], levels: Levels) -> li
             metric=m,
             arm=YOURS,
             n_units=(own or levels[f"mean:{m}", YOURS]).n_units,
-            smallest_detectable=float(found.detectable[k]),
-            **ends,
+            **found.numbers(k, turn=False),
         )
         if own is not None:
             state = ("over-unlearned" if _is_over(level) else "told apart") if level.shown else "not told apart"
