@@ -171,3 +171,11 @@ def test_differences_are_of_units_with_a_value_in_both_arms():
     assert changes == {"none": 0.0, "r": 0.0}
     assert rows(found, statistic="mean:m", arm="x")[0]["value"] == pytest.approx(base.mean())  # a level is of all
     assert rows(found, statistic="mean:m", arm="none")[0]["n_undefined"] == 20
+
+
+def test_no_interval_of_a_mean_leaves_the_metrics_range():
+    few = UnitScores("user", range(6), {"m": [0.0, 0.0, 0.0, 0.0, 0.1, 0.9]}, {})
+    for name, metric in (("free", Metric("m", low=-1.0)), ("rate", Metric("m"))):
+        boot = Bootstrap(Units([Block("r", "none", 0, few)]), 500)
+        level = level_of(parse("mean:m", boot, {"m": metric}), "none", None)
+        assert (level.low < 0.0, level.low == 0.0) == ((True, False) if name == "free" else (False, True))

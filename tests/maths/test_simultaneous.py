@@ -218,3 +218,13 @@ def test_an_auc_without_an_error_has_the_width_of_its_clusters():
     flat = aucs(np.zeros(100), np.arange(100) % 2)
     assert flat.low[0] < -0.05 < 0.05 < flat.high[0]
     assert flat.detectable[0] > 0.1
+
+
+def test_what_groups_share_inside_clusters_does_not_blur_their_gap():
+    # catches: covariances of two groups of the same clusters that are added instead of taken off
+    rng = np.random.default_rng(0)
+    cluster, group = np.repeat(np.arange(40), 4), np.tile([0, 0, 1, 1], 40)
+    x = 10 * rng.normal(size=40)[cluster] + rng.normal(size=160) + group
+    found = compare(x, group, cluster)
+    assert found.low[0] < -1 < found.high[0] < 0
+    assert found.high[0] - found.low[0] == pytest.approx(2 * 1.96 * np.sqrt(2 / 80), rel=0.5)

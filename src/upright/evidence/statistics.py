@@ -478,9 +478,9 @@ class Disparity(Statistic):
     def compared(self, arm: str) -> Comparisons:
         """Return every pair of groups in every metric, inside clients where they are told apart."""
         key = ("groups", arm, self.metric, self.grouping, self.clients)
-        return self.boot.keep(
+        found: Comparisons = self.boot.keep(
             key,
-            lambda: compare_groups(  # type: ignore[no-any-return]
+            lambda: compare_groups(
                 self.table(arm, None),
                 self.label_of,
                 self.units.cluster,
@@ -489,6 +489,7 @@ class Disparity(Statistic):
                 place=self.home if self.clients else None,
             ),
         )
+        return found
 
     def null(self, arm: str, cell: str | None) -> Moved:
         found, every = self.compared(arm), self.rates(None)
