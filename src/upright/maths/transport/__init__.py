@@ -1,13 +1,13 @@
 """Optimal transport between classes of points: plans, barycenters, maps, and distances of distributions.
 
-* `plans`: costs and exact plans;
+* `plans`: costs;
 * `barycenters`: one common target of several classes, as free points;
 * `gaussian`: the same between Gaussians, with maps that extend to new points;
 * `slices`: random directions to transport along;
 * `kernels`: maximum mean discrepancy.
 
-Exact plans need POT (``pip install 'upright[privacy]'``); everything else needs torch alone. Solvers work in float64
-and return the type and device of the points. Randomness comes from a `torch.Generator` that is passed in.
+Solvers work in float64 and return the type and device of the points. Randomness comes from a `torch.Generator` that is
+passed in.
 """
 
 from upright.maths.transport.barycenters import FreeBarycenter, free_barycenter
@@ -21,7 +21,7 @@ from upright.maths.transport.gaussian import (
     gaussian_w2,
 )
 from upright.maths.transport.kernels import median_bandwidths, mmd2
-from upright.maths.transport.plans import emd, relative_reg, squared_distances
+from upright.maths.transport.plans import relative_reg, squared_distances
 from upright.maths.transport.slices import random_directions
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "GaussianBarycenter",
     "affine_map",
     "bures_barycenter",
-    "emd",
     "free_barycenter",
     "gaussian_w2",
     "median_bandwidths",

@@ -21,14 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from upright.contract import InputError
 from upright.maths.transport.common import Convergence, check_classes, check_iteration, check_points, simplex, uniform
-from upright.maths.transport.plans import emd, relative_reg
+from upright.maths.transport.plans import relative_reg
 from upright.maths.transport.scaling import scale
 
 __all__ = ["FreeBarycenter", "free_barycenter"]
@@ -54,9 +53,9 @@ class FreeBarycenter:
         Of the sweeps. The residual is the share of the objective that the last move of the support took away. Not
         converged either when a plan of the last sweep was not.
     potentials : tuple of Tensor, shape (m,) each
-        g of each entropic plan, for a warm start; empty with exact plans.
+        g of each plan, for a warm start.
     reg : float
-        The regularisation that was used; 0 with exact plans.
+        The regularisation that was used.
     inner : Convergence
         The worst plan of the last sweep; iterations are summed over all sweeps and classes.
     """
@@ -76,7 +75,6 @@ def free_barycenter(
     support: Tensor,
     *,
     weights: Tensor | Sequence[float] | None = None,
-    solver: Literal["sinkhorn", "emd"] = "sinkhorn",
     reg: float | None = None,
     sweeps: int = 20,
     tol: float = 1e-4,
@@ -94,10 +92,8 @@ def free_barycenter(
         Where z starts. Points of the classes themselves are a good choice.
     weights : Tensor or sequence, shape (C,), optional
         w, >= 0, of sum 1. Equal ones by default: weights by class size leave the whole move to the small classes.
-    solver : {"sinkhorn", "emd"}
-        Entropic plans, or exact ones through POT.
     reg : float, optional
-        Of "sinkhorn", in units of the squared distance; by default 0.005 times the median cost.
+        Of the entropic plans, in units of the squared distance; by default 0.005 times the median cost.
     sweeps : int
         Most sweeps.
     tol : float
@@ -116,8 +112,6 @@ def free_barycenter(
     InputError
         For empty classes or supports, points that are not finite or of different dimension, weights that do not sum to
         1, reg, tol or sweeps not above 0, and a start of another shape.
-    ImportError
-        For "emd" when POT is not installed.
 
     Guarantee
     ---------
@@ -125,8 +119,6 @@ def free_barycenter(
     """
     check_classes(points)
     check_points(support, "the support", dim=points[0].shape[1])
-    if solver not in ("sinkhorn", "emd"):
-        raise InputError(f"solver = {solver!r}", "'sinkhorn' or 'emd'", "take 'sinkhorn'")
     if sweeps < 1 or not tol > 0:
         raise InputError(f"sweeps = {sweeps}, tol = {tol}", "at least one sweep and tol > 0", "take the defaults")
     w = simplex(weights, len(points), support)
@@ -134,11 +126,9 @@ def free_barycenter(
     xs = [x.detach().to(support.device, torch.float64) for x in points]
     z, m = support.detach().to(torch.float64), support.shape[0]
     b = uniform(m, z)
-    level, entropic = 0.0, solver == "sinkhorn"
-    if entropic:
-        level = _default_reg(xs, z) if reg is None else float(reg)
-        check_iteration(level, inner_iter, inner_tol)
-    g = _potentials(start if entropic else None, len(xs), m, z)
+    level = _default_reg(xs, z) if reg is None else float(reg)
+    check_iteration(level, inner_iter, inner_tol)
+    g = _potentials(start, len(xs), m, z)
     squares = [x.square().sum(1, keepdim=True) for x in xs]
 
     plans: list[Tensor] = []
@@ -151,12 +141,9 @@ def free_barycenter(
         for c, x in enumerate(xs):
             # a common centre would be more exact and is not needed: z lies among the points
             cost = torch.addmm(squares[c], x, z.T, alpha=-2.0).add_(z.square().sum(1)).clamp_(min=0.0)
-            if entropic:
-                found = scale(cost[None], a[c][None], b[None], level, g[c], inner_iter, inner_tol)
-                plan, g[c] = found.plan()[0], found.g
-                steps, worst = steps + found.iterations, max(worst, float(found.residual))
-            else:
-                plan = emd(cost, a[c], b)[0]
+            found = scale(cost[None], a[c][None], b[None], level, g[c], inner_iter, inner_tol)
+            plan, g[c] = found.plan()[0], found.g
+            steps, worst = steps + found.iterations, max(worst, float(found.residual))
             plans.append(plan)
             spent += float(w[c]) * float(torch.dot(plan.reshape(-1), cost.reshape(-1)))
             received += w[c] * (plan.T @ x)
@@ -165,7 +152,7 @@ def free_barycenter(
         gain = float((mass[:, None] * (new - z).square()).sum())
         z, residual = new, gain / spent if spent > 0 else 0.0
         objective.append(max(spent - gain, 0.0))
-    inner = Convergence(worst <= inner_tol, steps, worst, inner_tol if entropic else 0.0)
+    inner = Convergence(worst <= inner_tol, steps, worst, inner_tol)
     return FreeBarycenter(
         z.to(support.dtype),
         tuple(p.to(support.dtype) for p in plans),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +15,7 @@ __all__ = [
     "Convergence",
     "check_classes",
     "check_iteration",
-    "check_masses",
     "check_points",
-    "pot",
     "rows",
     "simplex",
     "uniform",
@@ -83,7 +79,7 @@ def check_iteration(reg: float, max_iter: int, tol: float) -> None:
         raise InputError(
             f"reg = {reg!r}, max_iter = {max_iter!r}, tol = {tol!r}",
             "a finite reg above 0, at least one iteration, a tolerance above 0",
-            "take reg = relative_reg(cost, 0.01); for no regularisation at all use `emd`",
+            "take reg = relative_reg(cost, 0.01)",
         )
 
 
@@ -118,41 +114,3 @@ def simplex(values: Tensor | Sequence[float] | None, count: int, like: Tensor) -
             "divide the weights by their sum, or leave them out for equal ones",
         )
     return mass / total
-
-
-def check_masses(a: Tensor, b: Tensor) -> float:
-    """Refuse negative, non-finite or empty masses and sums that differ; return the total of the first one."""
-    for name, mass in (("a", a), ("b", b)):
-        if not bool(torch.isfinite(mass).all()) or bool((mass < 0).any()) or bool((mass.sum(-1) <= 0).any()):
-            raise InputError(
-                f"masses {name} that are negative, not finite or all zero",
-                "finite masses >= 0 with a positive sum",
-                "give each point the mass 1 / n",
-            )
-    left, right = a.sum(-1), b.sum(-1)
-    if bool(((left - right).abs() > _MASS_TOLERANCE * left).any()):
-        raise InputError(
-            f"masses that sum to {float(left.max()):g} and to {float(right.max()):g}",
-            "two masses of equal sum",
-            "divide each by its sum",
-        )
-    return float(left.max())
-
-
-def pot() -> Any:
-    """Return the package POT, imported now.
-
-    Raises
-    ------
-    ImportError
-        In three parts, when it is not installed.
-    """
-    try:
-        return importlib.import_module("ot")
-    except ImportError as error:
-        raise ImportError(
-            "exact optimal transport was asked for and the package POT is not installed\n"
-            "  accepted: POT >= 0.9.5, or a solver that needs no package (solver='sinkhorn')\n"
-            "  to do:    pip install 'upright[privacy]'",
-            name="ot",
-        ) from error

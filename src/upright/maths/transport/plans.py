@@ -1,26 +1,15 @@
-r"""Exact transport plans between two weighted point sets, and the costs that all plans are made from.
-
-Symbols: points ``x`` (n, d) with masses ``a``, points ``z`` (m, d) with masses ``b`` of equal sum, costs ``C`` (n, m),
-plan ``G`` (n, m) >= 0 with ``G 1 = a`` and ``G' 1 = b``. No gradient passes through a plan.
-
-References
-----------
-Peyre and Cuturi, *Computational Optimal Transport*, Foundations and Trends in Machine Learning 11 (2019), sections 2 to
-4; Flamary et al., *POT: Python Optimal Transport*, JMLR 22 (2021), for the exact solver.
-"""
+"""The costs that all plans are made from, and a regularisation in their units."""
 
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
 
 from upright.contract import InputError
-from upright.maths.transport.common import check_masses, pot
 
-__all__ = ["emd", "relative_reg", "squared_distances"]
+__all__ = ["relative_reg", "squared_distances"]
 
 
 def squared_distances(x: Tensor, z: Tensor) -> Tensor:
@@ -92,72 +81,3 @@ def relative_reg(cost: Tensor, eps: float) -> float:
             "pass reg as a number: all points are equal and any plan is optimal",
         )
     return eps * float(positive.to(torch.float64).median())
-
-
-def _check_cost(cost: Tensor, a: Tensor, b: Tensor) -> None:
-    ok = cost.ndim >= 2 and cost.is_floating_point() and min(cost.shape[-2:]) > 0
-    if not ok or a.shape[-1:] != cost.shape[-2:-1] or b.shape[-1:] != cost.shape[-1:]:
-        raise InputError(
-            f"costs of shape {tuple(cost.shape)} and type {cost.dtype}, masses of shapes {tuple(a.shape)} and "
-            f"{tuple(b.shape)}",
-            "floating costs (..., n, m) with n, m >= 1 and masses (..., n) and (..., m)",
-            "compute the costs from the points that carry the masses",
-        )
-    if not bool(torch.isfinite(cost).all()):
-        raise InputError("costs with NaN or infinite values", "finite costs", "check the points they come from")
-
-
-def emd(cost: Tensor, a: Tensor, b: Tensor, *, max_iter: int = 1_000_000) -> tuple[Tensor, float]:
-    r"""Return an exact plan ``argmin_G sum_ij G_ij C_ij`` over plans with marginals a and b, and its cost.
-
-    POT's network simplex, in float64. About O(n m (n + m)) in practice: a second for some thousands of points.
-
-    Parameters
-    ----------
-    cost : Tensor, shape (n, m)
-    a, b : Tensor, shape (n,) and (m,)
-        Masses >= 0 of equal sum; zeros are allowed.
-    max_iter : int
-        Pivots of the simplex.
-
-    Returns
-    -------
-    plan : Tensor, shape (n, m)
-        In the type and on the device of `cost`; detached.
-    cost : float
-        ``sum_ij G_ij C_ij``.
-
-    Raises
-    ------
-    InputError
-        For costs or masses that are not finite, masses that are negative or of unequal sum, and empty sides.
-    ImportError
-        When POT is not installed.
-    RuntimeError
-        When the simplex stopped before the optimum.
-    """
-    ot = pot()
-    if cost.ndim != 2 or a.ndim != 1 or b.ndim != 1:
-        raise InputError(
-            f"costs of shape {tuple(cost.shape)} and masses of shapes {tuple(a.shape)} and {tuple(b.shape)}",
-            "one problem: costs (n, m), masses (n,) and (m,)",
-            "loop over a batch",
-        )
-    _check_cost(cost, a, b)
-    left, right = a.detach().to("cpu", torch.float64), b.detach().to("cpu", torch.float64)
-    total = check_masses(left, right)
-    right = right * (left.sum() / right.sum())
-    exact = cost.detach().to("cpu", torch.float64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # POT repeats its log entry as a warning; it is raised below
-        plan, log = ot.emd(
-            (left / total).numpy(), (right / total).numpy(), exact.numpy(), numItermax=max_iter, log=True
-        )
-    if log["warning"] is not None:
-        raise RuntimeError(
-            f"exact transport stopped before the optimum: {log['warning']}\n"
-            f"  accepted: a problem solved within max_iter = {max_iter}\n"
-            "  to do:    raise max_iter, or use the entropic solver"
-        )
-    plan_t = torch.from_numpy(plan) * total
-    return plan_t.to(cost.device, cost.dtype), float((plan_t * exact).sum())
