@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, dataclass_transfo
 
 __all__ = [
     "Arm",
+    "AuditSpec",
     "Config",
     "InputError",
     "MethodSpec",
@@ -31,6 +32,7 @@ __all__ = [
     "Run",
     "Task",
     "UnitScores",
+    "audit",
     "method",
     "spec_of",
     "stream",
@@ -273,7 +275,14 @@ class Run(Protocol):
         """Return what ``make()`` gives, made once for all arms of this run that ask with the same name and key."""
 
     def note(self, name: str, value: Any) -> None:
-        """Record a diagnostic or a condition (JSON-able) under this arm in ``summary.json``."""
+        """Record a diagnostic or a condition (JSON-able) under this arm in ``summary.json``.
+
+        A record about people carries their number as ``n``, a histogram as ``counts``: what rests on one to four of
+        them is taken out.
+        """
+
+    def picture(self, name: str, data: bytes) -> None:
+        """Keep a picture (PNG, animated PNG or WebP, at most 300 kB) and note it, for a report's `Picture`."""
 
     def warn(self, text: str) -> None:
         """Say what is correct but probably a mistake; the report repeats it."""
@@ -352,6 +361,8 @@ class MethodSpec:
     tune: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sweep: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    report: tuple[Any, ...] = ()
+    limits: tuple[str, ...] = ()
 
     def arm(self, role: str) -> Arm:
         """Return the first arm with a role."""
@@ -377,6 +388,8 @@ def method(
     tune: Mapping[str, Sequence[Any]] | None = None,
     tiny: Mapping[str, Any] | None = None,
     sweep: Mapping[str, Sequence[Any]] | None = None,
+    report: Sequence[Any] = (),
+    limits: Sequence[str] = (),
 ) -> Callable[[F], F]:
     """Mark ``f(task, config, run) -> result`` as a method.
 
@@ -407,6 +420,11 @@ def method(
     sweep : mapping of one field to values
         Strengths that ``--sweep`` adds to every arm but the baseline, so that a report draws fronts.
 
+    report : sequence of upright.declare.Block
+        What a report shows; the first that draws a plot stands beside the verdict.
+    limits : sequence of str
+        What a result does not say, in sentences.
+
     Raises
     ------
     TypeError
@@ -425,8 +443,38 @@ def method(
         f.__upright__ = MethodSpec(  # type: ignore[attr-defined]
             name=name, run=f, config=config, task=task, title=title, mends=mends, neutral=tuple(neutral),
             arms=tuple(arms), statistics=tuple(statistics), primary=primary, cost=cost, presets=presets or {},
-            tune=tune or {}, tiny=tiny or {}, sweep=sweep or {},
+            tune=tune or {}, tiny=tiny or {}, sweep=sweep or {}, report=tuple(report), limits=tuple(limits),
         )  # fmt: skip
+        return f
+
+    return mark
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditSpec:
+    """What `@audit` records about an audit function."""
+
+    kind: str
+    run: Callable[..., Any]
+    report: tuple[Any, ...] = ()
+    limits: tuple[str, ...] = ()
+
+
+def audit(kind: str, *, report: Sequence[Any] = (), limits: Sequence[str] = ()) -> Callable[[F], F]:
+    """Mark ``f(files, ...) -> folder`` as an audit.
+
+    Parameters
+    ----------
+    kind : str
+        Registered name: ``ranking``.
+    report : sequence of upright.declare.Block
+        What a report shows; the first that draws a plot stands beside the verdict.
+    limits : sequence of str
+        What a result does not say, in sentences.
+    """
+
+    def mark(f: F) -> F:
+        f.__upright_audit__ = AuditSpec(kind, f, tuple(report), tuple(limits))  # type: ignore[attr-defined]
         return f
 
     return mark

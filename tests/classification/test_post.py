@@ -211,7 +211,7 @@ def test_a_client_without_a_group_is_masked_and_reported():
     for client in (0, 1):
         own = k == client
         assert by_hand("demographic_parity", "pairwise", p[own], h[own], g[own]) <= 0.03 + 1e-6
-    empty = [r for r in post.small_ if r["samples"] == 0]
+    empty = [r for r in post.small_ if r["n"] == 0]
     assert {(r["client"], r["group"]) for r in empty} == {("1", "2"), ("2", "1"), ("2", "2")}
     assert all(r["needed"] is None for r in empty)
 

@@ -1,8 +1,7 @@
-"""What RAID is compared with, the batches that all of it shares, and pictures that tell nothing about anybody."""
+"""What RAID is compared with and the batches that all of it shares."""
 
 from __future__ import annotations
 
-import copy
 import io
 
 import numpy as np
@@ -17,7 +16,6 @@ from sklearn.metrics import roc_auc_score
 from upright.models.recommenders import build
 from upright.recommendation import pairs
 from upright.recommendation.controls import Adversary, SilentRun, WithUsers, exposed, matched_noise
-from upright.recommendation.pictures import movement, projection
 from upright.shell.runs import ArmRun
 from upright.tasks.next_item import NextItem
 
@@ -286,61 +284,3 @@ def test_the_loss_of_a_batch_is_its_formula(kind):
 
 def test_neumf_is_trained_by_cross_entropy_and_the_others_by_bpr():
     assert [pairs.loss_name(NextItem.tiny(backbone=b)) for b in BACKBONES] == ["bpr", "bce", "bpr"]
-
-
-# -- pictures -------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**16), st.integers(6, 200), st.integers(2, 4))
-def test_no_cell_of_a_picture_shows_one_to_four_users(seed, n, classes):
-    # catches cells that point at a person; a count that is left is the true one
-    before = points(seed, n, 3)
-    after = before + 0.5 * points(seed + 1, n, 3)
-    labels = np.random.default_rng(seed).integers(0, classes, n).astype(str)
-    labels[0] = ""
-    shown = movement(before, after)
-    size = (after - before).norm(dim=1).numpy() / float((before - before.mean(0)).square().sum(1).mean().sqrt())
-    true, edges = np.histogram(size, bins=np.array(shown["edges"]))
-    assert shown["counts"] == np.where(true < 5, 0, true).tolist()
-    assert shown["mean"] == pytest.approx(size.mean())
-    assert edges[0] == 0.0
-    for view in projection(before, after, labels).values():
-        for name, cells in view["classes"].items():
-            grid = np.array(cells)
-            assert grid.shape == (8, 8)
-            assert name != ""
-            assert not ((grid > 0) & (grid < 5)).any()
-            assert grid.sum() <= (labels == name).sum()
-
-
-def test_the_first_axis_separates_planted_classes_before_and_not_after():
-    # catches an axis along the largest variance, which here tells nothing, and axes of one table used for the other
-    n, rng = 600, np.random.default_rng(0)
-    labels = np.where(rng.random(n) < 0.5, "a", "b")
-    noise = points(3, n, 4) * torch.tensor([0.3, 8.0, 1.0, 1.0])
-    shift = torch.zeros(n, 4, dtype=torch.float64)
-    shift[:, 0] = torch.from_numpy(np.where(labels == "a", 2.0, -2.0))
-    shown = projection(noise + shift, noise, labels)
-
-    def overlap(view, axis):
-        """Share of shown users in common cells of an axis."""
-        a, b = (np.array(view["classes"][name]).sum(axis) for name in ("a", "b"))
-        return np.minimum(a / a.sum(), b / b.sum()).sum()
-
-    assert overlap(shown["before"], 1) < 0.05
-    assert overlap(shown["before"], 0) > 0.6
-    assert overlap(shown["after"], 1) > 0.6
-
-
-def test_pictures_of_nothing_are_empty_and_of_a_collapse_are_drawn():
-    # catches a division by zero, which warnings as errors would turn into a failed run at its very end
-    table, labels = torch.ones(30, 3, dtype=torch.float64), np.array(["a"] * 15 + ["b"] * 15)
-    assert projection(table, table, np.array(["a"] * 30)) == {}
-    assert projection(table, table, np.array([""] * 30)) == {}
-    assert set(projection(table, table, labels)) == {"before", "after"}
-    assert movement(table, table)["mean"] == 0.0
-    assert sum(movement(table, table)["counts"]) == 30
-    before = copy.deepcopy(table)
-    movement(table, table + 1.0)
-    assert torch.equal(table, before)

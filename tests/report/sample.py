@@ -21,6 +21,7 @@ from upright.contract import Arm
 from upright.evidence.records import Difference, Level, Null
 from upright.evidence.verdict import audit_verdict, effect_of, verdict
 from upright.report import build_report
+from upright.report.build import typeset
 
 ARMS = [
     Arm("none", "baseline", {"lam": 0.0}, "no remedy"),
@@ -270,7 +271,17 @@ def audit_folder(parent: Path, p: float = 0.001) -> Path:
 
 def page(folder: Path) -> str:
     """Build a page and return its source without entities, on one line."""
-    return re.sub(r"\s+", " ", html.unescape(build_report(folder).read_text(encoding="utf-8")))
+    return page_of(build_report(folder))
+
+
+def page_of(file: Path) -> str:
+    """Return the source of a page without entities, on one line."""
+    return re.sub(r"\s+", " ", html.unescape(file.read_text(encoding="utf-8")))
+
+
+def shown(text: str) -> str:
+    """Return a stored sentence as a page writes it, spaces alike."""
+    return re.sub(r"\s+", " ", typeset(text))
 
 
 def section(folder: Path, first: str = "panel", last: str = "units") -> str:

@@ -109,6 +109,7 @@ def test_tables_sort_both_ways_and_keep_undefined_last(browser, sample, tmp_path
         "[...document.querySelectorAll('table[aria-label^=\"Levels with\"] tbody tr')].map(r => r.cells[1].dataset.v)"
     )
     with _Visit(browser, build_report(folder), "desktop") as visit:
+        visit.page.locator("#numbers summary").first.click()
         before = visit.page.evaluate(column)
         button = visit.page.locator('table[aria-label^="Levels with"] thead th').nth(1).locator("button")
         orders = []
@@ -124,15 +125,39 @@ def test_tables_sort_both_ways_and_keep_undefined_last(browser, sample, tmp_path
         assert numbers[-1] < 0  # the sampled protocol's gap is negative, so a lost sign would show
 
 
-def test_print_shows_what_is_folded_and_no_controls(browser, pages):
-    # catches: a printed report without its settings, with buttons and cut tables
+def test_a_summary_is_printed_without_folds_and_everything_with_them(browser, pages):
+    # catches: twenty pages where one was asked for, a full print without its settings, buttons and cut tables on paper
     with _Visit(browser, pages["run"], "desktop") as visit:
+        visit.page.evaluate(
+            "window.print = () => { window.printed = document.querySelectorAll('.fold[open]').length; }"
+        )
+        folds = visit.page.locator(".fold").count()
+        for name, opened in (("Print this summary", 0), ("Print everything", folds)):
+            visit.page.get_by_text(name).click()
+            assert visit.page.evaluate("window.printed") == opened
+        assert visit.page.locator(".fold[open]").count() == 0
         visit.page.emulate_media(media="print")
         assert visit.page.locator("nav").is_hidden()
+        assert visit.page.get_by_text("method.shrinkage").is_hidden()
+        assert visit.page.locator(".verdict").first.is_visible()
+        visit.page.evaluate("document.querySelectorAll('details').forEach((fold) => (fold.open = true))")
         assert visit.page.locator(".copy").first.is_hidden()
         assert visit.page.get_by_text("method.shrinkage").is_visible()
         overflow = "[...document.querySelectorAll('.scroll')].map(s => getComputedStyle(s).overflowX)"
         assert set(visit.page.evaluate(overflow)) == {"visible"}
+
+
+@pytest.mark.parametrize("kind", ["run", "comparison", "audit"])
+def test_what_is_open_fits_three_and_a_half_screens_and_the_answer_fits_the_first(browser, pages, kind):
+    # catches: a table that pushes the verdict, its next step or the folds out of sight
+    with _Visit(browser, pages[kind], "desktop") as visit:
+        visit.page.set_viewport_size({"width": 1280, "height": 900})
+        top, card = visit.page.evaluate(
+            """() => [document.querySelector('.fold').getBoundingClientRect().top,
+                      document.querySelector('.verdict').getBoundingClientRect().bottom]"""
+        )
+        assert top <= 3.5 * 900
+        assert card <= 900
 
 
 def test_links_of_the_demo_lead_to_the_reports(browser, pages):

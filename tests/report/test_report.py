@@ -14,7 +14,8 @@ from types import ModuleType
 
 import pytest
 
-from upright.contract import InputError
+from upright.contract import InputError, UnitScores
+from upright.evidence.units import Block, write_units
 from upright.report import build_compare, build_demo, build_report
 from upright.report.read import read_folder
 from upright.report.text import number
@@ -123,11 +124,27 @@ def test_the_package_loads_no_plotting_until_a_page_is_built():
 
 def test_sections_stand_in_the_order_of_the_house(pages):
     # catches: a verdict below the fold, limits before evidence, a section lost
-    middle = ["units", "training", "conditions", "not-significant", "configuration", "deviations"]
-    run = ["verdict", "asked", "panel", *middle, "environment", "repeat", "limits"]
+    run = ["verdict", "units", "panel", "numbers", "training", "conditions", "auditor"]
     assert _Page(pages["run"]).sections == run
     assert _Page(pages["comparison"]).sections == run
-    assert _Page(pages["audit"]).sections == [s for s in run if s not in {"training", "deviations"}]
+    assert _Page(pages["audit"]).sections == [s for s in run if s not in {"training", "conditions"}]
+    assert _Page(pages["compare"]).sections[:2] == ["differs", "verdict"]
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mred", "x" * 10_000, "a\x00b"])
+def test_a_group_may_have_any_name(sample, tmp_path, name):
+    # catches: an escape character that no SVG may hold, ten thousand letters that nobody reads
+    def change(summary):
+        for row in summary["evidence"]["levels"]:
+            if row["group"] == "advantaged":
+                row |= {"group": name, "label": row["label"].replace("advantaged", name)}
+
+    page = report(sample.edit(sample.run_folder(tmp_path), change))
+    shown = name.encode("unicode_escape").decode() if len(name) < 100 else "x" * 100
+    assert shown in page.words
+    assert max(map(len, page.text)) < 2_000
+    if len(name) > 100:
+        assert any(tag == "span" and at == "title" and name in value for tag, at, value in page.attributes)
 
 
 def test_titles_are_escaped_in_text_and_in_plots(sample, tmp_path):
@@ -147,13 +164,18 @@ def test_the_banner_repeats_the_stored_verdict(sample, tmp_path, seeds, works, t
     # catches: a word, colour or line that the page finds by itself; a control or a next step left out
     stored = sample.evidence(seeds, works=works)
     folder = sample.edit(sample.run_folder(tmp_path), lambda s: s.update(evidence=stored))
-    banner, said = sample.section(folder, "verdict", "asked"), stored["verdict"]
+    banner, said = sample.section(folder, "verdict", "units"), stored["verdict"]
     assert f'<div class="verdict {tone}">' in banner
     assert f"<strong>{said['title']}</strong>" in banner
-    assert all(text in banner for text in (said["sentence"], *said["lines"].values(), *said["next_steps"]))
-    assert all(f"against {arm.title}" in banner for arm in sample.ARMS if arm.role != "remedy")
+    texts = (said["sentence"], *said["lines"].values(), *said["next_steps"])
+    assert all(sample.shown(text) in banner for text in texts)
+    arms = sample.table(banner, "Arms: what decides")
+    titles = {arm.title: arm for arm in sample.ARMS}
+    assert {row[0][0].lower() for row in arms} == {title.lower() for title in titles}
+    tags = re.findall(r"</svg>([^<]*)</span></td></tr>", banner)
+    assert sorted(tags) == sorted([said["word"], *said["beside"].values()])
     sample.edit(folder, lambda s: s["evidence"]["verdict"].pop("colour"))  # as older folders
-    assert sample.section(folder, "verdict", "asked") == banner
+    assert sample.section(folder, "verdict", "units") == banner
 
 
 def test_every_level_and_difference_is_on_the_page(sample, tmp_path):
@@ -168,10 +190,7 @@ def test_every_level_and_difference_is_on_the_page(sample, tmp_path):
     pairs = source[source.index('<table aria-label="Paired differences') :]
     assert pairs[: pairs.index("</table>")].count('<td class="num"') == len(view.differences)
     undecided = [row for row in view.differences if row.verdict == "undecided"]
-    open_, rest = (sample.table(sample.page(folder), f"{one} differences") for one in ("Undecided", "The other"))
-    assert (len(open_), len(rest)) == (len(undecided), len(view.differences) - len(undecided))
-    assert f"Of {len(view.differences)} differences, {len(undecided)} undecided" in source
-    assert [row[5][0] for row in open_] == [number(row.smallest_detectable) for row in undecided]
+    assert f"Of {len(view.differences)} differences, {len(undecided)} are undecided" in source
 
 
 def test_what_is_undefined_says_so_and_sorts_last(sample, tmp_path):
@@ -200,8 +219,7 @@ def test_conditions_name_what_weakens_the_evidence(sample, tmp_path):
 def test_configuration_is_shown_as_passed_and_as_resolved(sample, tmp_path):
     # catches: showing the defaults as if somebody had set them
     source = report(sample.run_folder(tmp_path, lam=0.07)).source
-    section = source[source.index('id="configuration"') : source.index('id="deviations"')]
-    passed, resolved = section.split("As resolved", 1)
+    passed, resolved = source[source.index("Settings as passed") :].split("Settings as resolved", 1)
     assert "task.backbone" in passed
     assert "0.07" in passed
     assert "method.shrinkage" not in passed
@@ -227,13 +245,22 @@ def test_a_comparison_without_its_runs_says_what_it_lacks(sample, tmp_path):
     assert gone.name in page.words
 
 
-def test_curves_keep_their_last_point_and_few_points(sample, tmp_path):
-    # catches: thousands of points in the file, or thinning that cuts the end off
-    from upright.report.record import MOST_STEPS, thin
-
-    kept = thin(range(1000))
-    assert kept[-1] == 999
-    assert len(kept) <= MOST_STEPS + 1
+@pytest.mark.parametrize("gone", [False, True])
+def test_the_worst_units_are_named_by_id_unless_published_or_to_forget(sample, tmp_path, gone):
+    # catches: the best ten, ids of a published study, records that were to be forgotten
+    folder = sample.run_folder(tmp_path)
+    sets = {"set": ["forget"] * 20} if gone else {}
+    values = {"ndcg@10": [i / 20 for i in range(20)]}
+    blocks = [
+        Block("r", arm.name, 0, UnitScores("user", [f"u{i}" for i in range(20)], values, sets)) for arm in sample.ARMS
+    ]
+    write_units(folder / "units.parquet", blocks, "test")
+    words = report(folder).words
+    assert ("The 10 users with the worst NDCG@10" in words) != gone
+    if not gone:
+        assert re.findall(r"<code>(u\d+)</code>", sample.page(folder)) == [f"u{i}" for i in range(10)]
+        (folder / "run.json").unlink()  # as a published study
+        assert "The 10 users with the worst" not in report(folder).words
 
 
 # -- audits ------------------------------------------------------------------------------------------------------
@@ -245,13 +272,13 @@ def test_an_audit_claims_no_difference_and_states_what_it_could_have_seen(sample
     folder = sample.audit_folder(tmp_path, p)
     said, words = json.loads((folder / "summary.json").read_text())["evidence"]["verdict"], report(folder).words
     assert f'<div class="verdict {tone}">' in report(folder).source
-    assert words.count(said["sentence"]) == 1
-    assert all(text in words for text in (said["title"], *said["next_steps"], "share of the places"))
+    assert words.count(sample.shown(said["sentence"])) == 1
+    assert all(sample.shown(text) in words for text in (said["title"], *said["next_steps"]))
     assert "Paired differences" not in words
-    assert sample.titles(sample.page(folder))[0] == "NDCG@10, 5 positives a user by activity"  # of the deciding gap
+    assert sample.titles(sample.page(folder))[0].startswith("Gaps between groups")
     (row,) = sample.table(sample.page(folder), "What was compared with chance")
     assert [cell[0] for cell in row[1:4]] == ["0.350", number(p), "0.120"]
-    assert against in row[4][0]
+    assert against in words
 
 
 # -- side by side, and the index ------------------------------------------------------------------------------------
@@ -260,10 +287,19 @@ def test_an_audit_claims_no_difference_and_states_what_it_could_have_seen(sample
 def test_compare_shows_only_what_differs(pages):
     # catches: a dump of both configurations, or a difference left out
     source = pages["compare"].read_text(encoding="utf-8")
-    section = source[source.index('id="differs"') : source.index('id="deviations"')]
+    section = source[source.index('id="differs"') : source.index('id="verdict"')]
     assert "method.lam" in section
     assert "method.shrinkage" not in section
-    assert "All recorded versions are the same." in section
+    assert "All recorded versions are the same." in source
+
+
+def test_compare_says_which_is_better_by_which_line(sample, tmp_path):
+    # catches: the larger number called better where less is, and intervals that overlap called apart
+    a, b = sample.run_folder(tmp_path / "a"), sample.run_folder(tmp_path / "b", works=True)
+    rows = sample.table(sample.page_of(build_compare([a, b], tmp_path / "out.html")), "Side by side")
+    said = {row[0][0]: row[3] for row in rows}
+    assert said["What decides"] == ["B", "intervals overlap"]
+    assert said["What is paid"] == ["B", "intervals do not overlap"]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +341,8 @@ def test_demo_links_to_reports_that_exist_and_repeats_their_verdicts(sample, tmp
     links = [value for tag, name, value in page.attributes if tag == "a" and name == "href" and value[0] != "#"]
     assert links == [f"../a%20b/{run.name}/report.html", f"../{audit.name}/report.html"]
     assert (run / "report.html").is_file()
-    assert json.loads((run / "summary.json").read_text())["evidence"]["verdict"]["sentence"] in page.words
+    said = json.loads((run / "summary.json").read_text())["evidence"]["verdict"]
+    assert sample.shown(said["sentence"]) in page.words
     with pytest.raises(InputError, match="at least one"):
         build_demo([], tmp_path, "Title")
 

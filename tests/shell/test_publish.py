@@ -9,7 +9,7 @@ import pytest
 from upright.evidence.units import Units, read_units
 from upright.shell.runner import compare_runs, execute
 from upright.shell.runs import read_json
-from upright.shell.study import _without_small_counts, publish_runs
+from upright.shell.study import publish_runs
 
 
 def test_a_published_study_keeps_no_class_of_a_person(tmp_path):
@@ -67,12 +67,6 @@ def test_a_study_of_rows_is_published_as_cells_without_small_ones(tmp_path):
         else:
             assert r["n"] == 0 or len(values) < 5
     assert checked > 20
-
-
-def test_numbers_of_few_people_leave_the_notes():
-    note = {"counts": [{"client": "a", "n": 3, "y=yes": 2, "y=no": 0}, {"n": 7}], "small": [{"samples": 4, "of": 90}]}
-    counts = [{"client": "a", "n": None, "y=yes": None, "y=no": 0}, {"n": 7}]
-    assert _without_small_counts(note) == {"counts": counts, "small": [{"samples": None, "of": 90}]}
 
 
 def test_a_unit_has_one_number_at_all_seeds_though_seeds_have_other_units(tmp_path, monkeypatch):

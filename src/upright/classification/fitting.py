@@ -257,7 +257,7 @@ def _small(
                 want = needed(n / total, _OBSERVATIONS) if n else None
                 if want is None or total < want:
                     rows.append({"client": table.clients[k], "feature": feature, "group": table.groups[feature][g],
-                                 "samples": int(n), "of": total, "needed": want})  # fmt: skip
+                                 "n": int(n), "of": total, "needed": want})  # fmt: skip
     return rows
 
 

@@ -52,6 +52,10 @@ TAGS: Mapping[str, tuple[str, str]] = {  # what a page writes: colour and meanin
     "trade-off": ("neutral", "better on one axis, worse on the other"),
     "tie": ("neutral", "equal within the margin on both axes"),
     "not told apart": ("open", "neither better, worse nor equal was shown"),
+    "beats": ("good", "better than the control, beyond the margin"),
+    "ties with": ("neutral", "equal to the control within the margin"),
+    "loses to": ("bad", "worse than the control, beyond the margin"),
+    "not told apart from": ("open", "neither better, worse nor equal was shown"),
     "not run": ("open", "declared, and not there"),
     "incomplete": ("open", "seeds, a control or the price are lacking"),
 }
@@ -125,8 +129,8 @@ class Verdict:
 
     ``word`` is one of `WORDS` or `AUDIT_WORDS`, and counts once nothing is ``incomplete``; ``answer`` is use it, do not
     use it or not known yet, for audits mend it, fine or not known yet; ``lines`` are keyed effect, due, price, rivals,
-    for audits effect; within the budget ``breakeven`` the price is fine; ``headline`` is the comparison that decides an
-    audit.
+    for audits effect; ``beside`` says how it stands beside each control and rival; within the budget ``breakeven`` the
+    price is fine; ``headline`` is the comparison that decides an audit.
     """
 
     word: str
@@ -144,6 +148,7 @@ class Verdict:
     primary: str
     cost_statistic: str
     headline: Level | None = None
+    beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def works(self) -> bool:
@@ -400,7 +405,8 @@ def verdict(
         None if pay == "not measured" else max(0.0, -least),
     )
     facts = (free, margin, spend, was, promised, primary, cost)
-    return Verdict(word, tuple(lacking), read, answer, lines, sentence, tuple(steps[:3]), *facts)
+    said = Verdict(word, tuple(lacking), read, answer, lines, sentence, tuple(steps[:3]), *facts)
+    return dataclasses.replace(said, beside=beside | stand)
 
 
 def audit_verdict(

@@ -68,6 +68,7 @@ from upright.contract import (
     Task,
     method,
 )
+from upright.declare import Front, Holds, Noted, Signed
 from upright.recommendation.pairs import batches, loss_name, pair_loss
 from upright.recommendation.pull import UserPullLoss
 from upright.recommendation.sets import (
@@ -199,6 +200,65 @@ def _scaled(weights: Any, targets: Any, pool: Any, users: int, mass: float) -> s
 # -- step 5: the method ---------------------------------------------------------------------------------------------
 
 
+_ONLY = ("remedy",)
+_REPORT = [
+    Front("Quality against the gap"),
+    Holds(
+        "The theorem's condition α > λ_max holds: every set holds the user it was built for.",
+        "condition_holds",
+        arms=_ONLY,
+        bad="The theorem's condition α > λ_max does not hold: a set need not hold the user it was built for, so these "
+        "neighbours are no constrained dominant sets.",
+    ),
+    Signed(
+        "The gap by protocol",
+        "gap:ndcg@*:activity",
+        [
+            "Right of zero, advantaged users get the better lists. Users with more test items score higher under a "
+            "full ranking; with the same number of test items a user, or one among sampled ones, they need not."
+        ],
+    ),
+    Noted(
+        "The program",
+        names={
+            "alpha": "α",
+            "lambda_max": "λ_max",
+            "row_sum_bound": "Largest row sum, an upper bound of λ_max",
+            "x_t_min": "Smallest share of a set that its own user holds",
+            "x_t_mean": "Mean share of a set that its own user holds",
+            "kkt_residual": "Largest violation of the optimality conditions",
+        },
+        arms=_ONLY,
+    ),
+    Noted(
+        "Whom the disadvantaged users are pulled to",
+        names={
+            "targets": "Users to be pulled",
+            "targets_without_neighbours": "of them without any neighbour",
+            "picks_gini": "Gini of picks (0: all picked alike, 1: one picked always)",
+            "picks_top5_share": "Share of all picks on the five most picked users",
+            "official_overlap": "Overlap with the neighbours that the published code picks",
+            "cluster_size.p10": "Users in a set, 10th percentile",
+            "cluster_size.median": "median",
+            "cluster_size.p90": "90th percentile",
+        },
+        arms=_ONLY,
+    ),
+    Noted(
+        "Mean length of the user embeddings: a pull that only shrinks shows here",
+        "embedding_norm",
+        names={"advantaged": "advantaged", "disadvantaged": "disadvantaged"},
+    ),
+]
+_LIMITS = [
+    "Advantaged and disadvantaged are read off training activity, not off who people are. A gap in activity is no gap "
+    "between protected groups.",
+    "A gap shrinks as well when the advantaged get worse lists. Read it beside the levels of both groups.",
+    "The sign of the gap depends on the protocol: users with more test items score higher under a full ranking. No "
+    "single protocol is the right one.",
+]
+
+
 @method(
     "in_ucds",
     task="upright.tasks.next_item:NextItem",
@@ -227,6 +287,8 @@ def _scaled(weights: Any, targets: Any, pool: Any, users: int, mass: float) -> s
         "full": {"method": {}, "task": {}},
     },
     tune={"lam": [0.0003, 0.003, 0.03]},
+    report=_REPORT,
+    limits=_LIMITS,
     tiny={"epochs": 6, "check_every": 2, "batch_size": 256, "learning_rate": 0.01, "lam": 0.1},
 )  # fmt: skip
 def run(task: Task, config: InUCDSConfig, run: Run) -> nn.Module:

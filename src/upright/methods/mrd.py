@@ -82,6 +82,7 @@ from upright.contract import (
     method,
     stream,
 )
+from upright.declare import Curve, Front, Histogram, Intervals, Noted, Path, Scatter, Signed
 from upright.language.difficulty import Difficulty, mrd, score_difficulty
 from upright.language.effort import updates_to_forget
 from upright.language.encoding import Encoded
@@ -299,8 +300,9 @@ def _notes(run: Run, config: MRDConfig, trainer: Any) -> None:
     for epoch, score in history:
         p = sampling_weights(score, tau=config.tau, floor=config.floor)
         constant = np.ptp(score) == 0 or np.ptp(history[0][1]) == 0
+        size = effective_sample_size(p)
         rows.append({
-            "epoch": int(epoch), "effective_sample_size": effective_sample_size(p), "records": len(p),
+            "epoch": int(epoch), "effective_sample_size": size, "share": size / len(p), "records": len(p),
             "rank_correlation": None if constant else float(spearmanr(history[0][1], score).statistic),
         })  # fmt: skip
     run.note("weights", rows)
@@ -310,6 +312,97 @@ def _notes(run: Run, config: MRDConfig, trainer: Any) -> None:
 
 def _has_reference(t: Any) -> str:
     return "" if t.has_reference else "there is no model that never saw the records: set task.reference"
+
+
+_ONLY = ("remedy",)
+_REPORT = [
+    Front("What is forgotten against what is kept"),
+    Signed(
+        "Rank correlation with updates until forgotten, ascending the loss per token",
+        "rank_correlation:*~effort rank_correlation:*~effort|answer_tokens",
+        ["A score that predicts effort lies left of zero and outside the grey band: a small score is read as hard."],
+        arms=_ONLY,
+    ),
+    Signed(
+        "The same, ascending the loss of the whole answer",
+        "rank_correlation:*~effort_sum rank_correlation:*~effort_sum|answer_tokens",
+        arms=_ONLY,
+    ),
+    Scatter(
+        "MRD and updates until forgotten, record by record",
+        names={"mrd": "MRD", "effort": "updates until forgotten"},
+    ),
+    Histogram("MRD of the forgotten records", "mrd", x="MRD before unlearning"),
+    Signed(
+        "Rank correlation of MRD with what is at hand",
+        "rank_correlation:mrd~answer_tokens rank_correlation:mrd~nll_before",
+        arms=_ONLY,
+    ),
+    Noted(
+        "How records were scored",
+        "scores",
+        [
+            "Where two halves of the draws agree by less than 0.9, part of the ranking is noise. Scores at twice the "
+            "noise are four times as large where the expansion holds; two times for the mean of absolute values."
+        ],
+        names={
+            "estimator": "estimator",
+            "sigma": "noise",
+            "probes": "pairs of draws",
+            "passes": "passes over the records, one scoring",
+            "reliability": "reliability, two halves of the draws",
+            "scaling": "scores at twice the noise",
+            "clamped": "tokens clamped, too close to certain",
+        },
+        arms=_ONLY,
+    ),
+    Curve(
+        "Ranking over the scorings",
+        "weights",
+        [
+            "At 1 the records stand in the order of the first scoring. Where the line falls, weights of the first "
+            "scoring would have drawn by an old ranking."
+        ],
+        y="rank_correlation",
+        arms=_ONLY,
+    ),
+    Curve(
+        "Concentration of the draws",
+        "weights",
+        [
+            "Effective sample size over records. At 1 every record is drawn alike; the fewer records get the draws, "
+            "the lower the line."
+        ],
+        y="share",
+        arms=_ONLY,
+    ),
+    Path(
+        "What is forgotten against what is kept, by epoch",
+        "path",
+        [
+            "Probabilities of answers of validation records. The aim is the model that never saw the records: lower "
+            "than it is not better."
+        ],
+        x="retain",
+        y="forget",
+    ),
+    Intervals(
+        "Distance from the model that never saw them, by third",
+        "mean:forget_gap:difficulty=*",
+        ["Thirds of the scores within each seed; a small score is read as hard. 0 is the aim."],
+        join="group",
+    ),
+]
+_LIMITS = [
+    "Approximate unlearning gives no guarantee. A gap of 0 to a model that never saw the records, in probability, is "
+    "no proof that nothing is left: run the membership attacks and the robustness pack.",
+    "A score says which records were to be forgotten. This page has no score with a name; keep units.parquet as you "
+    "keep the records.",
+    "The score is a property of record and model. It drifts as the model changes, and whoever writes records can write "
+    "ones with a chosen score.",
+    "What effort means depends on the learning rate and on the level that counts as forgotten; one record alone is not "
+    "a batch.",
+]
 
 
 @method(
@@ -351,6 +444,8 @@ def _has_reference(t: Any) -> str:
         "full": {"method": {}, "task": {}},
     },
     tune={"learning_rate": [1e-4, 3e-4, 1e-3]},
+    report=_REPORT,
+    limits=_LIMITS,
     tiny={"epochs": 2, "most_probes": 2, "learning_rate": 1e-3, "refresh": 1, "effort": True, "effort_rate": 0.3},
 )  # fmt: skip
 def run(task: Task, config: MRDConfig, run: Run) -> Unlearned:

@@ -61,10 +61,10 @@ import torch
 from torch import Tensor, nn
 
 from upright.contract import Arm, Config, NonNegativeFloat, PositiveFloat, PositiveInt, Range, Run, Task, method
+from upright.declare import Changes, Curve, Front, Histogram, Holds, Intervals, Noted
 from upright.recommendation.controls import Adversary, SilentRun, WithUsers, exposed, matched_noise
 from upright.recommendation.defence import BarycenterDefense, Variant
 from upright.recommendation.pairs import batches, loss_name, pair_loss
-from upright.recommendation.pictures import movement, projection
 
 __all__ = ["BarycenterDefense", "RAIDConfig", "run"]
 
@@ -173,13 +173,28 @@ def _plain(t: Any, config: RAIDConfig, run: Run) -> dict[str, Any]:
     return {"model": globals()["run"](t, config.replace(alpha=0.0, defence="transport"), SilentRun(run)).state_dict()}
 
 
-def _picture(t: Any, before: Tensor, model: Any, run: Run) -> None:
-    """Note how far users moved, and how classes lie before and after."""
+def movement(before: Tensor, after: Tensor, bins: int = 20) -> dict[str, Any]:
+    """Return a histogram of ``|e_u' - e_u| / sqrt(mean_u |e_u - mean|^2)``: edges (bins + 1,) and counts (bins,)."""
+    spread = (before - before.mean(0)).square().sum(1).mean().sqrt().clamp_min(1e-30)
+    size = ((after - before).norm(dim=1) / spread).double().numpy()
+    counts, edges = np.histogram(size, bins=bins, range=(0.0, max(float(size.max()), 1e-12)))
+    return {"edges": edges.tolist(), "counts": counts.tolist(), "mean": float(size.mean())}
+
+
+def _note_transport(guards: list[Any], before: Tensor, model: Any, run: Run) -> None:
+    """Note the objective of the barycenters by refresh, and how far users moved."""
+    histories = [guard.history for guard in guards if getattr(guard, "history", None)]
+    refreshes = [
+        {"refresh": i + 1, "objective": sum(h["objective"] for h in own if "objective" in h),
+         "converged": all(h.get("converged", True) for h in own)}
+        for i, own in enumerate(zip(*histories, strict=False))
+    ]  # fmt: skip
+    run.note("barycenter", refreshes)
+    if refreshes:
+        run.note("barycenter_converged", all(row["converged"] for row in refreshes))
+        run.note("stuck", sum(not row["converged"] for row in refreshes))
     with torch.no_grad():
-        after = model.tables()[0].detach()
-        run.note("movement", movement(before, after))
-        if shown := projection(before, after, t.labels):
-            run.note("projection", shown)
+        run.note("movement", movement(before, model.tables()[0].detach()))
 
 
 def _couple(guards: list[Any], model: Any, users: Tensor, items: Tensor, batch: Any, kind: str) -> None:
@@ -202,7 +217,7 @@ def _afterwards(t: Any, model: Any, config: RAIDConfig, run: Run) -> nn.Module:
             table = guard.transport(table, step=min(1.0, config.alpha))
         moved = WithUsers(model, table)
         run.note("valid", float(np.nanmean(t.score(moved, "valid", run).values[key])))
-        _picture(t, model.tables()[0].detach(), moved, run)
+        run.note("movement", movement(model.tables()[0].detach(), moved.tables()[0].detach()))
         return moved
     twin = config.replace(defence="transport")
 
@@ -221,6 +236,77 @@ def _afterwards(t: Any, model: Any, config: RAIDConfig, run: Run) -> nn.Module:
     run.note("valid", utility(table))
     run.note("valid_wanted", target)
     return WithUsers(model, table)
+
+
+_ONLY = ("remedy",)
+_REPORT = [
+    Front("Utility against leakage"),
+    Intervals(
+        "Leakage by attacker and surface",
+        "leakage:attack:attribute=*",
+        [
+            "Leakage is the distance of an attacker's AUC from guessing: 0 is guessing, 0.5 is certainty. A "
+            "cross-fitted attacker learns from other attacked users, a transfer attacker from those the defence knew."
+        ],
+        join="arm",
+        arms=("baseline", "remedy"),
+    ),
+    Changes(
+        "Quality by class", "mean:ndcg@10:attribute=*", ["Left of zero a class gets worse lists than under the arm."]
+    ),
+    Histogram(
+        "How far users moved",
+        "movement",
+        [
+            "A distance of 1 is the spread of all users around their centre. A long way means that much of what told "
+            "them apart, taste included, was changed."
+        ],
+        x="distance moved, in spreads of the table",
+    ),
+    Curve(
+        "Objective of the barycenter by refresh",
+        "barycenter",
+        [
+            "How far the classes are from their common centre, in squared distance. It should fall while users are "
+            "pulled and then level off."
+        ],
+        x="refresh",
+        y="objective",
+        arms=_ONLY,
+    ),
+    Holds(
+        "The barycenter converged at every refresh.",
+        "barycenter_converged",
+        arms=_ONLY,
+        bad="The barycenter did not converge at every refresh: users were moved to an approximate centre there.",
+    ),
+    Holds(
+        "The backbone that every arm starts from had converged.",
+        "reference.converged",
+        arms=("baseline",),
+        bad="The backbone reached its last epoch while validation could still improve: the arms start from a reference "
+        "that is not converged.",
+    ),
+    Noted(
+        "How training ended",
+        names={
+            "valid": "validation quality",
+            "reference.valid": "of the reference",
+            "alpha_end": "strength at the end",
+            "noise": "noise added",
+            "stuck": "refreshes that did not converge",
+        },
+    ),
+]
+_LIMITS = [
+    "There is no formal guarantee, such as differential privacy gives. Leakage is what the attackers named here read.",
+    "An attacker that was not tried may do better.",
+    "The attribute can still be inferred from behaviour. Hiding a user's vector does not hide what the user clicked.",
+    "Where classes go with taste, hiding the class takes taste away, and those classes lose recommendation quality.",
+    "Users whose class the platform does not know are not protected by maps of known classes. They are moved by a "
+    "guess of their class.",
+    "Intervals are those of these attackers: trained again on other users, they would read a little more or less.",
+]
 
 
 @method(
@@ -251,6 +337,8 @@ def _afterwards(t: Any, model: Any, config: RAIDConfig, run: Run) -> nn.Module:
     },
     tune={"alpha": [0.1, 0.3, 1.0, 3.0]},
     sweep={"alpha": [0.1, 0.3, 1.0, 3.0]},
+    report=_REPORT,
+    limits=_LIMITS,
     tiny={"epochs": 4, "defence_epochs": 4, "check_every": 2, "batch_size": 256, "learning_rate": 0.01,
           "refresh_every": 3},
 )  # fmt: skip
@@ -329,6 +417,5 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
         run.shared("plain", plain, lambda: {"model": model.state_dict()})  # what `noise` and `after` start from
     if config.defence == "transport" and config.labels == "true":
         run.shared("utility", config.as_dict(), lambda: {"valid": served})  # what `noise` is matched to
-    run.note("barycenter", [h for g in guards for h in getattr(g, "history", [])])
-    _picture(t, before, model, run)
+    _note_transport(guards, before, model, run)
     return model  # type: ignore[no-any-return]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from importlib import resources
@@ -13,13 +14,26 @@ import jinja2
 from markupsafe import Markup
 
 from upright.contract import InputError
-from upright.report import evidence, record, verdict
-from upright.report.panels import limits_for, panel_for, shows_front
-from upright.report.parts import Block, Grid, Link, Page, Prose, Section, Verdict
+from upright.report import sections
+from upright.report.parts import Block, Figure, Grid, Image, Link, Page, Prose, Section
 from upright.report.plots import Canvas
 from upright.report.read import View, read_folder
-from upright.report.text import plural
+from upright.report.text import MINUS, NARROW, plural
+from upright.shell.registry import declared_of
 
+DEFINITIONS = {
+    "Effect": "the remedy minus no remedy on what decides: the whole 95 % interval counts, not the point",
+    "Due to the method": "the same comparison with each trivial remedy and placebo",
+    "Price": "the remedy minus no remedy on what may not get worse, beside the budget",
+    "Rivals": "other remedies, compared on effect and price at once",
+    "Word": "the verdict; docs/design/evidence.md says how it is found",
+    "Margin": "the smallest change that matters",
+    "p, adjusted": "chance of as much without any effect, adjusted for everything that was compared",
+    "Smallest detectable": "what four of five such tables would have shown",
+    "By chance": "95 % of what permuted labels show",
+}
+MOST_LETTERS = 160
+MOST_PICTURES = 3_000_000  # bytes
 __all__ = ["build_demo", "build_report", "over_line", "target_of", "write_page"]
 
 
@@ -48,23 +62,27 @@ def build_report(folder: Path, out: Path | None = None) -> Path:
 
 
 def report_page(view: View) -> Page:
-    """Return the page of one folder: verdict first, limits last."""
-    canvas = Canvas()
-    parts = [verdict.verdict(view, canvas), record.asked(view)]
-    panel = panel_for(view.method)
-    blocks = panel(view, canvas) if panel else []
-    if blocks:
-        named = "What is shown" if view.kind == "audit" else f"What {view.title} did"
-        parts.append(Section("panel", named, blocks, named if view.kind == "audit" else view.title))
-    parts.append(evidence.units(view, canvas, plane=not (blocks and shows_front(view.method))))
-    curves = record.training(view, canvas)
-    if curves:
-        parts.append(curves)
-    parts += [record.conditions(view), verdict.not_significant(view), record.configuration(view)]
-    if view.kind != "audit" or view.deviations:
-        parts.append(record.deviations(view))
-    parts += [record.environment(view), record.repeat(view), record.limits(view, limits_for(view.method))]
-    return Page(view.kind, page_title(view), over_line(view), parts)
+    """Return the page of one folder: the verdict and who gets what are open, the rest is folded."""
+    canvas, declared = Canvas(), declared_for(view)
+    shown = [sections.first_screen(view, canvas, declared), sections.who(view, canvas)]
+    parts = [part for part in shown if part] + sections.folds(view, canvas, declared)
+    page = Page(view.kind, page_title(view), over_line(view), parts)
+    size = sum(picture.size for picture in pictures_of(page))
+    if size > MOST_PICTURES:
+        got = f"pictures of {size:,} bytes in one page"
+        raise InputError(got, f"at most {MOST_PICTURES:,}", "declare fewer, or make them smaller")
+    return page
+
+
+def pictures_of(page: Page) -> list[Image]:
+    """Return the pictures of a page."""
+    return [block for section in page.sections for block in section.blocks if isinstance(block, Image)]
+
+
+def declared_for(view: View) -> sections.Declared:
+    """Return what the folder's method or audit declares; nothing where it is not installed."""
+    spec = declared_of(view.method)
+    return sections.Declared(spec.report, spec.limits) if spec else sections.Declared()
 
 
 def page_title(view: View) -> str:
@@ -106,25 +124,21 @@ def build_demo(folders: Sequence[Path], out: Path, title: str) -> Path:
         raise InputError("no folder", "at least one run, comparison or audit folder", "name the folders to show")
     target = target_of(out, Path("."), "index.html")
     canvas = Canvas()
-    sections = []
+    parts = []
     for i, folder in enumerate(map(Path, folders)):
         view = read_folder(folder)
         page = folder / "report.html"
         if not page.is_file():
             write_page(report_page(view), page)
-        stored = verdict.verdict(view, canvas).blocks
-        banner = next(block for block in stored if isinstance(block, Verdict))
-        figures: list[Block] = [block for block in stored if isinstance(block, Grid)]
+        figure = sections.headline(view, canvas, declared_for(view))
+        figures: list[Block] = [Grid((figure,))] if isinstance(figure, Figure) else []
         href = quote(Path(os.path.relpath(page.resolve(), target.resolve().parent)).as_posix())
         word = "Question:" if view.kind == "audit" else "Mends"
-        mends = [Prose([f"{over_line(view)}. {f'{word} {view.mends}.' if view.mends else ''}"], muted=True)]
-        sections.append(
-            Section(
-                f"report-{i + 1}", page_title(view), [*mends, banner, *figures, Link(href, "Open the whole report")]
-            )
-        )
-    count = plural(len(sections), "report")
-    return write_page(Page("demo", title, count, sections), target)
+        mends = Prose([f"{over_line(view)}. {f'{word} {view.mends}.' if view.mends else ''}"], muted=True)
+        card, link = sections.verdict_card(view), Link(href, "Open the whole report")
+        parts.append(Section(f"report-{i + 1}", page_title(view), [mends, card, *figures, link]))
+    count = plural(len(parts), "report")
+    return write_page(Page("demo", title, count, parts), target)
 
 
 def target_of(out: Path | None, folder: Path, name: str) -> Path:
@@ -141,6 +155,33 @@ def target_of(out: Path | None, folder: Path, name: str) -> Path:
     return out
 
 
+def typeset(text: str) -> Markup | str:
+    """Write a stored sentence with arrows, minus signs, and no line end inside a percentage."""
+    text = text.replace("->", "→").replace(" %", f"{NARROW}%")
+    return cut_words(re.sub(r"(?<![\w-])-(?=\d)", MINUS, text))
+
+
+def cut(text: str) -> Markup | str:
+    """Shorten a long name, with the whole in the hover text."""
+    if len(text) <= MOST_LETTERS:
+        return text
+    return Markup('<span title="{}">{}</span>').format(text, text[:MOST_LETTERS].rstrip() + "…")
+
+
+def cut_words(text: str) -> Markup | str:
+    """Shorten the long words of a sentence, with the whole in the hover text."""
+    if all(len(word) <= MOST_LETTERS for word in text.split()):
+        return text
+    return Markup(" ").join(cut(word) for word in text.split())
+
+
+def define(term: str) -> Markup | str:
+    """Give a term its definition as hover text, and a link to where the documentation says more."""
+    if term not in DEFINITIONS:
+        return cut(term)
+    return Markup('<abbr title="{}">{}</abbr>').format(DEFINITIONS[term], term)
+
+
 def write_page(page: Page, target: Path) -> Path:
     """Write a page atomically: a reader never meets half a file."""
     files = resources.files("upright.report")
@@ -148,6 +189,7 @@ def write_page(page: Page, target: Path) -> Path:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters |= {"arrows": typeset, "cut": cut, "words": cut_words, "define": define}
     # our own files, so they are inlined as they are; a browser ends a script or a style at its closing tag
     style, script = (Markup(files.joinpath(name).read_text(encoding="utf-8")) for name in ("style.css", "script.js"))
     text = environment.get_template("template.html").render(page=page, style=style, script=script)

@@ -1,25 +1,24 @@
-"""Several folders side by side: verdicts, levels, differences, what differs in their settings, what each cost."""
+"""Several folders side by side: what differs between them, which is better by which line, then every number."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from upright.contract import InputError
 from upright.evidence.compute import said_again
-from upright.report import record
+from upright.report import sections
 from upright.report.build import target_of, write_page
-from upright.report.evidence import FRONT, Part, draw_plane, forest, spots_of
+from upright.report.kinds import spots_of
 from upright.report.parts import (
     DASH,
     Block,
     Cell,
     Code,
     Column,
-    Details,
     Figure,
     Grid,
     Key,
@@ -34,7 +33,6 @@ from upright.report.parts import (
 from upright.report.plots import Canvas, Point
 from upright.report.read import ArmView, Difference, Level, View, read_folder
 from upright.report.text import ROLES, flatten, interval, number, percent, plain, plural
-from upright.report.verdict import banner
 from upright.shell.registry import load_method
 
 __all__ = ["build_compare"]
@@ -76,19 +74,15 @@ def build_compare(
     if margins or budget is not None:
         views = [_judged(view, margins, budget) for view in views]
     canvas = Canvas()
-    sections = [
+    parts = [
+        _differs(views),
         _verdicts(views, canvas),
-        _levels(views, canvas),
-        _differences(views),
-        _settings(views),
-        _deviations(views),
-        _costs(views),
-        record.limits(views[0], LIMITS),
+        *(dataclasses.replace(part, folded=True) for part in (_levels(views), _differences(views), _record(views))),
     ]
     kinds = f"{number(len(views))} reports on {views[0].data.get('name', 'the same data')}"
     names = list(dict.fromkeys(view.title for view in views))
     title = " and ".join(names) if len(names) > 1 else f"{names[0]}, side by side"
-    page = Page("compare", title, kinds, sections)
+    page = Page("compare", title, kinds, parts)
     return write_page(page, target_of(out, Path("."), "compare.html"))
 
 
@@ -131,49 +125,96 @@ def _key(i: int, arm: ArmView) -> Key:
     return Key(f"{LETTERS[i]}: {arm.title}", 0 if arm.role == "baseline" else 1 + i)
 
 
-def _verdicts(views: Sequence[View], canvas: Canvas) -> Section:
-    blocks: list[Block] = [
-        banner(view, name=f"{LETTERS[i]}: {view.title} ({view.folder.name})") for i, view in enumerate(views)
-    ]
-    primary = next((view.primary for view in views if view.differences), "")
-    parts: list[Part] = []
-    for i, view in enumerate(views):
-        rows = [row for row in view.differences if row.statistic == primary and math.isfinite(row.value)]
-        parts.append((f"{LETTERS[i]}: {view.title}", view, rows, i + 1))
-    if any(rows for _, _, rows, _ in parts):
-        label = next(rows[0].label for _, _, rows, _ in parts if rows)
-        reading = (
-            f"Each remedy minus each of its own arms, with paired {percent(views[0].confidence)} intervals.",
-            "Remedies of two reports are not paired with each other: overlapping intervals settle nothing, and "
-            "intervals that do not overlap are a hint, not a test.",
-        )
-        blocks.append(Grid((forest(canvas, label, parts, reading, named=True),)))
-    return Section("verdict", "Verdicts", blocks)
+def _heads(views: Sequence[View]) -> list[Column]:
+    return [Column(f"{LETTERS[i]}: {view.title}", numeric=True) for i, view in enumerate(views)]
 
 
-def _levels(views: Sequence[View], canvas: Canvas) -> Section:
-    keyed: dict[tuple[str, str | None], dict[tuple[int, str], Level]] = {}
-    for i, view in enumerate(views):
-        for row in view.levels:
-            keyed.setdefault((row.statistic, row.group), {})[(i, row.arm)] = row
-    arms = [(i, arm) for i, view in enumerate(views) for arm in _shown(view)]
-    columns = [
-        Column("Statistic"),
-        *(Column(f"{LETTERS[i]}: {arm.title}", numeric=True, key=_key(i, arm)) for i, arm in arms),
+# -- what differs, and which is better ------------------------------------------------------------------------------
+
+
+def _differs(views: Sequence[View]) -> Section:
+    configs = [_first(view, "config") for view in views]
+    sides = [
+        flatten(config.get("resolved") or {})
+        | {
+            "preset": config.get("preset"),
+            "seeds": ", ".join(map(str, view.seeds)),
+            "draws": view.evidence.get("draws"),
+        }
+        for view, config in zip(views, configs, strict=True)
     ]
+    same = "Their settings, seeds and numbers of draws are the same."
+    return Section("differs", "What differs", [_diff("Settings and evidence that differ", views, sides, same)])
+
+
+def _first(view: View, name: str) -> Mapping[str, Any]:
+    return next((getattr(run, name) for run in view.runs if getattr(run, name)), {})
+
+
+def _diff(caption: str, views: Sequence[View], sides: Sequence[Mapping[str, Any]], same: str) -> Block:
+    keys = dict.fromkeys(key for side in sides for key in side)
+    missing = object()
     body = []
-    for found in keyed.values():
-        line = [Cell(next(iter(found.values())).label)]
-        for i, arm in arms:
-            there = found.get((i, arm.name))
-            line.append(cell(there.value, interval(there.low, there.high)) if there else DASH)
-        body.append(line)
-    blocks: list[Block] = []
+    for key in keys:
+        values = [side.get(key, missing) for side in sides]
+        if any(value != values[0] for value in values):
+            body.append([Cell(key, code=True), *(Cell("–" if v is missing else plain(v), code=True) for v in values)])
+    if not body:
+        return Prose([same], muted=True)
+    return Table(
+        caption, [Column("Setting"), *(dataclasses.replace(c, numeric=False) for c in _heads(views))], body, False
+    )
+
+
+def _verdicts(views: Sequence[View], canvas: Canvas) -> Section:
+    blocks: list[Block] = [_better(views)]
     plane = _front(views, canvas)
-    if plane:
-        blocks.append(Grid((plane,)))
-    blocks.append(Table(f"Levels with {percent(views[0].confidence)} intervals", columns, body))
-    return Section("levels", "Levels", blocks)
+    blocks += [Grid((plane,))] if plane else []
+    blocks += [
+        sections.verdict_card(view, f"{LETTERS[i]}: {view.title} ({view.folder.name})") for i, view in enumerate(views)
+    ]
+    return Section("verdict", "Which is better", blocks)
+
+
+def _better(views: Sequence[View]) -> Table:
+    """Return word, effect and price of each folder, and which one's point is better on each line."""
+    first = next((view for view in views if view.primary), views[0])
+    body = [[Cell("Word"), *(Cell("", tag=sections.verdict_tag(view)) for view in views), Cell("–")]]
+    for word, statistic in (("What decides", first.primary), ("What is paid", first.cost_statistic)):
+        rows = [_of_remedy(view, statistic) for view in views]
+        if not statistic or not any(rows):
+            continue
+        label = next(row.label for row in rows if row)
+        body.append([Cell(word, label), *(_shown_level(row) for row in rows), Cell(*_ranked(rows))])
+    if len(body) == 1:
+        body.append([Cell("Levels"), *(Cell("–") for _ in views), Cell("see the levels below")])
+    reading = [
+        "Remedies of two reports are not paired with each other: overlapping intervals settle nothing, and intervals "
+        "that do not overlap are a hint, not a test."
+    ]
+    return Table("Side by side", [Column("Line"), *_heads(views), Column("Better by its point")], body, False, reading)
+
+
+def _of_remedy(view: View, statistic: str) -> Level | None:
+    arm = next(iter(_shown(view)), None)
+    return next((row for row in view.find(statistic) if arm and row.arm == arm.name), None)
+
+
+def _shown_level(row: Level | None) -> Cell:
+    return cell(row.value, interval(row.low, row.high)) if row else DASH
+
+
+def _ranked(rows: Sequence[Level | None]) -> tuple[str, str]:
+    """Say whose point is better, and whether the intervals of the best two overlap."""
+    known = [(i, row) for i, row in enumerate(rows) if row and math.isfinite(row.value)]
+    better = known[0][1].better if known else "none"
+    if len(known) < 2 or better == "none":
+        return "–", ""
+    (i, best), (_, other) = sorted(known, key=lambda x: x[1].value, reverse=better == "higher")[:2]
+    if best.value == other.value:
+        return "equal", ""
+    apart = best.high < other.low or best.low > other.high
+    return LETTERS[i], "intervals do not overlap" if apart else "intervals overlap"
 
 
 def _front(views: Sequence[View], canvas: Canvas) -> Figure | None:
@@ -199,115 +240,77 @@ def _front(views: Sequence[View], canvas: Canvas) -> Figure | None:
         points.append(Point(spot.x.value, spot.y.value, across, up, key.index, text=text))
         keys.append(key)
         body.append((Cell(key.title), *(cell(row.value, interval(row.low, row.high)) for row in (spot.x, spot.y))))
-    svg = draw_plane(canvas, points, x, y)
-    alt = f"{FRONT}. " + "; ".join(f"{r[0].text}: {x.label} {r[1].text}, {y.label} {r[2].text}" for r in body)
-    table = Table(FRONT, [Column("Arm"), *numeric(x.label, y.label)], body)
-    return Figure(FRONT, svg, alt, table, keys, ("Where crosses overlap, the order is not established.",))
+    title = "What is mended, and what is paid for it"
+    alt = f"{title}. " + "; ".join(f"{r[0].text}: {x.label} {r[1].text}, {y.label} {r[2].text}" for r in body)
+    table = Table(title, [Column("Arm"), *numeric(x.label, y.label)], body)
+    reading = ("Where crosses overlap, the order is not established.",)
+    return Figure(title, canvas.plane(points, x, y), alt, table, keys, reading)
+
+
+# -- every number -----------------------------------------------------------------------------------------------------
+
+
+def _levels(views: Sequence[View]) -> Section:
+    keyed: dict[tuple[str, str | None], dict[tuple[int, str], Level]] = {}
+    for i, view in enumerate(views):
+        for row in view.levels:
+            keyed.setdefault((row.statistic, row.group), {})[(i, row.arm)] = row
+    arms = [(i, arm) for i, view in enumerate(views) for arm in _shown(view)]
+    columns = [
+        Column("Statistic"),
+        *(Column(f"{LETTERS[i]}: {arm.title}", numeric=True, key=_key(i, arm)) for i, arm in arms),
+    ]
+    body = [
+        [Cell(next(iter(found.values())).label), *(_shown_level(found.get((i, arm.name))) for i, arm in arms)]
+        for found in keyed.values()
+    ]
+    table = Table(f"Levels with {percent(views[0].confidence)} intervals", columns, body)
+    return Section("levels", "Levels", [table])
 
 
 def _differences(views: Sequence[View]) -> Section:
-    names = {row.statistic for view in views for row in view.differences}
-    deciding = {name for view in views for name in (view.primary, view.cost_statistic) if name}
-    first, rest = _difference_table(views, names & deciding), _difference_table(views, names - deciding)
-    if not first.rows:
-        text = "These folders hold levels only; nothing was compared inside them."
-        return Section("differences", "Differences", [Prose([text], muted=True)])
-    blocks: list[Block] = [first]
-    if rest.rows:
-        blocks.append(Details(f"The other {len(rest.rows)} differences", [rest]))
-    return Section("differences", "Differences", blocks)
-
-
-def _difference_table(views: Sequence[View], names: Set[str]) -> Table:
     keyed: dict[tuple[str, str, str], dict[int, Difference]] = {}
     for i, view in enumerate(views):
         for row in view.differences:
-            if row.statistic in names:
-                keyed.setdefault((row.label, row.role, view.arm_title(row.against)), {})[i] = row
+            keyed.setdefault((row.label, row.role, view.arm_title(row.against)), {})[i] = row
     body = []
     for (label, role, title), found in keyed.items():
         line = [Cell(label), Cell(title, ROLES.get(role, role))]
         for i in range(len(views)):
             there = found.get(i)
-            line.append(
-                cell(there.value, interval(there.low, there.high, sign=True), sign=True, verdict=there.verdict)
-                if there
-                else DASH
-            )
+            ends = interval(there.low, there.high, sign=True) if there else ""
+            line.append(cell(there.value, ends, sign=True, verdict=there.verdict) if there else DASH)
         body.append(line)
-    columns = [Column("Statistic"), Column("Minus")]
-    columns += [Column(f"{LETTERS[i]}: {view.title}", numeric=True) for i, view in enumerate(views)]
-    return Table("Each remedy minus its own controls", columns, body)
+    if not body:
+        text = "These folders hold levels only; nothing was compared inside them."
+        return Section("differences", "Differences", [Prose([text], muted=True)])
+    table = Table("Each remedy minus its own controls", [Column("Statistic"), Column("Minus"), *_heads(views)], body)
+    return Section("differences", "Differences", [table])
 
 
-# -- what differs --------------------------------------------------------------------------------------------------
-
-
-def _settings(views: Sequence[View]) -> Section:
-    configs = [_first(view, "config") for view in views]
-    resolved = [flatten(config.get("resolved") or {}) | {"preset": config.get("preset")} for config in configs]
-    blocks: list[Block] = []
-    if any(configs):
-        blocks.append(_diff("Settings that differ", views, resolved, "All settings are the same."))
+def _record(views: Sequence[View]) -> Section:
+    """Return versions, deviations, cost and commands."""
     versions = []
     for view in views:
         env = _first(view, "status").get("environment")
         env = env if isinstance(env, Mapping) else {}
         packages = env.get("packages")
-        versions.append(
-            {
-                "python": env.get("python"),
-                "platform": env.get("platform"),
-                **(packages if isinstance(packages, Mapping) else {}),
-            }
-        )
-    blocks.append(_diff("Versions that differ", views, versions, "All recorded versions are the same."))
-    seeds = [{"seeds": ", ".join(map(str, view.seeds)), "draws": view.evidence.get("draws")} for view in views]
-    blocks.append(_diff("Evidence that differs", views, seeds, "Same seeds, same number of bootstrap draws."))
-    return Section("differs", "What differs", blocks)
-
-
-def _first(view: View, name: str) -> Mapping[str, Any]:
-    return next((getattr(run, name) for run in view.runs if getattr(run, name)), {})
-
-
-def _diff(caption: str, views: Sequence[View], sides: Sequence[Mapping[str, Any]], same: str) -> Block:
-    keys = dict.fromkeys(key for side in sides for key in side)
-    missing = object()
-    body = []
-    for key in keys:
-        values = [side.get(key, missing) for side in sides]
-        if any(value != values[0] for value in values):
-            body.append([Cell(key, code=True), *(Cell("–" if v is missing else plain(v), code=True) for v in values)])
-    if not body:
-        return Prose([same], muted=True)
-    columns = [Column(""), *(Column(f"{LETTERS[i]}: {view.title}") for i, view in enumerate(views))]
-    return Table(caption, columns, body, False)
-
-
-def _deviations(views: Sequence[View]) -> Section:
-    blocks: list[Block] = []
+        own = packages if isinstance(packages, Mapping) else {}
+        versions.append({"python": env.get("python"), "platform": env.get("platform"), **own})
+    blocks = [_diff("Versions that differ", views, versions, "All recorded versions are the same.")]
     for i, view in enumerate(views):
         items = view.deviations or ("None in force.",)
-        if i and tuple(items) == tuple(views[0].deviations or ("None in force.",)) and view.method == views[0].method:
-            blocks.append(Prose([f"{LETTERS[i]}: the same as A."], muted=True))
-        else:
-            blocks.append(Notes(items, title=f"{LETTERS[i]}: {view.title}"))
-    return Section("deviations", "Deviations in force", blocks)
-
-
-def _costs(views: Sequence[View]) -> Section:
-    sides = [dict(record.costs(view.runs)) for view in views]
+        alike = (
+            i and tuple(items) == tuple(views[0].deviations or ("None in force.",)) and view.method == views[0].method
+        )
+        shown = ("The same as A.",) if alike else items
+        blocks.append(Notes(shown, title=f"Deviations in force, {LETTERS[i]}: {view.title}"))
+    sides = [dict(sections.costs(view.runs)) for view in views]
     names = list(dict.fromkeys(name for side in sides for name in side))
-    blocks: list[Block] = []
     if names:
         body = [[Cell(name), *(Cell(side.get(name, "–")) for side in sides)] for name in names]
-        columns = [Column("Cost"), *(Column(f"{LETTERS[i]}: {view.title}") for i, view in enumerate(views))]
-        blocks.append(Table("Cost of all arms and seeds", columns, body, False))
-    else:
-        blocks.append(Prose(["No cost is recorded in these folders."], muted=True))
+        blocks.append(Table("Cost of all arms and seeds", [Column("Cost"), *_heads(views)], body, False))
     commands = [str(_first(view, "status").get("command") or "") for view in views]
     lines = [f"# {LETTERS[i]}\n{command}" for i, command in enumerate(commands) if command]
-    if lines:
-        blocks.append(Code("\n".join(lines)))
-    return Section("costs", "Cost, and how to repeat it", blocks, "Cost")
+    blocks += [Code("\n".join(lines))] if lines else []
+    return Section("auditor", "For the auditor", [*blocks, sections.limits(views[0], LIMITS)])

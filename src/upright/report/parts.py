@@ -27,6 +27,7 @@ __all__ = [
     "Facts",
     "Figure",
     "Grid",
+    "Image",
     "Key",
     "Link",
     "Notes",
@@ -143,6 +144,7 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     sortable: bool = True
+    reading: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +164,8 @@ class Facts:
     kind: ClassVar[str] = "facts"
     items: Sequence[tuple[str, str]]
     long: bool = False
+    title: str = ""
+    reading: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,11 +206,23 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True)
+class Image:
+    """A picture inside the page, with its size in bytes."""
+
+    kind: ClassVar[str] = "image"
+    title: str
+    source: str
+    size: int
+    reading: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Grid:
-    """Figures side by side where there is room; a single one has its reading beside it."""
+    """Figures side by side where there is room; `beside`: a table and a figure, two columns of one row."""
 
     kind: ClassVar[str] = "grid"
-    figures: Sequence[Figure]
+    figures: Sequence[Block]
+    beside: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,18 +246,17 @@ class Link:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The banner: one word, one sentence, what it cost, and how it fared against each control."""
+    """The card: one word, one sentence, its lines, and what to do next."""
 
     kind: ClassVar[str] = "verdict"
     tag: Tag
     sentence: str
-    cost: str = ""
-    controls: Sequence[tuple[Key, str, str, Tag]] = ()
-    notes: Sequence[str] = ()
+    facts: Sequence[tuple[str, str]] = ()
+    steps: Sequence[str] = ()
     name: str = ""
 
 
-Block = Table | Prose | Facts | Notes | Code | Figure | Grid | Details | Link | Verdict
+Block = Table | Prose | Facts | Notes | Code | Figure | Image | Grid | Details | Link | Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +267,7 @@ class Section:
     title: str
     blocks: Sequence[Block]
     nav: str = ""
+    folded: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

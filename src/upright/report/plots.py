@@ -19,13 +19,13 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from upright.report.text import number
+from upright.evidence.records import Level
+from upright.report.text import hundredths, number, shorten, two_lines
 
-__all__ = ["COLOURS", "MARKERS", "Bars", "Canvas", "Map", "Mark", "Point", "Row", "Series", "colour_of", "marker_of"]
+__all__ = ["COLOURS", "MARKERS", "Bars", "Canvas", "Mark", "Point", "Row", "Series", "Shade", "colour_of", "marker_of"]
 
 WIDTH = 360
 FONT = 11.0
@@ -39,7 +39,6 @@ COLOURS = {
     )
 }
 ARM_COLOURS = 7
-SHADES = 4
 MARKERS = ("o", "D", "s", "^", "v", "P", "X")
 
 
@@ -117,14 +116,11 @@ class Bars:
 
 
 @dataclasses.dataclass(frozen=True)
-class Map:
-    """One square of a binned plane: edges (n + 1) and (m + 1), counts (n, m) by x and then by y."""
+class Shade:
+    """One cell of a heat map: how far it is from its row, NaN where it has no mean, and the line below."""
 
-    title: str
-    x: Sequence[float]
-    y: Sequence[float]
-    counts: Sequence[Sequence[float]]
-    index: int = 1
+    away: float
+    text: str
 
 
 class Canvas:
@@ -305,49 +301,61 @@ class Canvas:
         _vertical(ax, ylabel, height)
         return self._svg(fig, height)
 
-    def maps(self, rows: Sequence[Sequence[Map]]) -> str:
-        """Draw binned planes, two beside one another, in shades of one colour; every map of a column has its limits."""
-        side, head, gap = 164.0, 22.0, 16.0
-        height = len(rows) * (side + head) + 8
-        fig = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
-        fig.patch.set_visible(False)
-        for r, row in enumerate(rows):
-            for c, one in enumerate(row):
-                left, bottom = 8 + c * (side + gap), height - (r + 1) * (side + head)
-                ax = fig.add_axes((left / WIDTH, bottom / height, side / WIDTH, side / height))
-                ax.patch.set_visible(False)
-                _shades(ax, one)
-                column = [other[c] for other in rows]
-                ax.set_xlim(min(m.x[0] for m in column), max(m.x[-1] for m in column))
-                ax.set_ylim(min(m.y[0] for m in column), max(m.y[-1] for m in column))
-                ax.set_xticks([])
-                ax.set_yticks([])
-                for spine in ax.spines.values():
-                    spine.set_color(COLOURS["line"])
-                    spine.set_linewidth(1)
-                fig.text(left / WIDTH, (bottom + side + 5) / height, one.title, fontsize=FONT, color=COLOURS["ink"],
-                         parse_math=False)  # fmt: skip
+    def plane(self, points: Sequence[Point], x: Level, y: Level, **more: Any) -> str:
+        """Draw points in a plane whose axes are called as the levels x and y are."""
+        across = "← better" if x.better == "lower" else "better →"
+        up = {"lower": " (better ↓)", "higher": " (better ↑)"}.get(y.better, "")
+        xlabel, ylabel = f"{shorten(x.label, 36)} ({across})", shorten(y.label, 40) + up
+        return self.front(points, xlabel, ylabel, y_from_zero=y.better == "lower", **more)
+
+    def dots(self, points: Sequence[Sequence[float]], xlabel: str, ylabel: str, *, index: int = 1) -> str:
+        """Draw points (P, 2) in [0, 1] x [0, 1]."""
+        height = 300.0
+        fig, ax = _axes(height, left=46, right=12, top=26, bottom=40)
+        x, y = zip(*points, strict=True)
+        size = 5.5 if len(points) <= 150 else 4.0
+        ax.plot(x, y, "o", markersize=size, color=COLOURS[colour_of(index)], alpha=0.5, markeredgewidth=0)
+        ax.set_xlim(-0.02, 1.02)
+        ax.set_ylim(-0.02, 1.02)
+        _finish(ax, xlabel)
+        _vertical(ax, ylabel, height)
+        return self._svg(fig, height)
+
+    def heat(self, rows: Sequence[tuple[str, Sequence[Shade]]], columns: Sequence[str], steps: Sequence[float]) -> str:
+        """Draw rows of cells, shaded by the sign of the distance and by how many of the steps it reaches."""
+        left, head, step = 76.0, 34.0, 34.0
+        height, wide = head + step * len(rows) + 4.0, (WIDTH - left - 4.0) / max(len(columns), 1)
+        fig, ax = _axes(height, left=0, right=0, top=0, bottom=0)
+        ax.set_axis_off()
+        ax.set_xlim(0, WIDTH)
+        ax.set_ylim(height, 0)
+
+        def say(x: float, y: float, text: str, ink: str = "ink", align: str = "center") -> None:
+            ax.text(x, y, text, ha=align, va="center", fontsize=FONT, color=COLOURS[ink], parse_math=False)
+
+        for j, name in enumerate(columns):
+            lines = two_lines(name, max(int(wide / 7.6), 4))
+            for k, line in enumerate(lines):
+                say(left + (j + 0.5) * wide, head - 9 - 13 * (len(lines) - 1 - k), line)
+        for i, (name, cells) in enumerate(rows):
+            y = head + i * step
+            say(4, y + step / 2, shorten(name, 12), align="left")
+            for j, one in enumerate(cells):
+                x = left + j * wide
+                shade = sum(abs(one.away) >= size for size in steps) if math.isfinite(one.away) else 0
+                colour = COLOURS[colour_of(1 if one.away > 0 else 2)]
+                box = Rectangle((x + 1, y + 1), wide - 2, step - 2, facecolor=colour, alpha=0.13 * shade, linewidth=0)
+                ax.add_patch(box)
+                edge = Rectangle((x + 1, y + 1), wide - 2, step - 2, fill=False, edgecolor=COLOURS["line"])
+                edge.set_linewidth(0.8)
+                ax.add_patch(edge)
+                say(x + wide / 2, y + 11, hundredths(one.away))
+                say(x + wide / 2, y + 24, one.text, "soft")
         return self._svg(fig, height)
 
     def _svg(self, fig: Figure, height: float) -> str:
         self.count += 1
         return _render(fig, height, f"{self.prefix}{self.count}-")
-
-
-def _shades(ax: Axes, one: Map) -> None:
-    """Fill the bins of a map by quarters of its largest count; one path a shade keeps the file small."""
-    most = max((count for column in one.counts for count in column), default=0)
-    for shade in range(1, SHADES + 1):
-        corners: list[tuple[float, float]] = []
-        for i, column in enumerate(one.counts):
-            for j, count in enumerate(column):
-                if most and count > 0 and math.ceil(SHADES * count / most) == shade:
-                    (a, b), (c, d) = one.x[i : i + 2], one.y[j : j + 2]
-                    corners += [(a, c), (b, c), (b, d), (a, d), (a, c)]
-        if corners:
-            codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * (len(corners) // 5)
-            ax.add_patch(PathPatch(Path(corners, codes), facecolor=COLOURS[colour_of(one.index)], linewidth=0,
-                                   alpha=shade / SHADES))  # fmt: skip
 
 
 def _axes(height: float, *, left: float, right: float, top: float, bottom: float) -> tuple[Figure, Axes]:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from upright.contract import InputError
 from upright.evidence.records import Difference, Level, Null
-from upright.report.text import metric_title
+from upright.report.table import UnitTable
+from upright.report.text import metric_title, printable
+from upright.shell.notes import merge_curves
 
 __all__ = ["ArmView", "Difference", "Level", "Null", "RunRecord", "View", "read_folder"]
 
@@ -29,23 +32,22 @@ class ArmView:
     title: str
     role: str
     index: int
-    settings: Mapping[str, Any]
-    notes: Mapping[str, Any]
-    totals: Mapping[str, Any]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    totals: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    curves: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
     """What one run folder holds beside its evidence."""
 
-    name: str
+    folder: Path
     seed: int | None
     status: Mapping[str, Any]
     config: Mapping[str, Any]
-    curves: tuple[Mapping[str, Any], ...]
+    log: tuple[Mapping[str, Any], ...]
     unread_lines: int
-    notes: Mapping[str, Mapping[str, Any]]
-    totals: Mapping[str, Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,9 @@ class View:
     runs: tuple[RunRecord, ...]
     missing_runs: tuple[str, ...]
     summary: Mapping[str, Any]
+    swept_field: str
+    sweep: Mapping[str, float]
+    table: UnitTable
 
     def arm(self, name: str) -> ArmView | None:
         """Return an arm by name, None when the folder does not list it."""
@@ -78,6 +83,23 @@ class View:
         """Return how to write an arm; its name when the folder does not list it."""
         arm = self.arm(name)
         return arm.title if arm else name
+
+    def index_of(self, name: str) -> int:
+        """Return the colour of an arm; that of the baseline when the folder does not list it."""
+        arm = self.arm(name)
+        return arm.index if arm else 0
+
+    def strength(self, arm: ArmView) -> float:
+        """Return an arm's own value of the swept setting, else the configured one; NaN when neither is stored."""
+        config: Any = next((run.config for run in self.runs if run.config), {})
+        method = (config.get("resolved") or {}).get("method") or {}
+        value = arm.settings.get(self.swept_field, method.get(self.swept_field))
+        return float(value) if isinstance(value, int | float) else math.nan
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """The folder, and those of its runs."""
+        return tuple(self.table.places)
 
     def find(self, statistic: str, group: str | None = None) -> list[Level]:
         """Return the levels of one statistic and group in the order of the arms."""
@@ -159,9 +181,9 @@ def _view(kind: Kind, folder: Path, summary: Mapping[str, Any]) -> View:
     if not isinstance(evidence, Mapping):
         raise InputError(f"{where}: no evidence", "an object `evidence` with levels", "run again, or repair the file")
     runs, missing = _runs(kind, folder, summary)
-    arms = _arms(summary, runs)
-    listed = [row for row in summary.get("arms", []) if isinstance(row, Mapping)]
-    others = {str(row.get("name")) for row in listed if row.get("role") == "sweep"}
+    listed = [_object(row) for row in summary.get("arms", [])]
+    others = {str(row.get("name")): row for row in listed if row.get("role") == "sweep"}
+    field, sweep = _swept(others)
     differences = [
         Difference.read(row, f"{where}: differences[{i}]") for i, row in enumerate(evidence.get("differences", []))
     ]
@@ -173,7 +195,7 @@ def _view(kind: Kind, folder: Path, summary: Mapping[str, Any]) -> View:
         for row in levels
     ]
     seeds = summary.get("seeds", [summary["seed"]] if isinstance(summary.get("seed"), int) else [])
-    first = next((run for run in runs), None)
+    places = (folder, *(place for run in runs if (place := run.folder) != folder))
     return View(
         kind=kind,
         folder=folder,
@@ -181,42 +203,66 @@ def _view(kind: Kind, folder: Path, summary: Mapping[str, Any]) -> View:
         title=str(summary.get("title") or summary.get("method") or "audit"),
         mends=str(summary.get("mends", "")),
         data=_object(summary.get("data")),
-        arms=arms,
+        arms=_arms(kind, listed, summary, runs),
         seeds=tuple(int(seed) for seed in seeds) or tuple(r.seed for r in runs if r.seed is not None),
         evidence=evidence,
         levels=tuple(row for row in levels if row.arm not in others),
         differences=tuple(differences),
         swept=tuple(row for row in levels if row.arm in others),
         warnings=tuple(map(str, summary.get("warnings", []))),
-        deviations=tuple(map(str, summary.get("deviations") or _deviations_of(folder, first))),
+        deviations=tuple(map(str, summary.get("deviations") or [])),
         runs=runs,
         missing_runs=missing,
         summary=summary,
+        swept_field=field,
+        sweep=sweep,
+        table=UnitTable(places),
     )
+
+
+def _swept(arms: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, float]]:
+    """Return the setting that a sweep varies and its value in each sweep arm."""
+    field, found = "", {}
+    for name, row in arms.items():
+        for key, value in _object(row.get("settings")).items():
+            if isinstance(value, int | float) and f"{value:g}" == name.partition("@")[2]:
+                field, found[name] = str(key), float(value)
+    return field, found
 
 
 def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _arms(summary: Mapping[str, Any], runs: Sequence[RunRecord]) -> tuple[ArmView, ...]:
-    listed = [{"name": row} if isinstance(row, str) else dict(row) for row in summary.get("arms", [])]
+def _arms(
+    kind: Kind, listed: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], runs: Sequence[RunRecord]
+) -> tuple[ArmView, ...]:
     listed = [row for row in listed if row.get("role") != "sweep"]
     # the baseline is always grey and the remedy always blue, wherever they stand in the list
     rest = iter(range(2, 2 + len(listed)))
     taken: set[int] = set()
-    views = []
+    logged = merge_curves([run.log for run in runs])
+    views = list[ArmView]()
     for row in listed:
-        role = str(row.get("role") or "")
+        role, name = str(row.get("role") or ""), str(row.get("name", ""))
         fixed = 1 if len(listed) == 1 else {"baseline": 0, "remedy": 1}.get(role)
         index = fixed if fixed is not None and fixed not in taken else next(rest)
         taken.add(index)
-        name = str(row.get("name", ""))
-        notes = _object(row.get("notes")) or next((r.notes[name] for r in runs if name in r.notes), {})
-        totals = _object(row.get("totals")) or next((r.totals[name] for r in runs if name in r.totals), {})
         title = str(row.get("title") or name)
+        notes = _object(row.get("notes"))
+        if kind == "audit" and not views:  # facts of what was audited
+            notes = {**notes, **_object(summary.get("audit")), "exposure": summary.get("exposure")}
         views.append(
-            ArmView(name, title[:1].upper() + title[1:], role, index, _object(row.get("settings")), notes, totals)
+            ArmView(
+                name,
+                title[:1].upper() + title[1:],
+                role if kind != "audit" else "",
+                index,
+                _object(row.get("settings")),
+                notes,
+                _object(row.get("totals")),
+                row.get("curves") or logged.get(name) or (),
+            )
         )
     return tuple(views)
 
@@ -238,27 +284,9 @@ def _runs(kind: Kind, folder: Path, summary: Mapping[str, Any]) -> tuple[tuple[R
 def _run(folder: Path) -> RunRecord:
     status, config = _optional(folder / "run.json"), _optional(folder / "config.json")
     summary = _optional(folder / "summary.json")
-    curves, unread = _lines(folder / "metrics.jsonl")
+    log, unread = _lines(folder / "metrics.jsonl")
     seed = summary.get("seed", status.get("seed"))
-    arms = [arm for arm in summary.get("arms", []) if isinstance(arm, Mapping)]
-    return RunRecord(
-        name=folder.name,
-        seed=seed if isinstance(seed, int) else None,
-        status=status,
-        config=config,
-        curves=curves,
-        unread_lines=unread,
-        notes={str(arm.get("name")): _object(arm.get("notes")) for arm in arms},
-        totals={str(arm.get("name")): _object(arm.get("totals")) for arm in arms},
-    )
-
-
-def _deviations_of(folder: Path, run: RunRecord | None) -> Sequence[str]:
-    """Deviations of a comparison are those of its runs."""
-    if run is None or run.name == folder.name:
-        return []
-    place = next((p for p in (folder.parent / run.name, folder / run.name) if p.is_dir()), None)
-    return list(_optional(place / "summary.json").get("deviations", [])) if place else []
+    return RunRecord(folder, seed if isinstance(seed, int) else None, status, config, log, unread)
 
 
 def _lines(path: Path) -> tuple[tuple[Mapping[str, Any], ...], int]:
@@ -270,7 +298,7 @@ def _lines(path: Path) -> tuple[tuple[Mapping[str, Any], ...], int]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = printed(json.loads(line))
         except ValueError:
             row = None
         if isinstance(row, dict):
@@ -280,13 +308,22 @@ def _lines(path: Path) -> tuple[tuple[Mapping[str, Any], ...], int]:
     return tuple(rows), unread
 
 
+def printed(value: Any) -> Any:
+    """Return a JSON value whose texts hold no control characters: names may, and a page may not."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(k): printed(v) for k, v in value.items()}
+    return [printed(v) for v in value] if isinstance(value, list) else value
+
+
 def _optional(path: Path) -> Mapping[str, Any]:
     return _json(path) if path.is_file() else {}
 
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = printed(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise InputError(
             f"{path.name} is not JSON: {error}", "the file as upright wrote it", "restore it, or run again"

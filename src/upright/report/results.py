@@ -1,4 +1,4 @@
-"""RESULTS.md, one table of the published studies: ``python -m upright.report.results [RESULTS_FOLDER] [OUT]``."""
+"""RESULTS.md and the studies' own pages: ``python -m upright.report.results [RESULTS_FOLDER] [OUT]``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from upright.evidence.records import Difference, Level
 from upright.report.text import NARROW, interval, number, plural
 from upright.shell.runs import read_json
 
-__all__ = ["results_page"]
+__all__ = ["results_page", "study_page"]
 
 HEAD = """# Results
 
@@ -57,6 +57,33 @@ def results_page(results: Path) -> str:
     return "\n".join([HEAD, "", *table]) + "\n"
 
 
+def study_page(folder: Path) -> str:
+    """Return the README of a study as text, from its ``summary.json`` and ``config.json``."""
+    summary = read_json(folder / "summary.json")
+    said, data = summary["evidence"]["verdict"], summary["data"]
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    evidence, lines = summary["evidence"], said["lines"]
+    words = {"effect": "Effect", "due": "Due to the method", "price": "Price", "rivals": "Rivals"}
+    told = [f"* **{title}**: {lines[key]}." for key, title in words.items() if lines.get(key)]
+    size = f"{evidence['n_seeds']} seeds, {plural(evidence['n_units'], evidence['unit_kind'])}"
+    parts = [
+        f"# {summary['title']} on {data['name']}: {folder.name}",
+        "Written by `make results`; do not edit.",
+        f"**{said['title'][:1].upper()}{said['title'][1:]}.** {said['sentence'].replace('->', '→')}",
+        "\n".join(told),
+        f"What to do next: {' '.join(said['next_steps'])}",
+        f"Mends {summary['mends']}; {size}; {evidence['resampling']}.",
+        f"`upright report results/{folder.name}` draws every number of this folder.",
+    ]
+    if said.get("from_stored_intervals"):
+        parts.append("Given by today's rules from the intervals that were computed when the study was published.")
+    if (folder / "notes.md").is_file():
+        parts.append("How it was run: [notes.md](notes.md).")
+    if config.get("command"):
+        parts.append(f"To repeat it:\n\n```\n{config['command']}\n```")
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
 def _row(name: str, summary: Mapping[str, Any]) -> tuple[str, ...]:
     evidence = summary["evidence"]
     said = evidence["verdict"]
@@ -92,4 +119,6 @@ def _change(summary: Mapping[str, Any], statistic: str, percent: bool = False) -
 
 if __name__ == "__main__":
     source = Path(sys.argv[1] if len(sys.argv) > 1 else "results")
+    for study in sorted(source.glob("*/summary.json")):
+        (study.parent / "README.md").write_text(study_page(study.parent), encoding="utf-8")
     Path(sys.argv[2] if len(sys.argv) > 2 else "RESULTS.md").write_text(results_page(source), encoding="utf-8")

@@ -56,3 +56,19 @@ const watch = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "-10% 0px -80% 0px" });
 document.querySelectorAll("main > section").forEach((section) => watch.observe(section));
+
+// a summary is printed as it is open; everything means every fold
+for (const button of document.querySelectorAll("[data-print]")) {
+  button.addEventListener("click", () => {
+    const folded = button.dataset.print ? [...document.querySelectorAll("details:not([open], .data)")] : [];
+    folded.forEach((fold) => (fold.open = true));
+    print();
+    folded.forEach((fold) => (fold.open = false));
+  });
+}
+const unfold = () => {
+  const fold = document.getElementById(location.hash.slice(1))?.querySelector(".fold");
+  if (fold) fold.open = true;
+};
+addEventListener("hashchange", unfold);
+unfold();

@@ -13,6 +13,7 @@ __all__ = [
     "attack_title",
     "duration",
     "flatten",
+    "hundredths",
     "interval",
     "lower",
     "metric_title",
@@ -20,7 +21,10 @@ __all__ = [
     "percent",
     "plain",
     "plural",
+    "printable",
     "shorten",
+    "title_of",
+    "two_lines",
 ]
 
 MINUS = "\N{MINUS SIGN}"
@@ -139,6 +143,34 @@ def attack_title(attack: str) -> str:
 def shorten(text: str, size: int = 40) -> str:
     """Cut a name so that it fits above a plot's row; tables hold it whole."""
     return text if len(text) <= size else text[: size - 1].rstrip() + "…"
+
+
+def printable(text: str) -> str:
+    """Write control characters as their code: a name may hold any, and a page or a plot may not."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def title_of(label: str, group: str | None) -> str:
+    """Return a label without the group, attack or class that it ends in."""
+    return label.removesuffix(f", {group}").removesuffix(f": {group}") if group else label
+
+
+def two_lines(name: str, size: int) -> list[str]:
+    """Break a name at a space or hyphen where its halves are most alike, each cut to a size; the table holds it."""
+    if len(name) <= size:
+        return [name]
+    cuts = [i + 1 for i, letter in enumerate(name) if letter in " -" and 0 < i < len(name) - 1]
+    if not cuts:
+        return [shorten(name, size)]
+    at = min(cuts, key=lambda i: max(i, len(name) - i))
+    return [shorten(half.strip(), size) for half in (name[:at], name[at:])]
+
+
+def hundredths(value: float) -> str:
+    """Write two decimals and no more, where a cell has no room for the digits of a tiny number."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:+.2f}".replace("-", MINUS) if abs(value) >= 0.005 else "0.00"
 
 
 def plain(value: Any) -> str:

@@ -29,15 +29,8 @@ from upright.shell.places import require_folder
 from upright.shell.runner import _new_folder
 from upright.shell.runs import RunFolder, write_json
 
-__all__ = ["AUDITS", "MIN_GROUP", "YOURS", "Audit", "suppress_small", "write_audit"]
+__all__ = ["MIN_GROUP", "YOURS", "Audit", "suppress_small", "write_audit"]
 
-#: kind of audit -> where its function lives
-AUDITS: Mapping[str, str] = {
-    "ranking": "upright.shell.audit_ranking:audit_ranking",
-    "embeddings": "upright.shell.audit_embeddings:audit_embeddings",
-    "predictions": "upright.shell.audit_predictions:audit_predictions",
-    "forgetting": "upright.shell.audit_forgetting:audit_forgetting",
-}
 MIN_GROUP = 5  # units; the mean of fewer says too much about each
 YOURS = "yours"
 
@@ -68,6 +61,8 @@ class Audit:
         Metrics whose groups are compared. The mean of the first is told where there are no groups.
     facts : mapping
         Stored as ``audit`` in ``summary.json``, after the groups.
+    notes : mapping of arm to mapping
+        What a report draws of each arm.
     more : mapping
         Further top-level blocks of ``summary.json``.
     warnings : sequence of str
@@ -93,6 +88,7 @@ class Audit:
     statistics: Sequence[str]
     compared: Sequence[str]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     command: str = ""
@@ -168,7 +164,14 @@ def write_audit(audit: Audit, out: Path, *, seed: int = 0, draws: int = DRAWS, f
             *((name, "reference", title, scores) for name, title, scores in audit.others),
         ]
         arms = [
-            {"name": name, "role": role, "title": title, "settings": {}, "notes": {}, "totals": dict(scores.totals)}
+            {
+                "name": name,
+                "role": role,
+                "title": title,
+                "settings": {},
+                "notes": dict(audit.notes.get(name, {})),
+                "totals": dict(scores.totals),
+            }
             for name, role, title, scores in all_scores
         ]
         summary = {

@@ -19,7 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.contract import Arm, InputError, Metric, UnitScores
+from upright.contract import Arm, InputError, Metric, UnitScores, audit
+from upright.declare import Intervals, Noted
 from upright.evidence.bootstrap import DRAWS, Bootstrap
 from upright.evidence.compute import evidence, margins_of
 from upright.evidence.records import Level
@@ -312,6 +313,58 @@ def attacks_of(summary: Mapping[str, Any]) -> list[dict[str, str]]:
 # -- the audit ------------------------------------------------------------------------------------------------------
 
 
+@audit(
+    "embeddings",
+    report=[
+        Intervals(
+            "Leakage by attacker and surface",
+            "leakage:*",
+            [
+                "Leakage is the distance of an attacker's AUC from guessing: 0 is guessing, 0.5 is certainty. A "
+                "cross-fitted attacker learns from other attacked users, a transfer attacker from those whom the "
+                "defence knew."
+            ],
+        ),
+        Intervals(
+            "AUC of the strongest attacker by the number of users whose label it knows",
+            "curve",
+            [
+                "Half of the users are scored. Mark: mean of some splits; line: the smallest and the largest of them. "
+                "A curve that still rises says that an attacker with more known users would read more."
+            ],
+            by=("n",),
+            value="auc",
+        ),
+        Noted(
+            "Every attack",
+            "rows",
+            by={"surface": "Surface", "attacker": "Attacker", "protocol": "Protocol"},
+            names={
+                "leakage": "leakage",
+                "auc": "AUC",
+                "balanced_accuracy": "balanced accuracy",
+                "p": "p, adjusted",
+                "n": "users",
+                "converged": "converged",
+            },
+        ),
+        Noted(
+            "Classes: users, and how well one class is told from the others",
+            "classes",
+            ["AUC is that of the strongest attack."],
+            by={"class": "Class"},
+            names={"n": "scored", "aligned": "aligned", "auc": "AUC"},
+        ),
+        Noted("Always naming the largest class", names={"majority": "Right for this share of the scored users"}),
+    ],
+    limits=[
+        "There is no formal guarantee, such as differential privacy gives. Leakage is a lower bound: what the "
+        "attackers named here read. An attacker that was not tried may do better.",
+        "Intervals are those of these attackers: trained again on other users, they would read a little more or less.",
+        "If a defence was fitted on the users that are scored, a low value is no evidence of privacy.",
+        "It judges the vectors that were handed in, not the lists or scores made from them.",
+    ],
+)
 def audit_embeddings(
     tables: Tables,
     labels: Path | str,
@@ -474,7 +527,15 @@ def audit_embeddings(
                 "strongest": strongest["attack"],
                 "p_max": judged.evidence["headline"]["p"],
                 "majority": max(sides["scored"] for sides in counts.values()) / int(scored.sum()),
-                "counts": counts,
+                "classes": [
+                    {
+                        "class": name,
+                        "n": sides["scored"],
+                        "aligned": sides["aligned"],
+                        "auc": strongest.get(f"auc[{name}]"),
+                    }
+                    for name, sides in counts.items()
+                ],
                 "curve": curve,
                 "curve_of": f"{top.attacker} on {top.surface}" if curve else None,
                 "surfaces": {s: table.shape[1] for s, table in users.surfaces.items()},

@@ -32,15 +32,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
-from upright.contract import Arm, InputError, Metric, UnitScores
+from upright.contract import Arm, InputError, Metric, UnitScores, audit
 from upright.data.forget import Record, fingerprint, read_records, refuse_overlap, unique_records
+from upright.declare import Curve, Intervals, Noted, Signed
 from upright.evidence.bootstrap import DRAWS, Bootstrap
 from upright.evidence.compute import evidence, margins_of
 from upright.evidence.records import Level, Null
 from upright.evidence.statistics import RETRAIN, SET, computable, parse
 from upright.evidence.units import Block, Units
 from upright.evidence.verdict import Verdict, audit_verdict
-from upright.maths.ranks import widest
 from upright.maths.simultaneous import LEVEL, POWER, Comparisons, Z, wilson
 from upright.metrics import forgetting as metrics_of
 from upright.metrics import membership
@@ -69,6 +69,75 @@ TITLES = {YOURS: "your model", RETRAIN: "retain-only reference"}
 _GRID = 101  # places of a distribution function that a report draws: no value of a single record
 
 
+@audit(
+    "forgetting",
+    report=[
+        Intervals(
+            "What is still known: the probability of answers",
+            "mean:forget_probability mean:holdout_probability mean:retain_probability",
+            bars=True,
+        ),
+        Signed(
+            "Beyond the reference, or beyond guessing",
+            "beyond:forget_probability beyond:mia_*",
+            [
+                "Above 0 records are still known; below, they were pushed under the level of unseen ones, which gives "
+                "them away as well."
+            ],
+        ),
+        Intervals(
+            "Who can tell a forgotten record from an unseen one",
+            "membership:*",
+            ["Distance of the attack's AUC from 1/2, which is guessing."],
+        ),
+        Intervals(
+            "What is still known: by heart and in its own words",
+            "mean:forget_rouge_l mean:exact_memorisation mean:extraction_strength",
+            bars=True,
+        ),
+        Intervals("Distances from the reference", "memory_gap:* ks_distance:*"),
+        Curve(
+            "Does the true answer stand out among false ones",
+            "truth",
+            [
+                "How many records have at most this share of the true answer: left of one half the false answers are "
+                "the likelier ones."
+            ],
+            x="share of the true answer",
+            y="share of forgotten records",
+        ),
+        Intervals(
+            "What is left of the retained records",
+            "utility:retain mean:retain_probability mean:retain_rouge_l mean:retain_truth_ratio",
+            ["A utility of 0 is a model of no use."],
+            bars=True,
+        ),
+        Noted(
+            "By author, numbered in the order of the file",
+            "authors.rows",
+            by={"author": "Author"},
+            names={
+                "n": "records",
+                "forget_probability.yours.value": "probability",
+                "forget_probability.retrain.value": "of the reference",
+                "extraction_strength.yours.value": "extraction strength",
+                "extraction_strength.retrain.value": "of the reference ",
+            },
+        ),
+    ],
+    limits=[
+        "The aim is the level of a model that never saw the records. A lower number is not better: what is pushed "
+        "below that level stands out as well.",
+        "No audit proves that a model has forgotten. Knowledge that these questions do not reach may come back with a "
+        "few steps of training, other words or rounded weights.",
+        "Intervals resample records with the models as they are. Two models trained alike differ too; how much, one "
+        "pair does not tell.",
+        "Membership compares forgotten with held-out records. Where the two kinds differ in what they say, the AUC of "
+        "a model that saw neither is not one half: that of the reference tells.",
+        "Values of single records say which ones were to be forgotten. This page has means alone; keep units.parquet "
+        "as you keep the records.",
+    ],
+)
 def audit_forgetting(
     model: Path | str,
     *,
@@ -146,7 +215,7 @@ def audit_forgetting(
     ids = [f"{side}-{i + 1}" for side, records in sets.items() for i in range(len(records))]
     scores = {name: UnitScores("record", ids, own, by, cluster=cluster) for name, own in kept.items()}
     blocks = [Block("audit_forgetting", name, seed, one) for name, one in scores.items()]
-    found, facts = forgetting_evidence(blocks, draws=draws, seed=seed, margin=margin)
+    found, facts, notes = forgetting_evidence(blocks, draws=draws, seed=seed, margin=margin)
     counts = {side: len(records) for side, records in sets.items()}
     passed = {
         "model": Path(model).name,
@@ -173,6 +242,7 @@ def audit_forgetting(
             statistics=(),
             compared=(),
             facts={"records": counts, **facts},
+            notes=notes,
             warnings=warnings,
             evidence=found,
             command=command or _command(Path(model), files, reference, template, generate, batch_size, seed),
@@ -297,8 +367,8 @@ def _groupings(sets: Mapping[str, Sequence[Record]], warnings: list[str]) -> tup
 
 def forgetting_evidence(
     blocks: Sequence[Block], *, draws: int = DRAWS, seed: int = 0, margin: float = MARGIN
-) -> tuple[Row, Row]:
-    """Return levels with the verdict, and the facts of the panel.
+) -> tuple[Row, Row, dict[str, Row]]:
+    """Return levels with the verdict, facts of the audit, and notes of each model.
 
     Parameters
     ----------
@@ -329,8 +399,8 @@ def forgetting_evidence(
     found["verdict"] = said.row()
     found["headline"] = levels[said.primary, YOURS].row()
     found["levels"] = [x.row() for x in levels.values()]
-    facts = {"reference": reference, "truth": _truth(units), "authors": _authors(blocks, roles, draws, seed)}
-    return found, facts
+    facts = {"reference": reference, "authors": _authors(blocks, roles, draws, seed)}
+    return found, facts, {arm: {"truth": _truth(units, arm)} for arm in units.arms}
 
 
 def _statistics(units: Units) -> list[str]:
@@ -472,25 +542,18 @@ def _changes(boot: Bootstrap, texts: Sequence[str]) -> list[Level]:
     return found
 
 
-def _truth(units: Units) -> Row | None:
-    """Return distribution functions of the share of the true answer on a grid, and where the two differ most."""
-    own = units.values(YOURS, TRUTH)[0] if TRUTH in units.metrics else np.array([math.nan])
-    if np.isnan(own).all():
-        return None
-    grid = np.linspace(0.0, 1.0, _GRID)
-    found: Row = {"x": grid.tolist(), "yours": _shares(own, grid), "n": int((~np.isnan(own)).sum())}
-    other = units.values(RETRAIN, TRUTH)[0] if RETRAIN in units.arms else np.full_like(own, np.nan)
-    if np.isnan(own + other).all():
-        return found
-    x, *ends = widest(own, other)
-    return found | {"reference": _shares(other, grid), "at": round(x, 2), "ends": ends}
-
-
-def _shares(values: Array, grid: Array) -> list[float]:
-    """Return the share of values up to each place of a grid."""
+def _truth(units: Units, arm: str) -> list[Row]:
+    """Return the distribution function of the share of the true answer on a grid; nothing where no record has it."""
+    values = units.values(arm, TRUTH)[0] if TRUTH in units.metrics else np.array([math.nan])
     known = np.sort(values[~np.isnan(values)])
-    shares: list[float] = (np.searchsorted(known, grid, side="right") / len(known)).tolist()
-    return shares
+    if not len(known):
+        return []
+    grid = np.linspace(0.0, 1.0, _GRID)
+    shares = np.searchsorted(known, grid, side="right") / len(known)
+    return [
+        {"share of the true answer": x, "share of forgotten records": y}
+        for x, y in zip(grid.tolist(), shares.tolist(), strict=True)
+    ]
 
 
 def _authors(blocks: Sequence[Block], roles: Sequence[Arm], draws: int, seed: int) -> Row | None:

@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from upright.contract import Arm, InputError, Metric, UnitScores
+from upright.contract import Arm, InputError, Metric, UnitScores, audit
+from upright.declare import Heat, Noted, Signed
 from upright.evidence.bootstrap import DRAWS
 from upright.evidence.compute import evidence, margins_of, pair_levels
 from upright.evidence.records import Level
@@ -60,6 +61,44 @@ _NAMES = ("disparity", "client_disparity", "mean_client_disparity")
 Row = dict[str, Any]
 
 
+@audit(
+    "predictions",
+    report=[
+        Signed("Gaps between groups, the one that decides first", "gap:*=*"),
+        Heat("Share decided so", "fairness.0.by_group", split=("stratum", "class")),
+        Noted(
+            "Largest gap over all rows, and inside clients",
+            "fairness.0.gaps",
+            by={"client": "Client", "stratum": "Rate", "class": "Decided", "first": "Higher", "second": "Lower"},
+            names={"value": "gap", "low": "from", "high": "to", "smallest": "smaller cell", "shown": "beyond chance"},
+        ),
+        Noted(
+            "Clients whose gap goes the other way than that over all rows",
+            "fairness.0.conflicts",
+            by={"client": "Client"},
+            names={
+                "global.first": "higher over all rows",
+                "global.value": "gap",
+                "local.first": "higher inside",
+                "local.value": "gap inside",
+            },
+        ),
+        Noted(
+            "Cells that may hold too few rows",
+            "fairness.0.small",
+            by={"client": "Client", "group": "Group"},
+            names={"n": "rows", "need": "rows of the client needed"},
+        ),
+    ],
+    limits=[
+        "Equal rates are no proof of fair treatment: the labels themselves may be unfair, and groups may differ in "
+        "what decisions cost them.",
+        "Only the groups in the file are compared. A group that is not named, or a mixture, may be worse off.",
+        "The largest of many gaps is large by selection, most of all among small clients: read its adjusted interval, "
+        "and whether it is beyond chance. The interval of a single rate is not adjusted.",
+        "Intervals describe other rows of the same kind, with the classifier as it is.",
+    ],
+)
 def audit_predictions(
     file: Path | str,
     *,
@@ -174,7 +213,7 @@ def audit_predictions(
     passed = {"file": path.name, "group": group, **named, "proba": proba, "positive": positive}
     passed = {option: value for option, value in passed.items() if value is not None}
     shared = {"groupings": left, "criterion": criterion, "compared": compared, "least": least}
-    audit = Audit(
+    about = Audit(
         kind="predictions",
         title=f"Audit of the decisions in {path.name}",
         arm_title="your decisions",
@@ -191,7 +230,7 @@ def audit_predictions(
         command=command or _command(passed, criterion, randomised, least, seed),
         evidence=found,
     )
-    return write_audit(audit, Path(out), seed=seed, draws=draws)
+    return write_audit(about, Path(out), seed=seed, draws=draws)
 
 
 def _check(

@@ -27,7 +27,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.contract import InputError, Metric, UnitScores
+from upright.contract import InputError, Metric, UnitScores, audit
+from upright.declare import Intervals, Noted, Signed
 from upright.evidence.bootstrap import DRAWS, Bootstrap
 from upright.evidence.units import Block, Units
 from upright.maths.resampling import ratio_of_sums
@@ -189,6 +190,36 @@ def _by_items(catalogue: Catalogue, rows: _Rows, k: int, draws: int, seed: int) 
 # -- the audit ----------------------------------------------------------------------------------------------------
 
 
+@audit(
+    "ranking",
+    report=[
+        Signed("Gaps between groups, the one that decides first", "gap:*=*"),
+        Intervals(
+            "Which items the lists show",
+            "exposure",
+            ["A bin whose share of places is far from its share of items is shown more, or less, than its size."],
+            by=("bin",),
+            value="share_of_exposure",
+            bars=True,
+        ),
+        Noted(
+            "Items by popularity",
+            "exposure",
+            by={"bin": "Bin"},
+            names={
+                "items": "items",
+                "share_of_items": "share of items",
+                "share_of_exposure": "share of places",
+                "coverage": "shown at least once",
+                "gini": "Gini of places",
+            },
+        ),
+    ],
+    limits=[
+        "Exposure counts places in the lists, not what people looked at.",
+        "A user without held-out items has no quality here.",
+    ],
+)
 def audit_ranking(
     lists: Path,
     *,

@@ -7,10 +7,10 @@ import warnings
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from upright.contract import InputError, MethodSpec, spec_of
+from upright.contract import AuditSpec, InputError, MethodSpec, spec_of
 from upright.shell.config import suggest
 
-__all__ = ["PLANNED", "find", "load_method", "load_object", "names"]
+__all__ = ["AUDITS", "PLANNED", "declared_of", "find", "load_method", "load_object", "names"]
 
 #: what the ten methods mend, and the module that will hold each; the order of the documentation
 PLANNED = {
@@ -24,6 +24,14 @@ PLANNED = {
     "odedit": "multimodal edits that do not generalise or that leak",
     "copyguard": "vision-language models that reproduce protected text",
     "physrvg": "video generators that break rigid-body mechanics",
+}
+
+#: kind of audit -> where its function lives
+AUDITS = {
+    "ranking": "upright.shell.audit_ranking:audit_ranking",
+    "embeddings": "upright.shell.audit_embeddings:audit_embeddings",
+    "predictions": "upright.shell.audit_predictions:audit_predictions",
+    "forgetting": "upright.shell.audit_forgetting:audit_forgetting",
 }
 
 
@@ -92,3 +100,11 @@ def load_method(name: str) -> MethodSpec:
             "an installed package whose entry point is a function marked with @upright.contract.method",
             f"repair or uninstall {package}",
         ) from error
+
+
+def declared_of(name: str) -> MethodSpec | AuditSpec | None:
+    """Return what a method, or an audit as ``audit_<kind>``, declares; None when it is not installed."""
+    kind = name.removeprefix("audit_")
+    if kind != name:
+        return load_object(AUDITS[kind]).__upright_audit__ if kind in AUDITS else None
+    return load_method(name) if name in find() else None

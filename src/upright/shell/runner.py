@@ -16,6 +16,7 @@ from upright.evidence.compute import evidence, require_margins
 from upright.evidence.statistics import computable
 from upright.evidence.units import Block, Units, read_units, write_units
 from upright.shell.config import suggest, to_config
+from upright.shell.notes import merge_notes
 from upright.shell.places import require_folder
 from upright.shell.registry import load_method, load_object
 from upright.shell.runs import ArmRun, RunFolder, read_json, write_json
@@ -393,8 +394,8 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
     comparison = {
         "schema": 1, "runs": [f.name for f in folders], "method": first["method"], "title": first["title"],
         "mends": first["mends"], "data": first["data"], "seeds": [s["seed"] for s in summaries],
-        "arms": [{**a, "per_seed": [s["arms"][i]["totals"] for s in summaries],
-                  "notes_per_seed": [s["arms"][i]["notes"] for s in summaries]}
+        "arms": [{**a, "totals": merge_notes([s["arms"][i]["totals"] for s in summaries]),
+                  "notes": merge_notes([s["arms"][i]["notes"] for s in summaries])}
                  for i, a in enumerate(first["arms"])],
         "warnings": list(dict.fromkeys(w for s in summaries for w in s["warnings"])),
         "deviations": first["deviations"],

@@ -17,25 +17,35 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upright.contract import InputError, stream
+from upright.shell.notes import suppress_few
 
-__all__ = ["ArmRun", "RunFolder", "environment", "plain", "prune", "read_json", "write_json"]
+__all__ = ["ArmRun", "RunFolder", "environment", "plain", "prune", "read_json", "read_log", "write_json"]
 
+MOST_PICTURE = 300_000  # bytes; a report holds its pictures
 PACKAGES = ("upright", "torch", "numpy", "scipy", "pydantic", "polars", "pyarrow")
 
 
 def write_json(path: Path, value: Any, *, compact: bool = False) -> None:
     """Write JSON atomically: a reader sees the old file or the new one, never half of it. NaN becomes null.
 
-    ``compact`` leaves out indentation, which is half of a file of numbers.
+    ``compact`` leaves out indentation and digits beyond the ninth, which are half of a file of numbers.
     """
     temporary = path.with_name(path.name + ".part")
     with temporary.open("w", encoding="utf-8") as f:
         form: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 1}
-        json.dump(plain(value), f, ensure_ascii=False, allow_nan=False, **form)
+        json.dump(_rounded(plain(value)) if compact else plain(value), f, ensure_ascii=False, allow_nan=False, **form)
         f.write("\n")
         f.flush()
         os.fsync(f.fileno())
     temporary.replace(path)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return float(f"{value:.9g}") if isinstance(value, float) else value
 
 
 def plain(value: Any) -> Any:
@@ -65,6 +75,15 @@ def read_json(path: Path) -> Any:
         raise InputError(
             f"{path.parent.name}/{path.name}: {error}", "the folder of a run", "check the path, or run it again"
         ) from None
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of ``metrics.jsonl``, but for one that a killed process left half written."""
+    file, found = folder / "metrics.jsonl", list[dict[str, Any]]()
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def environment() -> dict[str, Any]:
@@ -253,8 +272,19 @@ class ArmRun:
         return dict(torch.load(path, weights_only=True))
 
     def note(self, name: str, value: Any) -> None:
-        """Record a diagnostic."""
-        self.notes[name] = plain(value)
+        """Record a diagnostic, without what rests on one to four people."""
+        self.notes[name] = suppress_few(plain(value))
+
+    def picture(self, name: str, data: bytes) -> None:
+        """Keep a picture under ``artifacts/`` and note its file: PNG (animated too) or WebP."""
+        kind = "png" if data[:8] == b"\x89PNG\r\n\x1a\n" else "webp" if data[8:12] == b"WEBP" else ""
+        if not kind or len(data) > MOST_PICTURE:
+            got = f"picture {name!r} of {len(data):,} bytes"
+            raise InputError(got, f"PNG or WebP of at most {MOST_PICTURE:,} bytes", "make it smaller")
+        file = f"{self.arm}.{name}.{kind}"
+        if self.folder is not None:
+            (self.folder.path / "artifacts" / file).write_bytes(data)
+        self.note(name, file)
 
     def warn(self, text: str) -> None:
         """Record a warning once."""

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from upright.evidence.units import Block, read_units, write_units
+from upright.shell.notes import merge_curves
 from upright.shell.registry import load_method, load_object
 from upright.shell.runner import compare_runs, execute, resolve
-from upright.shell.runs import ArmRun, environment, read_json, write_json
+from upright.shell.runs import ArmRun, environment, read_json, read_log, write_json
 
 __all__ = ["Study", "publish", "publish_runs", "run_study"]
 
@@ -222,12 +223,17 @@ def publish_runs(
             if row.get("grouping") in private or ":" + private[0] in row["statistic"]:
                 for key in ("value", "low", "high", "smallest_detectable"):
                     row[key] = None if row.get(key) is None else round(row[key], 3)
-    if cells:
-        found["arms"] = [_without_small_counts(_short(arm)) for arm in found["arms"]]
+    curves = merge_curves([read_log(run) for run in runs])
+    for arm in found["arms"]:
+        # an arm of a sweep stands in fronts alone
+        own = {k: v for k, v in arm["notes"].items() if arm["role"] != "sweep" or k == "calibration"}
+        arm |= {"notes": {k: v for k, v in own.items() if not (isinstance(v, dict) and "schema" in v)}}
+        arm |= {"curves": curves[arm["name"]]} if arm["role"] != "sweep" and arm["name"] in curves else {}
     write_json(target / "summary.json", found, compact=True)
     resolved = read_json(runs[0] / "config.json")["resolved"]
     own = {a["name"]: {**resolved["method"], **a["settings"]} for a in found["arms"]}
-    write_json(target / "config.json", {**about, "resolved": {"task": resolved["task"], "arms": own}})
+    about = {**about, "resolved": {"task": resolved["task"], "arms": own}}
+    write_json(target / "config.json", about, compact=True)
     cost = [read_json(run / "run.json")["cpu_s"] for run in runs]
     threads = int(os.environ.get("OMP_NUM_THREADS", 0))
     write_json(target / "environment.json", {**environment(), "cpu_s": sum(cost), "threads": threads})
@@ -252,24 +258,6 @@ def publish_runs(
 
 
 SMALL_CELL = 5
-
-
-def _short(arm: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an arm; one of a sweep without long notes, since it stands in fronts alone."""
-    if arm["role"] != "sweep":
-        return dict(arm)
-    kept = ("calibration", "solver", "valid")
-    per_seed = [{k: v for k, v in one.items() if k in kept} for one in arm["notes_per_seed"]]
-    return {**arm, "notes": {k: v for k, v in arm["notes"].items() if k in kept}, "notes_per_seed": per_seed}
-
-
-def _without_small_counts(value: Any) -> Any:
-    """Return a note without numbers of people from 1 to 4: counts by client, group and class tell of single ones."""
-    if isinstance(value, dict):
-        counts = {"n", "samples", "rows"}
-        return {k: None if isinstance(v, int) and 0 < v < SMALL_CELL and (k in counts or k.startswith("y=")) else
-                _without_small_counts(v) for k, v in value.items()}  # fmt: skip
-    return [_without_small_counts(v) for v in value] if isinstance(value, list) else value
 
 
 def _write_cells(path: Path, blocks: Sequence[Block], groupings: Sequence[str]) -> None:

@@ -244,12 +244,16 @@ class Classify:
         return Layout(x[self._table_rows], client, rows, tuple(names))
 
     def counts(self, run: Run) -> list[dict[str, Any]]:
-        """Return rows per client, group and class."""
+        """Return the number of rows of every client, group and class."""
         table = counts_of(
             self.layout(run).client, np.array(self.groups)[self.group], self.label, clients=self.clients,
             classes=self.classes,
         )  # fmt: skip
-        return [dict(row) for row in table]
+        return [
+            {"client": row["client"], "group": row["group"], "label": name, "n": row[f"y={name}"]}
+            for row in table
+            for name in self.classes
+        ]
 
     def part(self, run: Run, which: Literal["train", "valid"]) -> tuple[Array, Ints, Ints, Ints]:
         """Return features (n, d), labels, groups and clients of the training or the calibration rows."""

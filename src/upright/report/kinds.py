@@ -1,0 +1,742 @@
+"""Drawing declared blocks: levels, differences, notes or the unit table become plot, words and numbers."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import fnmatch
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+
+from upright import declare
+from upright.contract import InputError
+from upright.report.parts import (
+    DASH,
+    Block,
+    Cell,
+    Column,
+    Facts,
+    Figure,
+    Grid,
+    Image,
+    Key,
+    Notes,
+    Prose,
+    Table,
+    cell,
+    count,
+    ends,
+    given,
+    numeric,
+    tag,
+)
+from upright.report.plots import Bars, Canvas, Mark, Point, Row, Series, Shade
+from upright.report.read import ArmView, Difference, Level, View
+from upright.report.text import ROLES, attack_title, interval, lower, number, percent, plural, shorten, title_of
+
+__all__ = ["Line", "Spot", "changes_of", "draw", "intervals_figure", "levels_of", "panel", "spots_of", "spread"]
+
+MOST_ROWS = 36  # of a plot; its table has all
+MOST_STEPS = 200  # of a curve: more are not seen and make the file large
+MOST_HEATS, MOST_CLIENTS, MOST_GROUPS = 4, 12, 5
+MOST_BYTES = 300_000  # of a picture
+FEWEST = 5  # people behind a number
+STEPS = (0.02, 0.05, 0.1, 0.2)  # distances at which the shade of a heat map changes
+Spread = tuple[float, float, float]  # median, lowest, highest over seeds
+NONE: Spread = (math.nan, math.nan, math.nan)
+
+
+def panel(view: View, canvas: Canvas, declared: Sequence[declare.Block]) -> list[Block]:
+    """Return the blocks that this folder has something for; neighbouring figures stand side by side."""
+    found = [drawn for block in declared if (drawn := draw(block, view, canvas)) is not None]
+    blocks: list[Block] = []
+    for one in found:
+        last = blocks[-1] if blocks else None
+        if isinstance(one, Figure) and isinstance(last, Grid):
+            blocks[-1] = Grid([*last.figures, one])
+        else:
+            blocks.append(Grid([one]) if isinstance(one, Figure) else one)
+    return blocks
+
+
+@singledispatch
+def draw(block: declare.Block, view: View, canvas: Canvas) -> Block | None:
+    """Return a block as parts of a page; None where the folder has nothing for it.
+
+    Raises
+    ------
+    InputError
+        When a note has not the shape that the block names.
+    """
+    raise InputError(f"block {type(block).__name__}", "a kind of upright.declare", "declare one of these kinds")
+
+
+# -- levels and differences as rows -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """One value of one arm, from a level, a difference or a note."""
+
+    arm: ArmView
+    of: str
+    group: str = ""
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int | None = None
+    null: tuple[float, float] | None = None
+    better: str = "none"
+    change: Difference | None = None
+
+
+def _arms(view: View, block: declare.Block) -> list[ArmView]:
+    some = [arm for arm in view.arms if not block.arms or arm.role in block.arms]
+    return some or list(view.arms) * (view.kind == "audit")  # what was audited has no role
+
+
+def _matches(row: Level | Difference, pattern: str) -> bool:
+    text = row.statistic if isinstance(row, Difference) else "=".join(filter(None, (row.statistic, row.group)))
+    return any(fnmatch.fnmatchcase(text, one) for one in pattern.split())
+
+
+def levels_of(view: View, pattern: str, arms: Sequence[ArmView] | None = None) -> list[Line]:
+    """Return levels as lines, arms in their order within a group."""
+    shown, found = {arm.name: arm for arm in (view.arms if arms is None else arms)}, list[Line]()
+    for row in view.levels:
+        if row.arm in shown and _matches(row, pattern):
+            found.append(
+                Line(
+                    arm=shown[row.arm],
+                    of=title_of(row.label, row.group),
+                    group=row.group or "",
+                    value=row.value,
+                    low=row.low,
+                    high=row.high,
+                    n=row.n_units,
+                    null=(row.null.low, row.null.high) if row.null else None,
+                    better=row.better,
+                )
+            )
+    return found
+
+
+def changes_of(view: View, pattern: str, arms: Sequence[ArmView] | None = None) -> list[Line]:
+    """Return differences as lines of the arm that is subtracted."""
+    shown = {arm.name: arm for arm in (view.arms if arms is None else arms)}
+    sizes = {"=".join(filter(None, (row.statistic, row.group))): row.n_units for row in view.levels}
+    found = []
+    for row in view.differences:
+        if row.against in shown and _matches(row, pattern) and math.isfinite(row.value):
+            group, n = row.statistic.partition("=")[2], sizes.get(row.statistic)
+            own: dict[str, Any] = {"value": row.value, "low": row.low, "high": row.high, "better": row.direction}
+            of = title_of(row.label, group)
+            found.append(Line(arm=shown[row.against], of=of, group=group, n=n, change=row, **own))
+    return found
+
+
+@draw.register
+def _(block: declare.Intervals, view: View, canvas: Canvas) -> Block | None:
+    lines = levels_of(view, block.of, _arms(view, block)) if not block.by else _records(view, block)
+    return intervals_figure(view, canvas, lines, block) if lines else None
+
+
+def _records(view: View, block: declare.Intervals) -> list[Line]:
+    """Return records of a note as lines: their interval, or the range over seeds where they have none."""
+    found = []
+    for arm in _arms(view, block):
+        for row in records(arm, block.of, *block.by):
+            value, low, high = spread(row.get(block.value))
+            low, high = (
+                spread(row.get(key))[0] if key in row else x for key, x in ((block.low, low), (block.high, high))
+            )
+            n = spread(row.get(block.n))[0]
+            group = " · ".join(said(row.get(key)) for key in block.by)
+            size = int(n) if math.isfinite(n) else None
+            found.append(Line(arm=arm, of="", group=group, value=value, low=low, high=high, n=size))
+    return [line for line in found if math.isfinite(line.value)]
+
+
+@draw.register
+def _(block: declare.Changes, view: View, canvas: Canvas) -> Block | None:
+    lines = changes_of(view, block.of, _arms(view, block))
+    return intervals_figure(view, canvas, lines, block) if lines else None
+
+
+def intervals_figure(view: View, canvas: Canvas, lines: Sequence[Line], block: declare.Block) -> Figure:
+    """Return lines as a plot of rows with their table: a heading a group, a row an arm, or joined as the block says."""
+    join, bars = getattr(block, "join", ""), getattr(block, "bars", False)
+    signed = isinstance(block, declare.Changes) or getattr(block, "zero", False)
+    changes = [line.change for line in lines if line.change]
+    kept, stem = _fewer(lines), _stem([line.of for line in lines])
+    kept = [dataclasses.replace(line, of=line.of.removeprefix(stem)) for line in kept]
+    drawn, last = list[Row](), None
+    several = len({line.arm.name for line in lines}) > 1 or bool(changes)
+    for head, name, own in _rows_of(kept, join, several):
+        if head != last and head:
+            n = next((line.n for line in own), None) if join != "group" else None
+            drawn.append(Row(shorten(head + (f" ({plural(n, view.unit_kind)})" if n and own[0].group else ""), 52)))
+        last = head
+        marks = tuple(
+            Mark(
+                line.value,
+                line.low,
+                line.high,
+                view.index_of(line.change.arm) if line.change else line.arm.index,
+                hollow=join == "group" and i > 0,
+                shape=_shape(i) if join == "group" else None,
+            )
+            for i, line in enumerate(own)
+        )
+        text = " · ".join(number(line.value, sign=signed) for line in own)
+        drawn.append(Row(shorten(name, 44), marks, text, own[-1].null))
+    margin = next((x.margin for x in changes if math.isfinite(x.margin)), 0.0)
+    of = list(dict.fromkeys(line.of for line in lines if line.of))
+    what = "difference" if changes else of[0] if len(of) == 1 else stem.removesuffix(": ")
+    # a rate that was audited has no better side
+    arrow = {"lower": "(← better)", "higher": "(better →)"}.get(lines[0].better, "") if view.kind != "audit" else ""
+    svg = canvas.rows(drawn, f"{shorten(what, 44)} {arrow}".strip(), zero=signed, bars=bars, margin=margin)
+    table = _table_of(view, block.title, lines)
+    groups = list(dict.fromkeys(line.group for line in lines))
+    keys = (
+        [Key(group, 0, _shape(i), i > 0) for i, group in enumerate(groups)]
+        if join == "group" and len(groups) > 1
+        else []
+    )
+    keys = [arm_key(arm) for arm in {x.arm.name: x.arm for x in kept}.values()] if join == "arm" and several else keys
+    reading = [*block.reading]
+    if changes:
+        reading.append(f"Each line is {view.arm_title(changes[0].arm)} minus another arm.")
+    if margin:
+        reading.append(f"The shaded band is the margin, {number(margin, plain=True)}: less does not matter.")
+    if any(line.null for line in kept):
+        reading.append(f"Grey bands hold what chance alone shows in {percent(view.confidence)} of cases.")
+    if len(kept) < len(lines):
+        reading.append("The table has the rows that are not drawn.")
+    alt = f"{block.title}. " + "; ".join(_aloud(line) for line in kept)
+    return Figure(block.title, svg, alt, table, keys, reading)
+
+
+def _shape(i: int) -> str:
+    """Return the marker of a group: filled for the first, hollow for the others."""
+    return ("o", "o", "s", "^")[min(i, 3)]
+
+
+def _stem(names: Sequence[str]) -> str:
+    """Return what all of several names begin with, up to a colon."""
+    first = names[0]
+    ends = [i + 2 for i in range(len(first)) if first.startswith(": ", i)] if len(set(names)) > 1 else []
+    return next((first[:i] for i in reversed(ends) if all(name.startswith(first[:i]) for name in names)), "")
+
+
+def _fewer(lines: Sequence[Line]) -> Sequence[Line]:
+    """Return all lines where they fit into a plot, else those of baseline and remedy, else the first of them."""
+    some = [line for line in lines if line.arm.role in ("baseline", "remedy")] if len(lines) > MOST_ROWS else lines
+    return (some or lines)[:MOST_ROWS]
+
+
+def _rows_of(lines: Sequence[Line], join: str, several: bool) -> Iterable[tuple[str, str, list[Line]]]:
+    """Yield heading, name and lines of each row."""
+    many = len({line.of for line in lines}) > 1
+
+    def place(line: Line) -> tuple[str, str]:
+        group, of = attack_title(line.group), line.of if many else ""
+        if line.change or (several and not join):
+            name = f"minus {lower(line.arm.title)}" if line.change else line.arm.title
+            return ", ".join(filter(None, (of, group))), name
+        if join == "group":
+            return of, line.arm.title
+        return (of, group) if group else ("", of or line.of or line.arm.title)
+
+    places = dict.fromkeys(map(place, lines))
+    for head, name in places:
+        yield head, name, [line for line in lines if place(line) == (head, name)]
+
+
+def _aloud(line: Line) -> str:
+    minus = "minus " if line.change else ""
+    where = ", ".join(filter(None, (line.of, attack_title(line.group), f"{minus}{lower(line.arm.title)}")))
+    ends = f", interval {interval(line.low, line.high)}" if math.isfinite(line.low) else ""
+    return f"{where}: {number(line.value)}{ends}"
+
+
+def _table_of(view: View, caption: str, lines: Sequence[Line]) -> Table:
+    """Return lines as a table without columns that would be empty."""
+    changes = any(line.change for line in lines)
+    first = lines[0]
+    some = {
+        "Of": any(line.of != first.of for line in lines),
+        "Group": any(line.group for line in lines),
+        "Arm": changes or len(view.arms) > 1,
+        "By chance": any(line.null for line in lines),
+        "Margin": changes,
+        "n": any(line.n for line in lines),
+        "Verdict": changes,
+    }
+    heads = {"Of": Column("Of"), "Group": Column("Group"), "Arm": Column("Minus" if changes else "Arm")}
+    heads |= {name: Column(name, numeric=True) for name in ("Value", "By chance", "Margin", "n")}
+    heads["Verdict"] = Column("Verdict")
+    names = [name for name in heads if some.get(name, True)]
+    body = []
+    for line in lines:
+        ends_ = interval(line.low, line.high, sign=changes) if math.isfinite(line.low) else ""
+        cells = {
+            "Of": Cell(line.of),
+            "Group": Cell(attack_title(line.group) or "all"),
+            "Arm": Cell(line.arm.title, ROLES.get(line.arm.role, ""), key=arm_key(line.arm)),
+            "Value": cell(line.value, ends_, sign=changes),
+            "By chance": ends(*line.null) if line.null else DASH,
+            "Margin": given(line.change.margin, plain=True) if line.change else DASH,
+            "n": count(line.n),
+            "Verdict": Cell("", order=line.change.verdict, tag=tag(line.change.verdict)) if line.change else DASH,
+        }
+        body.append([cells[name] for name in names])
+    return Table(caption, [heads[name] for name in names], body)
+
+
+def arm_key(arm: ArmView) -> Key:
+    """Return an arm's entry in a legend."""
+    return Key(arm.title, arm.index)
+
+
+# -- what is mended against what is paid ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Spot:
+    """One arm at one strength on the front; NaN where no strength is known."""
+
+    arm: ArmView
+    strength: float
+    x: Level
+    y: Level
+    swept: bool
+
+
+def spots_of(view: View, cost: str, effect: str) -> list[Spot]:
+    """Return every arm at every strength, arms in their order and strengths from weak to strong."""
+    at = {(row.arm, row.statistic): row for row in (*view.levels, *view.swept) if row.group is None}
+    found = []
+    for arm in view.arms:
+        names = {arm.name: view.strength(arm)} | {
+            n: v for n, v in view.sweep.items() if n.partition("@")[0] == arm.name
+        }
+        for name, strength in sorted(names.items(), key=lambda item: (math.isnan(item[1]), item[1])):
+            x, y = at.get((name, cost)), at.get((name, effect))
+            if x and y and math.isfinite(x.value) and math.isfinite(y.value):
+                found.append(Spot(arm, strength, x, y, name != arm.name))
+    return found
+
+
+@draw.register
+def _(block: declare.Front, view: View, canvas: Canvas) -> Block | None:
+    spots = spots_of(view, block.cost or view.cost_statistic, block.of or view.primary)
+    own = [spot for spot in spots if not spot.swept]
+    if len(own) < 2:
+        return None
+    x, y, swept = own[0].x, own[0].y, len(spots) > len(own)
+    chance = next((s.y.null for s in own if s.arm.role == "remedy" and s.y.better == "lower"), None)
+    points = [
+        Point(s.x.value, s.y.value, (s.x.low, s.x.high), (s.y.low, s.y.high), s.arm.index, small=s.swept) for s in spots
+    ]
+    lines = []
+    for index in dict.fromkeys(spot.arm.index for spot in spots):
+        along = [s for s in spots if s.arm.index == index and not math.isnan(s.strength)]
+        if len(along) > 1:
+            lines.append(Series([s.x.value for s in along], [s.y.value for s in along], index))
+    svg = canvas.plane(points, x, y, lines=lines, strip=chance.high if chance else math.nan)
+    columns = [Column("Arm"), *numeric(*["Strength"] * swept), *numeric(x.label, y.label)]
+    body = [
+        (
+            Cell(s.arm.title, s.y.attack and attack_title(s.y.attack), key=arm_key(s.arm)),
+            *[given(s.strength, plain=True)] * swept,
+            cell(s.x.value, interval(s.x.low, s.x.high)),
+            cell(s.y.value, interval(s.y.low, s.y.high)),
+        )
+        for s in spots
+    ]
+    alt = f"{block.title}. " + "; ".join(
+        f"{s.arm.title}{f' at strength {number(s.strength, plain=True)}' if s.swept else ''}: {x.label} "
+        f"{number(s.x.value)}, {y.label} {number(s.y.value)}"
+        for s in spots
+    )
+    reading = [*block.reading, "Where crosses overlap, the order is not established."]
+    reading += ["Thin lines join an arm's strengths; the large mark is that of the verdict."] * swept
+    if chance:
+        least = f"chance alone shows up to {number(chance.high)} in {percent(view.confidence)} of cases"
+        reading.append(f"The shaded strip: {least}.")
+    keys = [arm_key(spot.arm) for spot in own]
+    return Figure(block.title, svg, alt, Table(block.title, columns, body), keys, reading)
+
+
+# -- notes ------------------------------------------------------------------------------------------------------------
+
+
+def spread(value: Any) -> Spread:
+    """Return median, lowest and highest over seeds of a noted number; NaN where there is none."""
+    if isinstance(value, Mapping):
+        found = [value.get(key) for key in ("median", "low", "high")]
+        return (float(found[0]), float(found[1]), float(found[2])) if None not in found else NONE  # type: ignore[arg-type]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value), float(value), float(value)
+    return NONE
+
+
+def said(value: Any) -> str:
+    """Write what a record is called by."""
+    return "all" if value is None else value if isinstance(value, str) else number(spread(value)[0], plain=True)
+
+
+def noted(arm: ArmView, path: str) -> Any:
+    """Return a note or a part of it, None where there is none; a number in the path counts in a list."""
+    found: Any = arm.notes
+    for part in path.split(".") if path else ():
+        if isinstance(found, Mapping):
+            found = found.get(part)
+        elif isinstance(found, list) and part.isdigit() and int(part) < len(found):
+            found = found[int(part)]
+        else:
+            return None
+    return found
+
+
+def records(arm: ArmView, path: str, *keys: str) -> list[Mapping[str, Any]]:
+    """Return a note's list of records.
+
+    Raises
+    ------
+    InputError
+        When it is no list of objects, or one lacks a key.
+    """
+    found = noted(arm, path)
+    if found is None:
+        return []
+    if not isinstance(found, list) or not all(isinstance(r, Mapping) and set(keys) <= set(r) for r in found):
+        wanted = f"a list of objects with {', '.join(keys) or 'names'}"
+        raise InputError(f"note {path} of {arm.name}", wanted, "run again, or repair the file")
+    return list(found)
+
+
+def _shown(value: Any) -> Cell:
+    """Return a cell for a noted value: text, yes or no, or a number with its range over seeds."""
+    if isinstance(value, str):
+        return Cell(value)
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no")
+    if isinstance(value, Mapping) and "held" in value:
+        return Cell(f"in {value['held']} of {value['of']} runs")
+    middle, low, high = spread(value)
+    if math.isnan(middle):
+        return DASH
+    whole = isinstance(value, int) or (isinstance(value, Mapping) and isinstance(value["low"], int))
+    least, most = (int(x) if whole else x for x in (low, high))
+    shown = int(middle) if whole and middle.is_integer() else middle
+    return dataclasses.replace(cell(shown, interval(least, most) if low < high else ""), order=middle)
+
+
+@draw.register
+def _(block: declare.Noted, view: View, canvas: Canvas) -> Block | None:
+    body, arms = [], []
+    for arm in _arms(view, block):
+        rows = records(arm, block.of, *block.by) if block.by else [noted(arm, block.of)]
+        for row in rows:
+            values = [noted_in(row, key) for key in block.names]
+            if any(value is not None for value in values):
+                body.append([*(Cell(said(row[key])) for key in block.by), *map(_shown, values)])
+                arms.append(arm)
+    if not body:
+        empty = [arm for arm in _arms(view, block) if noted(arm, block.of) == []]
+        return Prose([f"{block.title}: none."], muted=True) if empty and block.by else None
+    kept = [i for i in range(len(block.by), len(body[0])) if any(row[i] is not DASH for row in body)]
+    words = dict(enumerate(block.names.values(), start=len(block.by)))
+    if len(body) == 1 and not block.by:
+        items = [(words[i], " ".join(filter(None, (body[0][i].text, _range(body[0][i]))))) for i in kept]
+        return Facts(items, long=True, title=block.title, reading=block.reading)
+    named = len({arm.name for arm in arms}) > 1 or not block.by
+    columns = [
+        *[Column("Arm")] * named,
+        *map(Column, block.by.values()),
+        *numeric(*(words[i][:1].upper() + words[i][1:] for i in kept)),
+    ]
+    lines = [
+        [*[Cell(arm.title, key=arm_key(arm))] * named, *row[: len(block.by)], *(row[i] for i in kept)]
+        for arm, row in zip(arms, body, strict=True)
+    ]
+    return Table(block.title, columns, lines, reading=block.reading)
+
+
+def _range(one: Cell) -> str:
+    return f"(median; {one.small} over seeds)" if one.small else ""
+
+
+def noted_in(row: Any, path: str) -> Any:
+    """Return a field of a record, or of a record inside it."""
+    for part in path.split("."):
+        row = row.get(part) if isinstance(row, Mapping) else None
+    return row
+
+
+@draw.register
+def _(block: declare.Holds, view: View, canvas: Canvas) -> Block | None:
+    held = of = 0
+    for arm in _arms(view, block):
+        value = noted(arm, block.of)
+        if isinstance(value, bool):
+            held, of = held + value, of + 1
+        elif isinstance(value, Mapping) and "held" in value:
+            held, of = held + int(value["held"]), of + int(value["of"])
+    if not of:
+        return None
+    if held == of:
+        return Notes([block.title, *block.reading], "good")
+    return Notes([block.bad + (f" In {of - held} of {of} runs." if of > 1 else ""), *block.reading], "bad")
+
+
+def _along(view: View, block: declare.Curve, *keys: str) -> list[tuple[ArmView, list[list[Spread]]]]:
+    """Return, of each arm, the named fields of a note's records, or of what was logged."""
+    found = []
+    for arm in _arms(view, block):
+        rows = records(arm, block.of) if block.of else arm.curves
+        columns = [[spread(row.get(key)) if key in row else NONE for key in keys] for row in rows]
+        known = [row for row in columns if all(math.isfinite(x[0]) for x in row)]
+        every = max(1, math.ceil(len(known) / MOST_STEPS))
+        kept = [row for i, row in enumerate(known) if i % every == 0 or i == len(known) - 1]
+        if kept:
+            found.append((arm, kept))
+    return found
+
+
+@draw.register
+def _(block: declare.Curve, view: View, canvas: Canvas) -> Block | None:
+    lines = [(arm, rows) for arm, rows in _along(view, block, block.x, block.y) if len(rows) > 1]
+    if not lines:
+        return None
+    ranged = any(y[1] < y[2] for _, rows in lines for _, y in rows)
+    series = [
+        Series(
+            [x[0] for x, _ in rows],
+            [y[0] for _, y in rows],
+            arm.index,
+            low=[y[1] for _, y in rows] if ranged else (),
+            high=[y[2] for _, y in rows] if ranged else (),
+        )
+        for arm, rows in lines
+    ]
+    small = "median and range over seeds" if ranged else ""
+    x_title, y_title = (name.rpartition("/")[2].replace("_", " ") for name in (block.x, block.y))
+    columns = [Column("Arm"), *numeric(x_title.capitalize()), *numeric(y_title.capitalize(), small=small)]
+    body = [
+        (Cell(arm.title, key=arm_key(arm)), _shown(x[0]), cell(y[0], interval(*y[1:]) if y[1] < y[2] else ""))
+        for arm, rows in lines
+        for x, y in rows
+    ]
+    alt = f"{block.title}. " + "; ".join(
+        f"{arm.title}: from {number(rows[0][1][0])} at {x_title} {number(rows[0][0][0], plain=True)} to "
+        f"{number(rows[-1][1][0])} at {number(rows[-1][0][0], plain=True)}"
+        for arm, rows in lines
+    )
+    reading = [*block.reading, *["The line is the median over seeds, the shade their range."] * ranged]
+    keys = [arm_key(arm) for arm, _ in lines] if len(lines) > 1 else []
+    svg = canvas.curves(series, x_title, y_title)
+    return Figure(block.title, svg, alt, Table(block.title, columns, body), keys, reading)
+
+
+@draw.register
+def _(block: declare.Path, view: View, canvas: Canvas) -> Block | None:
+    lines = _along(view, block, block.by, block.x, block.y)
+    if not lines:
+        return None
+    points = [
+        Point(x[0], y[0], NONE[:2], NONE[:2], arm.index, small=i < len(rows) - 1)
+        for arm, rows in lines
+        for i, (_, x, y) in enumerate(rows)
+    ]
+    series = [Series([x[0] for _, x, _ in rows], [y[0] for *_, y in rows], arm.index) for arm, rows in lines]
+    titles = [name.replace("_", " ") for name in (block.by, block.x, block.y)]
+    body = [
+        (Cell(arm.title, key=arm_key(arm)), _shown(at[0]), cell(x[0]), cell(y[0]))
+        for arm, rows in lines
+        for at, x, y in rows
+    ]
+    alt = f"{block.title}. " + "; ".join(
+        f"{arm.title} ends at {titles[1]} {number(rows[-1][1][0])}, {titles[2]} {number(rows[-1][2][0])}"
+        for arm, rows in lines
+    )
+    columns = [Column("Arm"), *numeric(*(title.capitalize() for title in titles))]
+    svg = canvas.front(points, titles[1], titles[2], lines=series)
+    reading = [*block.reading, f"Small marks are one {titles[0]} each, the large one ends the line."]
+    keys = [arm_key(arm) for arm, _ in lines]
+    return Figure(block.title, svg, alt, Table(block.title, columns, body), keys, reading)
+
+
+# -- distributions and the unit table ---------------------------------------------------------------------------------
+
+
+def _remedy(view: View) -> ArmView | None:
+    return next((arm for arm in view.arms if arm.role == "remedy"), None) or next(iter(view.arms), None)
+
+
+@draw.register
+def _(block: declare.Histogram, view: View, canvas: Canvas) -> Block | None:
+    arm = _remedy(view)
+    if arm is None:
+        return None
+    note = noted(arm, block.of)
+    if note is not None:
+        edges, counts = (noted_in(note, "edges"), noted_in(note, "counts"))
+        if not isinstance(edges, list) or not isinstance(counts, list) or len(edges) != len(counts) + 1:
+            raise InputError(f"note {block.of} of {arm.name}", "n + 1 edges and n counts", "run again")
+        n, seeds = sum(counts), " Of the first seed." if len(view.seeds) > 1 else ""
+    else:
+        values = np.concatenate([column for _, column in view.table.columns(arm.name, block.of)] or [np.zeros(0)])
+        values = values[np.isfinite(values)]
+        if len(values) < 2:
+            return None
+        found, cut = np.histogram(values, bins=min(16, max(4, math.ceil(math.sqrt(len(values))))))
+        edges, counts, n, seeds = cut.tolist(), found.tolist(), len(values), " Of all seeds." * (len(view.seeds) > 1)
+    shares = [count_ / n if n else 0.0 for count_ in counts]
+    body = [
+        (ends(a, b), cell(share, plural(int(c), view.unit_kind)) if c else DASH)
+        for (a, b), c, share in zip(itertools.pairwise(edges), counts, shares, strict=True)
+    ]
+    what, share = (block.x or block.title).capitalize(), f"share of {view.unit_kind}s"
+    alt = f"{block.title}, {arm.title}. " + "; ".join(f"{a.text}: {b.text}" for a, b in body if b is not DASH)
+    svg = canvas.histogram([Bars(edges, shares, arm.index)], block.x, share)
+    table = Table(block.title, numeric(what, share.capitalize()), body)
+    return Figure(block.title, svg, alt, table, (), [*block.reading, f"{plural(n, view.unit_kind)}.{seeds}"])
+
+
+@draw.register
+def _(block: declare.Scatter, view: View, canvas: Canvas) -> Block | None:
+    from scipy.stats import rankdata
+
+    arm, found = _remedy(view), [np.zeros((0, 2))]
+    for (_, x), (_, y) in zip(*(view.table.columns(arm.name, m) for m in block.names), strict=True) if arm else ():
+        ok = np.isfinite(x) & np.isfinite(y)
+        if ok.any():
+            found.append(np.column_stack([(rankdata(v[ok]) - 0.5) / ok.sum() for v in (x, y)]))
+    points = np.concatenate(found)
+    if len(points) < 2 or arm is None:
+        return None
+    titles = [f"rank of {name}" for name in block.names.values()]
+    body = []
+    for low, high in itertools.pairwise((0.0, 0.2, 0.4, 0.6, 0.8, 1.0)):
+        own = points[(points[:, 0] >= low) & (points[:, 0] < high), 1]
+        if len(own):
+            middle = np.quantile(own, [0.5, 0.25, 0.75]).tolist()
+            body.append((ends(low, high), count(len(own)), cell(middle[0], interval(*middle[1:]))))
+    columns = [*numeric(titles[0].capitalize()), *numeric(f"{view.unit_kind.capitalize()}s")]
+    columns += numeric(titles[1].capitalize(), small="median, quartiles")
+    alt = f"{block.title}. " + "; ".join(f"{a.text}: median {c.text}" for a, _, c in body)
+    reading = [*block.reading, f"One dot a {view.unit_kind}, ranked from 0 to 1 within its seed."]
+    svg = canvas.dots(points.tolist(), *titles, index=arm.index)
+    return Figure(block.title, svg, alt, Table(block.title, columns, body), (), reading)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Map:
+    """Means and sizes by row and column; None where fewer than five stand behind one."""
+
+    title: str
+    cells: Mapping[tuple[str, str], tuple[float, float] | None]
+
+
+@draw.register
+def _(block: declare.Heat, view: View, canvas: Canvas) -> Block | None:
+    maps = _maps_of_notes(view, block) or _maps_of_units(view, block)
+    figures = [_heat(block, one, view, canvas) for one in maps[: 2 * MOST_HEATS]]
+    return Grid(figures) if figures else None
+
+
+def _maps_of_notes(view: View, block: declare.Heat) -> list[_Map]:
+    found: dict[str, dict[tuple[str, str], tuple[float, float] | None]] = {}
+    arm = _remedy(view)
+    if arm is not None:
+        for row in records(arm, block.of, block.rows, block.columns):
+            if row[block.rows] is None:
+                continue  # all rows together
+            name = ", ".join(str(row.get(key)) for key in block.split)
+            value, n = spread(row.get(block.value))[0], spread(row.get(block.n))[0]
+            own = found.setdefault(name, {})
+            own[str(row[block.rows]), str(row[block.columns])] = (value, n) if math.isfinite(value) else None
+    return [_Map(name, cells) for name, cells in found.items()]
+
+
+def _maps_of_units(view: View, block: declare.Heat) -> list[_Map]:
+    shown = [arm for arm in view.arms if arm.role in ("baseline", "remedy")]
+    tables = view.table.means([arm.name for arm in shown], block.of, (block.rows, block.columns))
+    return [
+        _Map(f"{metric.rpartition('/')[2]}: {lower(arm.title)}", cells)
+        for metric in dict.fromkeys(metric for _, metric in tables)
+        for arm in shown
+        if (cells := tables.get((arm.name, metric)))
+    ]
+
+
+def _heat(block: declare.Heat, one: _Map, view: View, canvas: Canvas) -> Figure:
+    size: dict[str, float] = {}
+    for (_, column), known in one.cells.items():
+        size[column] = size.get(column, 0.0) + (known[1] if known else 0.0)
+    columns, rows = sorted(size, key=lambda c: (-size[c], c)), list(dict.fromkeys(r for r, _ in one.cells))
+    rows.sort(key=lambda r: (len(r), r))
+    whole = {r: _mean([k for (row, _), k in one.cells.items() if row == r and k]) for r in rows}
+    away = {key: known[0] - whole[key[0]] if known else math.nan for key, known in one.cells.items()}
+    apart = {r: _width([away.get((r, c), math.nan) for c in columns]) for r in rows}
+    if len(rows) > MOST_CLIENTS:  # those with the largest gaps first
+        rows.sort(key=lambda r: -apart[r] if math.isfinite(apart[r]) else math.inf)
+    few = f"fewer than {FEWEST}"
+    shades, body = [], []
+    for r in rows:
+        line = []
+        for c in columns:
+            known = one.cells.get((r, c))
+            n = number(int(known[1])) if known else f"< {FEWEST}" if (r, c) in one.cells else "none"
+            line.append(Shade(away.get((r, c), math.nan), n))
+            texts = [cell(known[0]), cell(away[r, c], sign=True)] if known else [DASH] * 2
+            body.append((Cell(r), Cell(c), count(int(known[1])) if known else Cell(few, numeric=True), *texts))
+        shades.append((r, line[:MOST_GROUPS]))
+    title = f"{block.title}: {one.title}" if one.title else block.title
+    svg = canvas.heat(shades[:MOST_CLIENTS], columns[:MOST_GROUPS], STEPS)
+    names = [Column(block.rows.capitalize()), Column(block.columns.capitalize())]
+    names += numeric(f"{view.unit_kind.capitalize()}s", "Share", "Minus all of the row")
+    alt = f"{title}. " + "; ".join(f"{a.text}, {b.text}: {e.text} of {n.text}" for a, b, n, _, e in body)
+    seed = f"Seed {view.seeds[0]} of {len(view.seeds)}. " if len(view.seeds) > 1 else ""
+    widest = max((w for w in apart.values() if math.isfinite(w)), default=math.nan)
+    reading = [*block.reading, f"{seed}The largest gap inside a {block.rows} is {number(widest)}."]
+    if len(rows) > MOST_CLIENTS or len(columns) > MOST_GROUPS:
+        drawn = (
+            f"{min(len(rows), MOST_CLIENTS)} of {len(rows)} rows and {min(len(columns), MOST_GROUPS)} of {len(columns)}"
+        )
+        reading.append(f"Drawn: {drawn} columns; the table has all.")
+    keys = [Key(f"more than all of the {block.rows}", 1, "s"), Key("less", 2, "s")]
+    return Figure(title, svg, alt, Table(title, names, body), keys, reading)
+
+
+def _mean(known: Sequence[tuple[float, float]]) -> float:
+    total = sum(n for _, n in known)
+    return sum(value * n for value, n in known) / total if total else math.nan
+
+
+def _width(values: Sequence[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return max(known) - min(known) if len(known) > 1 else math.nan
+
+
+@draw.register
+def _(block: declare.Picture, view: View, canvas: Canvas) -> Block | None:
+    arm = _remedy(view)
+    name = noted(arm, block.of) if arm else None
+    file = next((p for p in (place / "artifacts" / str(name) for place in view.places) if p.is_file()), None)
+    if not isinstance(name, str) or file is None:
+        return None
+    data, kind = file.read_bytes(), {".png": "png", ".apng": "apng", ".webp": "webp"}.get(file.suffix)
+    if kind is None or len(data) > MOST_BYTES:
+        got = f"picture {name} of {len(data)} bytes"
+        raise InputError(got, f"PNG, APNG or WebP of at most {MOST_BYTES} bytes", "keep a smaller one")
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return Image(block.title, source, len(data), tuple(block.reading))

@@ -1,0 +1,533 @@
+"""Sections of a page: the verdict with its arms and one plot, who gets what, and what is folded below them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from upright import declare
+from upright.report.kinds import arm_key, changes_of, draw, intervals_figure, levels_of, panel, spread
+from upright.report.parts import (
+    Block,
+    Cell,
+    Code,
+    Column,
+    Details,
+    Facts,
+    Figure,
+    Grid,
+    Notes,
+    Prose,
+    Section,
+    Table,
+    Tag,
+    Verdict,
+    cell,
+    given,
+    numeric,
+    tag,
+)
+from upright.report.plots import Canvas
+from upright.report.read import ArmView, Difference, Level, RunRecord, View
+from upright.report.text import (
+    ROLES,
+    attack_title,
+    duration,
+    flatten,
+    interval,
+    lower,
+    metric_title,
+    number,
+    percent,
+    plain,
+    plural,
+    shorten,
+)
+
+__all__ = ["Declared", "costs", "difference_list", "first_screen", "folds", "limits", "verdict_card", "verdict_tag"]
+
+LEAKS = ("leakage", "worst_leakage")
+MOST_COMPARED = 6  # rows of an audit's first table
+WORST = 10
+DATA_WORDS = {"name": "Data", "train": "Training rows", "valid": "Validation rows", "test": "Test rows"}
+LINES = {"effect": "Effect", "due": "Due to the method", "price": "Price", "rivals": "Rivals", "clients": "Clients"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """What a method or an audit declares about its report."""
+
+    report: Sequence[declare.Block] = ()
+    limits: Sequence[str] = ()
+
+
+# -- the verdict ------------------------------------------------------------------------------------------------------
+
+
+def verdict_tag(view: View) -> Tag:
+    """Return what the verdict is called, in its colour."""
+    said = view.verdict
+    word = str(said.get("word") or "measured")
+    colour = str(said.get("colour") or ("open" if said.get("answer") == "not known yet" else ""))
+    return dataclasses.replace(tag(word, colour), word=str(said.get("title") or word))
+
+
+def verdict_card(view: View, name: str = "") -> Verdict:
+    """Return the stored verdict as it is; nothing is judged here."""
+    said = view.verdict
+    stored = said.get("lines")
+    lines: Mapping[str, Any] = stored if isinstance(stored, Mapping) else {}
+    sentence = str(said.get("sentence") or "This folder stores no verdict.")
+    facts = [
+        (title, str(lines[key]))
+        for key, title in LINES.items()
+        if lines.get(key) and str(lines[key]).rstrip(".") not in sentence
+    ]
+    facts += [(key.capitalize(), str(text)) for key, text in lines.items() if key not in LINES and key != "shown"]
+    return Verdict(verdict_tag(view), sentence, facts, [str(step) for step in said.get("next_steps") or ()], name)
+
+
+def first_screen(view: View, canvas: Canvas, declared: Declared) -> Section:
+    """Return the card, a table of arms or of what was compared, and the one plot that carries the verdict."""
+    table = _arms_table(view) if view.differences else _compared(view, MOST_COMPARED)
+    figure = headline(view, canvas, declared)
+    beside: list[Block] = [block for block in (table, figure) if block]
+    return Section("verdict", "Verdict", [verdict_card(view), *([Grid(beside, beside=True)] if beside else [])])
+
+
+def headline(view: View, canvas: Canvas, declared: Declared) -> Block | None:
+    """Return the first declared block that draws a figure, else what decides."""
+    for block in declared.report:
+        found = draw(block, view, canvas)
+        if isinstance(found, Figure):
+            return found
+    lines = changes_of(view, view.primary) or levels_of(view, view.primary) or _grouped(view)
+    return intervals_figure(view, canvas, lines, declare.Signed(lines[0].of)) if lines else None
+
+
+def _grouped(view: View) -> list[Any]:
+    names = dict.fromkeys(row.statistic for row in view.levels if row.name == "mean" and row.group is not None)
+    deciding = f"mean:{view.primary.partition(':')[2]}"
+    first = next(iter(sorted(names, key=lambda name: name != deciding)), "")
+    return levels_of(view, f"{first}=*") if first else []
+
+
+def _arms_table(view: View) -> Table:
+    """Return what decides and what it costs for each arm, and how it stands beside no remedy and beside the remedy."""
+    at = {(row.statistic, row.arm): row for row in view.levels if row.group is None}
+    alone = {row.arm: row for row in _rows(view.evidence.get("alone"))}
+    own = {row.against: row for row in view.differences if row.statistic == view.primary}
+    remedy = next((row.arm for row in own.values()), "")
+    none = next((row for row in own.values() if row.role == "baseline"), None)
+    beside, body = view.verdict.get("beside") or {}, []
+    primary, cost = (next((row.label for row in view.levels if row.statistic == s), s)
+                     for s in (view.primary, view.cost_statistic))  # fmt: skip
+    for arm in view.arms:
+        effect, paid = at.get((view.primary, arm.name)), at.get((view.cost_statistic, arm.name))
+        change = none if arm.name == remedy else alone.get(arm.name)
+        gained = tag(change.verdict) if change else None
+        words = [tag(str(view.verdict.get("word")))] if arm.name == remedy else []
+        words += [tag(str(beside[arm.name]))] if arm.name in beside else []
+        body.append(
+            (
+                Cell(arm.title, ROLES.get(arm.role, arm.role), key=arm_key(arm)),
+                dataclasses.replace(_level(effect), tag=gained),
+                _level(paid),
+                Cell("", tag=words[0]) if words else Cell("–"),
+            )
+        )
+    title = view.arm_title(remedy)
+    columns = [Column("Arm"), Column(shorten(primary, 30), "and against no remedy", True)]
+    columns += [Column(shorten(cost, 30), numeric=True), Column("Word", f"{title}, beside the arm")]
+    return Table("Arms: what decides, and what it costs", columns, body)
+
+
+def _rows(stored: Any) -> list[Difference]:
+    return [Difference.read(row) for row in stored] if isinstance(stored, list) else []
+
+
+def _level(row: Level | None) -> Cell:
+    if row is None:
+        return Cell("–", numeric=True)
+    return cell(row.value, interval(row.low, row.high) if math.isfinite(row.low) else "")
+
+
+def _compared(view: View, most: int | None = None) -> Table | None:
+    """Return what an audit compared with chance, shown or not; what decides first."""
+    deciding = str((view.evidence.get("headline") or {}).get("statistic", "")).partition(":")[0]
+    rows = sorted((row for row in view.levels if math.isfinite(row.p)), key=lambda row: row.name != deciding)
+    if not rows:
+        return None
+    body = [
+        (
+            Cell(label_of(row)),
+            cell(row.value, interval(row.low, row.high)),
+            Cell(
+                "",
+                f"p = {number(row.p)}; detects {number(row.smallest_detectable)}",
+                tag=Tag("beyond chance", "bad") if row.shown else Tag("not told from chance", "open"),
+            ),
+        )
+        for row in rows[:most]
+    ]
+    columns = [Column("Compared"), *numeric("Value"), Column("Against chance", "adjusted p, smallest detectable")]
+    rest = f", {most} of {len(rows)}" if most and len(rows) > most else ""
+    return Table(f"What was compared with chance{rest}", columns, body)
+
+
+# -- who gets what ----------------------------------------------------------------------------------------------------
+
+
+def who(view: View, canvas: Canvas) -> Section | None:
+    """Return means by group and of the worst tenth, whatever decides."""
+    names = dict.fromkeys(row.statistic for row in view.levels if row.name == "mean" and row.group is not None)
+    deciding = f"mean:{view.primary.partition(':')[2]}"
+    figures = []
+    for name in sorted(names, key=lambda name: name != deciding)[:2]:
+        lines = levels_of(view, f"{name}=*")
+        groups = {line.group for line in lines}
+        kind = declare.Dumbbell if len(groups) <= 3 and len(view.arms) > 1 else declare.Intervals
+        title = f"{lines[0].of} by {name.rpartition(':')[2].replace('_', ' ')}"
+        figures.append(intervals_figure(view, canvas, lines, kind(title)))
+    for name in list(dict.fromkeys(row.statistic for row in view.levels if row.name == "worst_decile"))[:1]:
+        lines = levels_of(view, name)
+        reading = [f"The tenth of {view.unit_kind}s with the lowest values, whatever their group."]
+        figures.append(intervals_figure(view, canvas, lines, declare.Intervals(lines[0].of, reading=reading)))
+    n = view.evidence.get("n_units")
+    title = f"Who gets what: {number(n)} {view.unit_kind}s" if isinstance(n, int) else "Who gets what"
+    return Section("units", title, [Grid(figures)], "Who gets what") if figures else None
+
+
+# -- folds ------------------------------------------------------------------------------------------------------------
+
+
+def folds(view: View, canvas: Canvas, declared: Declared) -> list[Section]:
+    """Return what is folded: the method's blocks, every statistic, curves, conditions, the worst units, the auditor."""
+    shown = next((block for block in declared.report if isinstance(draw(block, view, Canvas()), Figure)), None)
+    blocks = panel(view, canvas, [block for block in declared.report if block is not shown])
+    named = "What is shown" if view.kind == "audit" else f"What {view.title} did"
+    parts: list[Section | None] = [Section("panel", named, blocks, named) if blocks else None]
+    parts += [every_number(view), _training(view, canvas), _conditions(view), _worst(view), auditor(view, declared)]
+    return [dataclasses.replace(part, folded=True) for part in parts if part]
+
+
+def label_of(row: Level | Difference) -> str:
+    """Return a row's label with an attack in words."""
+    attack = (row.group or "") if isinstance(row, Level) else row.statistic.partition("=")[2]
+    plain_ = row.label.removesuffix(attack)
+    return plain_ + attack_title(attack) if _is_single(row) and plain_ != row.label else row.label
+
+
+def _is_single(row: Level | Difference) -> bool:
+    """Return whether a row is one attack of several, not the strongest of them."""
+    cell_of_it = row.group is not None if isinstance(row, Level) else "=" in row.statistic
+    return row.statistic.split(":", 1)[0] in LEAKS and cell_of_it
+
+
+def every_number(view: View) -> Section:
+    """Return every level, difference and total, and in one line what is undefined for every arm."""
+    blocks: list[Block] = [Prose([_resampling(view)])]
+    lost = [row.label for row in view.levels if math.isnan(row.value)]
+    known = {row.label for row in view.levels if math.isfinite(row.value)}
+    if nowhere := [label for label in dict.fromkeys(lost) if label not in known]:
+        blocks.append(Prose([f"Undefined for every arm: {'; '.join(nowhere)}."], muted=True))
+    if not view.differences and (found := _compared(view)):
+        blocks.append(found)
+    deciding, singles = (
+        [table for table in (_level_table(view, single), _difference_table(view, single)) if table]
+        for single in (False, True)
+    )
+    blocks += deciding
+    if view.differences:
+        blocks.append(Prose([_not_significant(view)]))
+    if singles:  # a dozen attacks of two statistics would bury the handful of rows that decide
+        blocks.append(Details("Every attack by itself", singles))
+    if totals := _totals(view):
+        blocks.append(totals)
+    return Section("numbers", "Every number", blocks)
+
+
+def _resampling(view: View) -> str:
+    e = view.evidence
+    text = f"Every interval covers {percent(view.confidence)}."
+    how = str(e.get("resampling") or "").strip().rstrip(".")
+    if how:
+        return f"{text} {how[:1].upper()}{how[1:]}."
+    return text + (f" It comes from {number(e['draws'])} bootstrap draws." if e.get("draws") else "")
+
+
+def _not_significant(view: View) -> str:
+    words = [row.verdict for row in view.differences]
+    return (
+        f"Of {plural(len(words), 'difference')}, {number(words.count('undecided'))} are undecided and "
+        f"{number(words.count('none'))} are none that matters. An undecided difference is not evidence of equality."
+    )
+
+
+def _by_arm(arms: Sequence[ArmView]) -> list[Column]:
+    return [Column(arm.title, numeric=True, key=arm_key(arm)) for arm in arms]
+
+
+def _level_table(view: View, single: bool) -> Table | None:
+    """Return a row for each statistic and group, a column for each arm."""
+    keyed: dict[tuple[str, str | None], dict[str, Level]] = {}
+    for row in view.levels:
+        if _is_single(row) == single:
+            keyed.setdefault((row.statistic, row.group), {})[row.arm] = row
+    keyed = {key: found for key, found in keyed.items() if any(math.isfinite(row.value) for row in found.values())}
+    if not keyed:
+        return None
+    arms = [arm for arm in view.arms if any(arm.name in found for found in keyed.values())]
+    body = []
+    for found in keyed.values():
+        rows = list(found.values())
+        line = [Cell(label_of(rows[0]), _counted(rows))]
+        for arm in arms:
+            there = found.get(arm.name)
+            ends = interval(there.low, there.high) if there and math.isfinite(there.low) else ""
+            line.append(cell(there.value, ends) if there else Cell("", numeric=True))
+        body.append(line)
+    which = " of single attacks" if single else ""
+    columns = [Column("Statistic"), *_by_arm(arms)]
+    return Table(f"Levels{which} with {percent(view.confidence)} intervals", columns, body)
+
+
+def _counted(rows: Sequence[Level]) -> str:
+    n, clusters, lost = (
+        max((getattr(row, key) or 0 for row in rows), default=0) for key in ("n_units", "n_clusters", "n_undefined")
+    )
+    said = [f"n = {number(n)}"] * bool(n) + [f"{number(clusters)} clusters"] * bool(clusters)
+    # who is not attacked has no score by design, so nothing is undefined
+    said += [f"undefined for {number(lost)}"] * (lost > 0 and rows[0].name not in LEAKS)
+    tops = [row.null.high for row in rows if row.null]
+    return ", ".join(said) + (f"; up to {number(max(tops))} by chance" if tops else "")
+
+
+def _difference_table(view: View, single: bool) -> Table | None:
+    """Return a row for each statistic, a column for each control."""
+    keyed: dict[tuple[str, str], dict[str, Difference]] = {}
+    for row in view.differences:
+        if _is_single(row) == single and row.verdict != "undefined":
+            keyed.setdefault((row.statistic, row.label), {})[row.against] = row
+    if not keyed:
+        return None
+    against = [arm for arm in view.arms if any(arm.name in found for found in keyed.values())]
+    columns = [Column("Statistic")]
+    columns += [Column(f"minus {lower(a.title)}", ROLES.get(a.role, a.role), True, arm_key(a)) for a in against]
+    body = []
+    for found in keyed.values():
+        first = next(iter(found.values()))
+        line = [Cell(label_of(first), f"{first.direction} is better; margin {number(first.margin, plain=True)}")]
+        for arm in against:
+            there = found.get(arm.name)
+            ends = interval(there.low, there.high, sign=True) if there else ""
+            line.append(cell(there.value, ends, sign=True, verdict=there.verdict) if there else Cell("", numeric=True))
+        body.append(line)
+    which = " of single attacks" if single else ""
+    name = view.arm_title(view.differences[0].arm)
+    return Table(f"Paired differences{which}: {name} minus each other arm", columns, body)
+
+
+def difference_list(view: View, caption: str, rows: Sequence[Difference], name: str = "") -> Table:
+    """Return a row for each difference, called by its own label or a name for all of them."""
+    body = [
+        (
+            Cell(name or label_of(row)),
+            Cell(view.arm_title(row.against), ROLES.get(row.role, row.role)),
+            cell(row.value, interval(row.low, row.high, sign=True), sign=True),
+            given(row.margin, plain=True),
+            Cell("", order=row.verdict, tag=tag(row.verdict)),
+        )
+        for row in rows
+    ]
+    return Table(caption, [Column("Of"), Column("Minus"), *numeric("Difference", "Margin"), Column("Verdict")], body)
+
+
+def _totals(view: View) -> Table | None:
+    names = list(dict.fromkeys(name for arm in view.arms for name in arm.totals))
+    arms = [arm for arm in view.arms if arm.totals]
+    if not names:
+        return None
+    body = []
+    for name in names:
+        found = [spread(arm.totals.get(name)) for arm in arms]
+        cells = [cell(x[0], interval(x[1], x[2]) if x[1] < x[2] else "") for x in found]
+        body.append([Cell(metric_title(name)), *cells])
+    seeds = " (median and range over seeds)" if len(view.seeds) > 1 else ""
+    columns = [Column("Quantity"), *_by_arm(arms)]
+    return Table(f"Quantities of the whole result, without interval{seeds}", columns, body)
+
+
+def _training(view: View, canvas: Canvas) -> Section | None:
+    """Return validation and loss by step for each arm."""
+    keys = dict.fromkeys(key for arm in view.arms for row in arm.curves for key in row)
+    names = [key for key in keys if key.startswith("valid/")][:2] + [key for key in keys if key == "loss"]
+    figures = []
+    for name in names:
+        title = "Training loss" if name == "loss" else f"Validation {view.metric_title(name.removeprefix('valid/'))}"
+        drawn = draw(declare.Curve(title, x="step", y=name), view, canvas)
+        figures += [drawn] if isinstance(drawn, Figure) else []
+    text = "A gain over a baseline that was still improving would say nothing, so the curves are kept."
+    return Section("training", "Training curves", [Prose([text]), Grid(figures)]) if figures else None
+
+
+def _conditions(view: View) -> Section | None:
+    found = list(dict.fromkeys([*view.warnings, *_weaknesses(view)]))
+    title = f"Conditions and warnings ({len(found)})"
+    return Section("conditions", title, [Notes(found, "warn")], "Warnings") if found else None
+
+
+def _weaknesses(view: View) -> list[str]:
+    found = []
+    for arm in view.arms:
+        ended = arm.notes.get("converged")
+        stopped = 1 if ended is False else int(ended["of"]) - int(ended["held"]) if isinstance(ended, Mapping) else 0
+        if stopped:
+            at = f" in {stopped} of {ended['of']} runs" if isinstance(ended, Mapping) else ""
+            found.append(
+                f"{arm.title}: training reached its last epoch{at} while validation could still improve; not converged."
+            )
+    lost: dict[int, dict[str, None]] = {}
+    for row in view.levels if view.kind != "audit" else ():  # an audit warns of them itself
+        if row.name == "mean" and row.n_undefined and math.isfinite(row.value):
+            lost.setdefault(row.n_undefined, {})[view.metric_title(row.metric)] = None
+    for n, metrics in lost.items():
+        found.append(
+            f"Undefined for {plural(n, view.unit_kind)}, who are left out of the means and counted here: "
+            f"{'; '.join(metrics)}."
+        )
+    if unread := sum(run.unread_lines for run in view.runs):
+        found.append(f"{plural(unread, 'line')} of metrics.jsonl could not be read; the curves lack them.")
+    if view.missing_runs:
+        found.append(
+            f"Not beside the comparison, so without curves, cost and settings here: {', '.join(view.missing_runs)}."
+        )
+    return found
+
+
+def _worst(view: View) -> Section | None:
+    """Return the units that are served worst, by id; never of a study that was published, nor of records to forget."""
+    metrics = [text.split(":")[1] for text in (view.primary, view.cost_statistic) if text.startswith("mean:")]
+    metrics += [row.metric for row in view.levels if row.name == "mean" and row.group is None]
+    arm = next((arm for arm in view.arms if arm.role == "remedy"), None) or next(iter(view.arms), None)
+    published = view.kind != "audit" and not any(run.status for run in view.runs)
+    if published or arm is None or view.table.has("by_set"):
+        return None
+    for metric in metrics:
+        better = next((row.better for row in view.levels if row.metric == metric and row.name == "mean"), "higher")
+        found = view.table.worst(arm.name, metric, lowest=better != "lower", most=WORST)
+        if found:
+            body = [(Cell(unit, code=True), cell(value)) for unit, value in found]
+            title = f"The {len(found)} {view.unit_kind}s with the worst {view.metric_title(metric)}"
+            columns = [Column(view.unit_kind.capitalize()), *numeric(view.metric_title(metric))]
+            table = Table(title, columns, body, reading=[f"{arm.title}; means over seeds. Ids only."])
+            return Section("worst", title, [table], "Worst units")
+    return None
+
+
+# -- for the auditor --------------------------------------------------------------------------------------------------
+
+
+def auditor(view: View, declared: Declared) -> Section:
+    """Return question, settings, environment, deviations, how to repeat it, and limits."""
+    blocks: list[Block] = [Facts(_asked(view))]
+    if len(view.arms) > 1 and view.kind != "audit":
+        body = [
+            (
+                Cell(arm.title, arm.name, key=arm_key(arm)),
+                Cell(ROLES.get(arm.role, arm.role)),
+                Cell("  ".join(f"{k}={plain(v)}" for k, v in flatten(arm.settings).items() if k), code=True),
+            )
+            for arm in view.arms
+        ]
+        text = "The arms are paired: same data in the same order, same initialisation, same named random streams."
+        columns = (Column("Arm"), Column("Role"), Column("Settings"))
+        blocks.append(Table("Arms of the experiment", columns, body, False, reading=[text]))
+    blocks += [*_configuration(view), *_environment(view)]
+    if view.deviations or view.kind != "audit":
+        blocks.append(Notes(view.deviations or ["None in force."], title="Deviations from the paper in force"))
+    return Section("auditor", "For the auditor", [*blocks, *_repeat(view), limits(view, declared.limits)])
+
+
+def _asked(view: View) -> list[tuple[str, str]]:
+    facts = [("Method", view.title)] if view.kind != "audit" else []
+    if view.mends:
+        facts.append(("Mends" if view.kind != "audit" else "Question", view.mends))
+    for key, value in view.data.items():
+        if key != "fingerprint" and value != 0 and not isinstance(value, Mapping | list):
+            words = DATA_WORDS.get(key, key.replace("_", " ").capitalize())
+            facts.append((words, number(value, plain=True) if not isinstance(value, str) else value))
+    facts.append(("Counted", f"one value for each {view.unit_kind}"))
+    word = "Seed of the resampling" if view.kind == "audit" else "Seeds"
+    return [*facts, (word, ", ".join(map(str, view.seeds)) or "none")]
+
+
+def _configuration(view: View) -> list[Block]:
+    config = next((run.config for run in view.runs if run.config), {})
+    passed, resolved = flatten(config.get("passed") or {}), flatten(config.get("resolved") or {})
+    blocks: list[Block] = []
+    for title, settings in (("Settings as passed", passed), ("Settings as resolved", resolved)):
+        rows = [(Cell(key, code=True), Cell(plain(value), code=True)) for key, value in settings.items() if key]
+        if rows:
+            preset = f", preset {plain(config['preset'])}" if config.get("preset") else ""
+            blocks.append(Table(f"{title}{preset}", (Column("Setting"), Column("Value")), rows, False))
+    return blocks
+
+
+def _environment(view: View) -> list[Block]:
+    first = next((run.status for run in view.runs if run.status), {})
+    env = first.get("environment") if isinstance(first.get("environment"), Mapping) else {}
+    facts = [("Started", _moment(first["started"]))] if first.get("started") else []
+    over = [_moment(run.status["finished"]) for run in view.runs if run.status.get("finished")]
+    facts += [("Finished", max(over))] if over else []
+    facts += costs(view.runs)
+    facts += [(key.capitalize(), str(env[key])) for key in ("python", "platform") if env and env.get(key)]
+    facts += [("Data, SHA-256", str(view.data["fingerprint"]))] if view.data.get("fingerprint") else []
+    packages = env.get("packages") if env else None
+    if isinstance(packages, Mapping) and packages:
+        facts.append(("Packages", ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))))
+    return [Facts(facts, title="Environment and cost")] if facts else []
+
+
+def _moment(text: Any) -> str:
+    return str(text).replace("T", " ").replace("+00:00", " UTC")
+
+
+def costs(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """Return wall and processor time over runs; what is not recorded is left out."""
+    facts = []
+    for key, word in (("wall_s", "Time"), ("cpu_s", "Processor time")):
+        spent = [float(run.status[key]) for run in runs if isinstance(run.status.get(key), int | float)]
+        if spent:
+            each = f" over {len(spent)} runs, median {duration(statistics.median(spent))}" if len(spent) > 1 else ""
+            facts.append((word, duration(sum(spent)) + each))
+    return facts
+
+
+def _repeat(view: View) -> list[Block]:
+    stored = [str(run.status["command"]) for run in view.runs if run.status.get("command")]
+    commands = [str(view.summary["command"])] if view.summary.get("command") else list(dict.fromkeys(stored))
+    if not commands:
+        return []
+    words = "Run this with the versions above and data of the same fingerprint."
+    if view.kind != "audit":
+        words += " Random streams are named: equal seeds give equal numbers on the same processor and thread count."
+    return [Prose(["How to repeat it"], lead=True), Code("\n".join(commands)), Prose([words], muted=True)]
+
+
+def limits(view: View, more: Sequence[str] = ()) -> Notes:
+    """Return what this page may be used for."""
+    kind, name = view.unit_kind, view.data.get("name")
+    where = f"these data ({name})" if name else "these data"
+    items = [
+        f"It holds for {where}, this split, this kind of model and these settings. The intervals cover other {kind}s "
+        "like these and other seeds, not other data, other settings or a changed population.",
+        *more,
+        "Means by group describe groups. They say nothing about any one person, and no value here belongs to one.",
+        "Use it to decide whether a remedy is worth a trial with your own data, and to document what was measured. It "
+        "is no legal assessment and no certificate.",
+    ]
+    return Notes(items, title="Limits and intended use")
