@@ -37,7 +37,7 @@ test-all: $(STAMP) lint test-minimum
 test-minimum: .venv-min/.installed
 	.venv-min/bin/upright run --help >/dev/null
 	$(MIN) -m pytest -m "not slow and not gpu and not browser" -W ignore::DeprecationWarning \
-	  --ignore tests/shell/test_sinks.py tests/maths tests/metrics tests/models tests/data tests/tasks tests/report tests/shell
+	  --ignore tests/experiment tests/audits/test_sinks.py tests/maths tests/metrics tests/models tests/data tests/tasks tests/report tests/experiment tests/audits
 
 .venv-min/.installed: pyproject.toml constraints-minimum.txt
 	rm -rf .venv-min

@@ -19,9 +19,9 @@ from upright.contract import Arm, MethodSpec
 from upright.evidence.compute import evidence, said_again
 from upright.evidence.statistics import computable
 from upright.evidence.units import Block, Units, read_units, write_units
-from upright.shell.config import to_config
-from upright.shell.registry import load_method, load_object
-from upright.shell.runs import ArmRun, read_json, write_json
+from upright.experiment.config import to_config
+from upright.experiment.folders import ArmRun, read_json, write_json
+from upright.experiment.registry import load_method, load_object
 
 RESULTS = Path(__file__).parents[1] / "results"
 

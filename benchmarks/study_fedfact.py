@@ -17,8 +17,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from upright.shell.runner import compare_runs, execute
-from upright.shell.study import publish_runs
+from upright.experiment.runner import Ask, compare_runs, execute
+from upright.experiment.study import publish_runs
 
 SEEDS = range(6)
 BASE: dict[str, Any] = {"global_tol": 0.01}  # and the same inside clients; stated, so that a default cannot change it
@@ -54,7 +54,7 @@ STUDIES: list[tuple[str, dict[str, Any], list[str] | None, bool, dict[str, Any]]
 
 def _run(job: tuple[str, dict[str, Any], list[str] | None, bool, int]) -> str:
     folder, settings, arms, sweep, seed = job
-    execute("fedfact", settings={**BASE, **settings}, seed=seed, arms=arms, sweep=sweep, folder=Path(folder))
+    execute(Ask("fedfact", settings={**BASE, **settings}, seed=seed, arms=arms, sweep=sweep), folder=Path(folder))
     return folder
 
 

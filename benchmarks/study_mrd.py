@@ -24,10 +24,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from upright.shell.registry import load_method
-from upright.shell.runner import compare_runs, execute
-from upright.shell.runs import ArmRun
-from upright.shell.study import publish_runs
+from upright.experiment.folders import ArmRun
+from upright.experiment.registry import load_method
+from upright.experiment.runner import Ask, compare_runs, execute
+from upright.experiment.study import publish_runs
 from upright.tasks.forget import Forget, ForgetConfig
 
 SEEDS = range(6)
@@ -84,7 +84,7 @@ def choose(pool: Any, settings: dict[str, Any], rates: tuple[float, ...], file: 
 
 def _run(job: tuple[str, dict[str, Any], list[str] | None, int]) -> str:
     folder, settings, arms, seed = job
-    execute("mrd", settings=settings, arms=arms, seed=seed, folder=Path(folder))
+    execute(Ask("mrd", settings=settings, arms=arms, seed=seed), folder=Path(folder))
     return folder
 
 

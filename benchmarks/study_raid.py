@@ -23,10 +23,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from upright.shell.registry import load_method
-from upright.shell.runner import compare_runs, execute
-from upright.shell.runs import read_json, write_json
-from upright.shell.study import publish_runs
+from upright.experiment.folders import read_json, write_json
+from upright.experiment.registry import load_method
+from upright.experiment.runner import Ask, compare_runs, execute
+from upright.experiment.study import publish_runs
 
 SEEDS, TUNE_SEEDS = range(6), (100, 101)
 TOLERATED = 0.02  # relative loss of validation NDCG
@@ -60,9 +60,8 @@ STUDIES: list[tuple[str, dict[str, Any], list[str] | None, bool]] = [
 
 def _run(job: tuple[str, dict[str, Any], list[str] | None, bool, int, dict[str, Any]]) -> str:
     folder, settings, arms, sweep, seed, own = job
-    execute(
-        "raid", settings={**BASE, **settings}, seed=seed, arms=arms, sweep=sweep, folder=Path(folder), arm_settings=own
-    )
+    ask = Ask("raid", settings={**BASE, **settings}, seed=seed, arms=arms, sweep=sweep, arm_settings=own)
+    execute(ask, folder=Path(folder))
     return folder
 
 

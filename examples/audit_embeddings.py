@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from upright.shell.audit_embeddings import audit_embeddings
+from upright.audits.embeddings import audit_embeddings
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from upright.shell.audit_ranking import audit_ranking
+from upright.audits.ranking import audit_ranking
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import torch
 
 from upright.methods.raid import BarycenterDefense
 from upright.metrics.attacks import attack
-from upright.shell.audit_embeddings import judge_attacks
+from upright.audits.embeddings import judge_attacks
 
 rng = np.random.default_rng(0)
 users, items, dim = 600, 200, 16

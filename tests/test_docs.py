@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import upright
-from upright.shell.config import describe
-from upright.shell.registry import find, load_method, load_object, names
-from upright.shell.runner import deviations
+from upright.experiment.config import describe
+from upright.experiment.registry import find, load_method, load_object, names
+from upright.experiment.runner import deviations
 from upright.tasks.next_item import NextItem
 
 ROOT = Path(__file__).resolve().parents[1]

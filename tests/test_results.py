@@ -15,10 +15,10 @@ from upright.contract import Arm, InputError
 from upright.evidence.records import Difference, Level
 from upright.evidence.units import Units, read_units
 from upright.evidence.verdict import verdict
+from upright.experiment.folders import read_json, write_json
+from upright.experiment.registry import load_method
 from upright.report.results import results_page, study_page
 from upright.report.text import NARROW
-from upright.shell.registry import load_method
-from upright.shell.runs import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = sorted(p.parent for p in (ROOT / "results").glob("*/summary.json"))

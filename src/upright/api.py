@@ -26,7 +26,7 @@ class Result:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """What ``summary.json`` or ``comparison.json`` says."""
-        from upright.shell.runs import read_json
+        from upright.experiment.folders import read_json
 
         name = "comparison.json" if (self.folder / "comparison.json").exists() else "summary.json"
         return dict(read_json(self.folder / name))
@@ -58,7 +58,7 @@ def run(
     Parameters
     ----------
     method : str
-        Registered name, for example ``in_ucds``.
+        Registered name, as `upright list` shows it.
     data : str, optional
         Name in the catalogue or path of a file; the task's default otherwise.
     settings : mapping, optional
@@ -79,11 +79,11 @@ def run(
     upright.contract.InputError
         For bad settings or data.
     """
-    from upright.shell.runner import run_seeds
+    from upright.experiment.runner import Ask, run_seeds
 
     wanted = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    options = {"data": data, "data_dir": data_dir, "settings": settings, "preset": preset, "arms": arms, "sweep": sweep}
-    folders, comparison = run_seeds(wanted, method, out=Path(out), quiet=quiet, **options)
+    ask = Ask(method, data=data, settings=settings or {}, preset=preset, arms=arms, sweep=sweep)
+    folders, comparison = run_seeds(ask, wanted, out=Path(out), data_dir=data_dir, quiet=quiet)
     return Result(comparison if comparison is not None else folders[0])
 
 
@@ -99,14 +99,14 @@ def audit_predictions(file: str | Path, *, group: str | Sequence[str], out: str 
     out : path
         Where the audit's folder goes.
     **options
-        Of `upright.shell.audit_predictions.audit_predictions`: client, label, prediction or proba, criterion ...
+        Of `upright.audits.predictions.audit_predictions`: client, label, prediction or proba, criterion ...
 
     Raises
     ------
     upright.contract.InputError
         For everything that is wrong with the file.
     """
-    from upright.shell.audit_predictions import audit_predictions as audit
+    from upright.audits.predictions import audit_predictions as audit
 
     return Result(audit(file, group=group, out=out, **options))
 
@@ -125,14 +125,14 @@ def audit_forgetting(
     out : path
         Where the audit's folder goes.
     **options
-        Of `upright.shell.audit_forgetting.audit_forgetting`: holdout, reference, template, generate ...
+        Of `upright.audits.forgetting.audit_forgetting`: holdout, reference, template, generate ...
 
     Raises
     ------
     upright.contract.InputError
         For everything that is wrong with the files and the models.
     """
-    from upright.shell.audit_forgetting import audit_forgetting as audit
+    from upright.audits.forgetting import audit_forgetting as audit
 
     return Result(audit(model, forget=forget, retain=retain, out=out, **options))
 
@@ -159,6 +159,6 @@ def compare(folders: Sequence[str | Path], out: str | Path) -> Path:
 
 def check(method: str) -> list[Any]:
     """Run the conformance suite on a method and return its checks."""
-    from upright.shell.checks import conformance
+    from upright.experiment.checks import conformance
 
     return list(conformance(method))

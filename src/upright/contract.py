@@ -31,9 +31,12 @@ __all__ = [
     "Range",
     "Run",
     "Task",
+    "Training",
     "UnitScores",
+    "accepted",
     "audit",
     "method",
+    "reading",
     "spec_of",
     "stream",
 ]
@@ -120,6 +123,21 @@ class Config:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
 
 
+class Training(Config):
+    """Settings that training loops share; a method's config inherits them."""
+
+    learning_rate: PositiveFloat = 1e-3
+    """Step size of the optimiser."""
+    epochs: PositiveInt = 400
+    """Most epochs; validation stops earlier."""
+    batch_size: PositiveInt = 2048
+    """Training examples a step."""
+    check_every: PositiveInt = 5
+    """Epochs between validation checks."""
+    patience: PositiveInt = 5
+    """Checks without a better validation score before stopping; a third of the checks so far, where that is more."""
+
+
 def _alternatives(hint: Any) -> list[Any]:
     """Return the members of a union with `Annotated` kept whole."""
     origin = get_origin(hint)
@@ -154,6 +172,15 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, origin or hint)
 
 
+def reading(value: Any, hint: Any) -> tuple[Any, ...]:
+    """Return a value as a field's type holds it, in a tuple, or nothing; a whole number may be a float."""
+    kind = next((one for one in _alternatives(hint) if _fits(value, one)), None)
+    if kind is None:
+        return ()
+    base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    return (float(value),) if base is float else (value,)
+
+
 def accepted(hint: Any) -> str:
     """Say in words what a field's type accepts."""
     words = []
@@ -174,7 +201,7 @@ def accepted(hint: Any) -> str:
 
 
 def _check_value(owner: str, name: str, value: Any, hint: Any) -> None:
-    if not any(_fits(value, one) for one in _alternatives(hint)):
+    if not reading(value, hint):
         raise InputError(f"{owner}.{name} = {value!r}", accepted(hint), f"set {name} to a value inside that range")
 
 
@@ -271,6 +298,30 @@ class Run(Protocol):
     def restore(self, which: Literal["last", "best"] = "last") -> dict[str, Any] | None:
         """Return the last (or best) checkpoint of this arm, None when there is none."""
 
+    def training(
+        self, config: Any, *, epochs: int | None = None, patience: int | None = -1, first: int = 0, **parts: Any
+    ) -> Any:
+        """Return the companion of a training loop, a context manager.
+
+        ``with run.training(config, model=model, optimiser=optimiser) as epochs:`` and ``for epoch in epochs:`` give the
+        epochs that are left; ``epochs.log(loss=...)`` writes a line an epoch, ``epochs.check(score)``, where
+        ``epochs.due``, keeps a checkpoint of all parts and counts patience. Leaving it restores the best. A loop that
+        was killed goes on to the same bits.
+
+        Parameters
+        ----------
+        config : Training
+            ``epochs``, ``check_every`` and ``patience``; the first and the last may be given in their place, a patience
+            of None lets a loop run to its end, -1 is the config's.
+        first : int
+            Epochs logged before this loop.
+        **parts
+            Anything with ``state_dict`` and ``load_state_dict``, lists of such, or dicts that the loop changes.
+        """
+
+    def silent(self) -> Any:
+        """Return a run inside this run: the same seed, streams and shared values, kept in memory, nothing written."""
+
     def shared(self, name: str, key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return what ``make()`` gives, made once for all arms of this run that ask with the same name and key."""
 
@@ -363,6 +414,7 @@ class MethodSpec:
     sweep: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     report: tuple[Any, ...] = ()
     limits: tuple[str, ...] = ()
+    demo: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def arm(self, role: str) -> Arm:
         """Return the first arm with a role."""
@@ -390,6 +442,7 @@ def method(
     sweep: Mapping[str, Sequence[Any]] | None = None,
     report: Sequence[Any] = (),
     limits: Sequence[str] = (),
+    demo: Mapping[str, Any] | None = None,
 ) -> Callable[[F], F]:
     """Mark ``f(task, config, run) -> result`` as a method.
 
@@ -424,6 +477,8 @@ def method(
         What a report shows; the first that draws a plot stands beside the verdict.
     limits : sequence of str
         What a result does not say, in sentences.
+    demo : mapping
+        ``data``, ``settings`` and ``arms`` of its part in `upright demo`; none where it is not shown.
 
     Raises
     ------
@@ -444,6 +499,7 @@ def method(
             name=name, run=f, config=config, task=task, title=title, mends=mends, neutral=tuple(neutral),
             arms=tuple(arms), statistics=tuple(statistics), primary=primary, cost=cost, presets=presets or {},
             tune=tune or {}, tiny=tiny or {}, sweep=sweep or {}, report=tuple(report), limits=tuple(limits),
+            demo=demo or {},
         )  # fmt: skip
         return f
 

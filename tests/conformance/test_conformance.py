@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from upright.contract import InputError
-from upright.shell.checks import CHECKS, Check, conformance
-from upright.shell.runner import compare_runs, execute
-from upright.shell.runs import read_json
+from upright.experiment.checks import CHECKS, Check, conformance
+from upright.experiment.folders import read_json
+from upright.experiment.runner import Ask, compare_runs, execute
 
 PLUGIN = Path(__file__).parent.parent / "plugin"
 
@@ -91,7 +91,7 @@ def test_an_unknown_method_is_refused_before_any_check():
 def test_a_plugin_runs_and_is_compared_like_ours(tmp_path):
     # catches a runner that needs what only our tasks have, and a finding on planted groups that is lost on the way
     seeds = range(6)
-    folders = [execute("upright_example", seed=s, folder=tmp_path / f"s{s}") for s in seeds]
+    folders = [execute(Ask("upright_example", seed=s), folder=tmp_path / f"s{s}") for s in seeds]
     found = read_json(compare_runs(folders, tmp_path / "all") / "comparison.json")
     (row,) = [d for d in found["evidence"]["differences"] if d["statistic"] == "abs_gap:error:group"
               and d["role"] == "baseline"]  # fmt: skip

@@ -124,7 +124,9 @@ def test_a_gate_fails_with_1(tmp_path: Path) -> None:
     assert upright(*words, "--fail-if", 'mean["ndcg@10"] > 2').returncode == 0
 
 
-@pytest.mark.parametrize("module", ["upright", "upright.cli", "upright.shell.registry", "upright.shell.config"])
+@pytest.mark.parametrize(
+    "module", ["upright", "upright.cli", "upright.experiment.registry", "upright.experiment.config"]
+)
 def test_import_is_light(module: str) -> None:
     code = (
         f"import {module}, sys; "
@@ -309,8 +311,8 @@ def test_ctrl_c_in_the_second_seed_names_both_and_they_are_compared(tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "place", "said"),
     [
-        (["run", "in_ucds"], "upright.shell.runner.run_seeds", "stopped; nothing was begun"),
-        (["demo", "--out", "my demo"], "upright.shell.demo.run_demo",
+        (["run", "in_ucds"], "upright.experiment.runner.run_seeds", "stopped; nothing was begun"),
+        (["demo", "--out", "my demo"], "upright.experiment.demo.run_demo",
          "stopped; go on with `upright demo --out 'my demo'`"),
     ],
 )  # fmt: skip
@@ -321,7 +323,7 @@ def test_ctrl_c_names_no_folder_that_is_not_there(
     from typer.testing import CliRunner
 
     from upright.cli import app
-    from upright.shell.runner import Stopped
+    from upright.experiment.runner import Stopped
 
     def stop(*_: object, **__: object) -> None:
         raise Stopped([])

@@ -101,7 +101,7 @@ def test_forgotten_can_be_required(world, upright, tmp_path):
 
 def test_the_losses_of_the_help_are_those_that_the_desk_takes():
     # catches a loss that was added or taken away and is still offered; the help itself must not load torch
-    from upright.cli_forget import LOSS
+    from upright.cli.forget import LOSS
     from upright.language.intake import losses_taken, refuse_loss
 
     assert LOSS.removeprefix("One of ").removesuffix(".").split(", ") == losses_taken()

@@ -18,9 +18,9 @@ import pytest
 from upright.evidence.bootstrap import Bootstrap
 from upright.evidence.statistics import computable, parse
 from upright.evidence.units import Units, read_units
+from upright.experiment.folders import read_json
+from upright.experiment.registry import load_method, load_object
 from upright.maths.intervals import percentile
-from upright.shell.registry import load_method, load_object
-from upright.shell.runs import read_json
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "results"

@@ -69,7 +69,7 @@ def finished_of(factory) -> tuple[Path, dict]:
     """One request with everything given, and what it returned; made once."""
     if "finished" not in _MADE:
         world, place = world_of(factory), factory.mktemp("finished")
-        more = {"reference": world.reference, "holdout": world.holdout, "settings": FAST.replace(sampling="mrd")}
+        more = {"reference": world.reference, "holdout": world.holdout, "settings": FAST.replace(sampling="difficulty")}
         found = start(world, place, **more)
         _MADE["finished"] = place, found
     return _MADE["finished"]

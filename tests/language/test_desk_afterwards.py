@@ -115,7 +115,11 @@ def test_a_dry_run_says_what_it_takes_and_changes_nothing(world, tmp_path):
     # catches a dry run that opens a request or trains
     before = w.contents(world.root)
     found = w.start(
-        world, tmp_path, dry_run=True, reference=world.reference, settings=w.FAST.replace(sampling="mrd", epochs=3)
+        world,
+        tmp_path,
+        dry_run=True,
+        reference=world.reference,
+        settings=w.FAST.replace(sampling="difficulty", epochs=3),
     )
     assert found["passes"]["training"].startswith("6 steps: 3 times 10 records")
     assert found["passes"]["evaluation"] == "3 times 54 texts"  # 10 with 3 other answers each, and 14 kept ones

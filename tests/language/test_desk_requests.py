@@ -184,7 +184,7 @@ def test_few_records_have_no_aggregate(world, tmp_path):
     # catches a mean over one record, which is its score
     few = w.write_records(tmp_path / "few.jsonl", read_records(world.forget)[:3])
     found = w.start(
-        world, tmp_path, forget=few, holdout=world.holdout, settings=w.FAST.replace(sampling="mrd", epochs=1)
+        world, tmp_path, forget=few, holdout=world.holdout, settings=w.FAST.replace(sampling="difficulty", epochs=1)
     )
     assert all(v is None for row in found["metrics"]["forget"].values() for v in row.values())
     assert found["metrics"]["membership"] == {"before": None, "after": None}

@@ -16,14 +16,15 @@ from upright.contract import InputError, spec_of
 from upright.data.tabular import Table, synthetic_table
 from upright.evidence.compute import evidence
 from upright.evidence.units import Block, Units
+from upright.experiment.checks import CHECKS, conformance
+from upright.experiment.folders import ArmRun
+from upright.experiment.notes import suppress_few
+from upright.experiment.registry import load_method
+from upright.experiment.runner import _fitting
 from upright.federation.rounds import from_tensors
 from upright.maths.parity.rates import CRITERIA
 from upright.methods import fedfact
 from upright.methods.fedfact import FedFACTConfig
-from upright.shell.checks import CHECKS, conformance
-from upright.shell.registry import load_method
-from upright.shell.runner import _fitting
-from upright.shell.runs import ArmRun
 from upright.tasks.classify import Classify, ClassifyConfig
 
 ARMS = {arm.name: dict(arm.settings) for arm in spec_of(fedfact.run).arms}
@@ -195,7 +196,7 @@ def test_arms_that_train_decide_by_their_own_model(name):
     np.testing.assert_array_equal(np.sort(h, axis=1), np.tile([0.0, 0.0, 1.0], (len(h), 1)))
     x, _, group, client = task.part(run, "valid")
     np.testing.assert_array_equal(found.decide(x, (group + 1) % 3, client), h)  # blind
-    assert len(run.notes["history"]) >= 10
+    assert len(run.metrics) >= 10
     assert (h != plain(task, run)[1]).any()
 
 
@@ -256,10 +257,10 @@ def test_notes_say_what_was_solved_and_for_whom():
     for flip in notes["flips"]:
         own, j = group == task.groups.tolist().index(flip["group"]), task.classes.index(flip["to"])
         assert flip["share"] == pytest.approx(((h[own, j] == 1) & (before[own, j] == 0)).mean())
-        assert flip["rows"] == own.sum()
+        assert flip["n"] == own.sum()
     assert notes["valid"] == pytest.approx(h[np.arange(len(y)), y].mean())
     assert "counts" not in notes
-    assert arm("none", task)[1].notes["counts"] == task.counts(run)
+    assert arm("none", task)[1].notes["counts"] == suppress_few(task.counts(run))
 
 
 def test_warnings_name_one_group_and_too_few_rounds():

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from upright.contract import InputError, spec_of
 from upright.data.interactions import Interactions, synthetic
+from upright.experiment.folders import ArmRun
 from upright.maths import dominant_sets as ds
 from upright.methods import in_ucds
 from upright.methods.in_ucds import (
@@ -23,7 +24,6 @@ from upright.methods.in_ucds import (
     similarities,
 )
 from upright.recommendation import pairs
-from upright.shell.runs import ArmRun
 from upright.tasks.next_item import NextItem, NextItemConfig, activity_groups, activity_score
 
 # tests are no package under --import-mode=importlib, so the helper is loaded by its path

@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("transformers")
 
 from upright.contract import InputError
+from upright.experiment.folders import ArmRun
+from upright.experiment.registry import load_method
 from upright.methods.mrd import THIRDS, MRDConfig, Unlearned, run, scoring, sizes, thirds
-from upright.shell.registry import load_method
-from upright.shell.runs import ArmRun
 from upright.tasks.forget import Forget
 
 MRD, NLL = np.array([4.0, 1.0, 2.0, 8.0, 0.5]), np.array([0.1, 0.4, 0.2, 0.3, 0.5])

@@ -11,11 +11,11 @@ from upright.classification import exchange, fitting, post
 from upright.classification.exchange import FedFACTPost, Scores
 from upright.classification.post import FairPost
 from upright.data.tabular import synthetic_table
+from upright.experiment.folders import ArmRun
 from upright.federation.rounds import drive
 from upright.maths.parity.constraints import Constraint
 from upright.maths.parity.site import Site, adjusted
 from upright.methods import fedfact
-from upright.shell.runs import ArmRun
 from upright.tasks.classify import Classify, ClassifyConfig
 
 BETA = 0.002

@@ -12,10 +12,10 @@ import torch
 from scipy import linalg, sparse
 
 from upright.data.interactions import synthetic
+from upright.experiment.folders import ArmRun
 from upright.maths import dominant_sets as ds
 from upright.methods import in_ucds
 from upright.metrics import ranking
-from upright.shell.runs import ArmRun
 from upright.tasks.next_item import NextItem
 
 # tests are no package under --import-mode=importlib, so the helper is loaded by its path

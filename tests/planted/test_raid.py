@@ -13,13 +13,13 @@ from upright.data.interactions import synthetic
 from upright.evidence.compute import evidence
 from upright.evidence.statistics import STATISTICS
 from upright.evidence.units import Block, Units
+from upright.experiment.folders import ArmRun
 from upright.maths.resampling import average
 from upright.methods import raid
 from upright.metrics import attacks
 from upright.metrics.leakage import leakage
 from upright.recommendation import controls, maps
 from upright.recommendation.defence import BarycenterDefense
-from upright.shell.runs import ArmRun
 from upright.tasks.private_next_item import PrivateNextItem
 
 

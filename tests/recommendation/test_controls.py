@@ -13,10 +13,10 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from upright.experiment.folders import ArmRun
 from upright.models.recommenders import build
 from upright.recommendation import pairs
-from upright.recommendation.controls import Adversary, SilentRun, WithUsers, exposed, matched_noise
-from upright.shell.runs import ArmRun
+from upright.recommendation.controls import Adversary, WithUsers, exposed, matched_noise
 from upright.tasks.next_item import NextItem
 
 BACKBONES = ["bprmf", "neumf", "lightgcn"]
@@ -226,26 +226,6 @@ def test_a_replaced_table_is_scored_as_the_backbone_scores(backbone):
     assert set(dict(twin.named_parameters())) == {"user", "item"}
     other += 1.0
     assert not torch.equal(twin.tables()[0], other)  # a copy
-
-
-def test_a_run_inside_a_run_has_its_streams_and_says_nothing():
-    # catches a twin that writes into the log or the checkpoints of the arm that it is made for
-    outer = ArmRun(None, 3, "noise")
-    inner = SilentRun(outer)
-    assert inner.rng("order", 1).random() == outer.rng("order", 1).random()
-    assert inner.restore() is None
-    inner.log(1, loss=0.5)
-    inner.warn("x")
-    inner.note("valid", 0.3)
-    state = {"weights": torch.zeros(2)}
-    inner.save(1, state, best=True)
-    inner.save(2, {"weights": torch.ones(2)})
-    state["weights"] += 5.0
-    assert inner.restore("best")["weights"].tolist() == [0.0, 0.0]
-    assert inner.restore() is None
-    assert (outer.metrics, outer.warnings, outer.notes, outer.restore()) == ([], [], {}, None)
-    with inner.progress(3, "x") as advance:
-        advance()
 
 
 # -- batches and the loss of a batch --------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ from upright.contract import InputError, spec_of
 from upright.evidence.bootstrap import Bootstrap
 from upright.evidence.statistics import parse
 from upright.evidence.units import Units
+from upright.experiment.folders import ArmRun
+from upright.experiment.runner import Ask, run_task
 from upright.methods import raid
 from upright.metrics.attacks import attack
 from upright.metrics.leakage import leakage
 from upright.recommendation.defence import BarycenterDefense, codes_of
-from upright.shell.runner import run_task
-from upright.shell.runs import ArmRun
 from upright.tasks.private_next_item import PrivateNextItem
 
 
@@ -110,7 +110,7 @@ def test_noise_notes_the_utility_that_it_has():
 
 def test_every_arm_of_lightgcn_has_a_null():
     spec, task = spec_of(raid.run), PrivateNextItem.tiny(backbone="lightgcn")
-    blocks, _, _ = run_task(spec, task, spec.config(**spec.tiny), None, seed=0, arms=["none", "after"])
+    blocks, _, _ = run_task(spec, task, spec.config(**spec.tiny), None, Ask("raid", arms=["none", "after"]))
     units = Units(blocks)
     statistic = parse("leakage:attack:attribute", Bootstrap(units, 2), {})
     nulls = {arm: statistic.chance(arm, None)["null"].high for arm in ("none", "after")}

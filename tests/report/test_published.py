@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from upright.experiment.registry import declared_of
 from upright.report.kinds import draw
 from upright.report.plots import Canvas
 from upright.report.read import read_folder
-from upright.shell.registry import declared_of
 
 RESULTS = Path(__file__).parents[2] / "results"
 STUDIES = sorted(path.parent for path in RESULTS.glob("*/summary.json"))

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("transformers")
 
 from upright.contract import InputError
-from upright.shell.runs import ArmRun, RunFolder
+from upright.experiment.folders import ArmRun, RunFolder
 from upright.tasks.forget import Forget, ForgetConfig
 
 

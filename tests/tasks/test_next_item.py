@@ -11,10 +11,10 @@ import pytest
 from upright.contract import InputError
 from upright.data.catalogue import load_split
 from upright.data.interactions import read_interactions
+from upright.experiment.folders import ArmRun
+from upright.experiment.registry import load_method
+from upright.experiment.runner import resolve
 from upright.models.recommenders import build
-from upright.shell.registry import load_method
-from upright.shell.runner import resolve
-from upright.shell.runs import ArmRun
 from upright.tasks.next_item import READER, NextItem, NextItemConfig
 
 

@@ -10,10 +10,10 @@ import torch
 
 from upright.contract import InputError
 from upright.data.interactions import synthetic
+from upright.experiment.folders import ArmRun
 from upright.methods import raid
 from upright.methods.raid import RAIDConfig
 from upright.recommendation.controls import WithUsers
-from upright.shell.runs import ArmRun
 from upright.tasks.private_next_item import PROTOCOLS, PrivateNextItem, PrivateNextItemConfig, classes_of
 
 tiny = PrivateNextItem.tiny

@@ -17,7 +17,7 @@ States, messages and private memory are never changed in place. ``state["round"]
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +25,18 @@ from numpy.typing import NDArray
 
 from upright.contract import InputError
 
-__all__ = ["Algorithm", "Message", "Private", "State", "checked", "drive", "from_tensors", "settle", "to_tensors"]
+__all__ = [
+    "Algorithm",
+    "Message",
+    "Private",
+    "State",
+    "checked",
+    "drive",
+    "from_tensors",
+    "rounds",
+    "settle",
+    "to_tensors",
+]
 
 Message = dict[str, NDArray[Any]]
 Private = dict[str, NDArray[Any]]
@@ -169,17 +180,16 @@ def settle(
     return {**state, "log": [*before, entry]}
 
 
-def drive(
+def rounds(
     algorithm: Algorithm,
     data: Mapping[str, Any],
     *,
     present: Callable[[int, str], bool] | None = None,
-    on_round: Callable[[State, dict[str, Private]], None] | None = None,
     resume: tuple[State, Mapping[str, Private]] | None = None,
     least: float = 0.5,
     repeats: int = 3,
-) -> tuple[State, dict[str, Private]]:
-    """Run an algorithm to its end in one process.
+) -> Iterator[tuple[State, dict[str, Private]]]:
+    """Run an algorithm in one process, and yield state and private memories after each attempt at a round.
 
     Parameters
     ----------
@@ -189,17 +199,10 @@ def drive(
         The order of clients does not matter.
     present : callable, optional
         ``present(round, client)``, asked again at each attempt; everybody by default.
-    on_round : callable, optional
-        Called with state and private memories after each attempt.
     resume : tuple of state and private memories, optional
-        As `on_round` saw them, or as `from_tensors` gives them back.
+        As they were yielded, or as `from_tensors` gives them back.
     least, repeats
         See `settle`.
-
-    Returns
-    -------
-    state : dict
-    privates : dict of client to private memory
 
     Raises
     ------
@@ -222,9 +225,29 @@ def drive(
         privates = privates | {name: own for name, (_, own) in answers.items()}
         replies = {name: reply for name, (reply, _) in answers.items()}
         state = settle(algorithm, state, replies, names, least=least, repeats=repeats)
+        yield state, privates
+
+
+def drive(
+    algorithm: Algorithm,
+    data: Mapping[str, Any],
+    *,
+    on_round: Callable[[State, dict[str, Private]], None] | None = None,
+    **options: Any,
+) -> tuple[State, dict[str, Private]]:
+    """Run an algorithm to its end; options and errors are those of `rounds`, `on_round` sees what it yields.
+
+    Returns
+    -------
+    state : dict
+    privates : dict of client to private memory
+    """
+    resume = options.get("resume")
+    state, privates = (algorithm.start(), {name: {} for name in data}) if resume is None else resume
+    for state, privates in rounds(algorithm, data, **options):
         if on_round is not None:
             on_round(state, privates)
-    return state, privates
+    return state, dict(privates)
 
 
 def _ask(

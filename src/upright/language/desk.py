@@ -277,7 +277,7 @@ def _train(
     speaker, found = given.speaker, None
     forget, retain = speaker.encode(given.forget), speaker.encode(given.retain)
     more: dict[str, Any] = {}
-    if settings.sampling == "mrd":
+    if settings.sampling == "difficulty":
         found = score_difficulty(speaker.model, forget, batch_size=settings.batch_size, seed=settings.seed,
                                  pad=speaker.pad)  # fmt: skip
         _keep_scores(request, given.forget, found)
@@ -291,7 +291,7 @@ def _train(
     )  # fmt: skip
     trainer = UnlearnTrainer(
         speaker.model, forget, retain, args=arguments, processing_class=speaker.tokenizer, loss=settings.loss,
-        sampling=settings.sampling, targets=levels, cache_dir=request.cache, **more,
+        sampling="mrd" if found else "uniform", targets=levels, cache_dir=request.cache, **more,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it writes to where a machine reads JSON
     reasons = []

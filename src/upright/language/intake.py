@@ -31,7 +31,7 @@ class Settings(Config):
 
     loss: str = "npo"
     """Forget loss, or a pair of forget and retain loss."""
-    sampling: Literal["mrd", "uniform"] = "mrd"
+    sampling: Literal["difficulty", "uniform"] = "difficulty"
     """Which records are drawn more often: in proportion to difficulty, or all alike."""
     learning_rate: PositiveFloat = 1e-5
     """Of AdamW."""
@@ -245,7 +245,7 @@ def expectation(given: Inputs, settings: Settings) -> dict[str, Any]:
     if settings.rouge:
         speaker.write(few)
     write = (time.perf_counter() - start) / len(few)
-    scoring = 40 if settings.sampling == "mrd" else 0
+    scoring = 40 if settings.sampling == "difficulty" else 0
     looks, steps = 2 + (given.reference is not None), settings.epochs * -(-n // settings.batch_size)
     false = max(len(r.perturbed) + len(r.paraphrases) for r in given.forget)
     texts = n * (1 + false) + m + len(given.holdout)

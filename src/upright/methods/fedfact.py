@@ -50,7 +50,7 @@ One Newton step is O(n Q^2) with Q = strata x groups x classes entries of a tabl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -81,7 +81,7 @@ from upright.contract import (
     stream,
 )
 from upright.declare import Front, Heat, Holds, Intervals, Noted
-from upright.federation.rounds import drive, from_tensors, to_tensors
+from upright.federation.rounds import drive, from_tensors, rounds, to_tensors
 from upright.maths.parity.program import Constraint
 from upright.maths.parity.site import Site
 
@@ -166,18 +166,6 @@ class Decider:
         return self.rule(x, group, client)
 
 
-class _Stopping(FedAvg):
-    """Federated averaging that ends when calibration rows say so."""
-
-    best: float = np.inf
-    kept: Mapping[str, Any] | None = None
-    stale: int = 0
-    patience: int = 5
-
-    def done(self, state: Any) -> bool:
-        return super().done(state) or self.stale >= self.patience
-
-
 def base_model(t: Any, config: FedFACTConfig, run: Run) -> dict[str, Any]:
     """Train by federated averaging (step 1); returns the parameters of the best round and its log loss."""
     x, y, _, client = t.part(run, "train")
@@ -188,27 +176,24 @@ def base_model(t: Any, config: FedFACTConfig, run: Run) -> dict[str, Any]:
         learning_rate=config.learning_rate, weight_decay=config.weight_decay, hidden=config.hidden,
         seed=stream(run.seed, "model"),
     )  # fmt: skip
-    algorithm = _Stopping(settings)
-    algorithm.patience = config.patience
-    curve: list[dict[str, float]] = []
-
-    def watch(state: Any, privates: Any) -> None:
-        last = state["round"] - 1
-        if last % config.check_every and last != config.rounds:
-            return
-        p = trained(state, {}).predict_proba(held)
-        loss = float(-np.log(np.clip(p[np.arange(len(p)), labels], 1e-12, None)).mean())
-        curve.append({"round": last, "valid/loss": loss, "valid/accuracy": float((p.argmax(1) == labels).mean())})
-        algorithm.stale += 1
-        if loss < algorithm.best - 1e-6:
-            algorithm.best, algorithm.stale = loss, 0
-            algorithm.kept = trained(state, {}).parameters()
-
-    drive(algorithm, silos, on_round=watch)
+    kept: dict[str, Any] = {}
+    alone = run.silent()
+    with alone.training(config, epochs=config.rounds, kept=kept) as epochs:
+        for _, (state, _) in zip(epochs, rounds(FedAvg(settings), silos), strict=False):
+            if epochs.due:
+                p = trained(state, {}).predict_proba(held)
+                loss = float(-np.log(np.clip(p[np.arange(len(p)), labels], 1e-12, None)).mean())
+                epochs.log(**{"valid/loss": loss, "valid/accuracy": float((p.argmax(1) == labels).mean())})
+                kept["parameters"] = trained(state, {}).parameters()
+                epochs.check(-loss, least=1e-6)
     return {
-        "parameters": to_tensors(dict(algorithm.kept or {})),
-        "curve": curve,
-        "converged": algorithm.stale >= config.patience,
+        "parameters": to_tensors(kept["parameters"]),
+        "curve": [
+            {"round": line["step"]} | {k: v for k, v in line.items() if k not in ("arm", "step")}
+            for line in alone.metrics
+            if len(line) > 2
+        ],
+        "converged": epochs.converged,
     }
 
 
@@ -529,6 +514,7 @@ _LIMITS = [
     sweep={"global_tol": [0.0, 0.01, 0.02, 0.04, 0.08]},
     report=_REPORT,
     limits=_LIMITS,
+    demo={"data": "adult", "settings": {"group": "sex"}, "arms": ["none", "fedfact", "majority", "random", "train"]},
     tiny={"rounds": 6, "fair_rounds": 6, "local_steps": 5, "batch_size": 64, "global_tol": 0.02},
 )  # fmt: skip
 def run(task: Task, config: FedFACTConfig, run: Run) -> Decider:

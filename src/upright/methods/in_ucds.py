@@ -58,7 +58,6 @@ from torch import nn
 
 from upright.contract import (
     Arm,
-    Config,
     InputError,
     NonNegativeFloat,
     PositiveFloat,
@@ -66,6 +65,7 @@ from upright.contract import (
     Range,
     Run,
     Task,
+    Training,
     method,
 )
 from upright.declare import Front, Holds, Noted, Signed
@@ -85,7 +85,7 @@ __all__ = ["ConstrainedDominantSets", "InUCDSConfig", "UserPullLoss", "official_
 HARD = 3  # neighbours of the control `top_k`, as many as the published code takes
 
 
-class InUCDSConfig(Config):
+class InUCDSConfig(Training):
     """Settings of In-UCDS and of its controls."""
 
     lam: NonNegativeFloat = 0.003
@@ -105,18 +105,8 @@ class InUCDSConfig(Config):
     """Sum of a target's weights after scaling."""
     mode: Literal["paper", "official"] = "paper"
     """`official` takes the published code's neighbours (D1, D3, D4)."""
-    learning_rate: PositiveFloat = 1e-3
-    """Adam's step size."""
     weight_decay: NonNegativeFloat = 1e-4
     """L2 penalty on the batch's own embeddings: mean squared norm of its user rows plus that of its item rows."""
-    batch_size: PositiveInt = 2048
-    """Positive pairs a step."""
-    epochs: PositiveInt = 400
-    """Most epochs; validation stops earlier."""
-    check_every: PositiveInt = 5
-    """Epochs between validation checks."""
-    patience: PositiveInt = 5
-    """Checks without a better validation NDCG before stopping."""
 
 
 def neighbour_weights(task: Any, config: InUCDSConfig, run: Run) -> tuple[sparse.csr_array, NDArray[np.int64] | None]:
@@ -289,6 +279,7 @@ _LIMITS = [
     tune={"lam": [0.0003, 0.003, 0.03]},
     report=_REPORT,
     limits=_LIMITS,
+    demo={"data": "ml100k", "settings": {"batch_size": 4096}},
     tiny={"epochs": 6, "check_every": 2, "batch_size": 256, "learning_rate": 0.01, "lam": 0.1},
 )  # fmt: skip
 def run(task: Task, config: InUCDSConfig, run: Run) -> nn.Module:
@@ -298,15 +289,9 @@ def run(task: Task, config: InUCDSConfig, run: Run) -> nn.Module:
     weights, zero = neighbour_weights(t, config, run)  # steps 1 to 3
     pull = UserPullLoss(weights, config.lam, zero_targets=zero, zero_mass=config.neighbour_mass)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
-    state = run.restore() or {"epoch": 0, "best": -1.0, "stale": 0}
-    if "model" in state:
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-    best, stale, key = state["best"], state["stale"], f"ndcg@{t.config.k}"
-    with run.progress(config.epochs - state["epoch"], f"{run.arm}") as advance:
-        for epoch in range(state["epoch"], config.epochs):
-            if stale >= config.patience:
-                break
+    key = f"ndcg@{t.config.k}"
+    with run.training(config, model=model, optimiser=optimiser) as epochs:
+        for epoch in epochs:
             total = pulled = 0.0
             for batch in batches(t, run, epoch, config.batch_size):
                 users, items = model.tables()  # (U, d), (I, d)
@@ -317,22 +302,13 @@ def run(task: Task, config: InUCDSConfig, run: Run) -> nn.Module:
                 optimiser.step()
                 share = len(batch[0]) / len(t.train)
                 total, pulled = total + rec.item() * share, pulled + fair.item() * share
-            values = {"loss": total, "pull": pulled}
-            if (epoch + 1) % config.check_every == 0 or epoch + 1 == config.epochs:  # step 5
+            epochs.log(loss=total, pull=pulled)
+            if epochs.due:  # step 5
                 value = float(np.nanmean(t.score(model, "valid", run).values[key]))
-                stale, improved = (0, True) if value > best else (stale + 1, False)
-                best = max(best, value)
-                run.log(epoch + 1, **values, **{f"valid/{key}": value})
-                run.save(epoch + 1, {"epoch": epoch + 1, "best": best, "stale": stale, "model": model.state_dict(),
-                                     "optimiser": optimiser.state_dict()}, best=improved)  # fmt: skip
-            else:
-                run.log(epoch + 1, **values)
-            advance()
-    chosen = run.restore("best")
-    if chosen is not None:
-        model.load_state_dict(chosen["model"])
-        run.note("best_epoch", chosen["epoch"])
-        run.note("converged", stale >= config.patience)
+                epochs.log(**{f"valid/{key}": value})
+                epochs.check(value)
+    run.note("best_epoch", epochs.best_epoch)
+    run.note("converged", epochs.converged)
     with torch.no_grad():
         norm = model.tables()[0].norm(dim=1).numpy()
     groups = {str(g): float(norm[t.groups == g].mean()) for g in np.unique(t.groups)}

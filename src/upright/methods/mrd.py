@@ -446,6 +446,8 @@ _LIMITS = [
     tune={"learning_rate": [1e-4, 3e-4, 1e-3]},
     report=_REPORT,
     limits=_LIMITS,
+    demo={"data": "tofu", "settings": {"effort": True},
+          "arms": ["uniform", "mrd", "loss", "random", "original", "retrain"]},
     tiny={"epochs": 2, "most_probes": 2, "learning_rate": 1e-3, "refresh": 1, "effort": True, "effort_rate": 0.3},
 )  # fmt: skip
 def run(task: Task, config: MRDConfig, run: Run) -> Unlearned:

@@ -53,16 +53,15 @@ support points); a step costs one gather of the batch's users more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from upright.contract import Arm, Config, NonNegativeFloat, PositiveFloat, PositiveInt, Range, Run, Task, method
+from upright.contract import Arm, NonNegativeFloat, PositiveFloat, PositiveInt, Range, Run, Task, Training, method
 from upright.declare import Changes, Curve, Front, Histogram, Holds, Intervals, Noted
-from upright.recommendation.controls import Adversary, SilentRun, WithUsers, exposed, matched_noise
+from upright.recommendation.controls import Adversary, WithUsers, exposed, matched_noise
 from upright.recommendation.defence import BarycenterDefense, Variant
 from upright.recommendation.pairs import batches, loss_name, pair_loss
 
@@ -72,7 +71,7 @@ __all__ = ["BarycenterDefense", "RAIDConfig", "run"]
 _FIRST = ("learning_rate", "weight_decay", "batch_size", "epochs", "check_every", "patience")
 
 
-class RAIDConfig(Config):
+class RAIDConfig(Training):
     """Settings of RAID and of its controls."""
 
     alpha: NonNegativeFloat = 0.3
@@ -98,20 +97,10 @@ class RAIDConfig(Config):
     """Entropic regularisation of `free`, as a share of the median cost."""
     refresh_every: PositiveInt = 50
     """Steps between refreshes of the barycenter."""
-    learning_rate: PositiveFloat = 1e-3
-    """Adam's step size, in both phases."""
     weight_decay: NonNegativeFloat = 0.03
     """L2 penalty on the batch's own embeddings."""
-    batch_size: PositiveInt = 2048
-    """Positive pairs a step."""
-    epochs: PositiveInt = 400
-    """Most epochs of the first phase; validation stops earlier."""
     defence_epochs: PositiveInt = 80
-    """Epochs of the second phase."""
-    check_every: PositiveInt = 5
-    """Epochs between validation checks."""
-    patience: PositiveInt = 5
-    """Checks without a better validation NDCG before the first phase stops."""
+    """Epochs of the second phase; `epochs` and `patience` are those of the first."""
 
 
 def reference(t: Any, config: RAIDConfig, run: Run) -> dict[str, Any]:
@@ -119,35 +108,30 @@ def reference(t: Any, config: RAIDConfig, run: Run) -> dict[str, Any]:
     model: Any = t.model(run)
     key = f"ndcg@{t.config.k}"
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
-    best: dict[str, Any] = {"valid": -1.0}
-    stale, curve = 0, []
-    for epoch in range(config.epochs):
-        total = 0.0
-        for batch in batches(t, run, epoch, config.batch_size):
-            users, items = model.tables()
-            rec, decay = pair_loss(model, users, items, batch, loss_name(t), config.weight_decay)
-            optimiser.zero_grad(set_to_none=True)
-            (rec + decay).backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            total += rec.item() * len(batch[0]) / len(t.train)
-        values = {"loss": total}
-        if (epoch + 1) % config.check_every == 0 or epoch + 1 == config.epochs:
-            valid = float(np.nanmean(t.score(model, "valid", run).values[key]))
-            values |= {f"valid/{key}": valid}
-            stale += 1
-            if valid > best["valid"]:
-                stale, best = 0, {"valid": valid, "epoch": epoch + 1, "model": _copy(model.state_dict()),
-                                  "optimiser": _copy(optimiser.state_dict())}  # fmt: skip
-        curve.append(values)
-        if stale >= config.patience:
-            break
-    return {**best, "converged": stale >= config.patience, "curve": curve}
-
-
-def _copy(state: Mapping[str, Any]) -> dict[str, Any]:
-    import copy
-
-    return copy.deepcopy(dict(state))
+    alone = run.silent()
+    with alone.training(config, model=model, optimiser=optimiser) as epochs:
+        for epoch in epochs:
+            total = 0.0
+            for batch in batches(t, run, epoch, config.batch_size):
+                users, items = model.tables()
+                rec, decay = pair_loss(model, users, items, batch, loss_name(t), config.weight_decay)
+                optimiser.zero_grad(set_to_none=True)
+                (rec + decay).backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                total += rec.item() * len(batch[0]) / len(t.train)
+            epochs.log(loss=total)
+            if epochs.due:
+                valid = float(np.nanmean(t.score(model, "valid", run).values[key]))
+                epochs.log(**{f"valid/{key}": valid})
+                epochs.check(valid)
+    return {
+        "valid": epochs.best,
+        "epoch": epochs.best_epoch,
+        "converged": epochs.converged,
+        "curve": [{k: v for k, v in line.items() if k not in ("arm", "step")} for line in alone.metrics],
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+    }
 
 
 def _defences(t: Any, config: RAIDConfig, run: Run) -> list[BarycenterDefense]:
@@ -170,7 +154,7 @@ def _defences(t: Any, config: RAIDConfig, run: Run) -> list[BarycenterDefense]:
 
 def _plain(t: Any, config: RAIDConfig, run: Run) -> dict[str, Any]:
     """Train without a defence, as long as the other arms."""
-    return {"model": globals()["run"](t, config.replace(alpha=0.0, defence="transport"), SilentRun(run)).state_dict()}
+    return {"model": globals()["run"](t, config.replace(alpha=0.0, defence="transport"), run.silent()).state_dict()}
 
 
 def movement(before: Tensor, after: Tensor, bins: int = 20) -> dict[str, Any]:
@@ -181,8 +165,8 @@ def movement(before: Tensor, after: Tensor, bins: int = 20) -> dict[str, Any]:
     return {"edges": edges.tolist(), "counts": counts.tolist(), "mean": float(size.mean())}
 
 
-def _note_transport(guards: list[Any], before: Tensor, model: Any, run: Run) -> None:
-    """Note the objective of the barycenters by refresh, and how far users moved."""
+def _note_refreshes(guards: list[Any], run: Run) -> None:
+    """Note the objective of the barycenters by refresh."""
     histories = [guard.history for guard in guards if getattr(guard, "history", None)]
     refreshes = [
         {"refresh": i + 1, "objective": sum(h["objective"] for h in own if "objective" in h),
@@ -193,8 +177,6 @@ def _note_transport(guards: list[Any], before: Tensor, model: Any, run: Run) -> 
     if refreshes:
         run.note("barycenter_converged", all(row["converged"] for row in refreshes))
         run.note("stuck", sum(not row["converged"] for row in refreshes))
-    with torch.no_grad():
-        run.note("movement", movement(before, model.tables()[0].detach()))
 
 
 def _couple(guards: list[Any], model: Any, users: Tensor, items: Tensor, batch: Any, kind: str) -> None:
@@ -222,7 +204,7 @@ def _afterwards(t: Any, model: Any, config: RAIDConfig, run: Run) -> nn.Module:
     twin = config.replace(defence="transport")
 
     def utility_of_twin() -> dict[str, Any]:
-        inner = SilentRun(run)
+        inner = run.silent()
         globals()["run"](t, twin, inner)
         return {"valid": inner.notes["valid"]}
 
@@ -339,6 +321,8 @@ _LIMITS = [
     sweep={"alpha": [0.1, 0.3, 1.0, 3.0]},
     report=_REPORT,
     limits=_LIMITS,
+    demo={"data": "ml100k", "settings": {"batch_size": 4096, "attribute": "gender"},
+          "arms": ["none", "raid", "mean", "random"]},
     tiny={"epochs": 4, "defence_epochs": 4, "check_every": 2, "batch_size": 256, "learning_rate": 0.01,
           "refresh_every": 3},
 )  # fmt: skip
@@ -352,8 +336,7 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
     model.load_state_dict(first["model"])
     with torch.no_grad():
         before = model.tables()[0].detach().clone()
-    kept = run.restore()
-    for epoch, values in enumerate(first["curve"] if kept is None else ()):
+    for epoch, values in enumerate(first["curve"] if run.restore() is None else ()):
         run.log(epoch + 1, **values)
     run.note("reference", {k: first[k] for k in ("valid", "epoch", "converged")})
     if config.defence in ("noise", "after"):
@@ -366,17 +349,13 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
     if config.defence == "reversal":
         guards = [Adversary(d.fitted, len(d.classes), exposed(model), run.torch_rng("adversary", n))
                   for n, d in enumerate(guards)]  # fmt: skip
-    state: dict[str, Any] = kept or {"epoch": 0, "best": -1.0, "valid": -1.0, "alpha": config.alpha}
-    if "model" in state:
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        for guard, kept in zip(guards, state["guards"], strict=True):
-            guard.load_state_dict(kept)
-    alpha, best, served = state["alpha"], state["best"], state["valid"]
+    own = {"alpha": config.alpha, "valid": -1.0}
     floor = (1.0 - config.tau) * first["valid"]
     enough = floor if config.constraint == "lagrange" else float("inf")
-    with run.progress(config.defence_epochs - state["epoch"], run.arm) as advance:
-        for epoch in range(state["epoch"], config.defence_epochs):
+    parts = {"model": model, "optimiser": optimiser, "guards": guards, "own": own}
+    with run.training(config, epochs=config.defence_epochs, patience=None, first=start, **parts) as epochs:
+        alpha_end = own["alpha"]
+        for epoch in epochs:
             total = moved = 0.0
             for batch in batches(t, run, start + epoch, config.batch_size):
                 users, items = model.tables()
@@ -386,36 +365,29 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
                 if config.constraint == "coupled" and config.defence == "transport":
                     _couple(guards, model, users, items, batch, loss_name(t))
                 optimiser.zero_grad(set_to_none=True)
-                (rec + decay + alpha * guard_loss).backward()
+                (rec + decay + own["alpha"] * guard_loss).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 share = len(batch[0]) / len(t.train)
                 total, moved = total + rec.item() * share, moved + guard_loss.item() * share
-            values = {"loss": total, "defence": moved, "alpha": alpha}
-            if (epoch + 1) % config.check_every == 0 or epoch + 1 == config.defence_epochs:
+            epochs.log(loss=total, defence=moved, alpha=own["alpha"])
+            if epochs.due:
                 valid = float(np.nanmean(t.score(model, "valid", run).values[key]))
+                epochs.log(**{f"valid/{key}": valid})
                 second = 2 * (epoch + 1) > config.defence_epochs
-                improved = second and min(valid, enough) >= best  # step 5
-                best, served = (min(valid, enough), valid) if improved else (best, served)
+                if epochs.check(min(valid, enough) if second else np.nan, ties=True):  # step 5
+                    own["valid"] = valid
                 if config.constraint == "lagrange":  # step 4
-                    alpha *= 1.25 if valid >= floor else 0.8
-                values |= {f"valid/{key}": valid}
-                run.log(start + epoch + 1, **values)
-                run.save(start + epoch + 1, {
-                    "epoch": epoch + 1, "best": best, "valid": served, "alpha": alpha, "model": model.state_dict(),
-                    "optimiser": optimiser.state_dict(), "guards": [g.state_dict() for g in guards],
-                }, best=improved)  # fmt: skip
-            else:
-                run.log(start + epoch + 1, **values)
-            advance()
-    chosen = run.restore("best")
-    if chosen is not None:
-        model.load_state_dict(chosen["model"])
-        run.note("best_epoch", chosen["epoch"])
-    run.note("alpha_end", alpha)
+                    own["alpha"] *= 1.25 if valid >= floor else 0.8
+            alpha_end = own["alpha"]
+        _note_refreshes(guards, run)
+    served = own["valid"]
+    run.note("best_epoch", epochs.best_epoch)
+    run.note("alpha_end", alpha_end)
     run.note("valid", served)
     if config.alpha == 0:
         run.shared("plain", plain, lambda: {"model": model.state_dict()})  # what `noise` and `after` start from
     if config.defence == "transport" and config.labels == "true":
         run.shared("utility", config.as_dict(), lambda: {"valid": served})  # what `noise` is matched to
-    _note_transport(guards, before, model, run)
+    with torch.no_grad():
+        run.note("movement", movement(before, model.tables()[0].detach()))
     return model  # type: ignore[no-any-return]

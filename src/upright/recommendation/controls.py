@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from upright.contract import Run
 from upright.models.recommenders import LightGCN
 
-__all__ = ["Adversary", "SilentRun", "WithUsers", "exposed", "matched_noise"]
+__all__ = ["Adversary", "WithUsers", "exposed", "matched_noise"]
 
 
 def exposed(model: Any, users: Tensor | None = None) -> Tensor:
@@ -165,39 +163,3 @@ def matched_noise(
         middle = 0.5 * (low + high)
         low, high = (middle, high) if utility(table + 10**middle * noise) > target else (low, middle)
     return table + 10**high * noise, float(10**high)
-
-
-class SilentRun:
-    """A run inside a run: the same seed, streams and shared values, nothing written, checkpoints in memory."""
-
-    def __init__(self, run: Run) -> None:
-        self.seed, self.arm = run.seed, run.arm
-        self.rng, self.torch_rng, self.shared = run.rng, run.torch_rng, run.shared
-        self.notes: dict[str, Any] = {}
-        self._kept: dict[str, Any] = {}
-
-    def log(self, step: int, **values: float) -> None:
-        """Write nothing."""
-
-    def warn(self, text: str) -> None:
-        """Say nothing: the arm itself says it."""
-
-    def note(self, name: str, value: Any) -> None:
-        """Keep for the caller."""
-        self.notes[name] = value
-
-    def save(self, step: int, state: Mapping[str, Any], *, best: bool = False) -> None:
-        """Keep the best state in memory."""
-        import copy
-
-        if best:
-            self._kept["best"] = copy.deepcopy(dict(state))
-
-    def restore(self, which: Literal["last", "best"] = "last") -> dict[str, Any] | None:
-        """Return the best state; there is no last one to go on from."""
-        return self._kept.get(which)
-
-    @contextlib.contextmanager
-    def progress(self, total: int, label: str) -> Iterator[Any]:
-        """Show nothing."""
-        yield lambda n=1: None

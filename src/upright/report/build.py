@@ -14,12 +14,12 @@ import jinja2
 from markupsafe import Markup
 
 from upright.contract import InputError
+from upright.experiment.registry import declared_of
 from upright.report import sections
 from upright.report.parts import Block, Figure, Grid, Image, Link, Page, Prose, Section
 from upright.report.plots import Canvas
 from upright.report.read import View, read_folder
 from upright.report.text import MINUS, NARROW, plural
-from upright.shell.registry import declared_of
 
 DEFINITIONS = {
     "Effect": "the remedy minus no remedy on what decides: the whole 95 % interval counts, not the point",

@@ -10,6 +10,7 @@ from typing import Any
 
 from upright.contract import InputError
 from upright.evidence.compute import said_again
+from upright.experiment.registry import load_method
 from upright.report import sections
 from upright.report.build import target_of, write_page
 from upright.report.kinds import spots_of
@@ -33,7 +34,6 @@ from upright.report.parts import (
 from upright.report.plots import Canvas, Point
 from upright.report.read import ArmView, Difference, Level, View, read_folder
 from upright.report.text import ROLES, flatten, interval, number, percent, plain, plural
-from upright.shell.registry import load_method
 
 __all__ = ["build_compare"]
 

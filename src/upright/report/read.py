@@ -1,6 +1,6 @@
 """Reading a run, comparison or audit folder into typed rows.
 
-Nothing is computed here: every number of a report was computed by the shell and is stored in the folder.
+Nothing is computed here: every number of a report was computed by the run and is stored in the folder.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from upright.contract import InputError
 from upright.evidence.records import Difference, Level, Null
+from upright.experiment.notes import merge_curves
 from upright.report.table import UnitTable
 from upright.report.text import metric_title, printable
-from upright.shell.notes import merge_curves
 
 __all__ = ["ArmView", "Difference", "Level", "Null", "RunRecord", "View", "read_folder"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from upright.contract import InputError
 from upright.evidence.records import Difference, Level
+from upright.experiment.folders import read_json
 from upright.report.text import NARROW, interval, number, plural
-from upright.shell.runs import read_json
 
 __all__ = ["results_page", "study_page"]
 

@@ -1,0 +1,5 @@
+"""``python -m upright.cli``."""
+
+from upright.cli import main
+
+main()

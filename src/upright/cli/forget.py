@@ -1,0 +1,190 @@
+"""The desk `upright forget`: verbs only. Exit status: 0 fine, 1 a guard failed, 2 bad input, 3 our fault."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from upright.contract import InputError
+
+__all__ = ["forget_app"]
+
+forget_app = typer.Typer(no_args_is_help=True, help="Make a language model forget records, and show what can be shown.")
+
+Model = Annotated[Path, typer.Argument(help="Model folder as save_pretrained writes it; never written to.")]
+Forget = Annotated[Path, typer.Argument(help="JSON lines: what must go.")]
+Desk = Annotated[Path, typer.Option(help="Folder of ledger and requests.")]
+Request = Annotated[str, typer.Argument(help="Id of a request.")]
+Holdout = Annotated[Path | None, typer.Option(help="JSON lines that no model saw: for attacks and over-unlearning.")]
+Reference = Annotated[Path | None, typer.Option(help="Model folder trained without the records: the level to aim at.")]
+Earlier = Annotated[list[Path] | None, typer.Option(help="Records of earlier requests, measured again; repeatable.")]
+Batch = Annotated[int, typer.Option(min=1, help="Records at once.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of sampling, noise and resampling.")]
+Key = Annotated[Path | None, typer.Option(help="Key file: ledger lines are signed with it.")]
+Rouge = Annotated[bool, typer.Option("--rouge/--no-rouge", help="Write answers out and compare them: slow.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DESK = Path("forget-desk")
+LOSS = "One of ce_u, ga, grad_diff, grad_diff_kl, npo, satimp, simnpo, undial, wga."  # without torch for a help text
+
+
+@forget_app.callback()
+def _options() -> None:
+    """Make a language model forget records, and show what can be shown."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _print(value: Any, as_json: bool, text: str) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) if as_json else text)
+
+
+@contextlib.contextmanager
+def _options_named() -> Iterator[None]:
+    """Name a setting that was refused as the option that it came from."""
+    try:
+        yield
+    except InputError as error:
+        found = re.fullmatch(r"(?:Settings\.)?(\w+) = (.*)", error.got)
+        if found is None:
+            raise
+        choice = " | " in error.accepted or ", " in error.accepted
+        todo = "choose one of these" if choice else "pass a value inside that range"
+        value = found[2].strip("'\"")
+        raise InputError(f"--{found[1].replace('_', '-')} {value}", error.accepted, todo) from None
+
+
+@forget_app.command()
+def score(
+    model: Model, forget: Forget, desk: Desk = DESK,
+    probes: Annotated[int | None, typer.Option(min=1, help="Draws of noise; else until the ranking settles.")] = None,
+    batch_size: Batch = 8, seed: Seed = 0, key: Key = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Score how hard each record is to forget."""
+    from upright.language import desk as verbs
+    from upright.language.pages import score_page
+
+    found = verbs.score(model, forget, desk=desk, batch_size=batch_size, seed=seed, key=key,
+                        probes=probes or "auto")  # fmt: skip
+    _print(found, as_json, score_page(found))
+
+
+@forget_app.command()
+def unlearn(
+    model: Model, forget: Forget, retain: Annotated[Path, typer.Argument(help="JSON lines: what must stay.")],
+    out: Annotated[Path, typer.Option(help="New folder for the new model.")], desk: Desk = DESK,
+    loss: Annotated[str, typer.Option(help=LOSS)] = "npo",
+    sampling: Annotated[str, typer.Option(help="difficulty or uniform.")] = "difficulty",
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW; a small model needs more, such as 1e-3.")] = 1e-5,
+    epochs: Annotated[int, typer.Option(help="Most passes; a record at its level is left alone.")] = 5,
+    batch_size: Batch = 8, reference: Reference = None, holdout: Holdout = None, earlier: Earlier = None,
+    utility_floor: Annotated[float, typer.Option(help="Share of the utility before that must be left.")] = 0.9,
+    keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Write the model though a guard failed.")] = False,
+    require_forgotten: Annotated[
+        bool, typer.Option("--require-forgotten", help="Exit with 1 unless no attack finds the records.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, say what it takes, change nothing.")] = False,
+    rouge: Rouge = True, seed: Seed = 0, key: Key = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Unlearn records into a new model folder, guarded, and write the receipt."""
+    from upright.language import desk as verbs
+    from upright.language.intake import refuse_loss
+    from upright.language.pages import dry_page, is_forgotten, unlearn_page
+
+    with _options_named():
+        refuse_loss(loss)
+        settings = verbs.Settings(
+            loss=loss, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size, rouge=rouge, seed=seed,
+            utility_floor=utility_floor, sampling=sampling,  # type: ignore[arg-type]  # checked by Settings
+        )  # fmt: skip
+    found = verbs.unlearn(
+        model, forget, retain, out=out, desk=desk, settings=settings, reference=reference, holdout=holdout,
+        earlier=earlier or [], keep_failed=keep_failed, dry_run=dry_run, key=key,
+    )  # fmt: skip
+    _print(found, as_json, dry_page(found) if dry_run else unlearn_page(found))
+    if found.get("status") == "failed":
+        raise typer.Exit(1)
+    if require_forgotten and not dry_run and not is_forgotten(found["forgotten"]):
+        typer.echo(f"not forgotten, as --require-forgotten asks; the model is written and kept: {out.name}", err=True)
+        raise typer.Exit(1)
+
+
+@forget_app.command("eval")
+def eval_(
+    model: Model, forget: Forget,
+    retain: Annotated[Path | None, typer.Option(help="JSON lines: what must stay.")] = None,
+    holdout: Holdout = None, reference: Reference = None,
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("forget-eval.json"),
+    earlier: Earlier = None, desk: Desk = DESK, rouge: Rouge = True, batch_size: Batch = 8, seed: Seed = 0,
+    robust: Annotated[
+        bool, typer.Option("--robustness", help="Attack copies too: 4-bit rounding, paraphrase, relearning.")
+    ] = False,
+    before: Annotated[
+        Path | None, typer.Option(help="Model folder before unlearning, for the share that an attack brings back.")
+    ] = None,
+    key: Key = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Measure a model on records, against a reference where there is one; with --earlier also earlier requests."""
+    from upright.language import desk as verbs
+    from upright.language.pages import eval_page
+
+    found = verbs.evaluate(
+        model, forget, retain, holdout=holdout, reference=reference, out=out, rouge=rouge, batch_size=batch_size,
+        seed=seed, robust=robust, before=before, desk=desk, other=[*(earlier or []), key],
+    )  # fmt: skip
+    again = verbs.reevaluate(desk, model, earlier, batch_size=batch_size, key=key) if earlier else None
+    _print({**found, "reevaluated": again}, as_json, eval_page(found, again, out))
+
+
+@forget_app.command()
+def receipt(request: Request, desk: Desk = DESK, key: Key = None, as_json: Json = False) -> None:
+    """Write and show the receipt of a request: aggregates only."""
+    from upright.language import afterwards as verbs
+    from upright.language.pages import page
+
+    found = verbs.receipt(desk, request, key=key)
+    _print(found, as_json, page(found))
+
+
+@forget_app.command()
+def purge(request: Request, desk: Desk = DESK, key: Key = None, as_json: Json = False) -> None:
+    """Destroy salt, scores and caches of a request; the ledger's lines stay."""
+    from upright.language import afterwards as verbs
+    from upright.language.pages import purge_page
+
+    found = verbs.purge(desk, request, key=key)
+    _print(found, as_json, purge_page(found))
+
+
+@forget_app.command("list")
+def list_(desk: Desk = DESK, as_json: Json = False) -> None:
+    """List the requests of a desk and how they ended."""
+    from upright.language import afterwards as verbs
+    from upright.language.pages import list_page
+
+    rows = verbs.listing(desk)
+    _print(rows, as_json, list_page(rows))
+
+
+@forget_app.command()
+def verify(
+    desk: Desk = DESK, head: Annotated[str | None, typer.Option(help="Hash of a line, kept elsewhere.")] = None,
+    receipt: Annotated[Path | None, typer.Option(help="receipt.json: what it says must be what its line says.")] = None,
+    key: Key = None, mend: Annotated[bool, typer.Option("--mend", help="Take a torn end out, and note it.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Check every line of the ledger; exit status 1 when one does not hold."""
+    from upright.language import afterwards as verbs
+    from upright.language.pages import verify_page
+
+    found = verbs.verify(desk, head=head, receipt_file=receipt, key=key, mend=mend)
+    _print(found, as_json, verify_page(found))
+    if not found["intact"]:
+        raise typer.Exit(1)

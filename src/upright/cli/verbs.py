@@ -1,0 +1,533 @@
+"""The command line: verbs only. Exit status: 0 fine, 1 a gate failed, 2 bad input, 3 our fault."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from upright import __version__
+from upright.cli.forget import forget_app
+from upright.contract import InputError
+from upright.evidence.gate import check_syntax, example
+from upright.experiment.terminal import last_lines, levels_table, paragraphs, table
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="Measure how a trained model breaks trust, mend it, show the gain and the cost.")  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, describe, fetch, verify.")
+audit_app = typer.Typer(no_args_is_help=True, help="Score what you already have; nothing of yours is trained.")
+runs_app = typer.Typer(no_args_is_help=True, help="Keep run folders small.")
+app.add_typer(data_app, name="data")
+app.add_typer(audit_app, name="audit")
+app.add_typer(runs_app, name="runs")
+app.add_typer(forget_app, name="forget")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DataDir = Annotated[str | None, typer.Option(help="Folder that holds data sets; UPRIGHT_DATA otherwise.")]
+Out = Annotated[Path, typer.Option(help="Where run folders go.")]
+
+
+def _gate_option(verb: str) -> Any:
+    return typer.Option(help=f"Exit with 1 when this holds, in SQL, e.g. '{example(verb)}'.")
+
+
+FailRun = Annotated[str | None, _gate_option("run")]
+FailRanking = Annotated[str | None, _gate_option("ranking")]
+FailEmbeddings = Annotated[str | None, _gate_option("embeddings")]
+FailPredictions = Annotated[str | None, _gate_option("predictions")]
+FailForgetting = Annotated[str | None, _gate_option("forgetting")]
+Margin = Annotated[list[str] | None, typer.Option(help="Smallest change that matters: X, or METRIC=X.")]
+
+
+def _print(value: Any, as_json: bool, text: str) -> None:
+    if not as_json:
+        typer.echo(text)
+        return
+    from upright.experiment.folders import plain
+
+    typer.echo(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _width() -> int | None:
+    """Columns of the terminal; None where output goes to a file or a pipe, which breaks no line."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _table(rows: list[dict[str, Any]], columns: list[str]) -> str:
+    return table(rows, columns, _width())
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"upright {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Measure how a trained model breaks trust, mend it, show the gain and the cost."""
+
+
+def _one_of(option: str, value: str, *accepted: str) -> Any:
+    if value not in accepted:
+        raise InputError(f"{option} {value}", ", ".join(accepted), "take one of them")
+    return value
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List the ten methods and installed plugins with their state."""
+    from upright.experiment.registry import names
+
+    rows = names()
+    _print(rows, as_json, _table(rows, ["name", "state", "mends"]))
+
+
+@app.command()
+def show(name: str, as_json: Json = False) -> None:
+    """Describe a method: what it mends, its settings, arms and presets."""
+    from upright.experiment.config import describe
+    from upright.experiment.registry import load_method, load_object
+    from upright.experiment.runner import deviations
+
+    spec = load_method(name)
+    tables = {"method": describe(spec.config), "task": describe(load_object(spec.task).Config)}
+    arms = [{"name": a.name, "role": a.role, "title": a.title} for a in spec.arms]
+    lines = [f"{spec.title}: mends {spec.mends}", "", _table(arms, ["name", "role", "title"])]
+    for owner, rows in tables.items():
+        lines += ["", f"settings of the {owner} (--set key=value)"]
+        for row in rows:  # a name that the method has too is the method's, unless it says task.
+            both = owner == "task" and any(row["name"] == own["name"] for own in tables["method"])
+            lines += [f"  {'task.' * both}{row['name']} = {row['default']!r}   [{row['type']}]", f"      {row['doc']}"]
+    lines += ["", "deviations from the paper", *[f"  {d}" for d in deviations(spec)]]
+    found = {"name": name, "title": spec.title, "mends": spec.mends, "arms": arms, "settings": tables,
+             "presets": {k: dict(v) for k, v in spec.presets.items()}, "deviations": deviations(spec)}  # fmt: skip
+    _print(found, as_json, "\n".join(lines))
+
+
+@contextlib.contextmanager
+def _stoppable(again: str | None = None) -> Iterator[list[Path]]:
+    """Answer Ctrl-C with the command that goes on; the list takes folders that need no `Stopped` to be known."""
+    known: list[Path] = []
+    try:
+        yield known
+    except KeyboardInterrupt as stop:
+        folders = getattr(stop, "folders", known)
+        if again is None and folders:
+            again = shlex.join(["upright", "run", *(word for f in folders for word in ("--resume", str(f)))])
+        typer.echo(f"stopped; go on with `{again}`" if again else "stopped; nothing was begun", err=True)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def run(
+    name: Annotated[str | None, typer.Argument(help="Method.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Name in the catalogue, or a CSV, TSV or Parquet file; --set user_column=NAME and others "
+            "say how to read it."
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, repeatable.")] = None,
+    preset: Annotated[str, typer.Option(help="quick or full.")] = "full",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from --seed on.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
+    arms: Annotated[str | None, typer.Option(help="Some arms, comma-separated.")] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Every arm at every strength, for fronts.")] = False,
+    resume: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Run folder to go on with, with its own settings. Repeat it for the runs of several seeds: "
+            "they are finished in turn, finished ones are taken as they are, and all are compared."
+        ),
+    ] = None,
+    out: Out = Path("runs"),
+    margin: Margin = None,
+    budget: Annotated[float | None, typer.Option(min=0.0, help="How much of the cost may be spent.")] = None,
+    fail_if: FailRun = None,
+    as_json: Json = False,
+) -> None:
+    """Train a method with its controls, score it once, and write the report."""
+    if fail_if is not None:
+        check_syntax(fail_if)  # before hours of training, not after
+    if (name is None) == (not resume):
+        given = " ".join(f"--resume {folder}" for folder in resume or [])
+        raise InputError(
+            f"method {name!r} and {given or 'no --resume'}", "a method, or --resume FOLDER", "give one of the two"
+        )
+    judged = _judged(margin, budget)
+    if resume and (
+        settings or data or arms or sweep or margin or budget is not None or preset != "full" or (seeds, seed) != (1, 0)
+    ):
+        raise InputError(
+            "--resume together with settings of a run", "--resume alone: a run goes on with its own settings",
+            "leave the other options out, or start a new run",
+        )  # fmt: skip
+    with _stoppable() as known:
+        from upright.api import Result
+        from upright.experiment.config import parse_assignments
+        from upright.experiment.runner import Ask, resume_all, run_seeds
+        from upright.report import build_report
+
+        if resume:
+            folders, comparison = resume_all(resume, data_dir=data_dir, quiet=False)
+        else:
+            passed = parse_assignments(settings or [])
+            some = arms.split(",") if arms else None
+            ask = Ask(str(name), data=data, settings=passed, preset=preset, arms=some, sweep=sweep, **judged)
+            folders, comparison = run_seeds(ask, range(seed, seed + seeds), out=out, data_dir=data_dir, quiet=False)
+        known += folders
+        target = comparison or folders[0]
+        _finish(Result(target).summary, target, build_report(target), as_json, fail_if)
+
+
+def _margins(given: list[str] | None) -> dict[str, float]:
+    """Return margins by metric, '' for the statistic that decides."""
+    found = {}
+    for text in given or ():
+        metric, _, number = text.rpartition("=")
+        try:
+            found[metric.strip()] = float(number)
+        except ValueError:
+            found[metric.strip()] = -1.0
+        if not 0.0 <= found[metric.strip()] < float("inf"):
+            raise InputError(f"--margin {text}", "X or METRIC=X with X at least 0", "write for example --margin 0.01")
+    return found
+
+
+def _judged(margin: list[str] | None, budget: float | None) -> dict[str, Any]:
+    if budget is not None and not budget < float("inf"):
+        raise InputError(f"--budget {budget}", "a number of at least 0", "write for example --budget 0.02")
+    return {"margins": _margins(margin), "budget": budget}
+
+
+def _finish(
+    summary: dict[str, Any], folder: Path, report: Path, as_json: bool, fail_if: str | None, numbers: str = ""
+) -> None:
+    verdict = summary["evidence"]["verdict"]
+    lines = verdict["lines"].items()
+    words = [verdict["sentence"], *(f"{name}: {text}" for name, text in lines if text != verdict["sentence"])]
+    words += [*(f"next: {step}" for step in verdict["next_steps"]), *(f"warning: {w}" for w in summary["warnings"])]
+    said = paragraphs([*filter(None, words), "", f"folder: {folder}", f"report: {report}"], _width())
+    last = "\n".join(last_lines(summary, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    _print({**summary, "folder": str(folder), "report": str(report)}, as_json,
+           "\n\n".join(filter(None, [numbers or levels_table(summary, width=_width() or 80), said, last])))  # fmt: skip
+    if fail_if is not None:
+        from upright.evidence.gate import fail_if as gate
+
+        if gate(summary, fail_if):
+            typer.echo(f"gate failed: {fail_if}", err=True)
+            raise typer.Exit(1)
+
+
+def _page(out: Path) -> Path:
+    """Refuse a place in which no page can be written; an existing folder takes one."""
+    from upright.experiment.places import require_file
+
+    return out if out.is_dir() else require_file(out)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Two or more runs or comparisons.")],
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("compare.html"),
+    margin: Margin = None,
+    budget: Annotated[float | None, typer.Option(min=0.0, help="How much of the cost may be spent.")] = None,
+) -> None:
+    """Set runs side by side in one page."""
+    from upright.report import build_compare
+
+    typer.echo(str(build_compare(folders, _page(out), **_judged(margin, budget))))
+
+
+@app.command()
+def report(folder: Path, out: Annotated[Path | None, typer.Option(help="Page to write.")] = None) -> None:
+    """Write the HTML report of a run, comparison or audit again."""
+    from upright.report import build_report
+
+    typer.echo(str(build_report(folder, out and _page(out))))
+
+
+@app.command()
+def check(name: str, as_json: Json = False) -> None:
+    """Run the conformance suite on a method, ours or a plugin's."""
+    from upright.experiment.checks import conformance
+
+    rows = [{"check": c.name, "passed": c.passed, "detail": c.detail} for c in conformance(name)]
+    shown = [{**r, "passed": "ok" if r["passed"] else "FAILED"} for r in rows]
+    _print(rows, as_json, _table(shown, ["passed", "check", "detail"]))
+    if not all(r["passed"] for r in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demonstration.")] = Path("demo"),
+    data_dir: DataDir = None,
+) -> None:
+    """Run every built method in its quick preset on real data and write one page."""
+    from upright.experiment.demo import run_demo
+    from upright.report import build_demo, build_report
+
+    with _stoppable(shlex.join(["upright", "demo", "--out", str(out)])):
+        folders = run_demo(out, data_dir)
+        for folder in folders:
+            build_report(folder)
+        page = build_demo(folders, out / "index.html", "What upright shows")
+    typer.echo(f"open {page}")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what is here and what is missing."""
+    from upright.experiment.doctor import examine
+
+    rows = examine()
+    _print(rows, as_json, _table(rows, ["what", "state", "note"]))
+
+
+@app.command()
+def export(
+    folder: Path, kind: Annotated[str, typer.Argument(help="card, parquet, tensorboard or mlflow.")],
+    out: Annotated[Path | None, typer.Option(help="File or folder to write.")] = None,
+) -> None:  # fmt: skip
+    """Take a run elsewhere: a model card, the unit table, or a tracker's own format."""
+    if kind in ("tensorboard", "mlflow"):
+        from upright.experiment.sinks import replay
+
+        typer.echo(str(replay(folder, kind, out)))
+        return
+    from upright.experiment.export import export_run
+
+    typer.echo(str(export_run(folder, kind, out)))
+
+
+@runs_app.command("prune")
+def runs_prune(folder: Annotated[Path, typer.Argument(help="Folder that holds runs.")] = Path("runs")) -> None:
+    """Delete the checkpoints of finished runs; results stay."""
+    from upright.experiment.folders import prune
+
+    freed = prune(folder)
+    typer.echo(f"{len(freed)} runs, {sum(freed.values()) / 2**20:.1f} MiB freed")
+
+
+@audit_app.command("ranking")
+def audit_ranking_(
+    lists: Annotated[Path, typer.Argument(help="Your lists: user, item, and rank or score.")],
+    held_out: Annotated[Path | None, typer.Option(help="Held-out items: user, item.")] = None,
+    users: Annotated[Path | None, typer.Option(help="Groups: user, group.")] = None,
+    items: Annotated[Path | None, typer.Option(help="Popularity: item, count.")] = None,
+    k: Annotated[int, typer.Option(min=1, help="Length of the lists.")] = 10,
+    group: Annotated[str | None, typer.Option(help="Column of the groups file; group otherwise.")] = None,
+    missing: Annotated[str, typer.Option(help="Users with held-out items but no list: error or zero.")] = "error",
+    seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
+    margin: Margin = None,
+    fail_if: FailRanking = None,
+    as_json: Json = False,
+) -> None:
+    """Audit top-K lists by user group and item popularity."""
+    if fail_if is not None:
+        check_syntax(fail_if)
+    from upright.api import Result
+    from upright.audits.ranking import audit_ranking
+    from upright.report import build_report
+
+    command = shlex.join(["upright", *sys.argv[1:]])
+    folder = audit_ranking(
+        lists, held_out=held_out, users=users, items=items, k=k, out=out, group=group, seed=seed, command=command,
+        missing=_one_of("--missing", missing, "error", "zero"), margins=_margins(margin),
+    )  # fmt: skip
+    _finish(Result(folder).summary, folder, build_report(folder), as_json, fail_if)
+
+
+@audit_app.command("embeddings")
+def audit_embeddings_(
+    tables: Annotated[
+        list[str],
+        typer.Argument(help="Vectors: .npy, .safetensors, .parquet, .csv; several as name=path.", metavar="TABLE..."),
+    ],
+    labels: Annotated[Path, typer.Option(help="Labels: user, attribute; an empty cell is an unlabelled user.")],
+    attribute: Annotated[str | None, typer.Option(help="Column of the labels; the only other one otherwise.")] = None,
+    aligned: Annotated[
+        str | None, typer.Option(help="Users that a defence was fitted on: a file of ids, or a column of 0 and 1.")
+    ] = None,
+    ids: Annotated[str | None, typer.Option(help="Column of ids, or a file of ids for .npy and .safetensors.")] = None,
+    attackers: Annotated[str, typer.Option(help="Comma-separated.")] = "logistic,mlp,gbdt",
+    folds: Annotated[int, typer.Option(min=2, help="Of the cross-fitting.")] = 5,
+    name: Annotated[str | None, typer.Option(help="Of what the vectors are; the file's name otherwise.")] = None,
+    missing: Annotated[str, typer.Option(help="Labels of users without a vector: error or ignore.")] = "error",
+    seed: Annotated[int, typer.Option(min=0, help="Of folds, attackers and resampling.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
+    margin: Margin = None,
+    fail_if: FailEmbeddings = None,
+    as_json: Json = False,
+) -> None:
+    """Audit user vectors: how much of a private attribute an attacker reads off them."""
+    if fail_if is not None:
+        check_syntax(fail_if)
+    from upright.api import Result
+    from upright.audits.embeddings import attacks_of, audit_embeddings
+    from upright.report import build_report
+
+    folder = audit_embeddings(
+        tables, labels, attribute=attribute, aligned=aligned, ids=ids, attackers=attackers.split(","), folds=folds,
+        name=name, missing=_one_of("--missing", missing, "error", "ignore"), seed=seed, out=out,
+        command=shlex.join(["upright", *sys.argv[1:]]), margins=_margins(margin),
+    )  # fmt: skip
+    summary = Result(folder).summary
+    columns = ["surface", "attacker", "protocol", "leakage", "AUC", "p", "n"]
+    shown = _table(attacks_of(summary), columns)
+    _finish(summary, folder, build_report(folder), as_json, fail_if, shown)
+
+
+@audit_app.command("predictions")
+def audit_predictions_(
+    file: Annotated[Path, typer.Argument(help="A row a case: CSV, TSV or Parquet.")],
+    group: Annotated[str, typer.Option(help="Columns of groups: A, 'A,B' each by itself, 'A*B' their product too.")],
+    client: Annotated[str | None, typer.Option(help="Column of clients: every gap inside each of them too.")] = None,
+    label: Annotated[str | None, typer.Option(help="True classes; without them demographic parity only.")] = None,
+    person: Annotated[str | None, typer.Option(help="Column of persons; rows of one count together.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="Column of decided classes.")] = None,
+    proba: Annotated[
+        str | None, typer.Option(help="Columns of probabilities, all classes in order: p_no,p_yes or no=a,yes=b.")
+    ] = None,
+    criterion: Annotated[
+        str, typer.Option(help="Decides the verdict: demographic_parity, equal_opportunity or equalized_odds.")
+    ] = "demographic_parity",
+    positive: Annotated[str | None, typer.Option(help="Class to compare; the last of two, all of more.")] = None,
+    randomised: Annotated[bool, typer.Option("--randomised", help="Decisions are drawn by the probabilities.")] = False,
+    least: Annotated[int, typer.Option(min=5, help="Rows that a group should have at a client.")] = 30,
+    ids: Annotated[str | None, typer.Option("--id", help="Column of ids; row numbers otherwise.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of resampling and permutations.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
+    margin: Margin = None,
+    fail_if: FailPredictions = None,
+    as_json: Json = False,
+) -> None:
+    """Audit decisions of any classifier: are groups decided alike, over all rows and at every client."""
+    if fail_if is not None:
+        check_syntax(fail_if)
+    from upright.api import Result
+    from upright.audits.predictions import CRITERIA_OF, audit_predictions, gaps_of
+    from upright.report import build_report
+
+    folder = audit_predictions(
+        file, group=group, client=client, label=label, person=person, prediction=prediction, proba=proba,
+        positive=positive, criterion=_one_of("--criterion", criterion, *CRITERIA_OF), randomised=randomised,
+        least=least, ids=ids, out=out, seed=seed, command=shlex.join(["upright", *sys.argv[1:]]),
+        margins=_margins(margin),
+    )  # fmt: skip
+    summary = Result(folder).summary
+    shown = _table(gaps_of(summary), ["gap", "value", "interval", "by chance"])
+    _finish(summary, folder, build_report(folder), as_json, fail_if, shown)
+
+
+@audit_app.command("forgetting")
+def audit_forgetting_(
+    model: Annotated[Path, typer.Argument(help="Folder of a causal language model with its tokenizer.")],
+    forget: Annotated[Path, typer.Option(help="JSON lines: what should be forgotten.")],
+    retain: Annotated[Path, typer.Option(help="JSON lines: what should be kept.")],
+    holdout: Annotated[Path | None, typer.Option(help="JSON lines that the model never saw, for membership.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Folder of a model trained without the forgotten records.")
+    ] = None,
+    template: Annotated[str, typer.Option(help="auto, chat or plain.")] = "auto",
+    generate: Annotated[bool, typer.Option(help="Write answers, for ROUGE-L; takes most of the time.")] = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Records at once.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of resampling and permutations.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
+    margin: Margin = None,
+    fail_if: FailForgetting = None,
+    as_json: Json = False,
+) -> None:
+    """Audit what a language model still knows of records that it should have forgotten."""
+    if fail_if is not None:
+        check_syntax(fail_if)
+    from upright.api import Result
+    from upright.audits.forgetting import audit_forgetting, numbers_of
+    from upright.report import build_report
+
+    folder = audit_forgetting(
+        model, forget=forget, retain=retain, holdout=holdout, reference=reference, generate=generate,
+        template=_one_of("--template", template, "auto", "chat", "plain"), batch_size=batch_size, seed=seed, out=out,
+        command=shlex.join(["upright", *sys.argv[1:]]), margins=_margins(margin),
+    )  # fmt: skip
+    summary = Result(folder).summary
+    shown = _table(numbers_of(summary), ["number", "of", "value", "interval", "by chance"])
+    _finish(summary, folder, build_report(folder), as_json, fail_if, shown)
+
+
+@data_app.command("list")
+def data_list(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List the catalogue and what of it is here."""
+    from upright.data.catalogue import overview
+
+    rows = overview(data_dir)
+    _print(rows, as_json, _table(rows, ["name", "state", "MB", "licence"]))
+
+
+@data_app.command("info")
+def data_info(name: str, as_json: Json = False) -> None:
+    """Describe one data set: source, licence, size, checksums."""
+    from upright.data.catalogue import facts_of
+
+    facts = facts_of(name)
+    _print(facts, as_json, "\n".join(f"{key}: {value}" for key, value in facts.items()))
+
+
+@data_app.command("fetch")
+def data_fetch(name: str, data_dir: DataDir = None) -> None:
+    """Put a data set into the cache, checked by its checksums."""
+    from upright.data.catalogue import fetch
+
+    typer.echo(str(fetch(name, data_dir)))
+
+
+@data_app.command("verify")
+def data_verify(name: str, data_dir: DataDir = None) -> None:
+    """Compare the files that are here with the catalogue's checksums."""
+    from upright.data.catalogue import verify
+
+    problems = verify(name, data_dir)
+    typer.echo("\n".join(problems) or f"{name}: every file matches")
+    if problems:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line; a person never sees a bare traceback."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("UPRIGHT_DEBUG"):
+            raise
+        typer.echo(
+            f"internal error: {type(error).__name__}: {error}\n"
+            "  this is a defect of upright, not of your input; a run folder keeps the traceback\n"
+            "  to do:    set UPRIGHT_DEBUG=1 to see it, and report it",
+            err=True,
+        )
+        sys.exit(3)

@@ -1,0 +1,1 @@
+"""Running methods: configs, registry, run folders, the companion of loops, studies, checks."""

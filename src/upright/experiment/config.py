@@ -1,0 +1,112 @@
+"""From words to a typed config: unknown keys are errors with a suggestion, strings become typed values."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import itertools
+import json
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar, get_type_hints
+
+from upright.contract import Config, InputError, accepted, reading
+
+__all__ = ["describe", "parse_assignments", "suggest", "to_config"]
+
+C = TypeVar("C", bound=Config)
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """Return ``did you mean 'x'?`` for the closest known name, or the whole list."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "take one of: " + ", ".join(known)
+
+
+def to_config(cls: type[C], settings: Mapping[str, Any]) -> C:
+    """Make a config from plain values; text is read as the field's type (``"0.1"`` for a float).
+
+    Raises
+    ------
+    InputError
+        For an unknown key (with the closest known one) or a value outside its range.
+    """
+    hints = get_type_hints(cls, include_extras=True)
+    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key not in known:
+            raise InputError(f"unknown key {key!r} for {cls.__name__}", ", ".join(known), suggest(key, known))
+        found = next(filter(None, (reading(one, hints[key]) for one in _readings(value, str(hints[key])))), ())
+        if not found:
+            raise InputError(
+                f"{cls.__name__}.{key} = {value!r}", accepted(hints[key]), f"set {key} to a value of that kind"
+            )
+        values[key] = found[0]
+    return cls(**values)
+
+
+def _readings(value: Any, hint: str) -> Iterator[Any]:
+    """Yield what a value may mean: itself, what its text says, a tuple for a list, parts of ``a,b,c``."""
+    for one in (value, _loads(value)) if isinstance(value, str) else (value,):
+        yield tuple(one) if isinstance(one, list) and "tuple" in hint else one
+    if isinstance(value, str) and "tuple" in hint:  # a,b,c on a command line
+        yield tuple(_loads(part.strip()) for part in value.split(",") if part.strip())
+
+
+def _loads(text: str) -> Any:
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def parse_assignments(pairs: Sequence[str]) -> dict[str, str]:
+    """Split ``key=value`` words.
+
+    Raises
+    ------
+    InputError
+        For a word without ``=`` or a key given twice.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise InputError(f"--set {pair}", "--set key=value", "write the key, an equals sign and the value")
+        if key in found:
+            raise InputError(f"--set {key} given twice", "each key once", f"keep one of {key}={found[key]}, {pair}")
+        found[key] = value
+    return found
+
+
+def _docs_of(cls: type[Config]) -> dict[str, str]:
+    """Docstrings of the fields that a class declares itself."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    docs: dict[str, str] = {}
+    for before, after in itertools.pairwise(tree.body if isinstance(tree, ast.ClassDef) else []):
+        if (
+            isinstance(before, ast.AnnAssign)
+            and isinstance(before.target, ast.Name)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+        ):
+            docs[before.target.id] = " ".join(str(after.value.value).split())
+    return docs
+
+
+def describe(cls: type[Config]) -> list[dict[str, Any]]:
+    """Return name, type in words, default and docstring of each field, inherited ones among them."""
+    docs: dict[str, str] = {}
+    for owner in reversed(cls.__mro__):
+        if owner is not Config and issubclass(owner, Config):
+            docs |= _docs_of(owner)
+    hints = get_type_hints(cls, include_extras=True)
+    return [
+        {"name": f.name, "type": accepted(hints[f.name]), "default": f.default, "doc": docs.get(f.name, "")}
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+    ]

@@ -1,0 +1,34 @@
+"""The demonstration: every method that declares a part in it, in its quick preset, on real data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from upright.data.catalogue import fetch
+from upright.experiment.places import require_folder
+from upright.experiment.registry import find, load_method
+from upright.experiment.runner import Ask, compare_runs, execute
+
+__all__ = ["run_demo"]
+
+SEEDS = 6
+
+
+def run_demo(out: Path, data_dir: str | None = None) -> list[Path]:
+    """Run what is missing below ``out`` and return one folder a method; a second call computes nothing."""
+    require_folder(out)
+    folders = []
+    for method, declared in ((name, load_method(name).demo) for name in find()):
+        if not declared:
+            continue
+        data = str(declared["data"])
+        fetch(data, data_dir)
+        runs = []
+        for seed in range(SEEDS):
+            ask = Ask(
+                method, data=data, settings=declared["settings"], preset="quick", seed=seed, arms=declared.get("arms")
+            )
+            runs.append(execute(ask, data_dir=data_dir, folder=out / f"{method}-{data}-s{seed}", quiet=False))
+        target = out / f"{method}-{data}"
+        folders.append(target if (target / "comparison.json").exists() else compare_runs(runs, target))
+    return folders

@@ -1,0 +1,455 @@
+"""Run a method with its arms, score once at the end, compare seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from upright.contract import Arm, Config, InputError, MethodSpec, UnitScores
+from upright.evidence.compute import evidence, require_margins
+from upright.evidence.statistics import computable
+from upright.evidence.units import Block, Units, read_units, write_units
+from upright.experiment.config import suggest, to_config
+from upright.experiment.folders import ArmRun, RunFolder, read_json, write_json
+from upright.experiment.notes import merge_notes
+from upright.experiment.places import require_folder
+from upright.experiment.registry import load_method, load_object
+
+__all__ = [
+    "Ask",
+    "Stopped",
+    "compare_runs",
+    "deviations",
+    "execute",
+    "new_folder",
+    "resolve",
+    "resume",
+    "resume_all",
+    "run_seeds",
+    "run_task",
+]
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C while run folders were open.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        What was begun, finished or not; `resume_all` goes on with them.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        super().__init__()
+        self.folders = list(folders)
+
+
+def resolve(
+    spec: MethodSpec, passed: Mapping[str, Any], preset: str = "full", data: str | None = None
+) -> tuple[Config, Config]:
+    """Return the method's and the task's config from a preset and the settings that were passed.
+
+    A key belongs to the method or to the task; ``task.key`` says which.
+
+    Raises
+    ------
+    InputError
+        For an unknown preset, key or value.
+    """
+    if preset not in spec.presets:
+        raise InputError(f"preset {preset!r}", ", ".join(spec.presets), suggest(preset, list(spec.presets)))
+    task_type = load_object(spec.task).Config
+    own, other = set(spec.config.__dataclass_fields__), set(task_type.__dataclass_fields__)  # type: ignore[attr-defined]
+    method_settings = dict(spec.presets[preset].get("method", {}))
+    task_settings = dict(spec.presets[preset].get("task", {})) | ({"data": data} if data else {})
+    for key, value in passed.items():
+        name = key.removeprefix("task.")
+        if key.startswith("task.") or (key not in own and key in other):
+            if name not in other:
+                raise InputError(f"unknown key {key!r}", ", ".join(sorted(other)), suggest(name, sorted(other)))
+            task_settings[name] = value
+        elif key in own:
+            method_settings[key] = value
+        else:
+            known = sorted(own | other)
+            raise InputError(f"unknown key {key!r}", ", ".join(known), suggest(key, known))
+    return to_config(spec.config, method_settings), to_config(task_type, task_settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """What is asked of a method at one seed; ``config.json`` keeps it, with what it was resolved to.
+
+    Parameters
+    ----------
+    method : str
+        Registered name.
+    data : str, optional
+        Name in the catalogue or path of a file; the task's default otherwise.
+    settings : mapping
+        Fields of the method's or the task's config, as they were passed.
+    preset : str
+        Size.
+    seed : int
+    arms : sequence of str, optional
+        Some of the arms; all by default.
+    arm_settings : mapping of arm to settings
+        Beside those that the arm declares.
+    sweep : bool
+        Every arm at every strength that the method declares.
+    margins, budget : optional
+        In place of the declared ones; '' is the metric that decides.
+    """
+
+    method: str
+    _: dataclasses.KW_ONLY
+    data: str | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    preset: str = "full"
+    seed: int = 0
+    arms: Sequence[str] | None = None
+    arm_settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    sweep: bool = False
+    margins: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    budget: float | None = None
+
+    def resolved(self, spec: MethodSpec) -> tuple[Config, Config]:
+        """Return the configs of method and task; raise `InputError` for what neither knows."""
+        _require_arms(spec, self.arms)
+        require_margins(self.margins, spec.statistics, spec.primary)
+        return resolve(spec, self.settings, self.preset, self.data)
+
+    def row(self, config: Config, task_config: Config) -> dict[str, Any]:
+        """Return ``config.json``."""
+        plain = {**dataclasses.asdict(self), "passed": dict(self.settings)}
+        del plain["settings"]
+        return _json_equal({**plain, "resolved": {"method": config.as_dict(), "task": task_config.as_dict()}})  # type: ignore[no-any-return]
+
+    @classmethod
+    def read(cls, folder: Path) -> Ask:
+        """Return what a run was asked for; audits and comparisons were asked otherwise."""
+        row = dict(read_json(folder / "config.json"))
+        names = [field.name for field in dataclasses.fields(cls)]
+        row["settings"] = row.pop("passed", None)
+        if missing := {"method", "settings", "preset", "seed", "arms", "data", "arm_settings", "resolved"} - {
+            k for k, v in row.items() if v is not None or k in ("arms", "data")
+        }:
+            named = ", ".join(sorted("passed" if m == "settings" else m for m in missing))
+            todo = "check the path; an audit is made again, not resumed"
+            raise InputError(f"{folder.name}/config.json has no {named}", "the folder of a run", todo)
+        return cls(**{name: row[name] for name in names if name in row})
+
+
+def run_task(
+    spec: MethodSpec, task: Any, config: Config, folder: RunFolder | None, ask: Ask, *, quiet: bool = True
+) -> tuple[list[Block], list[dict[str, Any]], list[str]]:
+    """Train every arm, with a sweep at every strength that the method declares, then score each once on test.
+
+    Returns
+    -------
+    blocks : list of Block
+        Scores per unit of each arm.
+    facts : list of dict
+        Name, role, title, settings, diagnostics and totals of each arm.
+    warnings : list of str
+    """
+    _require_arms(spec, ask.arms)
+    chosen, left = _fitting(spec, task, ask.arms)
+    trained = []
+    for arm in [*chosen, *(_swept(spec, config, chosen, ask.arm_settings) if ask.sweep else [])]:
+        settings = {**ask.arm_settings.get(arm.name.partition("@")[0], {}), **arm.settings}
+        arm_run = ArmRun(folder, ask.seed, arm.name, quiet=quiet)
+        result = spec.run(task, config.replace(**settings), arm_run)
+        trained.append((arm, settings, arm_run, result))
+    task.open_test()
+    blocks, facts, warnings = [], [], left
+    name = folder.path.name if folder is not None else "memory"
+    for arm, settings, arm_run, result in trained:
+        scores: UnitScores = task.score(result, "test", arm_run)
+        blocks.append(Block(name, arm.name, ask.seed, scores))
+        facts.append({"name": arm.name, "role": arm.role, "title": arm.title or arm.name, "settings": settings,
+                      "notes": arm_run.notes, "totals": dict(scores.totals)})  # fmt: skip
+        warnings += [w for w in arm_run.warnings if w not in warnings]
+    return blocks, facts, warnings
+
+
+def _fitting(spec: MethodSpec, task: Any, arms: Sequence[str] | None) -> tuple[list[Arm], list[str]]:
+    """Return the arms to train, and a warning for each that the task has no use for.
+
+    Raises
+    ------
+    InputError
+        When such an arm was asked for by name; before anything is trained.
+    """
+    chosen, left = [], []
+    for arm in spec.arms:
+        if arm.mix or (arms is not None and arm.name not in arms):
+            continue  # a mix is made of other arms when they are compared
+        why = arm.unfit(task) if arm.unfit else ""
+        if why and arms is not None:
+            raise InputError(f"arm {arm.name!r}: {why}", "arms that fit the data", "leave it out of --arms")
+        if why:
+            left.append(f"arm {arm.name} is left out: {why}")
+        else:
+            chosen.append(arm)
+    return chosen, left
+
+
+def _swept(
+    spec: MethodSpec, config: Config, arms: Sequence[Arm], arm_settings: Mapping[str, Mapping[str, Any]]
+) -> list[Arm]:
+    """Return the other strengths of every arm but the baseline, named ``arm@strength``."""
+    return [
+        Arm(f"{arm.name}@{value:g}", "sweep", {**arm.settings, field: value},
+            f"{arm.title or arm.name}, {field} {value:g}")
+        for field, values in spec.sweep.items()
+        for arm in arms if arm.role not in ("baseline", "anchor")
+        for value in (values if arm.sweep is None else arm.sweep)
+        if value != arm_settings.get(arm.name, {}).get(field, getattr(config, field))
+    ]  # fmt: skip
+
+
+def _require_arms(spec: MethodSpec, arms: Sequence[str] | None) -> None:
+    unknown = sorted(set(arms or ()) - {arm.name for arm in spec.arms})
+    if unknown:
+        known = [arm.name for arm in spec.arms]
+        raise InputError(f"arm {unknown[0]!r}", ", ".join(known), suggest(unknown[0], known))
+
+
+def execute(
+    ask: Ask,
+    *,
+    out: Path = Path("runs"),
+    folder: Path | None = None,
+    data_dir: str | None = None,
+    quiet: bool = True,
+    command: str = "",
+) -> Path:
+    """Run one method at one seed and return its folder; a folder with a checkpoint is resumed.
+
+    Data are read before a folder is made, and a new folder in which bad input left nothing but its settings is taken
+    away again. A folder that was there before, or that holds a checkpoint or a log, stays.
+
+    Raises
+    ------
+    InputError
+        For bad settings or data, or a folder that was made with other settings.
+    Stopped
+        For Ctrl-C after the folder was made.
+    """
+    spec = load_method(ask.method)
+    config, task_config = ask.resolved(spec)
+    require_folder(out if folder is None else folder)
+    path = folder or new_folder(out, ask.method, str(getattr(task_config, "data", "task")), ask.seed)
+    asked, file, new = ask.row(config, task_config), path / "config.json", not path.exists()
+    if file.exists() and Ask.read(path).row(config, task_config) != asked:
+        raise InputError(
+            f"folder {path.name} holds a run with other settings", "the same settings, to resume it",
+            "resume with `upright run --resume`, or choose another folder",
+        )  # fmt: skip
+    if (path / "run.json").exists() and read_json(path / "run.json")["status"] == "done":
+        return path
+    task = load_object(spec.task).load(task_config, data_dir)
+    try:
+        run_folder = RunFolder(path)
+        write_json(file, asked)
+        with run_folder.running(method=ask.method, seed=ask.seed, command=command or _command(ask, task_config)):
+            blocks, facts, warnings = run_task(spec, task, config, run_folder, ask, quiet=quiet)
+            write_units(path / "units.parquet", blocks, "test")
+            unfit = [arm.name for arm in spec.arms if arm.unfit and arm.unfit(task)]
+            summary = {
+                "schema": 1, "method": ask.method, "title": spec.title, "mends": spec.mends, "seed": ask.seed,
+                "data": task.facts, "arms": facts, "warnings": warnings, "deviations": deviations(spec), "unfit": unfit,
+                "evidence": _evidence(spec, Units(blocks), task.metrics, facts, ask, unfit),
+            }  # fmt: skip
+            write_json(path / "summary.json", summary)
+    except InputError:
+        if new and _is_bare(path):
+            shutil.rmtree(path)
+        raise
+    except KeyboardInterrupt as stop:
+        raise Stopped([path]) from stop
+    return path
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether a run folder holds its settings and status alone: nothing was trained in it."""
+    return {p.name for p in path.rglob("*") if not p.is_dir()} <= {"config.json", "run.json", ".lock"}
+
+
+def resume(folder: Path, *, data_dir: str | None = None, quiet: bool = True) -> Path:
+    """Go on with a run that was killed or failed; a finished one is returned as it is.
+
+    Raises
+    ------
+    InputError
+        When the folder holds no run.
+    """
+    return execute(Ask.read(folder), data_dir=data_dir, folder=folder, quiet=quiet)
+
+
+def resume_all(
+    folders: Sequence[Path], *, data_dir: str | None = None, quiet: bool = True
+) -> tuple[list[Path], Path | None]:
+    """Finish runs in turn and compare them; returns the run folders and, for more than one, the comparison's folder.
+
+    Finished runs are taken as they are, so a set of seeds that was stopped is completed by naming its folders. The
+    comparison is made beside the first run.
+
+    Raises
+    ------
+    InputError
+        Before anything is trained, when the runs differ in more than the seed or two have the same one.
+    """
+    asked = [Ask.read(f) for f in folders]
+    _require_alike(folders, [{"method": one.method, "settings": read_json(f / "config.json")["resolved"],
+                              "arm_settings": one.arm_settings, "arms": one.arms, "sweep": one.sweep}
+                             for f, one in zip(folders, asked, strict=True)])  # fmt: skip
+    seeds = [one.seed for one in asked]
+    for i, seed in enumerate(seeds):
+        if seed in seeds[:i]:
+            raise InputError(
+                f"{folders[seeds.index(seed)].name} and {folders[i].name} both have seed {seed}",
+                "runs of different seeds", "name each run once",
+            )  # fmt: skip
+    try:
+        done = [resume(folder, data_dir=data_dir, quiet=quiet) for folder in folders]
+        return done, _compared(done, done[0].parent)
+    except KeyboardInterrupt as stop:
+        raise Stopped(folders) from stop
+
+
+def _json_equal(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _evidence(
+    spec: MethodSpec, units: Units, metrics: Mapping[str, Any], facts: Sequence[Mapping[str, Any]], ask: Ask,
+    unfit: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    have = [s for s in spec.statistics if computable(s, units)]
+    swept = [Arm(f["name"], "sweep", title=f["title"]) for f in facts if f["role"] == "sweep"]
+    return evidence(
+        units, arms=[*spec.arms, *swept], statistics=have, metrics=metrics, primary=spec.primary, cost=spec.cost,
+        title=spec.title, margins=ask.margins, budget=ask.budget, unfit=unfit,
+    )  # fmt: skip
+
+
+def _command(ask: Ask, task_config: Config) -> str:
+    words = [f"upright run {ask.method}", f"--preset {ask.preset}"]
+    data = getattr(task_config, "data", None)
+    words += [f"--data {shlex.quote(str(data))}"] if data else []
+    words += [f"--set {shlex.quote(f'{k}={_typed(v)}')}" for k, v in ask.settings.items() if k != "data"]
+    words += [f"--arms {','.join(ask.arms)}"] if ask.arms else []
+    words += ["--sweep"] if ask.sweep else []
+    words += [f"--margin {shlex.quote(f'{k}={v:g}' if k else f'{v:g}')}" for k, v in ask.margins.items()]
+    words += [f"--budget {ask.budget:g}"] if ask.budget is not None else []
+    return " ".join([*words, f"--seed {ask.seed}"])
+
+
+def _typed(value: Any) -> str:
+    """Return a setting as a person types it: lists without brackets."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def new_folder(out: Path, name: str, data: str, seed: int) -> Path:
+    """Return a folder that is not there yet: date, name, data and seed, and a number where that is taken."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data).stem if "/" in data else data)
+    base = f"{datetime.date.today().isoformat()}-{name}-{stem}-s{seed}"
+    path, number = out / base, 2
+    while path.exists():
+        path, number = out / f"{base}-{number}", number + 1
+    return path
+
+
+def deviations(spec: MethodSpec) -> list[str]:
+    """Return the numbered deviations of a method's docstring."""
+    import sys
+
+    doc = sys.modules[spec.run.__module__].__doc__ or ""
+    section = re.search(r"Deviations\n-+\n(.*?)(?:\n\n[A-Z]|\Z)", doc, re.S)
+    if section is None:
+        return []
+    parts = re.split(r"^(?=D\d+\.)", section.group(1), flags=re.M)
+    return [" ".join(part.split()) for part in parts if part.strip()]
+
+
+def run_seeds(
+    ask: Ask, seeds: Sequence[int], *, out: Path = Path("runs"), data_dir: str | None = None, quiet: bool = True
+) -> tuple[list[Path], Path | None]:
+    """Run seeds and compare them; returns the run folders and, for more than one, the comparison's folder."""
+    folders: list[Path] = []
+    try:
+        for seed in seeds:
+            own = dataclasses.replace(ask, seed=seed)
+            folders.append(execute(own, out=out, data_dir=data_dir, quiet=quiet))
+        return folders, _compared(folders, out)
+    except KeyboardInterrupt as stop:
+        raise Stopped([*folders, *getattr(stop, "folders", [])]) from stop
+
+
+def _compared(folders: Sequence[Path], out: Path) -> Path | None:
+    """Compare runs in a new folder of `out`; one run alone has nothing to be compared with."""
+    if len(folders) == 1:
+        return None
+    stem = folders[0].name.rsplit("-s", 1)[0]
+    target, number = out / f"{stem}-x{len(folders)}", 2
+    while target.exists():
+        target, number = out / f"{stem}-x{len(folders)}-{number}", number + 1
+    return compare_runs(folders, target)
+
+
+def _require_alike(folders: Sequence[Path], facts: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse runs that differ in a fact; the first such field is named."""
+    for folder, own in zip(folders, facts, strict=True):
+        for field, value in own.items():
+            if value != facts[0][field]:
+                raise InputError(
+                    f"{folder.name} differs from {folders[0].name} in {field}", "runs that differ in their seed alone",
+                    "compare different configurations with `upright compare`",
+                )  # fmt: skip
+
+
+def compare_runs(folders: Sequence[Path], out: Path) -> Path:
+    """Join runs that differ in their seed alone into one comparison with intervals over seeds and units.
+
+    Raises
+    ------
+    InputError
+        When the runs differ in anything but the seed; the field is named.
+    """
+    summaries = [read_json(f / "summary.json") for f in folders]
+    configs = [read_json(f / "config.json") for f in folders]
+    first = summaries[0]
+    _require_alike(folders, [
+        {"method": summary["method"], "data": summary["data"], "settings": config["resolved"],
+         "arm_settings": config["arm_settings"], "arms": [arm["name"] for arm in summary["arms"]]}
+        for summary, config in zip(summaries, configs, strict=True)
+    ])  # fmt: skip
+    spec = load_method(first["method"])
+    blocks = [b for f in folders for b in read_units(f / "units.parquet")]
+    task_type = load_object(spec.task)
+    metrics: Mapping[str, Any] = getattr(task_type, "metrics_of", lambda c: {})(configs[0]["resolved"]["task"])
+    out.mkdir(parents=True, exist_ok=True)
+    comparison = {
+        "schema": 1, "runs": [f.name for f in folders], "method": first["method"], "title": first["title"],
+        "mends": first["mends"], "data": first["data"], "seeds": [s["seed"] for s in summaries],
+        "arms": [{**a, "totals": merge_notes([s["arms"][i]["totals"] for s in summaries]),
+                  "notes": merge_notes([s["arms"][i]["notes"] for s in summaries])}
+                 for i, a in enumerate(first["arms"])],
+        "warnings": list(dict.fromkeys(w for s in summaries for w in s["warnings"])),
+        "deviations": first["deviations"],
+        "unfit": first.get("unfit", []),
+        "evidence": _evidence(
+            spec, Units(blocks), metrics, first["arms"], Ask.read(folders[0]), first.get("unfit", [])
+        ),
+    }  # fmt: skip
+    write_json(out / "comparison.json", comparison)
+    return out

@@ -1,0 +1,143 @@
+"""What every training loop repeats: going on after a kill, the best checkpoint, patience, curves."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from upright.contract import Run
+
+__all__ = ["Epochs"]
+
+
+class Epochs:
+    """Epochs (rounds, steps) of a loop that a method writes itself; see `upright.contract.Run.training`.
+
+    Parameters
+    ----------
+    run : Run
+        Keeps log and checkpoints.
+    epochs, check_every : int
+        Most epochs, and every how many a check is due; the last one has a check.
+    patience : int, optional
+        Checks without a better score before the loop ends; None lets it run to its end.
+    first : int
+        Epochs that were logged before this loop.
+    parts : mapping
+        What a checkpoint holds: anything with ``state_dict`` and ``load_state_dict``, a list of such, or a dict that
+        the loop changes in place.
+
+    Notes
+    -----
+    *Plateau rule.* The loop ends after ``max(patience, ceil(checks / 3))`` checks in a row without a better score, so
+    that a curve that still creeps upwards after many checks is not cut off by a patience that was meant for its start.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        epochs: int,
+        check_every: int,
+        patience: int | None,
+        first: int = 0,
+        parts: Mapping[str, Any] = {},
+    ) -> None:
+        self.run, self.epochs, self.check_every, self.patience = run, epochs, check_every, patience
+        self.first, self.parts = first, dict(parts)
+        self.best, self.best_epoch = -math.inf, 0
+        self._done = self._stale = self._checks = 0
+        self._line: dict[str, float] = {}
+        self._checked = self._improved = False
+        self._bar: contextlib.ExitStack = contextlib.ExitStack()
+
+    @property
+    def due(self) -> bool:
+        """Whether this epoch should be checked."""
+        return (self._done + 1) % self.check_every == 0 or self._done + 1 == self.epochs
+
+    @property
+    def converged(self) -> bool:
+        """Whether the plateau rule has ended the loop, or would end it now."""
+        return self.patience is not None and self._stale >= max(self.patience, math.ceil(self._checks / 3))
+
+    def log(self, **values: float) -> None:
+        """Add values to this epoch's line of ``metrics.jsonl``."""
+        self._line |= values
+
+    def check(self, score: float, *, least: float = 0.0, ties: bool = False) -> bool:
+        """Tell how good this epoch is, higher is better; return whether it is the best so far.
+
+        The epoch is kept as a checkpoint, and as the best one where its score is larger by more than ``least``, or
+        with ``ties`` as large.
+        """
+        better = score > self.best + least or (ties and score == self.best)
+        self._checks += 1
+        self._stale = 0 if better else self._stale + 1
+        if better:
+            self.best, self.best_epoch = score, self._done + 1
+        self._checked, self._improved = True, self._improved or better
+        return better
+
+    def __enter__(self) -> Self:
+        kept = self.run.restore()
+        if kept is not None:
+            self._load(kept)
+            self._done, self._stale, self._checks = kept["epoch"], kept["stale"], kept["checks"]
+            self.best, self.best_epoch = kept["best"], kept["best_epoch"]
+        return self
+
+    def __iter__(self) -> Iterator[int]:
+        left = max(0, self.epochs - self._done)
+        self._advance = self._bar.enter_context(self.run.progress(left, self.run.arm))
+        while self._done < self.epochs and not self.converged:
+            yield self._done
+            self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        self._done += 1
+        self.run.log(self.first + self._done, **self._line)
+        if self._checked:
+            counts = {"epoch": self._done, "stale": self._stale, "checks": self._checks}
+            state = {**counts, "best": self.best, "best_epoch": self.best_epoch, "parts": self._state()}
+            self.run.save(self.first + self._done, state, best=self._improved)
+        self._line, self._checked, self._improved = {}, False, False
+        self._advance()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        if kind is not None:
+            return
+        best = self.run.restore("best")
+        if best is not None:
+            self._load(best)
+
+    def _state(self) -> dict[str, Any]:
+        return {name: _state_of(part) for name, part in self.parts.items()}
+
+    def _load(self, kept: Mapping[str, Any]) -> None:
+        for name, part in self.parts.items():
+            _load_into(part, kept["parts"][name])
+
+
+def _state_of(part: Any) -> Any:
+    if isinstance(part, list):
+        return [_state_of(one) for one in part]
+    return copy.deepcopy(part) if isinstance(part, dict) else part.state_dict()
+
+
+def _load_into(part: Any, state: Any) -> None:
+    if isinstance(part, list):
+        for one, own in zip(part, state, strict=True):
+            _load_into(one, own)
+    elif isinstance(part, dict):
+        part.clear()
+        part.update(state)
+    else:
+        part.load_state_dict(state)

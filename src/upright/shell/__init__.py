@@ -1,1 +1,0 @@
-"""The shell: config, registry, runs, units, evidence, checks."""

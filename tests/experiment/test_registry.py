@@ -1,0 +1,82 @@
+"""Methods are found without being imported, and a broken plugin is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from upright.contract import InputError
+from upright.experiment import registry
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """Plugins whose modules raise, hold no such function, or hold an unmarked one."""
+    (tmp_path / "broken_plugin.py").write_text("raise RuntimeError('planted')\n")
+    (tmp_path / "unmarked_plugin.py").write_text("def run(task, config, run): ...\n")
+    info = tmp_path / "broken_thing-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.4\nName: broken-thing\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[upright.methods]\nraising = broken_plugin:run\nabsent = unmarked_plugin:walk\n"
+        "unmarked = unmarked_plugin:run\ngone = no_such_module:run\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    for name in ("broken_plugin", "unmarked_plugin"):
+        sys.modules.pop(name, None)
+
+
+def test_listing_methods_imports_no_heavy_package_and_no_method():
+    # catches a registry that imports what it lists: `upright list` must answer at once
+    code = (
+        "import sys; from upright.experiment.registry import names; rows = names(); "
+        "print(len(rows), [m for m in ('torch', 'polars', 'matplotlib', 'scipy', 'upright.methods.in_ucds') "
+        "if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, heavy = out.stdout.split(maxsplit=1)
+    assert int(count) >= 10
+    assert heavy.strip() == "[]"
+
+
+def test_planned_and_built_methods_are_told_apart():
+    rows = {row["name"]: row for row in registry.names()}
+    assert set(registry.PLANNED) <= set(rows)
+    assert rows["in_ucds"]["state"] == "works"
+    assert all(row["mends"] for row in rows.values() if row["package"] == "upright")
+
+
+def test_a_plugin_is_listed_with_its_package_even_when_it_does_not_import(broken):
+    rows = {row["name"]: row for row in registry.names()}
+    assert rows["raising"] == {"name": "raising", "mends": "", "state": "plugin", "package": "broken-thing"}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("raising", "RuntimeError: planted"), ("absent", "has no attribute 'walk'"), ("unmarked", "is not a method"),
+        ("gone", "No module named 'no_such_module'"),
+    ],
+)  # fmt: skip
+def test_a_broken_plugin_warns_naming_its_package(broken, name, why):
+    # catches a plugin's error that looks like ours, and one that is swallowed
+    with pytest.warns(UserWarning, match="of package broken-thing does not load"), pytest.raises(InputError) as caught:
+        registry.load_method(name)
+    assert "broken-thing" in caught.value.got
+    assert why in caught.value.got
+    assert caught.value.todo == "repair or uninstall broken-thing"
+
+
+def test_a_broken_plugin_does_not_hinder_others(broken):
+    assert registry.load_method("in_ucds").name == "in_ucds"
+
+
+def test_unknown_and_planned_names_are_refused_differently():
+    with pytest.raises(InputError, match="did you mean 'in_ucds'"):
+        registry.load_method("inucds")
+    planned = next(n for n in registry.PLANNED if n not in registry.find())
+    with pytest.raises(InputError, match="planned but not built yet"):
+        registry.load_method(planned)
