@@ -151,7 +151,7 @@ def test_records_become_a_table_with_an_arm_where_several_note_them(sample, fold
         "t", "flips", by={"group": "Group", "to": "To"}, names={"share": "share", "n": "rows", "gone": "x"}
     )
     found = drawn(block, place)
-    assert [c.title for c in found.columns] == ["Group", "To", "share", "rows"]
+    assert [c.title for c in found.columns] == ["Group", "To", "Share", "Rows"]
     assert rows(found) == [["f", "yes", "0.250", "40"], ["m", "no", "0.500", "9"]]
     sample.edit(place, sample.noting("none", flips=note[:1]))
     assert drawn(block, place).columns[0].title == "Arm"

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from upright.report.plots import COLOURS, Canvas, Mark, Point, Row, Series, colour_of, marker_of
+from upright.report.plots import COLOURS, Canvas, Mark, Point, Row, Series, Shade, colour_of, marker_of
 
 NAN = math.nan
 
@@ -21,8 +21,13 @@ def every(canvas: Canvas) -> list[str]:
     return [
         canvas.rows(rows(), "x", bars=True),
         canvas.rows(rows((-0.1, 0.2)), "x", zero=True, margin=0.01),
-        canvas.front([Point(0.3, 0.2, (0.2, 0.4), (0.1, 0.3), 1, text="A")], "x", "y"),
-        canvas.curves([Series([1, 2, 3], [0.1, 0.2, 0.15], 0), Series([1, 2], [0.1, 0.3], 1, True)], "step", "y"),
+        canvas.front([Point(0.3, 0.2, (0.2, 0.4), (0.1, 0.3), 1)], "x", "y"),
+        canvas.curves(
+            [Series([1, 2, 3], [0.1, 0.2, 0.15], 0), Series([1, 2], [0.1, 0.3], 1, [0.0, 0.2], [0.2, 0.4])], "step", "y"
+        ),
+        canvas.histogram([0.0, 0.5, 1.0], [0.4, 0.6], 1, "x", "y"),
+        canvas.dots([[0.1, 0.2], [0.5, 0.9]], "x", "y"),
+        canvas.heat([("a", [Shade(0.1, "9"), Shade(NAN, "few")])], ["f", "m"], (0.02, 0.05)),
     ]
 
 

@@ -8,32 +8,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from upright import declare
 from upright.contract import InputError
 from upright.evidence.compute import said_again
 from upright.experiment.registry import load_method
 from upright.report import sections
 from upright.report.build import target_of, write_page
-from upright.report.kinds import spots_of
+from upright.report.kinds import draw
 from upright.report.parts import (
     DASH,
     Block,
     Cell,
     Code,
     Column,
-    Figure,
     Grid,
-    Key,
     Notes,
     Page,
     Prose,
     Section,
     Table,
     cell,
-    numeric,
 )
-from upright.report.plots import Canvas, Point
+from upright.report.plots import Canvas
 from upright.report.read import ArmView, Difference, Level, View, read_folder
-from upright.report.text import ROLES, flatten, interval, number, percent, plain, plural
+from upright.report.text import flatten, interval, number, plain, plural
 
 __all__ = ["build_compare"]
 
@@ -77,7 +75,7 @@ def build_compare(
     parts = [
         _differs(views),
         _verdicts(views, canvas),
-        *(dataclasses.replace(part, folded=True) for part in (_levels(views), _differences(views), _record(views))),
+        *(dataclasses.replace(part, folded=True) for part in (sections.every_number(_joined(views)), _record(views))),
     ]
     kinds = f"{number(len(views))} reports on {views[0].data.get('name', 'the same data')}"
     names = list(dict.fromkeys(view.title for view in views))
@@ -114,15 +112,30 @@ def _comparable(views: Sequence[View]) -> None:
                 )
 
 
+def _joined(views: Sequence[View]) -> View:
+    """Return one view of the remedies and baselines of all folders, a colour a folder and grey for baselines."""
+    arms, levels, differences = list[ArmView](), list[Level](), list[Difference]()
+    for i, view in enumerate(views):
+        own = {arm.name: f"{LETTERS[i]}/{arm.name}" for arm in _shown(view)}
+        for arm in _shown(view):
+            index, title = 0 if arm.role == "baseline" else 1 + i, f"{LETTERS[i]}: {arm.title}"
+            arms.append(ArmView(own[arm.name], title, arm.role, index))
+        levels += [dataclasses.replace(row, arm=own[row.arm]) for row in view.levels if row.arm in own]
+        differences += [
+            dataclasses.replace(row, arm=own[row.arm], against=own[row.against])
+            for row in view.differences
+            if row.against in own and row.arm in own
+        ]
+    first = next((view for view in views if view.cost_statistic), views[0])
+    return dataclasses.replace(
+        first, arms=tuple(arms), levels=tuple(levels), differences=tuple(differences), swept=(), sweep={}
+    )
+
+
 def _shown(view: View) -> list[ArmView]:
     """Remedy and baseline; the other arms stand in each report."""
     some = [arm for arm in view.arms if arm.role in {"remedy", "baseline"}]
     return sorted(some or view.arms, key=lambda arm: arm.role != "remedy")
-
-
-def _key(i: int, arm: ArmView) -> Key:
-    """One colour a folder; baselines are grey."""
-    return Key(f"{LETTERS[i]}: {arm.title}", 0 if arm.role == "baseline" else 1 + i)
 
 
 def _heads(views: Sequence[View]) -> list[Column]:
@@ -168,7 +181,7 @@ def _diff(caption: str, views: Sequence[View], sides: Sequence[Mapping[str, Any]
 
 def _verdicts(views: Sequence[View], canvas: Canvas) -> Section:
     blocks: list[Block] = [_better(views)]
-    plane = _front(views, canvas)
+    plane = draw(declare.Front("What is mended, and what is paid for it"), _joined(views), canvas)
     blocks += [Grid((plane,))] if plane else []
     blocks += [
         sections.verdict_card(view, f"{LETTERS[i]}: {view.title} ({view.folder.name})") for i, view in enumerate(views)
@@ -215,77 +228,6 @@ def _ranked(rows: Sequence[Level | None]) -> tuple[str, str]:
         return "equal", ""
     apart = best.high < other.low or best.low > other.high
     return LETTERS[i], "intervals do not overlap" if apart else "intervals overlap"
-
-
-def _front(views: Sequence[View], canvas: Canvas) -> Figure | None:
-    first = next((view for view in views if view.cost_statistic), views[0])
-    found = [
-        (i, spot)
-        for i, view in enumerate(views)
-        for spot in spots_of(view, first.cost_statistic, first.primary)
-        if spot.arm in _shown(view) and not spot.swept
-    ]
-    if len(found) < 2:
-        return None
-    x, y = found[0][1].x, found[0][1].y
-    points, body, keys = [], [], []
-    at: dict[tuple[float, float], list[str]] = {}
-    for i, spot in found:
-        at.setdefault((round(spot.x.value, 4), round(spot.y.value, 4)), []).append(LETTERS[i])
-    for i, spot in found:
-        key = _key(i, spot.arm)
-        # where points coincide one label names them all
-        text = ", ".join(dict.fromkeys(at.pop((round(spot.x.value, 4), round(spot.y.value, 4)), [])))
-        across, up = ((row.low, row.high) for row in (spot.x, spot.y))
-        points.append(Point(spot.x.value, spot.y.value, across, up, key.index, text=text))
-        keys.append(key)
-        body.append((Cell(key.title), *(cell(row.value, interval(row.low, row.high)) for row in (spot.x, spot.y))))
-    title = "What is mended, and what is paid for it"
-    alt = f"{title}. " + "; ".join(f"{r[0].text}: {x.label} {r[1].text}, {y.label} {r[2].text}" for r in body)
-    table = Table(title, [Column("Arm"), *numeric(x.label, y.label)], body)
-    reading = ("Where crosses overlap, the order is not established.",)
-    return Figure(title, canvas.plane(points, x, y), alt, table, keys, reading)
-
-
-# -- every number -----------------------------------------------------------------------------------------------------
-
-
-def _levels(views: Sequence[View]) -> Section:
-    keyed: dict[tuple[str, str | None], dict[tuple[int, str], Level]] = {}
-    for i, view in enumerate(views):
-        for row in view.levels:
-            keyed.setdefault((row.statistic, row.group), {})[(i, row.arm)] = row
-    arms = [(i, arm) for i, view in enumerate(views) for arm in _shown(view)]
-    columns = [
-        Column("Statistic"),
-        *(Column(f"{LETTERS[i]}: {arm.title}", numeric=True, key=_key(i, arm)) for i, arm in arms),
-    ]
-    body = [
-        [Cell(next(iter(found.values())).label), *(_shown_level(found.get((i, arm.name))) for i, arm in arms)]
-        for found in keyed.values()
-    ]
-    table = Table(f"Levels with {percent(views[0].confidence)} intervals", columns, body)
-    return Section("levels", "Levels", [table])
-
-
-def _differences(views: Sequence[View]) -> Section:
-    keyed: dict[tuple[str, str, str], dict[int, Difference]] = {}
-    for i, view in enumerate(views):
-        for row in view.differences:
-            keyed.setdefault((row.label, row.role, view.arm_title(row.against)), {})[i] = row
-    body = []
-    for (label, role, title), found in keyed.items():
-        line = [Cell(label), Cell(title, ROLES.get(role, role))]
-        for i in range(len(views)):
-            there = found.get(i)
-            ends = interval(there.low, there.high, sign=True) if there else ""
-            line.append(cell(there.value, ends, sign=True, verdict=there.verdict) if there else DASH)
-        body.append(line)
-    if not body:
-        text = "These folders hold levels only; nothing was compared inside them."
-        return Section("differences", "Differences", [Prose([text], muted=True)])
-    table = Table("Each remedy minus its own controls", [Column("Statistic"), Column("Minus"), *_heads(views)], body)
-    return Section("differences", "Differences", [table])
 
 
 def _record(views: Sequence[View]) -> Section:

@@ -35,7 +35,7 @@ from upright.report.parts import (
     numeric,
     tag,
 )
-from upright.report.plots import Bars, Canvas, Mark, Point, Row, Series, Shade
+from upright.report.plots import Canvas, Mark, Point, Row, Series, Shade
 from upright.report.read import ArmView, Difference, Level, View
 from upright.report.text import ROLES, attack_title, interval, lower, number, percent, plural, shorten, title_of
 
@@ -606,7 +606,7 @@ def _(block: declare.Histogram, view: View, canvas: Canvas) -> Block | None:
     ]
     what, share = (block.x or block.title).capitalize(), f"share of {view.unit_kind}s"
     alt = f"{block.title}, {arm.title}. " + "; ".join(f"{a.text}: {b.text}" for a, b in body if b is not DASH)
-    svg = canvas.histogram([Bars(edges, shares, arm.index)], block.x, share)
+    svg = canvas.histogram(edges, shares, arm.index, block.x, share)
     table = Table(block.title, numeric(what, share.capitalize()), body)
     return Figure(block.title, svg, alt, table, (), [*block.reading, f"{plural(n, view.unit_kind)}.{seeds}"])
 

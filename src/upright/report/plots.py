@@ -7,6 +7,7 @@ CSS variables. Equal input gives equal bytes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import math
@@ -25,7 +26,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from upright.evidence.records import Level
 from upright.report.text import hundredths, number, shorten, two_lines
 
-__all__ = ["COLOURS", "MARKERS", "Bars", "Canvas", "Mark", "Point", "Row", "Series", "Shade", "colour_of", "marker_of"]
+__all__ = ["COLOURS", "MARKERS", "Canvas", "Mark", "Point", "Row", "Series", "Shade", "colour_of", "marker_of"]
 
 WIDTH = 360
 FONT = 11.0
@@ -88,8 +89,6 @@ class Point:
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     index: int
-    faint: bool = False
-    text: str = ""
     small: bool = False
 
 
@@ -100,19 +99,8 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     index: int
-    thin: bool = False
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Bars:
-    """One histogram: n + 1 edges and n heights; an outline where it is compared with a filled one."""
-
-    edges: Sequence[float]
-    heights: Sequence[float]
-    index: int
-    outline: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +109,14 @@ class Shade:
 
     away: float
     text: str
+
+
+@dataclasses.dataclass
+class _Frame:
+    """Axes that are drawn into, and the plot that they became."""
+
+    ax: Axes
+    svg: str = ""
 
 
 class Canvas:
@@ -231,75 +227,42 @@ class Canvas:
         strip : float
             Shade heights from 0 to this one; NaN shades none.
         """
-        height = 300.0
-        fig, ax = _axes(height, left=46, right=12, top=26, bottom=40)
-        if strip > 0:
-            ax.axhspan(0.0, strip, color=COLOURS["band"], linewidth=0, zorder=0)
-        for line in lines:
-            ax.plot(line.x, line.y, color=COLOURS[colour_of(line.index)], linewidth=1.0, alpha=0.7, zorder=3)
-        for point in points:
-            if not (math.isfinite(point.x) and math.isfinite(point.y)):
-                continue
-            colour = COLOURS["line"] if point.faint else COLOURS[colour_of(point.index)]
-            # the remedy is drawn over an arm that coincides with it, and a diamond leaves a square's corners free
-            above = (4 if point.small else 5) + 0.5 * (point.index == 1)
-            for xs, ys in (
-                () if point.small else ((point.x_range, (point.y, point.y)), ((point.x, point.x), point.y_range))
-            ):
-                if all(map(math.isfinite, (*xs, *ys))):
-                    ax.plot(xs, ys, color=colour, linewidth=1.4, solid_capstyle="butt")
-            edge = COLOURS["soft"] if point.faint else colour
-            ax.plot([point.x], [point.y], marker=marker_of(point.index), markersize=4 if point.small else 8,
-                    color=colour, markeredgecolor=edge, linestyle="none", zorder=above)  # fmt: skip
-            if point.text:
-                ax.annotate(point.text, (point.x, point.y), xytext=(6, 5), textcoords="offset points",
-                            color=COLOURS["ink"], fontsize=FONT, zorder=6)  # fmt: skip
-        ax.margins(0.08)
-        if strip > 0 or (y_from_zero and ax.get_ylim()[0] < 0):
-            ax.set_ylim(bottom=0)
-        _finish(ax, xlabel)
-        _vertical(ax, ylabel, height)
-        return self._svg(fig, height)
+        with self._frame(300.0, xlabel, ylabel) as frame:
+            ax = frame.ax
+            if strip > 0:
+                ax.axhspan(0.0, strip, color=COLOURS["band"], linewidth=0, zorder=0)
+            for line in lines:
+                ax.plot(line.x, line.y, color=COLOURS[colour_of(line.index)], linewidth=1.0, alpha=0.7, zorder=3)
+            for point in points:
+                if math.isfinite(point.x) and math.isfinite(point.y):
+                    _cross(ax, point)
+            ax.margins(0.08)
+            if strip > 0 or (y_from_zero and ax.get_ylim()[0] < 0):
+                ax.set_ylim(bottom=0)
+        return frame.svg
 
     def curves(self, series: Sequence[Series], xlabel: str, ylabel: str) -> str:
         """Draw curves by step, each with its arm's marker at the end."""
-        height = 260.0
-        fig, ax = _axes(height, left=46, right=12, top=26, bottom=40)
-        for one in series:
-            # the remedy is drawn over the others; a marker at the end names the arm without colour
-            above = 4 if one.index == 1 else 3
-            colour = COLOURS[colour_of(one.index)]
-            if one.low:
-                ax.fill_between(one.x, one.low, one.high, color=colour, alpha=0.2, linewidth=0)
-            ax.plot(one.x, one.y, color=colour, linewidth=1.0 if one.thin else 1.8, alpha=0.6 if one.thin else None,
-                    zorder=above)  # fmt: skip
-            ax.plot(one.x[-1:], one.y[-1:], marker=marker_of(one.index), markersize=5 if one.thin else 7, color=colour,
-                    linestyle="none", zorder=above)  # fmt: skip
-        ax.margins(x=0.03, y=0.06)
-        _finish(ax, xlabel)
-        _vertical(ax, ylabel, height)
-        return self._svg(fig, height)
+        with self._frame(260.0, xlabel, ylabel) as frame:
+            for one in series:
+                # the remedy is drawn over the others; a marker at the end names the arm without colour
+                colour, above = COLOURS[colour_of(one.index)], 4 if one.index == 1 else 3
+                if one.low:
+                    frame.ax.fill_between(one.x, one.low, one.high, color=colour, alpha=0.2, linewidth=0)
+                frame.ax.plot(one.x, one.y, color=colour, linewidth=1.8, zorder=above)
+                end = (one.x[-1:], one.y[-1:], marker_of(one.index))
+                frame.ax.plot(*end, markersize=7, color=colour, zorder=above)
+            frame.ax.margins(x=0.03, y=0.06)
+        return frame.svg
 
-    def histogram(self, bars: Sequence[Bars], xlabel: str, ylabel: str) -> str:
-        """Draw one filled histogram and outlines of others over it."""
-        height = 240.0
-        fig, ax = _axes(height, left=46, right=12, top=26, bottom=40)
-        for one in bars:
-            colour = COLOURS[colour_of(one.index)]
-            edges, heights = list(one.edges), list(one.heights)
-            if one.outline:
-                ax.stairs(heights, edges, color=colour, linewidth=1.6, zorder=4)
-                top = max(range(len(heights)), key=lambda i: heights[i])
-                # a marker names the arm without colour
-                ax.plot([(edges[top] + edges[top + 1]) / 2], [heights[top]], marker=marker_of(one.index), markersize=6,
-                        color=colour, linestyle="none", zorder=5)  # fmt: skip
-            else:
-                ax.stairs(heights, edges, fill=True, facecolor=colour, edgecolor=COLOURS["paper"], linewidth=1)
-        ax.margins(x=0.02, y=0.06)
-        ax.set_ylim(bottom=0)
-        _finish(ax, xlabel)
-        _vertical(ax, ylabel, height)
-        return self._svg(fig, height)
+    def histogram(self, edges: Sequence[float], heights: Sequence[float], index: int, xlabel: str, ylabel: str) -> str:
+        """Draw a filled histogram of n + 1 edges and n heights."""
+        with self._frame(240.0, xlabel, ylabel) as frame:
+            colour, paper = COLOURS[colour_of(index)], COLOURS["paper"]
+            frame.ax.stairs(list(heights), list(edges), fill=True, facecolor=colour, edgecolor=paper, linewidth=1)
+            frame.ax.margins(x=0.02, y=0.06)
+            frame.ax.set_ylim(bottom=0)
+        return frame.svg
 
     def plane(self, points: Sequence[Point], x: Level, y: Level, **more: Any) -> str:
         """Draw points in a plane whose axes are called as the levels x and y are."""
@@ -310,16 +273,13 @@ class Canvas:
 
     def dots(self, points: Sequence[Sequence[float]], xlabel: str, ylabel: str, *, index: int = 1) -> str:
         """Draw points (P, 2) in [0, 1] x [0, 1]."""
-        height = 300.0
-        fig, ax = _axes(height, left=46, right=12, top=26, bottom=40)
-        x, y = zip(*points, strict=True)
-        size = 5.5 if len(points) <= 150 else 4.0
-        ax.plot(x, y, "o", markersize=size, color=COLOURS[colour_of(index)], alpha=0.5, markeredgewidth=0)
-        ax.set_xlim(-0.02, 1.02)
-        ax.set_ylim(-0.02, 1.02)
-        _finish(ax, xlabel)
-        _vertical(ax, ylabel, height)
-        return self._svg(fig, height)
+        with self._frame(300.0, xlabel, ylabel) as frame:
+            x, y = zip(*points, strict=True)
+            size, colour = 5.5 if len(points) <= 150 else 4.0, COLOURS[colour_of(index)]
+            frame.ax.plot(x, y, "o", markersize=size, color=colour, alpha=0.5, markeredgewidth=0)
+            frame.ax.set_xlim(-0.02, 1.02)
+            frame.ax.set_ylim(-0.02, 1.02)
+        return frame.svg
 
     def heat(self, rows: Sequence[tuple[str, Sequence[Shade]]], columns: Sequence[str], steps: Sequence[float]) -> str:
         """Draw rows of cells, shaded by the sign of the distance and by how many of the steps it reaches."""
@@ -353,9 +313,31 @@ class Canvas:
                 say(x + wide / 2, y + 24, one.text, "soft")
         return self._svg(fig, height)
 
+    @contextlib.contextmanager
+    def _frame(self, height: float, xlabel: str, ylabel: str) -> Iterator[_Frame]:
+        fig, ax = _axes(height, left=46, right=12, top=26, bottom=40)
+        frame = _Frame(ax)
+        yield frame
+        _finish(ax, xlabel)
+        _vertical(ax, ylabel, height)
+        frame.svg = self._svg(fig, height)
+
     def _svg(self, fig: Figure, height: float) -> str:
         self.count += 1
         return _render(fig, height, f"{self.prefix}{self.count}-")
+
+
+def _cross(ax: Axes, point: Point) -> None:
+    """Draw a point with its intervals on both axes; a small one has none."""
+    colour = COLOURS[colour_of(point.index)]
+    # the remedy is drawn over an arm that coincides with it, and a diamond leaves a square's corners free
+    above = (4 if point.small else 5) + 0.5 * (point.index == 1)
+    whole = ((point.x_range, (point.y, point.y)), ((point.x, point.x), point.y_range))
+    for xs, ys in () if point.small else whole:
+        if all(map(math.isfinite, (*xs, *ys))):
+            ax.plot(xs, ys, color=colour, linewidth=1.4, solid_capstyle="butt")
+    size = 4 if point.small else 8
+    ax.plot([point.x], [point.y], marker_of(point.index), markersize=size, color=colour, zorder=above)
 
 
 def _axes(height: float, *, left: float, right: float, top: float, bottom: float) -> tuple[Figure, Axes]:

@@ -26,7 +26,6 @@ from upright.report.parts import (
     Tag,
     Verdict,
     cell,
-    given,
     numeric,
     tag,
 )
@@ -47,7 +46,7 @@ from upright.report.text import (
     shorten,
 )
 
-__all__ = ["Declared", "costs", "difference_list", "first_screen", "folds", "limits", "verdict_card", "verdict_tag"]
+__all__ = ["Declared", "costs", "first_screen", "folds", "limits", "verdict_card", "verdict_tag"]
 
 LEAKS = ("leakage", "worst_leakage")
 MOST_COMPARED = 6  # rows of an audit's first table
@@ -329,21 +328,6 @@ def _difference_table(view: View, single: bool) -> Table | None:
     which = " of single attacks" if single else ""
     name = view.arm_title(view.differences[0].arm)
     return Table(f"Paired differences{which}: {name} minus each other arm", columns, body)
-
-
-def difference_list(view: View, caption: str, rows: Sequence[Difference], name: str = "") -> Table:
-    """Return a row for each difference, called by its own label or a name for all of them."""
-    body = [
-        (
-            Cell(name or label_of(row)),
-            Cell(view.arm_title(row.against), ROLES.get(row.role, row.role)),
-            cell(row.value, interval(row.low, row.high, sign=True), sign=True),
-            given(row.margin, plain=True),
-            Cell("", order=row.verdict, tag=tag(row.verdict)),
-        )
-        for row in rows
-    ]
-    return Table(caption, [Column("Of"), Column("Minus"), *numeric("Difference", "Margin"), Column("Verdict")], body)
 
 
 def _totals(view: View) -> Table | None:
