@@ -30,7 +30,7 @@ def main() -> None:
     summary = json.loads((audit / "summary.json").read_text())
     verdict = summary["evidence"]["verdict"]
     print(f"{verdict['title']}: {verdict['sentence']}")
-    for row in summary["exposure"]:
+    for row in summary["audit"]["exposure"]:
         print(f"{row['bin']}: {row['share_of_items']:.0%} of items, {row['share_of_exposure']:.0%} of places shown")
 
 

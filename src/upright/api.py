@@ -26,10 +26,10 @@ class Result:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """What ``summary.json`` or ``comparison.json`` says."""
-        from upright.experiment.folders import read_json
+        from upright.experiment.folders import plain
+        from upright.experiment.summary import read_summary
 
-        name = "comparison.json" if (self.folder / "comparison.json").exists() else "summary.json"
-        return dict(read_json(self.folder / name))
+        return dict(plain(read_summary(self.folder).row()))
 
     @property
     def evidence(self) -> dict[str, Any]:

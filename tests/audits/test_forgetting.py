@@ -14,12 +14,12 @@ from scipy.special import expit
 from scipy.stats import norm
 from typer.testing import CliRunner
 
+from upright.audits import forgetting as module
 from upright.audits.forgetting import NO_REFERENCE, audit_forgetting, forgetting_evidence
 from upright.cli import app
 from upright.contract import InputError, UnitScores, stream
 from upright.data.forget import read_records, tofu_records
 from upright.evidence.units import Block, Units, read_units
-from upright.experiment import audit_forgetting as module
 from upright.metrics import forgetting as metrics_of
 from upright.metrics.membership import membership_auc, privleak
 from upright.models.tiny import tiny_llama, tiny_tokenizer

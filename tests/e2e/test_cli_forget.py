@@ -133,7 +133,7 @@ def test_score_and_dry_run(world, upright, tmp_path):
         (["list"], "no ledger at the desk forget-desk"),
         (["verify", "--key", "missing"], "head -c 32 /dev/urandom"),
         (["unlearn", "m", "f.jsonl", "r.jsonl", "--out", "new"], "f.jsonl cannot be read"),
-        (["unlearn", "m", "f", "r", "--out", "new", "--sampling", "mdr"], "'mrd' | 'uniform'"),
+        (["unlearn", "m", "f", "r", "--out", "new", "--sampling", "mdr"], "'difficulty' | 'uniform'"),
         (["unlearn", "m", "f", "r", "--out", "new", "--loss", "npoo"], "--loss npoo\n  accepted: ce_u, ga, "),
         (["unlearn", "m", "f", "r", "--out", "new", "--loss", "npoo"], "choose one of these"),
         (["unlearn", "m", "f", "r", "--out", "new", "--sampling", "mdr"], "error: --sampling mdr"),

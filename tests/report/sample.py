@@ -194,7 +194,7 @@ def run_folder(
 ) -> Path:
     """One run at one seed."""
     folder = parent / f"2026-01-31-in_ucds-ml100k-s{seed}"
-    own = {"seed": seed, "arms": arms(seed, titles), "evidence": evidence(works=works)}
+    own = {"kind": "run", "seeds": [seed], "arms": arms(seed, titles), "evidence": evidence(works=works)}
     write(folder, "summary.json", {**common(), **own})
     method = {"lam": lam, "neighbours": "dominant_set", "shrinkage": 10.0, "top_k": None, "mode": "paper"}
     passed, task = {"lam": lam, "task": {"backbone": "bprmf"}}, {"data": "ml100k", "backbone": "bprmf", "k": 10}
@@ -218,7 +218,7 @@ def run_folder(
 
 def common() -> dict[str, Any]:
     """What a run and a comparison have alike."""
-    names = {"schema": 1, "method": "in_ucds", "title": "In-UCDS", "mends": "worse lists for inactive users"}
+    names = {"schema": 2, "method": "in_ucds", "title": "In-UCDS", "mends": "worse lists for inactive users"}
     return {**names, "data": dict(DATA), "warnings": WARNINGS, "deviations": DEVIATIONS}
 
 
@@ -239,7 +239,13 @@ def comparison_folder(parent: Path, seeds: int = 6, *, works: bool = False, lam:
     """Several seeds and their comparison, beside one another."""
     runs = [run_folder(parent, seed, works=works, lam=lam).name for seed in range(seeds)]
     folder = parent / f"2026-01-31-in_ucds-ml100k-x{seeds}"
-    own = {"runs": runs, "seeds": list(range(seeds)), "arms": arms(), "evidence": evidence(seeds, works=works)}
+    own = {
+        "kind": "comparison",
+        "runs": runs,
+        "seeds": list(range(seeds)),
+        "arms": arms(),
+        "evidence": evidence(seeds, works=works),
+    }
     write(folder, "comparison.json", {**common(), **own})
     return folder
 
@@ -254,14 +260,19 @@ def audit_folder(parent: Path, p: float = 0.001) -> Path:
     pair = {"group": cell, "better": "none", "p": p, "smallest_detectable": 0.12}
     pairs = [level("gap:ndcg@10_matched5:activity", f"NDCG@10, 5 positives: {cell}", "yours", 0.35, half, **pair)]
     said = audit_verdict("gap shown", pairs, margin=0.01, unit="user").row() | {"works": None}
-    names = {"schema": 1, "kind": "audit", "method": "audit_ranking", "title": "Audit of the ranked lists in lists.csv"}
+    names = {"schema": 2, "kind": "audit", "method": "audit_ranking", "title": "Audit of the ranked lists in lists.csv"}
     exposure = []
     for name, n, share in (("head", 270, 0.71), ("mid", 405, 0.22), ("tail", 674, 0.07)):
         row = {"bin": name, "items": n, "share_of_items": n / 1349, "share_of_exposure": share}
         exposure.append({**row, "low": share - 0.02, "high": share + 0.02, "coverage": 0.9, "gini": 0.4})
     arm = {"name": "yours", "role": "baseline", "title": "your lists", "totals": {"coverage@10": 0.31}}
-    own = {"mends": "how well the lists serve each user", "data": dict(DATA), "arms": [arm], "exposure": exposure}
-    write(folder, "summary.json", {**names, **own, "seed": 0, "evidence": stored([*rows, *pairs], [], said, 1, 943)})
+    own = {
+        "mends": "how well the lists serve each user",
+        "data": dict(DATA),
+        "arms": [arm],
+        "audit": {"exposure": exposure},
+    }
+    write(folder, "summary.json", {**names, **own, "seeds": [0], "evidence": stored([*rows, *pairs], [], said, 1, 943)})
     write(folder, "run.json", {"status": "done", "wall_s": 3.2, "command": "upright audit ranking lists.csv"})
     return folder
 

@@ -366,7 +366,7 @@ def _with(change):
         (lambda _, folder: (folder / "summary.json").write_text("{"), "summary.json is not JSON"),
         (_only_failed, "its run is 'failed'"),
         (lambda _, folder: (folder / "summary.json").write_text("[]"), "summary.json holds list"),
-        (_with(lambda s: s.update(schema=2)), "schema 2"),
+        (_with(lambda s: s.update(schema=1)), "schema 1"),
         (_with(lambda s: s.pop("evidence")), "no evidence"),
         (_with(lambda s: s["evidence"]["levels"][3].update(value="0.3")), r"levels\[3\]\.value = '0.3'"),
         (_with(lambda s: s["evidence"]["differences"][1].pop("arm")), r"differences\[1\]\.arm = None"),

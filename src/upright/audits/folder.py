@@ -27,6 +27,7 @@ from upright.evidence.verdict import audit_verdict
 from upright.experiment.folders import RunFolder, write_json
 from upright.experiment.places import require_folder
 from upright.experiment.runner import new_folder
+from upright.experiment.summary import ArmFacts, Evidence, Summary, write_summary
 from upright.maths.simultaneous import compare_groups
 
 __all__ = ["MIN_GROUP", "YOURS", "Audit", "suppress_small", "write_audit"]
@@ -63,8 +64,6 @@ class Audit:
         Stored as ``audit`` in ``summary.json``, after the groups.
     notes : mapping of arm to mapping
         What a report draws of each arm.
-    more : mapping
-        Further top-level blocks of ``summary.json``.
     warnings : sequence of str
     command : str
         Repeats the audit.
@@ -89,7 +88,6 @@ class Audit:
     compared: Sequence[str]
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    more: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     command: str = ""
     evidence: Mapping[str, Any] | None = None
@@ -163,32 +161,23 @@ def write_audit(audit: Audit, out: Path, *, seed: int = 0, draws: int = DRAWS, f
             (YOURS, "baseline", audit.arm_title, audit.scores),
             *((name, "reference", title, scores) for name, title, scores in audit.others),
         ]
-        arms = [
-            {
-                "name": name,
-                "role": role,
-                "title": title,
-                "settings": {},
-                "notes": dict(audit.notes.get(name, {})),
-                "totals": dict(scores.totals),
-            }
+        arms = tuple(
+            ArmFacts(name=name, role=role, title=title, notes=audit.notes.get(name, {}), totals=dict(scores.totals))
             for name, role, title, scores in all_scores
-        ]
-        summary = {
-            "schema": 1,
-            "kind": "audit",
-            "method": method,
-            "title": audit.title,
-            "mends": audit.asks,
-            "seed": seed,
-            "data": audit.data,
-            "arms": arms,
-            "warnings": list(audit.warnings),
-            "deviations": [],
-            "evidence": found,
-            "audit": {**groups, **audit.facts},
-        }
-        write_json(path / "summary.json", {**summary, **audit.more})
+        )
+        summary = Summary(
+            kind="audit",
+            method=method,
+            title=audit.title,
+            mends=audit.asks,
+            data=audit.data,
+            seeds=(seed,),
+            arms=arms,
+            warnings=tuple(audit.warnings),
+            evidence=Evidence.read(found),
+            audit={**groups, **audit.facts},
+        )
+        write_summary(path, summary)
     return path
 
 

@@ -375,14 +375,14 @@ def audit_ranking(
             f"{plural(int(length.min()), 'item')}); the places that they lack count as misses."
         )
 
-    more: dict[str, Any] = {}
+    exposure: list[dict[str, Any]] = []
     totals: dict[str, float] = {}
     if catalogue is not None:
         rows = _Rows(log.user, item, shown.weight, relevant, want_user, want_item, n_users)
         extra = _by_items(catalogue, rows, k, draws, seed)
         values, metrics, totals = values | extra.values, metrics | extra.metrics, extra.totals
         compared += [name for name in extra.metrics if name.startswith("popularity@")]
-        more["exposure"] = extra.exposure
+        exposure = extra.exposure
         warnings += extra.warnings
     by: dict[str, Sequence[str]] = {}
     suppressed: list[str] = []
@@ -426,6 +426,7 @@ def audit_ranking(
             compared=compared,
             statistics=[f"mean:{m}" for m in metrics] + [f"worst_decile:ndcg@{k}"],
             facts={
+                "exposure": exposure,
                 "k": k,
                 "lists": len(length),
                 "rows": len(item),
@@ -436,7 +437,6 @@ def audit_ranking(
                 "suppressed_groups": suppressed,
                 "bins": catalogue.words if catalogue else None,
             },
-            more=more,
             warnings=warnings,
             margins=margins or {},
             command=command or _command(paths, k, group, missing, said_margins, seed),

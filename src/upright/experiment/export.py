@@ -13,15 +13,21 @@ from upright.experiment.places import require_file
 
 __all__ = ["export_run", "model_card"]
 
+#: what is counted -> the hub's name of the task
+TASKS = {
+    "user": "recommendation",
+    "row": "tabular-classification",
+    "record": "text-generation",
+    "clip": "text-to-video",
+}
+
 
 def model_card(summary: dict[str, Any]) -> str:
     """Return a model card (YAML front matter with ``model-index`` results, then the verdict in words)."""
     rows = [x for x in summary["evidence"]["levels"] if x["value"] is not None]
     best = next((a["name"] for a in summary["arms"] if a["role"] == "remedy"), summary["arms"][0]["name"])
     results = []
-    kind = (
-        "tabular-classification" if "classes" in summary["data"] and "features" in summary["data"] else "recommendation"
-    )
+    kind = TASKS.get(summary["evidence"]["unit_kind"], "other")
     for row in rows:
         if row["arm"] == best:
             metric = {"type": row["statistic"] + (f"={row['group']}" if row["group"] else ""), "name": row["label"],

@@ -21,6 +21,7 @@ from upright.experiment.folders import ArmRun, RunFolder, read_json, write_json
 from upright.experiment.notes import merge_notes
 from upright.experiment.places import require_folder
 from upright.experiment.registry import load_method, load_object
+from upright.experiment.summary import ArmFacts, Evidence, Summary, read_summary, write_summary
 
 __all__ = [
     "Ask",
@@ -149,15 +150,14 @@ class Ask:
 
 def run_task(
     spec: MethodSpec, task: Any, config: Config, folder: RunFolder | None, ask: Ask, *, quiet: bool = True
-) -> tuple[list[Block], list[dict[str, Any]], list[str]]:
+) -> tuple[list[Block], list[ArmFacts], list[str]]:
     """Train every arm, with a sweep at every strength that the method declares, then score each once on test.
 
     Returns
     -------
     blocks : list of Block
         Scores per unit of each arm.
-    facts : list of dict
-        Name, role, title, settings, diagnostics and totals of each arm.
+    facts : list of ArmFacts
     warnings : list of str
     """
     _require_arms(spec, ask.arms)
@@ -174,8 +174,16 @@ def run_task(
     for arm, settings, arm_run, result in trained:
         scores: UnitScores = task.score(result, "test", arm_run)
         blocks.append(Block(name, arm.name, ask.seed, scores))
-        facts.append({"name": arm.name, "role": arm.role, "title": arm.title or arm.name, "settings": settings,
-                      "notes": arm_run.notes, "totals": dict(scores.totals)})  # fmt: skip
+        facts.append(
+            ArmFacts(
+                name=arm.name,
+                role=arm.role,
+                title=arm.title or arm.name,
+                settings=settings,
+                notes=arm_run.notes,
+                totals=dict(scores.totals),
+            )
+        )
         warnings += [w for w in arm_run.warnings if w not in warnings]
     return blocks, facts, warnings
 
@@ -264,12 +272,19 @@ def execute(
             blocks, facts, warnings = run_task(spec, task, config, run_folder, ask, quiet=quiet)
             write_units(path / "units.parquet", blocks, "test")
             unfit = [arm.name for arm in spec.arms if arm.unfit and arm.unfit(task)]
-            summary = {
-                "schema": 1, "method": ask.method, "title": spec.title, "mends": spec.mends, "seed": ask.seed,
-                "data": task.facts, "arms": facts, "warnings": warnings, "deviations": deviations(spec), "unfit": unfit,
-                "evidence": _evidence(spec, Units(blocks), task.metrics, facts, ask, unfit),
-            }  # fmt: skip
-            write_json(path / "summary.json", summary)
+            found = Summary(
+                method=ask.method,
+                title=spec.title,
+                mends=spec.mends,
+                data=task.facts,
+                seeds=(ask.seed,),
+                arms=tuple(facts),
+                warnings=tuple(warnings),
+                deviations=tuple(deviations(spec)),
+                unfit=tuple(unfit),
+                evidence=_evidence(spec, Units(blocks), task.metrics, facts, ask, unfit),
+            )
+            write_summary(path, found)
     except InputError:
         if new and _is_bare(path):
             shutil.rmtree(path)
@@ -331,15 +346,28 @@ def _json_equal(value: Any) -> Any:
 
 
 def _evidence(
-    spec: MethodSpec, units: Units, metrics: Mapping[str, Any], facts: Sequence[Mapping[str, Any]], ask: Ask,
+    spec: MethodSpec,
+    units: Units,
+    metrics: Mapping[str, Any],
+    facts: Sequence[ArmFacts],
+    ask: Ask,
     unfit: Sequence[str],
-) -> dict[str, Any]:  # fmt: skip
+) -> Evidence:
     have = [s for s in spec.statistics if computable(s, units)]
-    swept = [Arm(f["name"], "sweep", title=f["title"]) for f in facts if f["role"] == "sweep"]
-    return evidence(
-        units, arms=[*spec.arms, *swept], statistics=have, metrics=metrics, primary=spec.primary, cost=spec.cost,
-        title=spec.title, margins=ask.margins, budget=ask.budget, unfit=unfit,
-    )  # fmt: skip
+    swept = [Arm(f.name, "sweep", title=f.title) for f in facts if f.role == "sweep"]
+    found = evidence(
+        units,
+        arms=[*spec.arms, *swept],
+        statistics=have,
+        metrics=metrics,
+        primary=spec.primary,
+        cost=spec.cost,
+        title=spec.title,
+        margins=ask.margins,
+        budget=ask.budget,
+        unfit=unfit,
+    )
+    return Evidence.read(found)
 
 
 def _command(ask: Ask, task_config: Config) -> str:
@@ -425,31 +453,43 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
     InputError
         When the runs differ in anything but the seed; the field is named.
     """
-    summaries = [read_json(f / "summary.json") for f in folders]
-    configs = [read_json(f / "config.json") for f in folders]
+    summaries = [read_summary(f) for f in folders]
+    asked = [Ask.read(f) for f in folders]
     first = summaries[0]
-    _require_alike(folders, [
-        {"method": summary["method"], "data": summary["data"], "settings": config["resolved"],
-         "arm_settings": config["arm_settings"], "arms": [arm["name"] for arm in summary["arms"]]}
-        for summary, config in zip(summaries, configs, strict=True)
-    ])  # fmt: skip
-    spec = load_method(first["method"])
+    _require_alike(
+        folders,
+        [
+            {
+                "method": found.method,
+                "data": found.data,
+                "settings": read_json(f / "config.json")["resolved"],
+                "arm_settings": one.arm_settings,
+                "arms": [arm.name for arm in found.arms],
+            }
+            for f, found, one in zip(folders, summaries, asked, strict=True)
+        ],
+    )
+    spec = load_method(first.method)
     blocks = [b for f in folders for b in read_units(f / "units.parquet")]
-    task_type = load_object(spec.task)
-    metrics: Mapping[str, Any] = getattr(task_type, "metrics_of", lambda c: {})(configs[0]["resolved"]["task"])
+    resolved = read_json(folders[0] / "config.json")["resolved"]["task"]
+    metrics: Mapping[str, Any] = getattr(load_object(spec.task), "metrics_of", lambda c: {})(resolved)
     out.mkdir(parents=True, exist_ok=True)
-    comparison = {
-        "schema": 1, "runs": [f.name for f in folders], "method": first["method"], "title": first["title"],
-        "mends": first["mends"], "data": first["data"], "seeds": [s["seed"] for s in summaries],
-        "arms": [{**a, "totals": merge_notes([s["arms"][i]["totals"] for s in summaries]),
-                  "notes": merge_notes([s["arms"][i]["notes"] for s in summaries])}
-                 for i, a in enumerate(first["arms"])],
-        "warnings": list(dict.fromkeys(w for s in summaries for w in s["warnings"])),
-        "deviations": first["deviations"],
-        "unfit": first.get("unfit", []),
-        "evidence": _evidence(
-            spec, Units(blocks), metrics, first["arms"], Ask.read(folders[0]), first.get("unfit", [])
-        ),
-    }  # fmt: skip
-    write_json(out / "comparison.json", comparison)
+    arms = [
+        dataclasses.replace(
+            arm,
+            totals=merge_notes([found.arms[i].totals for found in summaries]),
+            notes=merge_notes([found.arms[i].notes for found in summaries]),
+        )
+        for i, arm in enumerate(first.arms)
+    ]
+    found = dataclasses.replace(
+        first,
+        kind="comparison",
+        runs=tuple(f.name for f in folders),
+        seeds=tuple(seed for one in summaries for seed in one.seeds),
+        arms=tuple(arms),
+        warnings=tuple(dict.fromkeys(w for one in summaries for w in one.warnings)),
+        evidence=_evidence(spec, Units(blocks), metrics, first.arms, asked[0], first.unfit),
+    )
+    write_summary(out, found)
     return out

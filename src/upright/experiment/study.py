@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from upright.evidence.units import Block, read_units, write_units
-from upright.experiment.folders import ArmRun, environment, read_json, read_log, write_json
+from upright.experiment.folders import ArmRun, environment, plain, read_json, read_log, write_json
 from upright.experiment.notes import merge_curves
 from upright.experiment.registry import load_method, load_object
 from upright.experiment.runner import Ask, compare_runs, execute, resolve
+from upright.experiment.summary import read_summary
 
 __all__ = ["Study", "publish", "publish_runs", "run_study"]
 
@@ -218,7 +219,7 @@ def publish_runs(
     """
     target = results / name
     target.mkdir(parents=True, exist_ok=True)
-    found = read_json(comparison / "comparison.json")
+    found: dict[str, Any] = plain({**read_summary(comparison).row(), "runs": []})
     if private:
         for row in (*found["evidence"]["levels"], *found["evidence"]["differences"]):
             if row.get("grouping") in private or ":" + private[0] in row["statistic"]:

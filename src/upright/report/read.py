@@ -8,20 +8,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from upright.contract import InputError
 from upright.evidence.records import Difference, Level, Null
 from upright.experiment.notes import merge_curves
+from upright.experiment.summary import ArmFacts, Kind, Summary, again, summary_file
 from upright.report.table import UnitTable
 from upright.report.text import metric_title, printable
 
 __all__ = ["ArmView", "Difference", "Level", "Null", "RunRecord", "View", "read_folder"]
-
-SCHEMA = 1
-Kind = Literal["run", "comparison", "audit"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +68,7 @@ class View:
     deviations: tuple[str, ...]
     runs: tuple[RunRecord, ...]
     missing_runs: tuple[str, ...]
-    summary: Mapping[str, Any]
+    stored: Summary
     swept_field: str
     sweep: Mapping[str, float]
     table: UnitTable
@@ -156,11 +154,10 @@ def read_folder(folder: Path) -> View:
             "a run, comparison or audit folder",
             "name the folder that `upright run` or `upright audit` printed",
         )
-    if (folder / "comparison.json").is_file():
-        return _view("comparison", folder, _json(folder / "comparison.json"))
-    if (folder / "summary.json").is_file():
-        summary = _json(folder / "summary.json")
-        return _view("audit" if summary.get("kind") == "audit" else "run", folder, summary)
+    file = summary_file(folder)
+    if file.is_file():
+        row = _json(file)
+        return _view(folder, Summary.read(row, f"{folder.name}/{file.name}", lambda: again(folder)))
     status = _json(folder / "run.json").get("status") if (folder / "run.json").is_file() else None
     raise InputError(
         f"{folder.name}: no summary.json" + (f"; its run is {status!r}" if status else ""),
@@ -169,109 +166,78 @@ def read_folder(folder: Path) -> View:
     )
 
 
-def _view(kind: Kind, folder: Path, summary: Mapping[str, Any]) -> View:
-    where = f"{folder.name}/{'comparison' if kind == 'comparison' else 'summary'}.json"
-    if summary.get("schema") != SCHEMA:
-        raise InputError(
-            f"{where}: schema {summary.get('schema')!r}",
-            f"schema {SCHEMA}",
-            "use the version of upright that wrote it, or run again",
-        )
-    evidence = summary.get("evidence")
-    if not isinstance(evidence, Mapping):
-        raise InputError(f"{where}: no evidence", "an object `evidence` with levels", "run again, or repair the file")
-    runs, missing = _runs(kind, folder, summary)
-    listed = [_object(row) for row in summary.get("arms", [])]
-    others = {str(row.get("name")): row for row in listed if row.get("role") == "sweep"}
-    field, sweep = _swept(others)
-    differences = [
-        Difference.read(row, f"{where}: differences[{i}]") for i, row in enumerate(evidence.get("differences", []))
-    ]
-    # levels of older folders have no better side of their own
-    better = {row.statistic: row.direction for row in differences}
-    levels = [Level.read(row, f"{where}: levels[{i}]") for i, row in enumerate(evidence.get("levels", []))]
-    levels = [
-        dataclasses.replace(row, better=better.get(row.statistic, "none")) if row.better == "none" else row
-        for row in levels
-    ]
-    seeds = summary.get("seeds", [summary["seed"]] if isinstance(summary.get("seed"), int) else [])
-    places = (folder, *(place for run in runs if (place := run.folder) != folder))
+def _view(folder: Path, found: Summary) -> View:
+    runs, missing = _runs(folder, found)
+    others = {arm.name: arm for arm in found.arms if arm.role == "sweep"}
+    field, sweep = _swept(others.values())
+    levels, e = found.evidence.levels, found.evidence
     return View(
-        kind=kind,
+        kind=found.kind,
         folder=folder,
-        method=str(summary.get("method", "")),
-        title=str(summary.get("title") or summary.get("method") or "audit"),
-        mends=str(summary.get("mends", "")),
-        data=_object(summary.get("data")),
-        arms=_arms(kind, listed, summary, runs),
-        seeds=tuple(int(seed) for seed in seeds) or tuple(r.seed for r in runs if r.seed is not None),
-        evidence=evidence,
+        method=found.method,
+        title=found.title or found.method or "audit",
+        mends=found.mends,
+        data=found.data,
+        arms=_arms(found, runs),
+        seeds=found.seeds or tuple(r.seed for r in runs if r.seed is not None),
+        evidence={**e.facts, "verdict": e.verdict, "alone": e.alone, "headline": e.headline},
         levels=tuple(row for row in levels if row.arm not in others),
-        differences=tuple(differences),
+        differences=e.differences,
         swept=tuple(row for row in levels if row.arm in others),
-        warnings=tuple(map(str, summary.get("warnings", []))),
-        deviations=tuple(map(str, summary.get("deviations") or [])),
+        warnings=found.warnings,
+        deviations=found.deviations,
         runs=runs,
         missing_runs=missing,
-        summary=summary,
+        stored=found,
         swept_field=field,
         sweep=sweep,
-        table=UnitTable(places),
+        table=UnitTable((folder, *(run.folder for run in runs if run.folder != folder))),
     )
 
 
-def _swept(arms: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, float]]:
+def _swept(arms: Iterable[ArmFacts]) -> tuple[str, dict[str, float]]:
     """Return the setting that a sweep varies and its value in each sweep arm."""
     field, found = "", {}
-    for name, row in arms.items():
-        for key, value in _object(row.get("settings")).items():
-            if isinstance(value, int | float) and f"{value:g}" == name.partition("@")[2]:
-                field, found[name] = str(key), float(value)
+    for arm in arms:
+        for key, value in arm.settings.items():
+            if isinstance(value, int | float) and f"{value:g}" == arm.name.partition("@")[2]:
+                field, found[arm.name] = str(key), float(value)
     return field, found
 
 
-def _object(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _arms(
-    kind: Kind, listed: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], runs: Sequence[RunRecord]
-) -> tuple[ArmView, ...]:
-    listed = [row for row in listed if row.get("role") != "sweep"]
+def _arms(found: Summary, runs: Sequence[RunRecord]) -> tuple[ArmView, ...]:
+    listed = [arm for arm in found.arms if arm.role != "sweep"]
     # the baseline is always grey and the remedy always blue, wherever they stand in the list
     rest = iter(range(2, 2 + len(listed)))
     taken: set[int] = set()
     logged = merge_curves([run.log for run in runs])
     views = list[ArmView]()
-    for row in listed:
-        role, name = str(row.get("role") or ""), str(row.get("name", ""))
-        fixed = 1 if len(listed) == 1 else {"baseline": 0, "remedy": 1}.get(role)
+    for arm in listed:
+        fixed = 1 if len(listed) == 1 else {"baseline": 0, "remedy": 1}.get(arm.role)
         index = fixed if fixed is not None and fixed not in taken else next(rest)
         taken.add(index)
-        title = str(row.get("title") or name)
-        notes = _object(row.get("notes"))
-        if kind == "audit" and not views:  # facts of what was audited
-            notes = {**notes, **_object(summary.get("audit")), "exposure": summary.get("exposure")}
+        title, audited = arm.title or arm.name, found.kind == "audit"
+        notes = {**arm.notes, **found.audit} if audited and not views else arm.notes  # facts of what was audited
         views.append(
             ArmView(
-                name,
+                arm.name,
                 title[:1].upper() + title[1:],
-                role if kind != "audit" else "",
+                "" if audited else arm.role,
                 index,
-                _object(row.get("settings")),
+                arm.settings,
                 notes,
-                _object(row.get("totals")),
-                row.get("curves") or logged.get(name) or (),
+                arm.totals,
+                arm.curves or logged.get(arm.name, ()),
             )
         )
     return tuple(views)
 
 
-def _runs(kind: Kind, folder: Path, summary: Mapping[str, Any]) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:
-    if kind != "comparison":
+def _runs(folder: Path, summary: Summary) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:
+    if not summary.runs:
         return (_run(folder),), ()
     found, missing = [], []
-    for name in map(str, summary.get("runs", [])):
+    for name in summary.runs:
         # runs stand beside their comparison; inside it when somebody moved them together
         place = next((p for p in (folder.parent / name, folder / name) if p.is_dir()), None)
         if place is None:
@@ -283,9 +249,8 @@ def _runs(kind: Kind, folder: Path, summary: Mapping[str, Any]) -> tuple[tuple[R
 
 def _run(folder: Path) -> RunRecord:
     status, config = _optional(folder / "run.json"), _optional(folder / "config.json")
-    summary = _optional(folder / "summary.json")
     log, unread = _lines(folder / "metrics.jsonl")
-    seed = summary.get("seed", status.get("seed"))
+    seed = status.get("seed")
     return RunRecord(folder, seed if isinstance(seed, int) else None, status, config, log, unread)
 
 

@@ -117,7 +117,7 @@ def _grouped(view: View) -> list[Any]:
 def _arms_table(view: View) -> Table:
     """Return what decides and what it costs for each arm, and how it stands beside no remedy and beside the remedy."""
     at = {(row.statistic, row.arm): row for row in view.levels if row.group is None}
-    alone = {row.arm: row for row in _rows(view.evidence.get("alone"))}
+    alone = {row.arm: row for row in view.stored.evidence.alone}
     own = {row.against: row for row in view.differences if row.statistic == view.primary}
     remedy = next((row.arm for row in own.values()), "")
     none = next((row for row in own.values() if row.role == "baseline"), None)
@@ -144,10 +144,6 @@ def _arms_table(view: View) -> Table:
     return Table("Arms: what decides, and what it costs", columns, body)
 
 
-def _rows(stored: Any) -> list[Difference]:
-    return [Difference.read(row) for row in stored] if isinstance(stored, list) else []
-
-
 def _level(row: Level | None) -> Cell:
     if row is None:
         return Cell("–", numeric=True)
@@ -156,7 +152,8 @@ def _level(row: Level | None) -> Cell:
 
 def _compared(view: View, most: int | None = None) -> Table | None:
     """Return what an audit compared with chance, shown or not; what decides first."""
-    deciding = str((view.evidence.get("headline") or {}).get("statistic", "")).partition(":")[0]
+    headline = view.stored.evidence.headline
+    deciding = headline.name if headline else ""
     rows = sorted((row for row in view.levels if math.isfinite(row.p)), key=lambda row: row.name != deciding)
     if not rows:
         return None
@@ -493,7 +490,7 @@ def costs(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
 
 def _repeat(view: View) -> list[Block]:
     stored = [str(run.status["command"]) for run in view.runs if run.status.get("command")]
-    commands = [str(view.summary["command"])] if view.summary.get("command") else list(dict.fromkeys(stored))
+    commands = list(dict.fromkeys(stored))
     if not commands:
         return []
     words = "Run this with the versions above and data of the same fingerprint."

@@ -40,9 +40,13 @@ class UnitTable:
     def _units(self) -> pl.LazyFrame | None:
         import polars as pl
 
-        files = self._files("units.parquet")
-        # a seed's file has its own enumerations, so texts are compared as texts
-        return pl.concat([pl.scan_parquet(f) for f in files], how="diagonal_relaxed") if files else None
+        frames = [pl.scan_parquet(file) for file in self._files("units.parquet")]
+        # a seed's file has its own enumerations, so texts are joined and compared as texts
+        frames = [
+            f.with_columns(pl.col(c).cast(pl.String) for c, kind in f.collect_schema().items() if kind == pl.Enum)
+            for f in frames
+        ]
+        return pl.concat(frames, how="diagonal_relaxed") if frames else None
 
     def has(self, column: str) -> bool:
         """Whether the table has a column."""
