@@ -4,8 +4,11 @@ PY      := .venv/bin/python
 PIP     := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP   := .venv/.installed
 MIN     := .venv-min/bin/python
-# One thread: on small tables a second one mostly waits, and on a busy machine it waits by spinning
+# One thread a process: on small tables a second one mostly waits, and on a busy machine it waits by spinning
 export OMP_NUM_THREADS ?= 1
+# Tests run in so many processes
+JOBS ?= 2
+PYTEST := -n $(JOBS) --dist worksteal
 
 .PHONY: setup test test-all test-minimum lint demo results clean
 
@@ -27,23 +30,23 @@ lint: $(STAMP)
 test: $(STAMP)
 	@test -x /usr/bin/chromium || echo "Browser tests skip: install Chromium with  apt-get install chromium"
 	@command -v tmux >/dev/null || echo "Terminal tests skip: install tmux with  apt-get install tmux"
-	$(PY) -m pytest -m "not slow and not gpu"
+	$(PY) -m pytest $(PYTEST) -m "not slow and not gpu"
 
 test-all: $(STAMP) lint test-minimum
-	$(PY) -m pytest -m "not gpu"
+	$(PY) -m pytest $(PYTEST) -m "not gpu"
 
 # The lowest version of each direct dependency that pyproject.toml allows, with the newest of what those depend on;
 # old releases warn about new ones, which is not what this tests. The sinks need extras.
 test-minimum: .venv-min/.installed
 	.venv-min/bin/upright run --help >/dev/null
-	$(MIN) -m pytest -m "not slow and not gpu and not browser" -W ignore::DeprecationWarning \
-	  --ignore tests/experiment tests/audits/test_sinks.py tests/maths tests/metrics tests/models tests/data tests/tasks tests/report tests/experiment tests/audits
+	$(MIN) -m pytest $(PYTEST) -m "not slow and not gpu and not browser" -W ignore::DeprecationWarning \
+	  --ignore tests/experiment/test_sinks.py tests/maths tests/metrics tests/models tests/data tests/tasks tests/report tests/experiment tests/audits
 
 .venv-min/.installed: pyproject.toml constraints-minimum.txt
 	rm -rf .venv-min
 	python3.11 -m venv .venv-min
 	$(MIN) -m pip install --quiet --disable-pip-version-check -c constraints-minimum.txt \
-	  "$$(grep '^torch==' constraints-minimum.txt)" --editable . pytest pytest-timeout hypothesis scikit-learn fairlearn
+	  "$$(grep '^torch==' constraints-minimum.txt)" --editable . pytest pytest-timeout pytest-xdist hypothesis scikit-learn fairlearn
 	touch $@
 
 demo: $(STAMP)

@@ -17,8 +17,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from studies import publish_runs
+
 from upright.experiment.runner import Ask, compare_runs, execute
-from upright.experiment.study import publish_runs
 
 SEEDS = range(6)
 BASE: dict[str, Any] = {"global_tol": 0.01}  # and the same inside clients; stated, so that a default cannot change it

@@ -14,7 +14,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from upright.experiment.study import Study, publish, run_study
+from studies import Study, publish, run_study
 
 ARMS = ("none", "in_ucds", "top_k", "similarity", "random", "zero")
 FEW = ("none", "in_ucds", "top_k", "random")

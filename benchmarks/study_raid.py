@@ -22,11 +22,11 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from studies import publish_runs
 
 from upright.experiment.folders import read_json, write_json
 from upright.experiment.registry import load_method
 from upright.experiment.runner import Ask, compare_runs, execute
-from upright.experiment.study import publish_runs
 
 SEEDS, TUNE_SEEDS = range(6), (100, 101)
 TOLERATED = 0.02  # relative loss of validation NDCG

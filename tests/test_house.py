@@ -11,13 +11,19 @@ from upright.experiment.registry import PLANNED
 
 SOURCE = Path(__file__).parents[1] / "src" / "upright"
 ABOVE = ["cli", "api.py", "evidence", "experiment", "report"]
-#: lines of source, docstrings included; what is not redone yet may not grow beyond what it was
+#: lines of source, docstrings included, and a tenth more; what is beyond its budget, or is not redone, may not grow
 BUDGETS = {
-    "contract.py": 400,
+    "contract.py": 515,  # aims at 400
     "declare.py": 200,
     "cli+api.py": 950,
-    "experiment": 1_900,
-    "report": 2_400,
+    "experiment": 2_520,  # aims at 1,900
+    "report": 2_930,  # aims at 2,400
+    "evidence": 2_140,  # aims at 950
+    "audits": 3_150,  # until each is a task
+    "data": 3_010,  # until one reader serves all
+    "metrics": 2_200,
+    "classification": 2_840,
+    "language": 6_400,
     "maths": 4_900,
     "federation": 1_100,
     "recommendation": 2_100,

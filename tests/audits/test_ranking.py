@@ -378,9 +378,6 @@ def test_the_sentence_names_few_pairs(tmp_path):
     summary = audit(tmp_path, k=2)[0]
     verdict = summary["evidence"]["verdict"]
     shown = [x for x in summary["evidence"]["levels"] if x.get("p") is not None]
-        summary["evidence"]["verdict"],
-        [x for x in summary["evidence"]["levels"] if x.get("p") is not None],
-    )
     beyond = sum(x["p"] < 0.05 and x["low"] > 0 for x in shown)
     assert beyond > 15
     assert verdict["sentence"].startswith("NDCG@2: a minus d 0.800 [")
