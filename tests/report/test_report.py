@@ -147,6 +147,13 @@ def test_a_group_may_have_any_name(sample, tmp_path, name):
         assert any(tag == "span" and at == "title" and name in value for tag, at, value in page.attributes)
 
 
+def test_code_in_a_deviation_is_code_and_no_back_tick(sample, tmp_path):
+    # catches: marks of another format on the page, and markup that comes in by a warning
+    told = ["D1. ``mode=<b>`` is `official`."]
+    source = report(sample.edit(sample.run_folder(tmp_path), lambda s: s.update(deviations=told))).source
+    assert "D1. <code>mode=&lt;b&gt;</code> is <code>official</code>." in source
+
+
 def test_titles_are_escaped_in_text_and_in_plots(sample, tmp_path):
     # catches: autoescape off, markup inside an SVG label, mathtext on a dollar sign, a label taken for an id or colour
     evil = '<script>alert(1)</script> $x_1$ id="m" #0a0b01 & 日本'

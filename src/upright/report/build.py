@@ -169,7 +169,10 @@ def cut(text: str) -> Markup | str:
 
 
 def cut_words(text: str) -> Markup | str:
-    """Shorten the long words of a sentence, with the whole in the hover text."""
+    """Shorten the long words of a sentence, with the whole in the hover text; what stands in back-ticks is code."""
+    if "`" in text:
+        parts = re.split(r"``?([^`]+)``?", text)
+        return Markup("").join(Markup("<code>{}</code>").format(x) if i % 2 else x for i, x in enumerate(parts))
     if all(len(word) <= MOST_LETTERS for word in text.split()):
         return text
     return Markup(" ").join(cut(word) for word in text.split())
