@@ -49,10 +49,18 @@ class Result:
 
 
 def run(
-    method: str, *, data: str | None = None, data_dir: str | None = None, settings: Mapping[str, Any] | None = None,
-    preset: str = "full", seeds: int | Sequence[int] = 1, arms: Sequence[str] | None = None,
-    out: str | Path = "runs", quiet: bool = True, sweep: bool = False,
-) -> Result:  # fmt: skip
+    method: str,
+    *,
+    data: str | None = None,
+    data_dir: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    preset: str = "full",
+    seeds: int | Sequence[int] = 1,
+    arms: Sequence[str] | None = None,
+    out: str | Path = "runs",
+    quiet: bool = True,
+    sweep: bool = False,
+) -> Result:
     """Run a method with its controls and return the run, or the comparison when there are several seeds.
 
     Parameters
@@ -113,7 +121,7 @@ def audit_predictions(file: str | Path, *, group: str | Sequence[str], out: str 
 
 def audit_forgetting(
     model: str | Path, *, forget: str | Path, retain: str | Path, out: str | Path, **options: Any
-) -> Result:  # fmt: skip
+) -> Result:
     """Audit what a language model still knows of records that it should have forgotten, and return the audit.
 
     Parameters

@@ -496,11 +496,25 @@ def method(
 
     def mark(f: F) -> F:
         f.__upright__ = MethodSpec(  # type: ignore[attr-defined]
-            name=name, run=f, config=config, task=task, title=title, mends=mends, neutral=tuple(neutral),
-            arms=tuple(arms), statistics=tuple(statistics), primary=primary, cost=cost, presets=presets or {},
-            tune=tune or {}, tiny=tiny or {}, sweep=sweep or {}, report=tuple(report), limits=tuple(limits),
+            name=name,
+            run=f,
+            config=config,
+            task=task,
+            title=title,
+            mends=mends,
+            neutral=tuple(neutral),
+            arms=tuple(arms),
+            statistics=tuple(statistics),
+            primary=primary,
+            cost=cost,
+            presets=presets or {},
+            tune=tune or {},
+            tiny=tiny or {},
+            sweep=sweep or {},
+            report=tuple(report),
+            limits=tuple(limits),
             demo=demo or {},
-        )  # fmt: skip
+        )
         return f
 
     return mark

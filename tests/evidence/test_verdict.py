@@ -115,7 +115,7 @@ SO_FAR, PRICE, BEATEN = "so far: works", "works, at a price of at most", "helps,
     ("given", "title"),
     [
         ({}, "works"), ({"effect": PRESENT, "cost": GAINS}, "works"), ({"cost": DEAR, "budget": 0.05}, "works"),
-        ({"cost": DEAR}, f"{PRICE} 0.040"), ({"cost": UNSURE}, f"{PRICE} 0.020"),
+        ({"cost": DEAR}, f"{PRICE} 0.040 of NDCG@10"), ({"cost": UNSURE}, f"{PRICE} 0.020 of NDCG@10"),
         ({"easy": NONE}, EASY), ({"easy": WORSE, "sham": NONE}, f"{EASY} and a sham"),
         ({"easy": OPEN}, BEATEN), ({"easy": OPEN, "sham": NONE}, "helps, but so does a sham"),
         # what is not beaten, and does not help by itself
@@ -140,7 +140,8 @@ SO_FAR, PRICE, BEATEN = "so far: works", "works, at a price of at most", "helps,
         ({"seeds": 1, "start": QUIET}, f"incomplete (1 of 6 seeds), so far: {MEND}"),
         ({"sham": None}, f"incomplete (a sham not run), {SO_FAR}"),
         ({"sham": LOST}, f"incomplete (a sham not run), {SO_FAR}"),
-        ({"sham": None, "cost": DEAR, "seeds": 2}, f"incomplete (2 of 6 seeds, a sham not run), so far: {PRICE} 0.040"),
+        ({"sham": None, "cost": DEAR, "seeds": 2},
+         f"incomplete (2 of 6 seeds, a sham not run), so far: {PRICE} 0.040 of NDCG@10"),
         ({"not_run": ["hull"]}, f"incomplete (hull not run), {SO_FAR}"),
         ({"not_run": ["sham", "peer"]}, f"incomplete (a sham not run), {SO_FAR}"),
         ({"arms": ARMS[:2]}, f"incomplete (any control not run), {SO_FAR}"),
@@ -226,16 +227,19 @@ def test_a_control_matched_on_the_primary_is_compared_on_the_cost() -> None:
 
 
 def test_controls_and_rivals_are_sorted() -> None:
-    assert judge().lines["due"] == "beats 2 of 2"
+    assert judge().lines["due"] == "beats 2 of 2 controls"
     said = judge(easy=NONE, sham=OPEN, not_run=["hull"]).lines["due"]
-    assert said == "beats 0 of 3; ties with the easy way; not told apart from a sham; hull not run"
-    assert judge(easy=WORSE).lines["due"] == "beats 1 of 2; loses to the easy way"
+    assert said == "beats 0 of 3 controls; ties with the easy way; not told apart from a sham; hull not run"
+    assert judge(easy=WORSE).lines["due"] == "beats 1 of 2 controls; loses to the easy way"
     assert judge().lines["rivals"] == "Peer not run"
     assert judge(arms=ARMS[:4]).lines["rivals"] == "none run"
     assert judge(**BEST).lines["rivals"] == "dominated by Peer"
     weak = [diff(NONE, arm="peer")]
-    assert judge(peer=(NONE, FREE), extra=weak).lines["rivals"] == "tie with Peer, no help by itself"
-    assert judge(peer=(OPEN, FREE)).lines["rivals"] == "not told apart from Peer (effect undecided, cost none)"
+    assert judge(peer=(NONE, FREE), extra=weak).lines["rivals"] == "tie with Peer, which does not help by itself"
+    assert (
+        judge(peer=(OPEN, FREE)).lines["rivals"]
+        == "not told apart from Peer (effect: undecided; cost: equal within the margin)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -333,9 +337,13 @@ def test_lines_and_sentence_give_the_numbers() -> None:
     rows = [diff(gain, statistic) for statistic, gain in gains.items()]
     said = v.verdict(levels, rows, ARMS, primary=rate, cost=cost, title="Mine", seeds=6)
     assert said.sentence == "Gap 0.102 -> 0.017 (-83 %); accuracy 0.845 -> 0.831."
-    assert said.lines["effect"].startswith("clear: 0.102 -> 0.017 (-83 %), -0.084 [-0.120, -0.047]; left inside chance")
+    assert said.lines["effect"].startswith(
+        "clear: 0.102 -> 0.017 (-83 %), -0.084 [-0.120, -0.047]; what is left is inside chance"
+    )
     assert "Female -0.030 [-0.040, -0.020]" in said.lines["effect"]  # rates have no better side: who pays stands there
-    assert said.lines["price"].startswith("costs: -0.014 [-0.017, -0.011], fine if 0.017 may be spent; worst group Fem")
+    assert said.lines["price"].startswith(
+        "costs: accuracy -0.014 [-0.017, -0.011], within a budget of 0.017; worst group Fem"
+    )
     rows[3] = dataclasses.replace(rows[3], value=-0.0141)  # beyond the margin, and not below the mean
     assert "worst" not in v.verdict(levels, rows, ARMS, primary=rate, cost=cost, title="", seeds=6).lines["price"]
     for value in (-0.009, -0.011):
@@ -345,10 +353,10 @@ def test_lines_and_sentence_give_the_numbers() -> None:
     assert "at best 0.040 better, at worst 0.010 worse" in judge(OPEN).lines["effect"]
     assert "at worst 0.001 better" in judge((0.008, 0.001, 0.015)).lines["effect"]
     assert "up to 0.050 worse is not excluded" in judge((-0.02, -0.05, 0.005)).lines["effect"]
-    assert "left beyond chance" in judge(left=0.05).lines["effect"]
+    assert "what is left is more than chance explains" in judge(left=0.05).lines["effect"]
     levels[1] = dataclasses.replace(levels[1], p=0.001, null=Null(0.1, 0.0, 0.2))  # of one small group
     said = v.verdict(levels, rows, ARMS, primary=rate, cost=cost, title="Mine", seeds=6)
-    assert "left beyond chance" in said.lines["effect"]
+    assert "what is left is more than chance explains" in said.lines["effect"]
 
 
 def test_what_was_given_after_the_run_is_marked_beside_what_was_declared() -> None:
@@ -388,7 +396,7 @@ OPEN_ = "not known yet"
         ([FAINT], {"unmeasured": ["x"], "margin": 0.01}, "none that matters in what can be measured", OPEN_, "x"),
         ([BIG], {"unmeasured": ["x"]}, "gap shown", "mend it", "x cannot"), ([], {}, "measured", OPEN_, "Nothing"),
         ([pair(0.1, 0.05, 0.15, p=NAN)], {}, "measured", OPEN_, "0.100"),
-        ([BIG], {"ratio": 0.79}, "gap shown", "mend it", "0.79, below four fifths"),
+        ([BIG], {"ratio": (0.79, "b over a")}, "gap shown", "mend it", "0.79 (b over a), below four fifths"),
         ([pair(-0.1, -0.15, -0.05)], {}, "gap shown", "mend it", "higher for b"),
     ],
 )  # fmt: skip
@@ -408,8 +416,8 @@ def test_audits_of_leaks_and_of_forgetting() -> None:
     both = [pair(0.3, 0.2, 0.4), pair(-0.1, -0.15, -0.05)]
     assert v.audit_verdict("still known", both).word == "still known"
     assert "higher" not in v.audit_verdict("gap shown", [pair(0.0, -0.1, 0.1, p=1.0)]).sentence  # nobody is favoured
-    assert "four fifths" not in v.audit_verdict("gap shown", [BIG], ratio=0.32 / 0.4).sentence
-    assert "four fifths" in v.audit_verdict("gap shown", [BIG], ratio=0.799).sentence
+    assert "four fifths" not in v.audit_verdict("gap shown", [BIG], ratio=(0.32 / 0.4, "b over a")).sentence
+    assert "four fifths" in v.audit_verdict("gap shown", [BIG], ratio=(0.799, "b over a")).sentence
     assert "0.070" in v.audit_verdict("gap shown", [WIDE]).next_steps[0]
 
 

@@ -37,13 +37,28 @@ class Knobs(Config):
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
-        ("rate", "0.25", 0.25), ("rate", "1e-3", 1e-3), ("rate", "1", 1.0), ("steps", "12", 12), ("cap", "none", None),
-        ("cap", "null", None), ("cap", "None", None), ("cap", "7", 7), ("scale", "auto", "auto"), ("scale", "2.5", 2.5),
-        ("kind", "b", "b"), ("flag", "true", True), ("flag", "False", False), ("name", "12", "12"),
-        ("name", "true", "true"), ("widths", "[3, 4]", (3, 4)),
-        ("widths", "3,4", (3, 4)), ("widths", "3", (3,)), ("widths", [3, 4], (3, 4)), ("widths", (5,), (5,)),
+        ("rate", "0.25", 0.25),
+        ("rate", "1e-3", 1e-3),
+        ("rate", "1", 1.0),
+        ("steps", "12", 12),
+        ("cap", "none", None),
+        ("cap", "null", None),
+        ("cap", "None", None),
+        ("cap", "7", 7),
+        ("scale", "auto", "auto"),
+        ("scale", "2.5", 2.5),
+        ("kind", "b", "b"),
+        ("flag", "true", True),
+        ("flag", "False", False),
+        ("name", "12", "12"),
+        ("name", "true", "true"),
+        ("widths", "[3, 4]", (3, 4)),
+        ("widths", "3,4", (3, 4)),
+        ("widths", "3", (3,)),
+        ("widths", [3, 4], (3, 4)),
+        ("widths", (5,), (5,)),
     ],
-)  # fmt: skip
+)
 def test_text_is_read_as_the_type_of_its_field(key, text, value):
     # catches a number kept as text, a name turned into a number, and JSON lists refused where tuples are asked
     found = getattr(to_config(Knobs, {key: text}), key)
@@ -54,13 +69,24 @@ def test_text_is_read_as_the_type_of_its_field(key, text, value):
 @pytest.mark.parametrize(
     ("key", "value", "accepted"),
     [
-        ("rate", "2", "float >= 0 and <= 1"), ("rate", "x", "float >= 0 and <= 1"), ("rate", "NaN", "float >= 0"),
-        ("rate", None, "float"), ("rate", True, "float"), ("steps", "1.5", "int > 0"), ("steps", 2.0, "int > 0"),
-        ("steps", "none", "int > 0"), ("cap", "0", "int > 0 or none"), ("scale", "1", "'auto' or float > 1"),
-        ("kind", "c", "'a' | 'b'"), ("flag", "yes", "bool"), ("flag", 1, "bool"), ("name", 3, "str"),
-        ("widths", "[1, \"a\"]", "tuple"), ("widths", "a,b", "tuple"),
+        ("rate", "2", "float >= 0 and <= 1"),
+        ("rate", "x", "float >= 0 and <= 1"),
+        ("rate", "NaN", "float >= 0"),
+        ("rate", None, "float"),
+        ("rate", True, "float"),
+        ("steps", "1.5", "int > 0"),
+        ("steps", 2.0, "int > 0"),
+        ("steps", "none", "int > 0"),
+        ("cap", "0", "int > 0 or none"),
+        ("scale", "1", "'auto' or float > 1"),
+        ("kind", "c", "'a' | 'b'"),
+        ("flag", "yes", "bool"),
+        ("flag", 1, "bool"),
+        ("name", 3, "str"),
+        ("widths", '[1, "a"]', "tuple"),
+        ("widths", "a,b", "tuple"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_value_is_refused_with_what_is_accepted(key, value, accepted):
     # catches lenient reading ("yes" as true, 2.0 as 2) and errors without the range
     with pytest.raises(InputError) as caught:
@@ -87,11 +113,16 @@ def test_a_config_made_from_words_is_frozen():
 
 @given(
     st.builds(
-        Knobs, rate=st.floats(0, 1), steps=st.integers(1, 10**9), cap=st.none() | st.integers(1, 99),
-        scale=st.just("auto") | st.floats(1.001, 1e9), kind=st.sampled_from("ab"), flag=st.booleans(),
+        Knobs,
+        rate=st.floats(0, 1),
+        steps=st.integers(1, 10**9),
+        cap=st.none() | st.integers(1, 99),
+        scale=st.just("auto") | st.floats(1.001, 1e9),
+        kind=st.sampled_from("ab"),
+        flag=st.booleans(),
         widths=st.lists(st.integers(), max_size=3).map(tuple),
     )
-)  # fmt: skip
+)
 def test_a_config_survives_its_own_values(config):
     # catches a field that as_dict drops or that reading changes
     assert to_config(Knobs, config.as_dict()) == config

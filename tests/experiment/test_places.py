@@ -59,7 +59,7 @@ def test_an_export_needs_a_place(tmp_path, kind):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "units.parquet").write_text("")
     (tmp_path / "run" / "summary.json").write_text(
-        '{"title": "t", "method": "m", "mends": "x", "data": {"name": "d"}, "deviations": [], '
+        '{"schema": 2, "title": "t", "method": "m", "mends": "x", "data": {"name": "d"}, "deviations": [], '
         '"arms": [{"name": "a", "role": "remedy"}], '
         '"evidence": {"levels": [], "verdict": {"title": "t", "sentence": "s", "lines": {}, "next_steps": []}}}'
     )

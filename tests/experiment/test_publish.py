@@ -25,8 +25,9 @@ publish_runs = studies.publish_runs
 def test_a_published_study_keeps_no_class_of_a_person(tmp_path):
     # catches a class beside a user, an attacker's score, exact class means, and users in the order of the data
     settings = {"attribute": "community", "folds": 3, "epochs": 3, "defence_epochs": 2, "attackers": "logistic"}
-    run = execute(Ask("raid", data="synthetic", preset="quick", settings=settings, arms=["none", "raid"]),
-                  folder=tmp_path / "s0")  # fmt: skip
+    run = execute(
+        Ask("raid", data="synthetic", preset="quick", settings=settings, arms=["none", "raid"]), folder=tmp_path / "s0"
+    )
     whole = compare_runs([run], tmp_path / "comparison")
     target = publish_runs("study", [run], whole, tmp_path / "results", {"command": "x"}, ("attribute", "attack/"))
     kept, own = Units(read_units(target / "units.parquet")), Units(read_units(run / "units.parquet"))
@@ -83,10 +84,25 @@ def test_a_unit_has_one_number_at_all_seeds_though_seeds_have_other_units(tmp_pa
     # catches: numbers by place, which make one unit of two records and pair them in the bootstrap
     pytest.importorskip("transformers")
     monkeypatch.setenv("UPRIGHT_CACHE", str(tmp_path / "cache"))
-    settings = {"authors": 4, "forget_authors": 1, "hidden": 16, "layers": 1, "vocabulary": 320, "context": 512,
-                "task.epochs": 1, "scored_retain": 12, "scored_holdout": 4, "generate": False}  # fmt: skip
-    runs = [execute(Ask("mrd", settings=settings | {"most_probes": 1}, seed=s, arms=["original", "retrain"]),
-                    folder=tmp_path / f"s{s}") for s in (0, 1)]  # fmt: skip
+    settings = {
+        "authors": 4,
+        "forget_authors": 1,
+        "hidden": 16,
+        "layers": 1,
+        "vocabulary": 320,
+        "context": 512,
+        "task.epochs": 1,
+        "scored_retain": 12,
+        "scored_holdout": 4,
+        "generate": False,
+    }
+    runs = [
+        execute(
+            Ask("mrd", settings=settings | {"most_probes": 1}, seed=s, arms=["original", "retrain"]),
+            folder=tmp_path / f"s{s}",
+        )
+        for s in (0, 1)
+    ]
     whole = compare_runs(runs, tmp_path / "comparison")
     target = publish_runs("study", runs, whole, tmp_path / "results", {"command": "x"})
     before = [b for r in runs for b in read_units(r / "units.parquet")]

@@ -57,10 +57,12 @@ def test_a_plugin_is_listed_with_its_package_even_when_it_does_not_import(broken
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("raising", "RuntimeError: planted"), ("absent", "has no attribute 'walk'"), ("unmarked", "is not a method"),
+        ("raising", "RuntimeError: planted"),
+        ("absent", "has no attribute 'walk'"),
+        ("unmarked", "is not a method"),
         ("gone", "No module named 'no_such_module'"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_plugin_warns_naming_its_package(broken, name, why):
     # catches a plugin's error that looks like ours, and one that is swallowed
     with pytest.warns(UserWarning, match="of package broken-thing does not load"), pytest.raises(InputError) as caught:

@@ -248,9 +248,15 @@ def test_a_command_can_be_pasted(tmp_path):
     # catches a setting with a blank, or a path with one, that the shell tears apart
     rows = "".join(f"u{u},{(u + i) % 20},3\n" for u in range(30) for i in range(8))
     (tmp_path / "my log.csv").write_text("user id,item,rating\n" + rows)
-    path = execute(Ask("in_ucds", data=str(tmp_path / "my log.csv"), arms=["none"],
-                       settings={**SMALL, "user_column": "user id", "group_share": 0.5}),
-                   folder=tmp_path / "a")  # fmt: skip
+    path = execute(
+        Ask(
+            "in_ucds",
+            data=str(tmp_path / "my log.csv"),
+            arms=["none"],
+            settings={**SMALL, "user_column": "user id", "group_share": 0.5},
+        ),
+        folder=tmp_path / "a",
+    )
     words = shlex.split(read_json(path / "run.json")["command"])
     assert words[words.index("--data") + 1] == str(tmp_path / "my log.csv")
     assert "user_column=user id" in words
@@ -265,8 +271,12 @@ def test_seeds_are_compared_and_arms_stay_paired(tmp_path, done):
     found = read_json(compare_runs([done, other], tmp_path / "c") / "comparison.json")
     assert found["seeds"] == [0, 1]
     assert found["evidence"]["n_seeds"] == 2
-    values = [np.nanmean(b.scores.values["ndcg@10"]) for f in (done, other) for b in read_units(f / "units.parquet")
-              if b.arm == "in_ucds"]  # fmt: skip
+    values = [
+        np.nanmean(b.scores.values["ndcg@10"])
+        for f in (done, other)
+        for b in read_units(f / "units.parquet")
+        if b.arm == "in_ucds"
+    ]
     (row,) = [r for r in found["evidence"]["levels"] if r["statistic"] == "mean:ndcg@10" and r["arm"] == "in_ucds"]
     assert row["value"] == pytest.approx(np.mean(values))
     assert read_json(other / "summary.json")["data"] == read_json(done / "summary.json")["data"]

@@ -14,8 +14,16 @@ from upright.report import build_report
 from upright.report.read import read_folder
 
 SPEC = load_method("raid")
-SMALL = {"attribute": "community", "dim": 4, "folds": 3, "attackers": ["logistic"], "epochs": 2, "defence_epochs": 2,
-         "check_every": 1, "batch_size": 512}  # fmt: skip
+SMALL = {
+    "attribute": "community",
+    "dim": 4,
+    "folds": 3,
+    "attackers": ["logistic"],
+    "epochs": 2,
+    "defence_epochs": 2,
+    "check_every": 1,
+    "batch_size": 512,
+}
 ARMS = ["none", "raid", "mean"]
 OWN, VALUES = SPEC.config().alpha, SPEC.sweep["alpha"]
 
@@ -130,8 +138,11 @@ def test_a_tuned_strength_is_not_swept_again_and_keeps_its_other_settings():
 
 
 def test_tuned_settings_reach_the_strengths_of_their_arm(tmp_path):
-    found = arms_of(small(tmp_path / "a", arms=["none", "raid"], sweep=True,
-                          arm_settings={"raid": {"alpha": 1.0, "refresh_every": 7}}))  # fmt: skip
+    found = arms_of(
+        small(
+            tmp_path / "a", arms=["none", "raid"], sweep=True, arm_settings={"raid": {"alpha": 1.0, "refresh_every": 7}}
+        )
+    )
     assert [n for n in found if "@" in n] == [f"raid@{v}" for v in others(1.0)]
     assert all(found[n]["settings"]["refresh_every"] == 7 for n in found if n != "none")
 

@@ -12,9 +12,17 @@ from upright.experiment.terminal import levels_table, paragraphs, table
 
 
 def level(arm, statistic, value, group=None, n=30, grouping=None):
-    return {"arm": arm, "statistic": statistic, "metric": statistic.split(":")[1], "group": group,
-            "grouping": grouping, "value": value, "low": None if value is None else value - 0.01,
-            "high": None if value is None else value + 0.02, "n_units": n}  # fmt: skip
+    return {
+        "arm": arm,
+        "statistic": statistic,
+        "metric": statistic.split(":")[1],
+        "group": group,
+        "grouping": grouping,
+        "value": value,
+        "low": None if value is None else value - 0.01,
+        "high": None if value is None else value + 0.02,
+        "n_units": n,
+    }
 
 
 def run_summary(arms=("none", "remedy"), primary="abs_gap:m@10:g", cost="mean:m@10", **verdict):
@@ -23,9 +31,11 @@ def run_summary(arms=("none", "remedy"), primary="abs_gap:m@10:g", cost="mean:m@
     return {
         "arms": [{"name": a} for a in arms],
         "evidence": {
-            "levels": levels, "unit_kind": "user", "verdict": {"primary": primary, "cost_statistic": cost} | verdict,
+            "levels": levels,
+            "unit_kind": "user",
+            "verdict": {"primary": primary, "cost_statistic": cost} | verdict,
         },
-    }  # fmt: skip
+    }
 
 
 def audit_summary(groups):
@@ -75,8 +85,9 @@ def test_undefined_is_said():
     summary = run_summary(arms=("none", "remedy", "extra"))
     summary["evidence"]["levels"] = [
         x | {"value": None, "low": None, "high": None} if x["arm"] == "none" else x
-        for x in summary["evidence"]["levels"] if x["arm"] != "extra"
-    ]  # fmt: skip
+        for x in summary["evidence"]["levels"]
+        if x["arm"] != "extra"
+    ]
     rows = {line.split()[0]: line.split()[1:] for line in levels_table(summary).splitlines()}
     assert rows["none"] == ["undefined", "undefined", "30"]
     assert rows["extra"] == ["undefined", "undefined", "0"]

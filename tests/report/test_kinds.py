@@ -235,8 +235,10 @@ def test_a_heat_map_is_the_distance_from_the_row_and_hides_small_cells(folder):
     assert [row[0].text for row in body] == ["a", "a", "b", "b"]
     few = [row for row in body if row[1].text == "f"]
     assert all(row[2].text == "fewer than 5" and row[3].text == "–" for row in few)
-    note = [{"client": c, "group": g, "rate": r, "n": n} for c, g, r, n in
-            (("a", "f", 0.2, 10), ("a", "m", 0.4, 30), (None, "f", 0.9, 40))]  # fmt: skip
+    note = [
+        {"client": c, "group": g, "rate": r, "n": n}
+        for c, g, r, n in (("a", "f", 0.2, 10), ("a", "m", 0.4, 30), (None, "f", 0.9, 40))
+    ]
     one = drawn(declare.Heat("t", "cells"), folder(cells=note)).figures[0].table.rows
     away = {row[1].text: row[4].order for row in one}
     assert away == {"f": pytest.approx(0.2 - 0.35), "m": pytest.approx(0.4 - 0.35)}

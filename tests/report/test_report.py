@@ -180,7 +180,8 @@ def test_the_banner_repeats_the_stored_verdict(sample, tmp_path, seeds, works, t
     titles = {arm.title: arm for arm in sample.ARMS}
     assert {row[0][0].lower() for row in arms} == {title.lower() for title in titles}
     tags = re.findall(r"</svg>([^<]*)</span></td></tr>", banner)
-    assert sorted(tags) == sorted([said["word"], *said["beside"].values()])
+    word = ("incomplete, so far: " if said["incomplete"] else "") + said["word"]
+    assert sorted(tags) == sorted([word, *said["beside"].values()])
     sample.edit(folder, lambda s: s["evidence"]["verdict"].pop("colour"))  # as older folders
     assert sample.section(folder, "verdict", "units") == banner
 
@@ -285,7 +286,7 @@ def test_an_audit_claims_no_difference_and_states_what_it_could_have_seen(sample
     assert sample.titles(sample.page(folder))[0].startswith("Gaps between groups")
     (row,) = sample.table(sample.page(folder), "What was compared with chance")
     assert row[1][0] == "0.350"
-    assert row[2] == [f"p = {number(p)}; detects 0.120"]
+    assert row[2] == [f"p = {number(p)}; smallest detectable 0.120"]
     assert against in words
 
 

@@ -164,9 +164,11 @@ def _ranks(log: RawLog) -> Ints:
         again = np.sort(order[same])
         user, which = log.user_ids[log.user[again[0]]], rank[again[0]]
         raise source.refuse(
-            log.row[again], f"rank {which} of user {user!r} is taken already", "each rank once in a list",
+            log.row[again],
+            f"rank {which} of user {user!r} is taken already",
+            "each rank once in a list",
             "number each list 1, 2, 3 ..., or give scores, where ties are allowed",
-        )  # fmt: skip
+        )
     return rank
 
 
@@ -252,9 +254,11 @@ def read_items(path: Path) -> Catalogue:
         bad = np.flatnonzero(~(np.isfinite(own) & (own >= 0)))
         if len(bad):
             raise log.source.refuse(
-                log.row[bad], f"'count' is {log.item_ids[log.item[bad[0]]]!r}", "a number of at least 0 in every row",
+                log.row[bad],
+                f"'count' is {log.item_ids[log.item[bad[0]]]!r}",
+                "a number of at least 0 in every row",
                 "correct those rows",
-            )  # fmt: skip
+            )
         _once(log)
         count[log.user] = own
         ids, names = log.user_ids, popularity_bins(count)
@@ -296,9 +300,10 @@ def users_without_list(wanted: RawLog, who: Sequence[str], lists: str, missing: 
     name = wanted.source.path.name
     if len(absent) == len(wanted.user_ids):
         raise InputError(
-            f"no user of {name} is in {lists}: {some(absent)}", "the same users in both files",
+            f"no user of {name} is in {lists}: {some(absent)}",
+            "the same users in both files",
             "write ids alike in both files (text is compared, so '1' is not '01')",
-        )  # fmt: skip
+        )
     if absent and missing == "error":
         raise InputError(
             f"{len(absent)} of {len(wanted.user_ids)} users in {name} have no list in {lists}: {some(absent)}",

@@ -38,7 +38,7 @@ from upright.audits.cases import (
 from upright.audits.folder import MIN_GROUP, YOURS, Audit, suppress_small, write_audit
 from upright.audits.lists import plural, some
 from upright.contract import Arm, InputError, Metric, UnitScores, audit
-from upright.declare import Heat, Noted, Signed
+from upright.declare import Heat, Intervals, Noted, Signed
 from upright.evidence.bootstrap import DRAWS
 from upright.evidence.compute import evidence, margins_of, pair_levels
 from upright.evidence.records import Level
@@ -64,6 +64,14 @@ Row = dict[str, Any]
 @audit(
     "predictions",
     report=[
+        Intervals(
+            "Rates by group",
+            "mean:*/*:*=*",
+            [
+                "Share of a group's rows that are decided so; the rates of the criterion that decides stand first. The "
+                "criterion asks that they are equal."
+            ],
+        ),
         Signed("Gaps between groups, the one that decides first", "gap:*=*"),
         Heat("Share decided so", "fairness.0.by_group", split=("stratum", "class")),
         Noted(
@@ -197,8 +205,12 @@ def audit_predictions(
     grouping = next(iter(left))
     pairs, said = pairs_and_verdict(tables[grouping, criterion], grouping, metrics, margins or {})
     beside = {key: pairs_and_verdict(one, key[0], metrics, {})[1] for key, one in tables.items()}
-    others = [f"{c.replace('_', ' ')} of {_named(groupings[name])}: {one.title}, {one.headline.label}"
-              for (name, c), one in beside.items() if (name, c) != (grouping, criterion) and one.headline]  # fmt: skip
+    others = []
+    for (name, c), one in beside.items():
+        top = one.headline
+        if (name, c) != (grouping, criterion) and top:
+            asked = f"{c.replace('_', ' ')} of {_named(groupings[name])}"
+            others.append(f"{asked}: {one.title}, {top.label} {top.value:.3f}")
     said = dataclasses.replace(said, lines={**said.lines, **({"also asked": "; ".join(others)} if others else {})})
     found["levels"] += [level.row() for level in pairs]
     found["headline"] = said.headline.row() if pairs and said.headline else None
@@ -332,18 +344,27 @@ def pairs_and_verdict(
     )
     small, metric = pairs.small_groups(), levels[0].metric if levels else names[0]
     m = names.index(metric)
-    rates = [found.cells[1, m, 0, g] for g in range(len(groups)) if n[m, g] >= MIN_GROUP and g not in small]
+    judged = [g for g in range(len(groups)) if n[m, g] >= MIN_GROUP and g not in small]
+    rates = {groups[g]: float(found.cells[1, m, 0, g]) for g in judged}
     said = audit_verdict(
         "gap shown",
         levels,
         margin=margins_of({name: metrics[name].margin for name in names}, margins),
-        ratio=min(rates) / max(rates) if len(rates) > 1 and max(rates) > 0 else None,
+        ratio=_ratio(rates),
         too_small=[(groups[g], least) for g, least in small.items()],
         unit="row",
         unmeasured=[f"{metrics[names[m]].title} for {groups[g]}" for m, g in np.argwhere(n < MIN_GROUP)],
     )
     clients = {"clients": _inside(found)} if found.inside else {}
     return levels, dataclasses.replace(said, lines={**said.lines, **clients})
+
+
+def _ratio(rates: Mapping[str, float]) -> tuple[float, str] | None:
+    """Return the smallest over the largest rate, and whose they are."""
+    if len(rates) < 2 or max(rates.values()) <= 0:
+        return None
+    low, high = min(rates, key=rates.__getitem__), max(rates, key=rates.__getitem__)
+    return rates[low] / rates[high], f"{low} over {high}"
 
 
 def _inside(found: GroupFairness) -> str:
@@ -355,7 +376,7 @@ def _inside(found: GroupFairness) -> str:
     against = len({row["client"] for row in found.conflicts})
     words += [f"at {plural(against, 'client')} the other way than over all rows"] * bool(against)
     small = sum(row["client"] is not None for row in found.small)
-    words += [f"{plural(small, 'cell')} may hold no more than {found.observations} rows"] * bool(small)
+    words += [f"{plural(small, 'cell')} too small to be sure of {found.observations} rows"] * bool(small)
     return "; ".join(words)
 
 

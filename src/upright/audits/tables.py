@@ -48,8 +48,20 @@ MOST_VALUES = 10  # of a numeric attribute; more is a quantity, not classes
 _MISSING = ("", "nan", "null")  # as in the data layer
 _SHOWN = 5  # rows named in a message
 _LONGEST_HEADER = 100_000_000  # bytes, as the format's own reader has it
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
-           "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1"}  # fmt: skip
+_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "|u1",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,16 +267,18 @@ def read_vectors(path: Path, *, user: str = "user", ids: Path | None = None) -> 
         first = values[bad[0]][~np.isfinite(values[bad[0]])][0]
         raise InputError(
             f"{path.name} holds {first} in row{'s' * (len(bad) > 1)} {rows} (the first row is 0)",
-            "finite numbers in every row", "find where the model diverged, or leave those users out",
-        )  # fmt: skip
+            "finite numbers in every row",
+            "find where the model diverged, or leave those users out",
+        )
     if ids is None:
         return Vectors(path, values, None)
     users = read_ids(ids)
     if len(users) != len(values):
         raise InputError(
             f"{ids.name} has {plural(len(users), 'id')}, {path.name} has {plural(len(values), 'row')}",
-            "one id for each row, in the same order", "export both from the same table",
-        )  # fmt: skip
+            "one id for each row, in the same order",
+            "export both from the same table",
+        )
     return Vectors(path, values, users)
 
 
@@ -315,9 +329,10 @@ def _npy(path: Path) -> NDArray[Any]:
             pickled = "allow_pickle" in str(error) or _is_pickle(path)
             why = "pickled Python objects" if pickled else "no whole array"
             raise InputError(
-                f"{path.name} holds {why}", "a .npy array of numbers, read without pickle",
+                f"{path.name} holds {why}",
+                "a .npy array of numbers, read without pickle",
                 "save it with numpy.save as an array of floats",
-            ) from None  # fmt: skip
+            ) from None
     return found
 
 
@@ -439,8 +454,9 @@ def _classes(table: _Frame, attribute: str) -> tuple[str, ...]:
         if len(set(numbers.values())) > MOST_VALUES:
             raise InputError(
                 f"{name}: {attribute!r} has {len(set(numbers.values()))} different numbers",
-                f"classes; numbers of at most {MOST_VALUES} values", "cut them into ranges, such as <25, 25-45, >=45",
-            )  # fmt: skip
+                f"classes; numbers of at most {MOST_VALUES} values",
+                "cut them into ranges, such as <25, 25-45, >=45",
+            )
         shown = {one: str(int(value)) if value.is_integer() else repr(value) for one, value in numbers.items()}
         text = text.replace(shown)
     slash = sorted(one for one in known if "/" in one)

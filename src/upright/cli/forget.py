@@ -63,36 +63,49 @@ def _options_named() -> Iterator[None]:
 
 @forget_app.command()
 def score(
-    model: Model, forget: Forget, desk: Desk = DESK,
+    model: Model,
+    forget: Forget,
+    desk: Desk = DESK,
     probes: Annotated[int | None, typer.Option(min=1, help="Draws of noise; else until the ranking settles.")] = None,
-    batch_size: Batch = 8, seed: Seed = 0, key: Key = None, as_json: Json = False,
-) -> None:  # fmt: skip
+    batch_size: Batch = 8,
+    seed: Seed = 0,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
     """Score how hard each record is to forget."""
     from upright.language import desk as verbs
     from upright.language.pages import score_page
 
-    found = verbs.score(model, forget, desk=desk, batch_size=batch_size, seed=seed, key=key,
-                        probes=probes or "auto")  # fmt: skip
+    found = verbs.score(model, forget, desk=desk, batch_size=batch_size, seed=seed, key=key, probes=probes or "auto")
     _print(found, as_json, score_page(found))
 
 
 @forget_app.command()
 def unlearn(
-    model: Model, forget: Forget, retain: Annotated[Path, typer.Argument(help="JSON lines: what must stay.")],
-    out: Annotated[Path, typer.Option(help="New folder for the new model.")], desk: Desk = DESK,
+    model: Model,
+    forget: Forget,
+    retain: Annotated[Path, typer.Argument(help="JSON lines: what must stay.")],
+    out: Annotated[Path, typer.Option(help="New folder for the new model.")],
+    desk: Desk = DESK,
     loss: Annotated[str, typer.Option(help=LOSS)] = "npo",
     sampling: Annotated[str, typer.Option(help="difficulty or uniform.")] = "difficulty",
     learning_rate: Annotated[float, typer.Option(help="Of AdamW; a small model needs more, such as 1e-3.")] = 1e-5,
     epochs: Annotated[int, typer.Option(help="Most passes; a record at its level is left alone.")] = 5,
-    batch_size: Batch = 8, reference: Reference = None, holdout: Holdout = None, earlier: Earlier = None,
+    batch_size: Batch = 8,
+    reference: Reference = None,
+    holdout: Holdout = None,
+    earlier: Earlier = None,
     utility_floor: Annotated[float, typer.Option(help="Share of the utility before that must be left.")] = 0.9,
     keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Write the model though a guard failed.")] = False,
     require_forgotten: Annotated[
         bool, typer.Option("--require-forgotten", help="Exit with 1 unless no attack finds the records.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, say what it takes, change nothing.")] = False,
-    rouge: Rouge = True, seed: Seed = 0, key: Key = None, as_json: Json = False,
-) -> None:  # fmt: skip
+    rouge: Rouge = True,
+    seed: Seed = 0,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
     """Unlearn records into a new model folder, guarded, and write the receipt."""
     from upright.language import desk as verbs
     from upright.language.intake import refuse_loss
@@ -101,13 +114,29 @@ def unlearn(
     with _options_named():
         refuse_loss(loss)
         settings = verbs.Settings(
-            loss=loss, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size, rouge=rouge, seed=seed,
-            utility_floor=utility_floor, sampling=sampling,  # type: ignore[arg-type]  # checked by Settings
-        )  # fmt: skip
+            loss=loss,
+            learning_rate=learning_rate,
+            epochs=epochs,
+            batch_size=batch_size,
+            rouge=rouge,
+            seed=seed,
+            utility_floor=utility_floor,
+            sampling=sampling,  # type: ignore[arg-type]  # checked by Settings
+        )
     found = verbs.unlearn(
-        model, forget, retain, out=out, desk=desk, settings=settings, reference=reference, holdout=holdout,
-        earlier=earlier or [], keep_failed=keep_failed, dry_run=dry_run, key=key,
-    )  # fmt: skip
+        model,
+        forget,
+        retain,
+        out=out,
+        desk=desk,
+        settings=settings,
+        reference=reference,
+        holdout=holdout,
+        earlier=earlier or [],
+        keep_failed=keep_failed,
+        dry_run=dry_run,
+        key=key,
+    )
     _print(found, as_json, dry_page(found) if dry_run else unlearn_page(found))
     if found.get("status") == "failed":
         raise typer.Exit(1)
@@ -118,27 +147,45 @@ def unlearn(
 
 @forget_app.command("eval")
 def eval_(
-    model: Model, forget: Forget,
+    model: Model,
+    forget: Forget,
     retain: Annotated[Path | None, typer.Option(help="JSON lines: what must stay.")] = None,
-    holdout: Holdout = None, reference: Reference = None,
+    holdout: Holdout = None,
+    reference: Reference = None,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("forget-eval.json"),
-    earlier: Earlier = None, desk: Desk = DESK, rouge: Rouge = True, batch_size: Batch = 8, seed: Seed = 0,
+    earlier: Earlier = None,
+    desk: Desk = DESK,
+    rouge: Rouge = True,
+    batch_size: Batch = 8,
+    seed: Seed = 0,
     robust: Annotated[
         bool, typer.Option("--robustness", help="Attack copies too: 4-bit rounding, paraphrase, relearning.")
     ] = False,
     before: Annotated[
         Path | None, typer.Option(help="Model folder before unlearning, for the share that an attack brings back.")
     ] = None,
-    key: Key = None, as_json: Json = False,
-) -> None:  # fmt: skip
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
     """Measure a model on records, against a reference where there is one; with --earlier also earlier requests."""
     from upright.language import desk as verbs
     from upright.language.pages import eval_page
 
     found = verbs.evaluate(
-        model, forget, retain, holdout=holdout, reference=reference, out=out, rouge=rouge, batch_size=batch_size,
-        seed=seed, robust=robust, before=before, desk=desk, other=[*(earlier or []), key],
-    )  # fmt: skip
+        model,
+        forget,
+        retain,
+        holdout=holdout,
+        reference=reference,
+        out=out,
+        rouge=rouge,
+        batch_size=batch_size,
+        seed=seed,
+        robust=robust,
+        before=before,
+        desk=desk,
+        other=[*(earlier or []), key],
+    )
     again = verbs.reevaluate(desk, model, earlier, batch_size=batch_size, key=key) if earlier else None
     _print({**found, "reevaluated": again}, as_json, eval_page(found, again, out))
 
@@ -175,11 +222,13 @@ def list_(desk: Desk = DESK, as_json: Json = False) -> None:
 
 @forget_app.command()
 def verify(
-    desk: Desk = DESK, head: Annotated[str | None, typer.Option(help="Hash of a line, kept elsewhere.")] = None,
+    desk: Desk = DESK,
+    head: Annotated[str | None, typer.Option(help="Hash of a line, kept elsewhere.")] = None,
     receipt: Annotated[Path | None, typer.Option(help="receipt.json: what it says must be what its line says.")] = None,
-    key: Key = None, mend: Annotated[bool, typer.Option("--mend", help="Take a torn end out, and note it.")] = False,
+    key: Key = None,
+    mend: Annotated[bool, typer.Option("--mend", help="Take a torn end out, and note it.")] = False,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Check every line of the ledger; exit status 1 when one does not hold."""
     from upright.language import afterwards as verbs
     from upright.language.pages import verify_page

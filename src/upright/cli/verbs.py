@@ -22,8 +22,13 @@ from upright.experiment.terminal import last_lines, levels_table, paragraphs, ta
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="Measure how a trained model breaks trust, mend it, show the gain and the cost.")  # fmt: skip
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Measure how a trained model breaks trust, mend it, show the gain and the cost.",
+)
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, describe, fetch, verify.")
 audit_app = typer.Typer(no_args_is_help=True, help="Score what you already have; nothing of yours is trained.")
 runs_app = typer.Typer(no_args_is_help=True, help="Keep run folders small.")
@@ -114,8 +119,15 @@ def show(name: str, as_json: Json = False) -> None:
             both = owner == "task" and any(row["name"] == own["name"] for own in tables["method"])
             lines += [f"  {'task.' * both}{row['name']} = {row['default']!r}   [{row['type']}]", f"      {row['doc']}"]
     lines += ["", "deviations from the paper", *[f"  {d}" for d in deviations(spec)]]
-    found = {"name": name, "title": spec.title, "mends": spec.mends, "arms": arms, "settings": tables,
-             "presets": {k: dict(v) for k, v in spec.presets.items()}, "deviations": deviations(spec)}  # fmt: skip
+    found = {
+        "name": name,
+        "title": spec.title,
+        "mends": spec.mends,
+        "arms": arms,
+        "settings": tables,
+        "presets": {k: dict(v) for k, v in spec.presets.items()},
+        "deviations": deviations(spec),
+    }
     _print(found, as_json, "\n".join(lines))
 
 
@@ -176,9 +188,10 @@ def run(
         settings or data or arms or sweep or margin or budget is not None or preset != "full" or (seeds, seed) != (1, 0)
     ):
         raise InputError(
-            "--resume together with settings of a run", "--resume alone: a run goes on with its own settings",
+            "--resume together with settings of a run",
+            "--resume alone: a run goes on with its own settings",
             "leave the other options out, or start a new run",
-        )  # fmt: skip
+        )
     with _stoppable() as known:
         from upright.api import Result
         from upright.experiment.config import parse_assignments
@@ -226,8 +239,11 @@ def _finish(
     words += [*(f"next: {step}" for step in verdict["next_steps"]), *(f"warning: {w}" for w in summary["warnings"])]
     said = paragraphs([*filter(None, words), "", f"folder: {folder}", f"report: {report}"], _width())
     last = "\n".join(last_lines(summary, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
-    _print({**summary, "folder": str(folder), "report": str(report)}, as_json,
-           "\n\n".join(filter(None, [numbers or levels_table(summary, width=_width() or 80), said, last])))  # fmt: skip
+    _print(
+        {**summary, "folder": str(folder), "report": str(report)},
+        as_json,
+        "\n\n".join(filter(None, [numbers or levels_table(summary, width=_width() or 80), said, last])),
+    )
     if fail_if is not None:
         from upright.evidence.gate import fail_if as gate
 
@@ -304,9 +320,10 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def export(
-    folder: Path, kind: Annotated[str, typer.Argument(help="card, parquet, tensorboard or mlflow.")],
+    folder: Path,
+    kind: Annotated[str, typer.Argument(help="card, parquet, tensorboard or mlflow.")],
     out: Annotated[Path | None, typer.Option(help="File or folder to write.")] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Take a run elsewhere: a model card, the unit table, or a tracker's own format."""
     if kind in ("tensorboard", "mlflow"):
         from upright.experiment.sinks import replay
@@ -351,9 +368,18 @@ def audit_ranking_(
 
     command = shlex.join(["upright", *sys.argv[1:]])
     folder = audit_ranking(
-        lists, held_out=held_out, users=users, items=items, k=k, out=out, group=group, seed=seed, command=command,
-        missing=_one_of("--missing", missing, "error", "zero"), margins=_margins(margin),
-    )  # fmt: skip
+        lists,
+        held_out=held_out,
+        users=users,
+        items=items,
+        k=k,
+        out=out,
+        group=group,
+        seed=seed,
+        command=command,
+        missing=_one_of("--missing", missing, "error", "zero"),
+        margins=_margins(margin),
+    )
     _finish(Result(folder).summary, folder, build_report(folder), as_json, fail_if)
 
 
@@ -387,10 +413,20 @@ def audit_embeddings_(
     from upright.report import build_report
 
     folder = audit_embeddings(
-        tables, labels, attribute=attribute, aligned=aligned, ids=ids, attackers=attackers.split(","), folds=folds,
-        name=name, missing=_one_of("--missing", missing, "error", "ignore"), seed=seed, out=out,
-        command=shlex.join(["upright", *sys.argv[1:]]), margins=_margins(margin),
-    )  # fmt: skip
+        tables,
+        labels,
+        attribute=attribute,
+        aligned=aligned,
+        ids=ids,
+        attackers=attackers.split(","),
+        folds=folds,
+        name=name,
+        missing=_one_of("--missing", missing, "error", "ignore"),
+        seed=seed,
+        out=out,
+        command=shlex.join(["upright", *sys.argv[1:]]),
+        margins=_margins(margin),
+    )
     summary = Result(folder).summary
     columns = ["surface", "attacker", "protocol", "leakage", "AUC", "p", "n"]
     shown = _table(attacks_of(summary), columns)
@@ -429,11 +465,23 @@ def audit_predictions_(
     from upright.report import build_report
 
     folder = audit_predictions(
-        file, group=group, client=client, label=label, person=person, prediction=prediction, proba=proba,
-        positive=positive, criterion=_one_of("--criterion", criterion, *CRITERIA_OF), randomised=randomised,
-        least=least, ids=ids, out=out, seed=seed, command=shlex.join(["upright", *sys.argv[1:]]),
+        file,
+        group=group,
+        client=client,
+        label=label,
+        person=person,
+        prediction=prediction,
+        proba=proba,
+        positive=positive,
+        criterion=_one_of("--criterion", criterion, *CRITERIA_OF),
+        randomised=randomised,
+        least=least,
+        ids=ids,
+        out=out,
+        seed=seed,
+        command=shlex.join(["upright", *sys.argv[1:]]),
         margins=_margins(margin),
-    )  # fmt: skip
+    )
     summary = Result(folder).summary
     shown = _table(gaps_of(summary), ["gap", "value", "interval", "by chance"])
     _finish(summary, folder, build_report(folder), as_json, fail_if, shown)
@@ -465,10 +513,19 @@ def audit_forgetting_(
     from upright.report import build_report
 
     folder = audit_forgetting(
-        model, forget=forget, retain=retain, holdout=holdout, reference=reference, generate=generate,
-        template=_one_of("--template", template, "auto", "chat", "plain"), batch_size=batch_size, seed=seed, out=out,
-        command=shlex.join(["upright", *sys.argv[1:]]), margins=_margins(margin),
-    )  # fmt: skip
+        model,
+        forget=forget,
+        retain=retain,
+        holdout=holdout,
+        reference=reference,
+        generate=generate,
+        template=_one_of("--template", template, "auto", "chat", "plain"),
+        batch_size=batch_size,
+        seed=seed,
+        out=out,
+        command=shlex.join(["upright", *sys.argv[1:]]),
+        margins=_margins(margin),
+    )
     summary = Result(folder).summary
     shown = _table(numbers_of(summary), ["number", "of", "value", "interval", "by chance"])
     _finish(summary, folder, build_report(folder), as_json, fail_if, shown)

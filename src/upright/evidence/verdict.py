@@ -64,6 +64,7 @@ _ANSWERS = {"works": "use it", "works, at a price": "use it", "undecided": "not 
 _BETTER = ("clear", "present")
 _ORDER = ("loses to", "ties with", "not told apart from")
 _BESIDE = {"worse": "loses to", "none": "ties with", "undefined": "not run"} | dict.fromkeys(_BETTER, "beats")
+_AXIS = {"none": "equal within the margin", "clear": "better", "present": "better", "undefined": "not measured"}
 _WITH = {"dominated": " by", "trade-off": " with", "tie": " with", "not told apart": " from"}
 
 
@@ -175,6 +176,12 @@ def _number(value: float, margin: float, sign: str = "", up: bool = False) -> st
     return f"{value + 0.0:{sign}.{digits}f}"
 
 
+def _moved(gain: float, margin: float) -> str:
+    """Write a gain in words: 0.012 better, 0.004 worse, no change."""
+    text = _number(abs(gain), margin)
+    return "no change" if text == _number(0.0, margin) else f"{text} {'better' if gain > 0 else 'worse'}"
+
+
 def _interval(row: Level | Difference, margin: float, sign: str = "") -> str:
     value, low, high = (_number(x, margin, sign) for x in (row.value, row.low, row.high))
     return f"{value} [{low}, {high}]"
@@ -187,8 +194,8 @@ def _more_data(change: Difference | None, budget: float | None = None) -> str:
     room, share = value if value > margin else margin - value, change.seed_share if change else math.nan
     times = max(2, math.ceil(1.1 * ((high - low) / 2 / room) ** 2)) if room > ZERO else math.inf
     kind = "seeds" if share > 0.5 else "units" if share <= 0.5 else "seeds or units"
-    far = f"more than {FAR} times the {kind} would be needed, so change the setting"
-    return far if times > FAR else f"about {times} times the {kind} would decide"
+    far = f"more than {FAR} times the {kind} would be needed to decide, so change the setting"
+    return far if times > FAR else f"about {times} times the {kind} would decide it"
 
 
 class _Run:
@@ -249,6 +256,11 @@ class _Run:
         fallen = [group for group, row in rows.items() if _gain(row)[0] < -row.margin]
         return f"; {up} by lifting {worst}, {down} by lowering {best}", fallen if lift < 0.5 * (lift + fall) else []
 
+    def lowered(self) -> str:
+        """Say whom a gap closes by lowering, where that is more than half of it."""
+        text, fallen = self.split()
+        return f", mostly by lowering {' and '.join(fallen)}" if fallen and text else ""
+
     def moved(self) -> str:
         """Write the primary before and after; the percentage only where the start lies beyond the margin."""
         old, new, margin = self.before.value, self.after.value, _gain(self.effect)[3]
@@ -260,11 +272,11 @@ class _Run:
         value, low, high, margin = _gain(self.effect)
         text = f"{'none that matters' if what == 'none' else what}: {self.moved()}"
         text += f", {_interval(self.effect, margin, '+')}" if self.effect else ""
-        best, worst = (_number(abs(x), margin) + (" better" if x >= 0 else " worse") for x in (high, low))
+        best, worst = (_moved(x, margin) for x in (high, low))
         text += f"; at best {best}, at worst {worst}" if what == "undecided" else ""
         text += f"; up to {worst} is not excluded" if what == "none" and low < -margin else ""
         if self.after.null and math.isfinite(self.after.value):
-            text += f"; left {'beyond' if self.beyond else 'inside'} chance"
+            text += f"; what is left is {'more than chance explains' if self.beyond else 'inside chance'}"
         text += self.split()[0] if value > 0 else ""
         paid = self.groups(f"{self.cost}:{self.primary.rpartition(':')[2]}=") if "disparity" in self.primary else []
         who = ", ".join(f"{group} {_interval(row, row.margin, '+')}" for group, row in paid)
@@ -272,7 +284,7 @@ class _Run:
 
     def price_line(self, pay: str, price: Difference, enough: str) -> str:
         """Say class, change, break-even budget, and the group that pays more than the mean and more than its margin."""
-        text = f"{pay}: {_interval(price, price.margin, '+')}, fine if {enough} may be spent"
+        text = f"{pay}: {self.unit} {_interval(price, price.margin, '+')}, within a budget of {enough}"
         for group, row in self.groups(f"{price.statistic}:")[:1]:
             worse = _gain(row)[0] < min(-row.margin, _gain(price)[0])
             text += f"; worst group {group} {_number(row.value, row.margin, '+')}" if worse else ""
@@ -316,7 +328,7 @@ def verdict(
     price, what, fallen = run.change(cost, run.none), effect_of(run.effect), run.split()[1]
     both = [row.n_seeds for row in (run.effect, price) if row and row.n_seeds and math.isfinite(row.value)]
     seeds = min([seeds, *both])
-    (_, _, most, margin), (_, least, spare, cent) = _gain(run.effect), _gain(price)
+    (value, _, most, margin), (_, least, spare, cent) = _gain(run.effect), _gain(price)
     spend = cent if budget is None else budget
     pay, enough = price_of(price, spend), _number(max(0.0, -least), cent, up=True)
     names = {name: name for name in (*not_run, *rivals)} | {arm.name: arm.title or arm.name for arm in arms}
@@ -347,7 +359,7 @@ def verdict(
     lacking |= {"effect not measured": "Measure the effect."} if word == "undecided" and what == "undefined" else {}
     lacking |= {f"{name} not run": f"Run {name}." for name in idle if works}
     lacking |= {"price not measured": "Measure the price."} if works and pay == "not measured" else {}
-    title_of = {"works, at a price": f"{word} of at most {enough}"}
+    title_of = {"works, at a price": f"{word} of at most {enough} of {run.unit}"}
     rest = " and ".join(names[name] for name in same or unbeaten)
     title_of["helps, but so does"] = f"{word} {rest}" if same else f"helps, not shown to beat {rest}"
     read = (f"incomplete ({', '.join(lacking)}), so far: " if lacking else "") + title_of.get(word, word)
@@ -360,13 +372,14 @@ def verdict(
         f"; {name} {now:g} given after the run (declared {then:g})" if now != then else ""
         for name, now, then in (("margin", margin, was), ("budget", spend, promised))
     ]
-    due = [f"beats {list(beside.values()).count('beats')} of {len(beside)}"]
+    due = [f"beats {list(beside.values()).count('beats')} of {len(beside)} controls"]
     due += [f"{beside[name]} {names[name]}" for name in unbeaten] + [f"{name} not run" for name in idle]
     rows = []
     for name, how in stand.items():
         row = f"{how}{_WITH.get(how, '')} {names[name]}" if name in pairs else f"{names[name]} not run"
-        row += " (effect {}, cost {})".format(*map(_beside, pairs[name])) if how == "not told apart" else ""
-        rows.append(row + (", no help by itself" if name in pairs and not run.helps(name) else ""))
+        axes = [_AXIS.get(one, one) for one in map(_beside, pairs[name])] if how == "not told apart" else []
+        row += " (effect: {}; cost: {})".format(*axes) if axes else ""
+        rows.append(row + (", which does not help by itself" if name in pairs and not run.helps(name) else ""))
     lines = {
         "effect": run.effect_line(what) + late[0],
         "due": "; ".join(due),
@@ -395,13 +408,14 @@ def verdict(
     alike = [n for n in simple if (beside | stand).get(n) in ("not told apart from", "not told apart", "tie")]
     steps = [f"Take {names[name]} rather than {title}." for name in better[:1] if seeds >= SEEDS]
     steps += list(lacking.values()) or [advice[word]] * (not (better and works))
+    steps += [f"Run {name} too." for name in idle if word == "undecided" and not lacking]
     steps += [f"{names[name]} is simpler, and not told apart from {title}." for name in alike]
     if works and not lacking:
         left = f"{_number(run.after.value, margin)} is left, beyond chance: do not call it gone."
         steps += [left] * run.beyond + ["Compare it with a rival."] * (not pairs)
     answer = "not known yet" if lacking else _ANSWERS.get(word, "do not use it")
     sentence, free = (
-        f"{run.before.label} {run.moved()}{spent}{''.join(late)}.",
+        f"{run.before.label} {run.moved()}{run.lowered() if value > 0 else ''}{spent}{''.join(late)}.",
         None if pay == "not measured" else max(0.0, -least),
     )
     facts = (free, margin, spend, was, promised, primary, cost)
@@ -414,7 +428,7 @@ def audit_verdict(
     pairs: Sequence[Level],
     *,
     margin: float | Mapping[str, float] = 0.0,
-    ratio: float | None = None,
+    ratio: tuple[float, str] | None = None,
     too_small: Sequence[tuple[str, float]] = (),
     unit: str = "unit",
     unmeasured: Sequence[str] = (),
@@ -429,8 +443,8 @@ def audit_verdict(
         All, adjusted, the headline (largest T) first; the ``group`` "A minus B" names the sides of a gap.
     margin : float or mapping of metric to float
         The smallest that matters: metrics differ in scale.
-    ratio : float, optional
-        Smallest over largest rate.
+    ratio : (float, str), optional
+        Smallest over largest rate, and whose they are.
     too_small : sequence of (group, smallest detectable)
     unmeasured : sequence of str
         What no data measure, such as the true positives of a group without any.
@@ -458,8 +472,9 @@ def audit_verdict(
     own, (first, _, second) = margin_of(top), (top.group or "").partition(" minus ")
     said = [f"{top.label} {_interval(top, own)}" if pairs else top.label]
     said += [f"higher for {first if top.value > 0 else second}"] * (second != "" and top.shown)
-    if ratio is not None and math.isfinite(ratio):
-        said.append(f"smallest over largest rate {ratio:.2f}" + (", below four fifths" if ratio < 0.8 - 1e-9 else ""))
+    if ratio is not None and math.isfinite(ratio[0]):
+        below = ", below four fifths" if ratio[0] < 0.8 - 1e-9 else ""
+        said.append(f"smallest over largest rate {ratio[0]:.2f} ({ratio[1]}){below}")
     others = [f"{row.label} {_number(row.value, margin_of(row))}" for row in seen if row is not top]
     said += [f"also shown: {some(others)}"] * bool(others)
     most = max(judged, key=lambda row: reach(row) / (margin_of(row) or ZERO)) if judged and not matter else top

@@ -145,9 +145,14 @@ class _Lab:
         return self.outcome(arm.name, arm.settings, **options)
 
     def outcome(
-        self, arm: str, settings: Mapping[str, Any], *, seed: int | None = None,
-        changes: Mapping[str, Any] | None = None, again: bool = False,
-    ) -> _Outcome:  # fmt: skip
+        self,
+        arm: str,
+        settings: Mapping[str, Any],
+        *,
+        seed: int | None = None,
+        changes: Mapping[str, Any] | None = None,
+        again: bool = False,
+    ) -> _Outcome:
         """Train and score one arm on a fresh tiny task, watching what it does to what it was given."""
         key = json.dumps([arm, plain(settings), seed, plain(changes or {})], sort_keys=True, default=repr)
         if key in self._known and not again:
@@ -194,8 +199,9 @@ def _distance(a: _Outcome, b: _Outcome) -> tuple[float, str]:
     """Return the largest absolute difference of scores and parameters, and where it is."""
     if [str(u) for u in a.scores.unit] != [str(u) for u in b.scores.unit]:
         return float("inf"), "the units"
-    pairs = {f"metric {k}": (a.scores.values.get(k), b.scores.values.get(k))
-             for k in {**a.scores.values, **b.scores.values}}  # fmt: skip
+    pairs = {
+        f"metric {k}": (a.scores.values.get(k), b.scores.values.get(k)) for k in {**a.scores.values, **b.scores.values}
+    }
     if a.state is not None and b.state is not None:
         pairs |= {f"parameter {k}": (a.state.get(k), b.state.get(k)) for k in {**a.state, **b.state}}
     worst, where = 0.0, "nothing"
@@ -426,8 +432,18 @@ def _recomputable(lab: _Lab) -> str:
         rows, kept = pq.read_table(path).to_pydict(), read_units(path)
 
     def compute(units: Units) -> Any:
-        return plain(evidence(units, arms=spec.arms, statistics=spec.statistics, metrics=task.metrics,
-                              primary=spec.primary, cost=spec.cost, title=spec.title, draws=DRAWS))  # fmt: skip
+        return plain(
+            evidence(
+                units,
+                arms=spec.arms,
+                statistics=spec.statistics,
+                metrics=task.metrics,
+                primary=spec.primary,
+                cost=spec.cost,
+                title=spec.title,
+                draws=DRAWS,
+            )
+        )
 
     before, after = compute(Units(blocks)), compute(Units(kept))
     if before != after:

@@ -47,9 +47,19 @@ def examine() -> list[dict[str, Any]]:
             rows.append({"what": f"data {name}", "state": "missing", "note": error.todo})
     cache = cache_dir()
     writable = os.access(next(p for p in [cache, *cache.parents] if p.exists()), os.W_OK)
-    rows.append({"what": "cache", "state": "ok" if writable else "missing", "note": "writable" if writable else
-                 "set UPRIGHT_CACHE to a folder that can be written"})  # fmt: skip
+    rows.append(
+        {
+            "what": "cache",
+            "state": "ok" if writable else "missing",
+            "note": "writable" if writable else "set UPRIGHT_CACHE to a folder that can be written",
+        }
+    )
     browser = shutil.which("chromium") or shutil.which("google-chrome")
-    rows.append({"what": "browser for tests", "state": "ok" if browser else "missing",
-                 "note": "" if browser else "apt-get install chromium"})  # fmt: skip
+    rows.append(
+        {
+            "what": "browser for tests",
+            "state": "ok" if browser else "missing",
+            "note": "" if browser else "apt-get install chromium",
+        }
+    )
     return rows

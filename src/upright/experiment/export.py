@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 from upright.contract import InputError
-from upright.experiment.folders import read_json
+from upright.experiment.folders import plain
 from upright.experiment.places import require_file
+from upright.experiment.summary import Summary, read_summary
 
 __all__ = ["export_run", "model_card"]
 
@@ -22,28 +23,27 @@ TASKS = {
 }
 
 
-def model_card(summary: dict[str, Any]) -> str:
+def model_card(found: Summary) -> str:
     """Return a model card (YAML front matter with ``model-index`` results, then the verdict in words)."""
-    rows = [x for x in summary["evidence"]["levels"] if x["value"] is not None]
-    best = next((a["name"] for a in summary["arms"] if a["role"] == "remedy"), summary["arms"][0]["name"])
+    best = next((arm.name for arm in found.arms if arm.role == "remedy"), found.arms[0].name)
+    name, verdict = str(found.data["name"]), found.evidence.verdict
+    kind = TASKS.get(str(found.evidence.facts.get("unit_kind")), "other")
     results = []
-    kind = TASKS.get(summary["evidence"]["unit_kind"], "other")
-    for row in rows:
-        if row["arm"] == best:
-            metric = {"type": row["statistic"] + (f"={row['group']}" if row["group"] else ""), "name": row["label"],
-                      "value": row["value"], "args": {"low": row["low"], "high": row["high"]}}  # fmt: skip
-            data = {"type": summary["data"]["name"], "name": summary["data"]["name"], "split": "test"}
+    for row in found.evidence.levels:
+        if row.arm == best and math.isfinite(row.value):
+            text = "=".join(filter(None, (row.statistic, row.group)))
+            ends = {"low": row.low, "high": row.high}
+            metric = {"type": text, "name": row.label, "value": row.value, "args": plain(ends)}
+            data = {"type": name, "name": name, "split": "test"}
             results.append({"task": {"type": kind}, "dataset": data, "metrics": [metric]})
     # JSON is YAML, so no YAML writer is needed and nothing has to be quoted by hand
-    head = {"library_name": "upright", "tags": [summary["method"]],
-            "model-index": [{"name": summary["title"], "results": results}]}  # fmt: skip
-    verdict = summary["evidence"]["verdict"]
-    lines = [f"# {summary['title']} on {summary['data']['name']}", "", f"Mends: {summary['mends']}.", "",
-             f"**{verdict['title']}**", "", verdict["sentence"], "",
-             *[f"* {name}: {text}" for name, text in verdict["lines"].items()], "", "## What to do next", "",
-             *[f"* {x}" for x in verdict["next_steps"]], "", "## Deviations from the paper", "",
-             *[f"* {x}" for x in summary["deviations"]]]  # fmt: skip
-    return "---\n" + json.dumps(head, indent=1, ensure_ascii=False) + "\n---\n\n" + "\n".join(lines) + "\n"
+    index = [{"name": found.title, "results": results}]
+    head = {"library_name": "upright", "tags": [found.method], "model-index": index}
+    lines = [f"# {found.title} on {name}", f"Mends: {found.mends}.", f"**{verdict['title']}**", verdict["sentence"]]
+    lines.append("\n".join(f"* {key}: {text}" for key, text in verdict["lines"].items()))
+    for title, items in (("What to do next", verdict["next_steps"]), ("Deviations from the paper", found.deviations)):
+        lines += [f"## {title}", "\n".join(f"* {x}" for x in items)]
+    return "---\n" + json.dumps(head, indent=1, ensure_ascii=False) + "\n---\n\n" + "\n\n".join(lines) + "\n"
 
 
 def export_run(folder: Path, kind: str, out: Path | None = None) -> Path:
@@ -55,10 +55,9 @@ def export_run(folder: Path, kind: str, out: Path | None = None) -> Path:
         For another kind, a folder without a finished run, or a target that is no place for a file.
     """
     if kind == "card":
-        name = "comparison.json" if (folder / "comparison.json").exists() else "summary.json"
-        summary = read_json(folder / name)
+        found = read_summary(folder)
         target = require_file(out or folder / "card.md")
-        target.write_text(model_card(summary), encoding="utf-8")
+        target.write_text(model_card(found), encoding="utf-8")
         return target
     if kind == "parquet":
         source = folder / "units.parquet"

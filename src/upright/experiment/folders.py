@@ -93,8 +93,11 @@ def environment() -> dict[str, Any]:
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             packages[name] = version(name)
-    return {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}",
-            "packages": packages}  # fmt: skip
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": packages,
+    }
 
 
 def prune(folder: Path) -> dict[str, int]:
@@ -149,18 +152,28 @@ class RunFolder:
         except OSError:
             lock.close()
             raise InputError(
-                f"run folder {self.path.name} is held by another process", "one process a folder",
+                f"run folder {self.path.name} is held by another process",
+                "one process a folder",
                 "wait for it, or choose another folder",
-            ) from None  # fmt: skip
+            ) from None
         file = self.path / "run.json"
         before = read_json(file) if file.exists() else {}
         start, cpu = time.time(), time.process_time()
         record: dict[str, Any] = {
-            "schema": 1, "status": "running", "method": method, "seed": seed, "pid": os.getpid(),
-            "started": before.get("started") or _now(), "resumed": int(before.get("resumed", -1)) + 1,
-            "finished": None, "wall_s": before.get("wall_s") or 0.0, "cpu_s": before.get("cpu_s") or 0.0,
-            "command": command, "environment": environment(), "traceback": None,
-        }  # fmt: skip
+            "schema": 1,
+            "status": "running",
+            "method": method,
+            "seed": seed,
+            "pid": os.getpid(),
+            "started": before.get("started") or _now(),
+            "resumed": int(before.get("resumed", -1)) + 1,
+            "finished": None,
+            "wall_s": before.get("wall_s") or 0.0,
+            "cpu_s": before.get("cpu_s") or 0.0,
+            "command": command,
+            "environment": environment(),
+            "traceback": None,
+        }
         write_json(file, record)
         try:
             yield
@@ -241,9 +254,7 @@ class ArmRun:
             return
         import torch
 
-        payload = {
-            "state": dict(state), "logged": len(self.metrics), "notes": self.notes, "warnings": self.warnings
-        }  # fmt: skip
+        payload = {"state": dict(state), "logged": len(self.metrics), "notes": self.notes, "warnings": self.warnings}
         for which in ("best", "last") if best else ("last",):  # best first: a kill between the two repeats the step
             path = self._checkpoint(which)
             torch.save(payload, path.with_suffix(".part"))
@@ -370,8 +381,13 @@ def _progress(total: int, label: str, quiet: bool) -> Iterator[Any]:
         TimeRemainingColumn,
     )
 
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn()]  # fmt: skip
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    ]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         job = bar.add_task(label, total=total)
         yield lambda n=1: bar.advance(job, n)

@@ -38,7 +38,8 @@ def require_file(path: Path) -> Path:
     if not path.parent.is_dir():
         what = "a file" if path.parent.exists() else "not there"
         raise InputError(
-            f"--out {path}: {path.parent} is {what}", "a file in an existing folder",
+            f"--out {path}: {path.parent} is {what}",
+            "a file in an existing folder",
             "make the folder first, or name another one",
-        )  # fmt: skip
+        )
     return path

@@ -215,13 +215,18 @@ def _swept(
 ) -> list[Arm]:
     """Return the other strengths of every arm but the baseline, named ``arm@strength``."""
     return [
-        Arm(f"{arm.name}@{value:g}", "sweep", {**arm.settings, field: value},
-            f"{arm.title or arm.name}, {field} {value:g}")
+        Arm(
+            f"{arm.name}@{value:g}",
+            "sweep",
+            {**arm.settings, field: value},
+            f"{arm.title or arm.name}, {field} {value:g}",
+        )
         for field, values in spec.sweep.items()
-        for arm in arms if arm.role not in ("baseline", "anchor")
+        for arm in arms
+        if arm.role not in ("baseline", "anchor")
         for value in (values if arm.sweep is None else arm.sweep)
         if value != arm_settings.get(arm.name, {}).get(field, getattr(config, field))
-    ]  # fmt: skip
+    ]
 
 
 def _require_arms(spec: MethodSpec, arms: Sequence[str] | None) -> None:
@@ -259,9 +264,10 @@ def execute(
     asked, file, new = ask.row(config, task_config), path / "config.json", not path.exists()
     if file.exists() and Ask.read(path).row(config, task_config) != asked:
         raise InputError(
-            f"folder {path.name} holds a run with other settings", "the same settings, to resume it",
+            f"folder {path.name} holds a run with other settings",
+            "the same settings, to resume it",
             "resume with `upright run --resume`, or choose another folder",
-        )  # fmt: skip
+        )
     if (path / "run.json").exists() and read_json(path / "run.json")["status"] == "done":
         return path
     task = load_object(spec.task).load(task_config, data_dir)
@@ -324,16 +330,27 @@ def resume_all(
         Before anything is trained, when the runs differ in more than the seed or two have the same one.
     """
     asked = [Ask.read(f) for f in folders]
-    _require_alike(folders, [{"method": one.method, "settings": read_json(f / "config.json")["resolved"],
-                              "arm_settings": one.arm_settings, "arms": one.arms, "sweep": one.sweep}
-                             for f, one in zip(folders, asked, strict=True)])  # fmt: skip
+    _require_alike(
+        folders,
+        [
+            {
+                "method": one.method,
+                "settings": read_json(f / "config.json")["resolved"],
+                "arm_settings": one.arm_settings,
+                "arms": one.arms,
+                "sweep": one.sweep,
+            }
+            for f, one in zip(folders, asked, strict=True)
+        ],
+    )
     seeds = [one.seed for one in asked]
     for i, seed in enumerate(seeds):
         if seed in seeds[:i]:
             raise InputError(
                 f"{folders[seeds.index(seed)].name} and {folders[i].name} both have seed {seed}",
-                "runs of different seeds", "name each run once",
-            )  # fmt: skip
+                "runs of different seeds",
+                "name each run once",
+            )
     try:
         done = [resume(folder, data_dir=data_dir, quiet=quiet) for folder in folders]
         return done, _compared(done, done[0].parent)
@@ -440,9 +457,10 @@ def _require_alike(folders: Sequence[Path], facts: Sequence[Mapping[str, Any]]) 
         for field, value in own.items():
             if value != facts[0][field]:
                 raise InputError(
-                    f"{folder.name} differs from {folders[0].name} in {field}", "runs that differ in their seed alone",
+                    f"{folder.name} differs from {folders[0].name} in {field}",
+                    "runs that differ in their seed alone",
                     "compare different configurations with `upright compare`",
-                )  # fmt: skip
+                )
 
 
 def compare_runs(folders: Sequence[Path], out: Path) -> Path:

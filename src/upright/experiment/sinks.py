@@ -58,9 +58,10 @@ def replay(folder: Path, sink: str, target: Path | None = None) -> Path:
         (_tensorboard if sink == "tensorboard" else _mlflow)(folder, lines, target)
     except ImportError as error:
         raise InputError(
-            f"export to {sink} without the package {package} ({error})", f"{package} installed",
+            f"export to {sink} without the package {package} ({error})",
+            f"{package} installed",
             "pip install 'upright[tracking]'",
-        ) from None  # fmt: skip
+        ) from None
     return target
 
 
@@ -84,9 +85,10 @@ def _points(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 def _taken(folder: Path, target: Path) -> InputError:
     return InputError(
-        f"{target.name} holds run {folder.name} already", "a target without this run, so that no point stands twice",
+        f"{target.name} holds run {folder.name} already",
+        "a target without this run, so that no point stands twice",
         "delete it there, or choose another --out",
-    )  # fmt: skip
+    )
 
 
 def _tensorboard(folder: Path, lines: list[dict[str, Any]], target: Path) -> None:

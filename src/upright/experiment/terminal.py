@@ -79,8 +79,14 @@ def _arm_rows(summary: Mapping[str, Any], levels: Sequence[Mapping[str, Any]], w
     primary = verdict.get("primary") or (gaps or [levels[0]["statistic"]])[0]
     cost = verdict.get("cost_statistic") or levels[0]["statistic"]
     found = {(x["arm"], x["statistic"], x["group"]): x for x in levels}
-    cells = list(dict.fromkeys((x["statistic"], x["group"]) for w in (primary, cost) for x in levels
-                               if f"{x['statistic']}={x['group']}" == w or x["statistic"] == w))  # fmt: skip
+    cells = list(
+        dict.fromkeys(
+            (x["statistic"], x["group"])
+            for w in (primary, cost)
+            for x in levels
+            if f"{x['statistic']}={x['group']}" == w or x["statistic"] == w
+        )
+    )
     while True:
         rows = [["arm", *(_heading(*cell) for cell in cells), "n"]]
         for arm in summary["arms"]:

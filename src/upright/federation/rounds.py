@@ -96,9 +96,10 @@ def checked(reply: Mapping[str, Any], template: Mapping[str, NDArray[Any]] | Non
             raise InputError(f"{name} of {kind}", "an array of numbers", "send NumPy arrays")
         if template is not None and (value.shape != template[name].shape or value.dtype != template[name].dtype):
             raise InputError(
-                f"{name}: {value.dtype} of shape {value.shape}", f"{template[name].dtype} of {template[name].shape}",
+                f"{name}: {value.dtype} of shape {value.shape}",
+                f"{template[name].dtype} of {template[name].shape}",
                 "update the client: it speaks of another model",
-            )  # fmt: skip
+            )
         if not np.isfinite(value).all():
             bad = int((~np.isfinite(value)).sum())
             raise InputError(
@@ -161,9 +162,12 @@ def settle(
     enough = len(good) >= needed
     absent = sorted(set(asked) - set(good) - set(bad))
     entry = {
-        "round": int(state["round"]), "used": len(good), "settled": enough, "absent": absent,
+        "round": int(state["round"]),
+        "used": len(good),
+        "settled": enough,
+        "absent": absent,
         "quarantined": dict(sorted(bad.items())),
-    }  # fmt: skip
+    }
     before = list(state.get("log", []))
     if enough:
         return {**algorithm.server(state, good), "log": [*before, entry]}
@@ -174,9 +178,10 @@ def settle(
         named = [", ".join(absent) or "nobody", "; ".join(f"{k} ({v})" for k, v in sorted(bad.items())) or "nobody"]
         raise InputError(
             f"round {state['round']}: {len(good)} of {len(asked)} clients could be used after {tried} attempts; "
-            f"absent: {named[0]}; quarantined: {named[1]}", f"at least {needed} replies",
+            f"absent: {named[0]}; quarantined: {named[1]}",
+            f"at least {needed} replies",
             "wait for these clients, leave them out of the federation, or lower `least`",
-        )  # fmt: skip
+        )
     return {**state, "log": [*before, entry]}
 
 
@@ -212,8 +217,9 @@ def rounds(
     if not data or not 0.0 < least <= 1.0 or repeats < 0:
         raise InputError(
             f"{len(data)} clients, least = {least}, repeats = {repeats}",
-            "one client or more, least in (0, 1], repeats of at least 0", "correct the one outside its range",
-        )  # fmt: skip
+            "one client or more, least in (0, 1], repeats of at least 0",
+            "correct the one outside its range",
+        )
     names = sorted(data)
     state: State = algorithm.start() if resume is None else dict(resume[0])
     privates: dict[str, Private] = {name: {} for name in names}

@@ -172,10 +172,16 @@ def base_model(t: Any, config: FedFACTConfig, run: Run) -> dict[str, Any]:
     held, labels, _, _ = t.part(run, "valid")
     silos = silos_of(x, y, np.array(t.clients)[client])
     settings = settings_of(
-        silos, classes=len(t.classes), rounds=config.rounds, local_steps=config.local_steps, batch=config.batch_size,
-        learning_rate=config.learning_rate, weight_decay=config.weight_decay, hidden=config.hidden,
+        silos,
+        classes=len(t.classes),
+        rounds=config.rounds,
+        local_steps=config.local_steps,
+        batch=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        hidden=config.hidden,
         seed=stream(run.seed, "model"),
-    )  # fmt: skip
+    )
     kept: dict[str, Any] = {}
     alone = run.silent()
     with alone.training(config, epochs=config.rounds, kept=kept) as epochs:
@@ -210,10 +216,19 @@ def _fit_post(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> tuple[
     one = config.constraint(t.config.criterion)
     asked = config.tolerances() != (np.inf, np.inf)  # without a constraint the decisions are the model's own
     fitted = fit_table(
-        model.predict_proba(x), {"group": group}, {"group": [str(g) for g in t.groups]}, client, t.clients,
-        [("group", one, one.local_tol)], list(t.classes), y=y, members=members, temperature=config.temperature,
-        randomised=config.randomised, calibrate=asked and t.config.criterion != "demographic_parity",
-    )  # fmt: skip
+        model.predict_proba(x),
+        {"group": group},
+        {"group": [str(g) for g in t.groups]},
+        client,
+        t.clients,
+        [("group", one, one.local_tol)],
+        list(t.classes),
+        y=y,
+        members=members,
+        temperature=config.temperature,
+        randomised=config.randomised,
+        calibrate=asked and t.config.criterion != "demographic_parity",
+    )
     if not fitted.solution.converged:
         run.warn(f"arm {run.arm}: the program stopped at a violation of {fitted.solution.kkt:.2g}")
     return fitted, blind
@@ -240,15 +255,25 @@ def _post(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> Decider:
     table = fitted.table
 
     def rule(x: Array, group: Ints, client: Ints) -> Array:
-        soft = blind.predict_proba(_beside(x, client, len(t.clients))) if blind is not None else one_hot(
-            group, len(t.groups)
-        )  # fmt: skip
+        soft = (
+            blind.predict_proba(_beside(x, client, len(t.clients)))
+            if blind is not None
+            else one_hot(group, len(t.groups))
+        )
         z = table.scores(model.predict_proba(x), {"group": soft}, client)
         return table.decide(z) if config.randomised else one_hot(z.argmax(1), z.shape[1])
 
     solution = fitted.solution
-    run.note("solver", {"kkt": solution.kkt, "duality_gap": solution.duality_gap, "steps": solution.iterations,
-                        "converged": solution.converged, "beta": solution.beta})  # fmt: skip
+    run.note(
+        "solver",
+        {
+            "kkt": solution.kkt,
+            "duality_gap": solution.duality_gap,
+            "steps": solution.iterations,
+            "converged": solution.converged,
+            "beta": solution.beta,
+        },
+    )
     run.note("prices", fitted.report)
     run.note("small", fitted.small)
     run.note("conflicts", fitted.conflicts)
@@ -271,12 +296,19 @@ def _train(t: Any, config: FedFACTConfig, run: Run) -> Decider:
     names = np.array(t.clients)
     silos = silos_of(x, y, names[client], [group], [list(range(len(t.groups)))])
     settings = settings_of(
-        silos, classes=len(t.classes), rounds=config.fair_rounds, local_steps=config.local_steps,
-        batch=config.batch_size, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
-        hidden=config.hidden, dual_step=config.dual_step, radius=config.radius,
+        silos,
+        classes=len(t.classes),
+        rounds=config.fair_rounds,
+        local_steps=config.local_steps,
+        batch=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        hidden=config.hidden,
+        dual_step=config.dual_step,
+        radius=config.radius,
         average=config.average if config.remedy == "train" else 1,
         seed=stream(run.seed, "model"),
-    )  # fmt: skip
+    )
     if config.remedy == "train":
         algorithm: Any = FedFACTTraining([config.constraint(t.config.criterion)], settings, list(t.clients))
     elif config.remedy == "fairfed":
@@ -312,8 +344,15 @@ def _rival(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> Decider:
         found, _ = _fit_post(t, config, run, model)
         member = one_hot(group, len(t.groups))
         q = found.table.calibrated(p, {"group": member})  # what `post` solves the program for
-        site = [Site(q[client == k], (member[client == k],), np.full(int((client == k).sum()), 1.0 / len(q)),
-                     (t.config.criterion,)) for k in range(len(t.clients))]  # fmt: skip
+        site = [
+            Site(
+                q[client == k],
+                (member[client == k],),
+                np.full(int((client == k).sum()), 1.0 / len(q)),
+                (t.config.criterion,),
+            )
+            for k in range(len(t.clients))
+        ]
         tables = controls.exact_tables(site, [config.constraint(t.config.criterion)])
         exact = replace(found.table, tables=tuple(tuple(one) for one in tables))
 
@@ -332,8 +371,9 @@ def _rival(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> Decider:
         decide = controls.thresholds(p, y, group, t.config.criterion)
         return Decider(lambda x, g, k: decide(model.predict_proba(x), g))
     rows, labels, own, _ = t.part(run, "train")
-    draw = controls.reductions(rows, labels, own, t.config.criterion, config.tolerances()[0],
-                               LogisticRegression(C=1e3, max_iter=500))  # fmt: skip
+    draw = controls.reductions(
+        rows, labels, own, t.config.criterion, config.tolerances()[0], LogisticRegression(C=1e3, max_iter=500)
+    )
     return Decider(lambda x, g, k: draw(x))
 
 
@@ -492,16 +532,31 @@ _LIMITS = [
         Arm("random", "placebo", {"groups": "random"}, "shuffled groups"),
         Arm("train", "rival", {"remedy": "train"}, "FedFACT, in training"),
         Arm("oracle", "rival", {"remedy": "oracle"}, "linear program", sweep=(), unfit=_threshold_alone),
-        Arm("thresholds", "rival", {"remedy": "thresholds"}, "Fairlearn ThresholdOptimizer", sweep=(),
-            unfit=_two_classes_alone),
-        Arm("reductions", "rival", {"remedy": "reductions"}, "Fairlearn ExponentiatedGradient", sweep=(),
-            unfit=_two_classes_alone),
+        Arm(
+            "thresholds",
+            "rival",
+            {"remedy": "thresholds"},
+            "Fairlearn ThresholdOptimizer",
+            sweep=(),
+            unfit=_two_classes_alone,
+        ),
+        Arm(
+            "reductions",
+            "rival",
+            {"remedy": "reductions"},
+            "Fairlearn ExponentiatedGradient",
+            sweep=(),
+            unfit=_two_classes_alone,
+        ),
         Arm("fairfed", "rival", {"remedy": "fairfed"}, "FairFed", sweep=()),
         Arm("fedfb", "rival", {"remedy": "fedfb"}, "FedFB", sweep=(), unfit=_parity_alone),
         Arm("majority", "anchor", {"remedy": "majority"}, "the commonest class for everybody"),
     ],
     statistics=[
-        "disparity:rate:group", "client_disparity:rate:group", "mean_client_disparity:rate:group", "mean:accuracy",
+        "disparity:rate:group",
+        "client_disparity:rate:group",
+        "mean_client_disparity:rate:group",
+        "mean:accuracy",
         "mean:accuracy:group",
     ],
     primary="disparity:rate:group",
@@ -516,7 +571,7 @@ _LIMITS = [
     limits=_LIMITS,
     demo={"data": "adult", "settings": {"group": "sex"}, "arms": ["none", "fedfact", "majority", "random", "train"]},
     tiny={"rounds": 6, "fair_rounds": 6, "local_steps": 5, "batch_size": 64, "global_tol": 0.02},
-)  # fmt: skip
+)
 def run(task: Task, config: FedFACTConfig, run: Run) -> Decider:
     """Train the model that all arms share, and return the decisions of one remedy."""
     t: Any = task

@@ -142,9 +142,10 @@ def _refuse_ignored(config: InUCDSConfig, run: Run) -> None:
         return
     if config.alpha != "auto":
         raise InputError(
-            f"mode='official' with alpha = {config.alpha!r}", "alpha='auto': the published code sets 1.1e-3 itself",
+            f"mode='official' with alpha = {config.alpha!r}",
+            "alpha='auto': the published code sets 1.1e-3 itself",
             "leave alpha out, or take mode='paper'",
-        )  # fmt: skip
+        )
     plain = InUCDSConfig()
     own = [k for k in ("similarity", "shrinkage", "top_k") if getattr(config, k) != getattr(plain, k)]
     if own:
@@ -265,9 +266,18 @@ _LIMITS = [
         Arm("zero", "placebo", {"neighbours": "zero"}, "pull to zero"),
     ],
     statistics=[
-        "mean:ndcg@10", "mean:ndcg@10:activity", "gap:ndcg@10:activity", "abs_gap:ndcg@10:activity",
-        "worst_decile:ndcg@10", "gini:ndcg@10", "mean:recall@10", "mean:mrr@10", "mean:hit@10",
-        "mean:ndcg@10_matched5:activity", "gap:ndcg@10_matched5:activity", "mean:ndcg@10_sampled:activity",
+        "mean:ndcg@10",
+        "mean:ndcg@10:activity",
+        "gap:ndcg@10:activity",
+        "abs_gap:ndcg@10:activity",
+        "worst_decile:ndcg@10",
+        "gini:ndcg@10",
+        "mean:recall@10",
+        "mean:mrr@10",
+        "mean:hit@10",
+        "mean:ndcg@10_matched5:activity",
+        "gap:ndcg@10_matched5:activity",
+        "mean:ndcg@10_sampled:activity",
         "gap:ndcg@10_sampled:activity",
     ],
     primary="abs_gap:ndcg@10:activity",
@@ -281,7 +291,7 @@ _LIMITS = [
     limits=_LIMITS,
     demo={"data": "ml100k", "settings": {"batch_size": 4096}},
     tiny={"epochs": 6, "check_every": 2, "batch_size": 256, "learning_rate": 0.01, "lam": 0.1},
-)  # fmt: skip
+)
 def run(task: Task, config: InUCDSConfig, run: Run) -> nn.Module:
     """Train the task's backbone with the pull, and return it at its best validation NDCG."""
     t: Any = task

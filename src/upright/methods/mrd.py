@@ -188,11 +188,13 @@ def _before(t: Any, config: MRDConfig, run: Run, forget: list[Encoded]) -> dict[
         model, _ = t.model(run, "original")
         found = score_difficulty(model, forget, **scoring(config, run.seed))
         return {
-            "mrd": torch.from_numpy(found.mrd), "nll": torch.from_numpy(found.nll),
+            "mrd": torch.from_numpy(found.mrd),
+            "nll": torch.from_numpy(found.nll),
             "tokens": torch.from_numpy(np.asarray(found.tokens, dtype=np.int64)),
             "standard_error": torch.from_numpy(found.standard_error),
-            "facts": found.as_dict(), "warnings": list(found.warnings),
-        }  # fmt: skip
+            "facts": found.as_dict(),
+            "warnings": list(found.warnings),
+        }
 
     key = {k: config.as_dict()[k] for k in ("mode", "scope", "most_probes")}
     return run.shared("difficulty", key, make)
@@ -207,10 +209,19 @@ def _effort(t: Any, config: MRDConfig, run: Run, forget: list[Encoded]) -> dict[
         model, _ = t.model(run, "original")
         levels = score_nll(t, run, "reference")
         with run.progress(2 * len(forget), "effort of each record") as advance:
-            return {name: torch.from_numpy(updates_to_forget(
-                model, forget, levels, learning_rate=rate, reduce="sum" if name == "effort_sum" else "mean",
-                advance=advance,
-            )) for name, rate in rates.items()}  # fmt: skip
+            return {
+                name: torch.from_numpy(
+                    updates_to_forget(
+                        model,
+                        forget,
+                        levels,
+                        learning_rate=rate,
+                        reduce="sum" if name == "effort_sum" else "mean",
+                        advance=advance,
+                    )
+                )
+                for name, rate in rates.items()
+            }
 
     found = run.shared("effort", {"rate": config.effort_rate}, make)
     return {name: np.asarray(found[name].numpy()) for name in rates}
@@ -248,24 +259,50 @@ def unlearn(t: Any, config: MRDConfig, run: Run, forget: list[Encoded], before: 
         found = score_difficulty(now, forget, **scoring(config, run.seed))
         return sizes(config, run, found.mrd, found.nll, tokens)
 
-    weighted: dict[str, Any] = {"sampling": "shuffle"} if config.sampling == "shuffle" else {
-        "sampling": "mrd", "tau": config.tau, "floor": config.floor, "refresh": config.refresh, "scoring": rescored,
-        "difficulty": sizes(config, run, before["mrd"].numpy(), before["nll"].numpy(), tokens),
-    }  # fmt: skip
+    weighted: dict[str, Any] = (
+        {"sampling": "shuffle"}
+        if config.sampling == "shuffle"
+        else {
+            "sampling": "mrd",
+            "tau": config.tau,
+            "floor": config.floor,
+            "refresh": config.refresh,
+            "scoring": rescored,
+            "difficulty": sizes(config, run, before["mrd"].numpy(), before["nll"].numpy(), tokens),
+        }
+    )
     options = {} if config.beta is None else {"beta": config.beta}
     with tempfile.TemporaryDirectory() as folder, run.progress(config.epochs, run.arm) as advance:
         arguments = TrainingArguments(
-            output_dir=folder, num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
-            per_device_eval_batch_size=32, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
-            lr_scheduler_type="linear", warmup_steps=-(-len(forget) // config.batch_size), max_grad_norm=1.0,
-            seed=stream(run.seed, "unlearn") % 2**31, report_to=[], save_strategy="no", logging_strategy="no",
-            disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
-        )  # fmt: skip
+            output_dir=folder,
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=32,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            lr_scheduler_type="linear",
+            warmup_steps=-(-len(forget) // config.batch_size),
+            max_grad_norm=1.0,
+            seed=stream(run.seed, "unlearn") % 2**31,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
+        )
         trainer = UnlearnTrainer(
-            model, forget, t.encoded(run, "retain"), args=arguments, processing_class=tokenizer, loss=config.loss,
-            gamma=config.gamma, alpha=config.alpha, loss_options=options, callbacks=[_path(t, run, advance)],
+            model,
+            forget,
+            t.encoded(run, "retain"),
+            args=arguments,
+            processing_class=tokenizer,
+            loss=config.loss,
+            gamma=config.gamma,
+            alpha=config.alpha,
+            loss_options=options,
+            callbacks=[_path(t, run, advance)],
             **weighted,
-        )  # fmt: skip
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     _notes(run, config, trainer)
@@ -301,10 +338,15 @@ def _notes(run: Run, config: MRDConfig, trainer: Any) -> None:
         p = sampling_weights(score, tau=config.tau, floor=config.floor)
         constant = np.ptp(score) == 0 or np.ptp(history[0][1]) == 0
         size = effective_sample_size(p)
-        rows.append({
-            "epoch": int(epoch), "effective_sample_size": size, "share": size / len(p), "records": len(p),
-            "rank_correlation": None if constant else float(spearmanr(history[0][1], score).statistic),
-        })  # fmt: skip
+        rows.append(
+            {
+                "epoch": int(epoch),
+                "effective_sample_size": size,
+                "share": size / len(p),
+                "records": len(p),
+                "rank_correlation": None if constant else float(spearmanr(history[0][1], score).statistic),
+            }
+        )
     run.note("weights", rows)
     if trainer.stopped:
         run.warn(f"arm {run.arm}: {trainer.stopped}")
@@ -424,32 +466,59 @@ _LIMITS = [
         Arm("retrain", "anchor", {"serve": "reference"}, "taught the kept records alone", unfit=_has_reference),
     ],
     statistics=[
-        "mean:forget_gap", "mean:forget_loss_gap", "mean:forget_gap:difficulty", "ks_distance:forget_truth_probability",
-        "forget_quality:forget_truth_probability", "utility:retain", "mean:forget_probability",
-        "mean:forget_rouge_l", "mean:exact_memorisation", "mean:extraction_strength", "mean:retain_probability",
-        "mean:retain_rouge_l", "mean:retain_truth_ratio", "membership:mia_loss", "membership:mia_min_k_plus_plus",
-        *(f"rank_correlation:{x}~{y}" for y in ("effort", "effort_sum")
-          for x in ("mrd", "mrd_per_token", "answer_tokens", "nll_before")),
+        "mean:forget_gap",
+        "mean:forget_loss_gap",
+        "mean:forget_gap:difficulty",
+        "ks_distance:forget_truth_probability",
+        "forget_quality:forget_truth_probability",
+        "utility:retain",
+        "mean:forget_probability",
+        "mean:forget_rouge_l",
+        "mean:exact_memorisation",
+        "mean:extraction_strength",
+        "mean:retain_probability",
+        "mean:retain_rouge_l",
+        "mean:retain_truth_ratio",
+        "membership:mia_loss",
+        "membership:mia_min_k_plus_plus",
+        *(
+            f"rank_correlation:{x}~{y}"
+            for y in ("effort", "effort_sum")
+            for x in ("mrd", "mrd_per_token", "answer_tokens", "nll_before")
+        ),
         *(f"rank_correlation:{x}~{y}|answer_tokens" for y in ("effort", "effort_sum") for x in ("mrd", "nll_before")),
-        "rank_correlation:mrd~answer_tokens", "rank_correlation:mrd~nll_before",
+        "rank_correlation:mrd~answer_tokens",
+        "rank_correlation:mrd~nll_before",
     ],
     primary="mean:forget_gap",
     cost="utility:retain",
     presets={
         "quick": {
             "method": {"epochs": 6, "learning_rate": 1e-3},
-            "task": {"authors": 8, "forget_authors": 2, "epochs": 25, "learning_rate": 6e-3, "hidden": 64, "layers": 2,
-                     "vocabulary": 1024, "scored_retain": 40, "scored_holdout": 40},
+            "task": {
+                "authors": 8,
+                "forget_authors": 2,
+                "epochs": 25,
+                "learning_rate": 6e-3,
+                "hidden": 64,
+                "layers": 2,
+                "vocabulary": 1024,
+                "scored_retain": 40,
+                "scored_holdout": 40,
+            },
         },
         "full": {"method": {}, "task": {}},
     },
     tune={"learning_rate": [1e-4, 3e-4, 1e-3]},
     report=_REPORT,
     limits=_LIMITS,
-    demo={"data": "tofu", "settings": {"effort": True},
-          "arms": ["uniform", "mrd", "loss", "random", "original", "retrain"]},
+    demo={
+        "data": "tofu",
+        "settings": {"effort": True},
+        "arms": ["uniform", "mrd", "loss", "random", "original", "retrain"],
+    },
     tiny={"epochs": 2, "most_probes": 2, "learning_rate": 1e-3, "refresh": 1, "effort": True, "effort_rate": 0.3},
-)  # fmt: skip
+)
 def run(task: Task, config: MRDConfig, run: Run) -> Unlearned:
     """Score the records, and return the model that an arm's sampling unlearns."""
     t: Any = task
@@ -462,17 +531,20 @@ def run(task: Task, config: MRDConfig, run: Run) -> Unlearned:
         run.warn(text)
     tokens = before["tokens"].numpy()
     columns = {
-        "mrd": before["mrd"].numpy(), "mrd_per_token": before["mrd"].numpy() / tokens,
-        "answer_tokens": np.array([float(one.answer_length) for one in forget]), "nll_before": before["nll"].numpy(),
-    }  # fmt: skip
+        "mrd": before["mrd"].numpy(),
+        "mrd_per_token": before["mrd"].numpy() / tokens,
+        "answer_tokens": np.array([float(one.answer_length) for one in forget]),
+        "nll_before": before["nll"].numpy(),
+    }
     if config.effort and t.has_reference:
         columns |= _effort(t, config, run, forget)
     own = config.serve == "unlearned"
     model = unlearn(t, config, run, forget, before) if own else t.model(run, config.serve)[0]
     found = Unlearned(
-        model, dict(zip(ids, thirds(columns["mrd"]), strict=True)),
+        model,
+        dict(zip(ids, thirds(columns["mrd"]), strict=True)),
         {name: dict(zip(ids, map(float, column), strict=True)) for name, column in columns.items()},
-    )  # fmt: skip
+    )
     seen = t.score(found, "valid", run).values
     known = [k for k in _CHOSEN_BY if k in seen and np.isfinite(seen[k]).any()]
     run.note("valid", {k: float(np.nanmean(seen[k])) for k in known})

@@ -143,10 +143,18 @@ def _defences(t: Any, config: RAIDConfig, run: Run) -> list[BarycenterDefense]:
             labels = labels.copy()
             labels[known] = labels[run.rng("placebo", "labels", number).permutation(known)]
         variant = "mean" if config.defence == "mean" else config.variant
-        found.append(BarycenterDefense(
-            labels, fit=~t.held_out(run), method=variant, weights=config.weights, support=config.support,
-            reg=config.reg, refresh_every=config.refresh_every, seed=run.seed,
-        ))  # fmt: skip
+        found.append(
+            BarycenterDefense(
+                labels,
+                fit=~t.held_out(run),
+                method=variant,
+                weights=config.weights,
+                support=config.support,
+                reg=config.reg,
+                refresh_every=config.refresh_every,
+                seed=run.seed,
+            )
+        )
     if not any(d.active for d in found):
         run.warn("the attribute has one class: there is nothing to hide, the defence is zero")
     return found
@@ -169,10 +177,13 @@ def _note_refreshes(guards: list[Any], run: Run) -> None:
     """Note the objective of the barycenters by refresh."""
     histories = [guard.history for guard in guards if getattr(guard, "history", None)]
     refreshes = [
-        {"refresh": i + 1, "objective": sum(h["objective"] for h in own if "objective" in h),
-         "converged": all(h.get("converged", True) for h in own)}
+        {
+            "refresh": i + 1,
+            "objective": sum(h["objective"] for h in own if "objective" in h),
+            "converged": all(h.get("converged", True) for h in own),
+        }
         for i, own in enumerate(zip(*histories, strict=False))
-    ]  # fmt: skip
+    ]
     run.note("barycenter", refreshes)
     if refreshes:
         run.note("barycenter_converged", all(row["converged"] for row in refreshes))
@@ -184,9 +195,9 @@ def _couple(guards: list[Any], model: Any, users: Tensor, items: Tensor, batch: 
     for guard in guards:
         if getattr(guard, "fresh", False):
             served, fixed = users.shape[1], items.detach()
-            guard.couple(lambda target, w=served, i=fixed: pair_loss(
-                model, target[:, -w:].to(i.dtype), i, batch, kind, 0.0
-            )[0])  # fmt: skip
+            guard.couple(
+                lambda target, w=served, i=fixed: pair_loss(model, target[:, -w:].to(i.dtype), i, batch, kind, 0.0)[0]
+            )
 
 
 def _afterwards(t: Any, model: Any, config: RAIDConfig, run: Run) -> nn.Module:
@@ -308,8 +319,14 @@ _LIMITS = [
         Arm("after", "rival", {"defence": "after"}, "transport after training", sweep=[0.1, 0.3, 0.5, 1.0]),
     ],
     statistics=[
-        "leakage:attack:attribute", "worst_leakage:attack:attribute", "mean:ndcg@10", "mean:ndcg@10:attribute",
-        "worst_decile:ndcg@10", "mean:recall@10", "mean:mrr@10", "mean:hit@10",
+        "leakage:attack:attribute",
+        "worst_leakage:attack:attribute",
+        "mean:ndcg@10",
+        "mean:ndcg@10:attribute",
+        "worst_decile:ndcg@10",
+        "mean:recall@10",
+        "mean:mrr@10",
+        "mean:hit@10",
     ],
     primary="leakage:attack:attribute",
     cost="mean:ndcg@10",
@@ -321,11 +338,20 @@ _LIMITS = [
     sweep={"alpha": [0.1, 0.3, 1.0, 3.0]},
     report=_REPORT,
     limits=_LIMITS,
-    demo={"data": "ml100k", "settings": {"batch_size": 4096, "attribute": "gender"},
-          "arms": ["none", "raid", "mean", "random"]},
-    tiny={"epochs": 4, "defence_epochs": 4, "check_every": 2, "batch_size": 256, "learning_rate": 0.01,
-          "refresh_every": 3},
-)  # fmt: skip
+    demo={
+        "data": "ml100k",
+        "settings": {"batch_size": 4096, "attribute": "gender"},
+        "arms": ["none", "raid", "mean", "random"],
+    },
+    tiny={
+        "epochs": 4,
+        "defence_epochs": 4,
+        "check_every": 2,
+        "batch_size": 256,
+        "learning_rate": 0.01,
+        "refresh_every": 3,
+    },
+)
 def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
     """Train the reference, then the defence, and return the model that is served."""
     t: Any = task
@@ -347,8 +373,10 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
     optimiser.load_state_dict(first["optimiser"])
     guards: list[Any] = _defences(t, config, run)
     if config.defence == "reversal":
-        guards = [Adversary(d.fitted, len(d.classes), exposed(model), run.torch_rng("adversary", n))
-                  for n, d in enumerate(guards)]  # fmt: skip
+        guards = [
+            Adversary(d.fitted, len(d.classes), exposed(model), run.torch_rng("adversary", n))
+            for n, d in enumerate(guards)
+        ]
     own = {"alpha": config.alpha, "valid": -1.0}
     floor = (1.0 - config.tau) * first["valid"]
     enough = floor if config.constraint == "lagrange" else float("inf")

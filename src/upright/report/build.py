@@ -64,7 +64,7 @@ def build_report(folder: Path, out: Path | None = None) -> Path:
 def report_page(view: View) -> Page:
     """Return the page of one folder: the verdict and who gets what are open, the rest is folded."""
     canvas, declared = Canvas(), declared_for(view)
-    shown = [sections.first_screen(view, canvas, declared), sections.who(view, canvas)]
+    shown = [sections.first_screen(view, canvas, declared), sections.who(view, canvas, declared)]
     parts = [part for part in shown if part] + sections.folds(view, canvas, declared)
     page = Page(view.kind, page_title(view), over_line(view), parts)
     size = sum(picture.size for picture in pictures_of(page))
@@ -87,8 +87,9 @@ def declared_for(view: View) -> sections.Declared:
 
 def page_title(view: View) -> str:
     """Return method and data; an audit's title names what was audited already."""
-    data = view.data.get("name")
-    return f"{view.title} on {data}" if data and view.kind != "audit" else view.title
+    data, about = view.data.get("name"), view.data.get("about")
+    on = f"{data}, {about}" if about else data
+    return f"{view.title} on {on}" if data and view.kind != "audit" else view.title
 
 
 def over_line(view: View) -> str:

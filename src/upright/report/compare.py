@@ -90,8 +90,15 @@ def _judged(view: View, margins: Mapping[str, float] | None, budget: float | Non
         todo = "make the audit again with --margin"
         raise InputError(f"{view.folder.name} is an audit", "runs and comparisons", todo)
     spec = load_method(view.method)
-    found = said_again(view.stored.evidence.row(), spec.arms, primary=spec.primary, cost=spec.cost, title=spec.title,
-                       margins=margins, budget=budget)  # fmt: skip
+    found = said_again(
+        view.stored.evidence.row(),
+        spec.arms,
+        primary=spec.primary,
+        cost=spec.cost,
+        title=spec.title,
+        margins=margins,
+        budget=budget,
+    )
     return dataclasses.replace(view, evidence=found)
 
 

@@ -203,8 +203,16 @@ class Canvas:
                         ax.plot([end, end], [y - 3, y + 3], color=ink, linewidth=1.2, solid_capstyle="butt")
             if not bars:
                 face = COLOURS["paper"] if mark.hollow else colour
-                ax.plot([mark.value], [at], marker=mark.shape or marker_of(mark.index), markersize=7, color=face,
-                        markeredgecolor=colour, markeredgewidth=1.5, linestyle="none")  # fmt: skip
+                ax.plot(
+                    [mark.value],
+                    [at],
+                    marker=mark.shape or marker_of(mark.index),
+                    markersize=7,
+                    color=face,
+                    markeredgecolor=colour,
+                    markeredgewidth=1.5,
+                    linestyle="none",
+                )
 
     def front(
         self,
@@ -354,8 +362,18 @@ def _text(
     ax: Axes, x: float, y: float, text: str, *, align: str = "left", weight: str = "normal", colour: str = "ink"
 ) -> None:
     if text:
-        ax.text(x, y, text, transform=ax.get_yaxis_transform(), horizontalalignment=align, verticalalignment="baseline",
-                fontsize=FONT, fontweight=weight, color=COLOURS[colour], parse_math=False)  # fmt: skip
+        ax.text(
+            x,
+            y,
+            text,
+            transform=ax.get_yaxis_transform(),
+            horizontalalignment=align,
+            verticalalignment="baseline",
+            fontsize=FONT,
+            fontweight=weight,
+            color=COLOURS[colour],
+            parse_math=False,
+        )
 
 
 def _finish(ax: Axes, xlabel: str) -> None:

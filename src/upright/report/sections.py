@@ -52,7 +52,13 @@ LEAKS = ("leakage", "worst_leakage")
 MOST_COMPARED = 6  # rows of an audit's first table
 WORST = 10
 DATA_WORDS = {"name": "Data", "train": "Training rows", "valid": "Validation rows", "test": "Test rows"}
-LINES = {"effect": "Effect", "due": "Due to the method", "price": "Price", "rivals": "Rivals", "clients": "Clients"}
+LINES = {
+    "effect": "Effect",
+    "due": "Due to the method",
+    "price": "Price",
+    "rivals": "Rivals",
+    "clients": "Inside clients",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +92,8 @@ def verdict_card(view: View, name: str = "") -> Verdict:
         if lines.get(key) and str(lines[key]).rstrip(".") not in sentence
     ]
     facts += [(key.capitalize(), str(text)) for key, text in lines.items() if key not in LINES and key != "shown"]
+    if view.warnings:
+        facts.append(("Warnings", f"{len(view.warnings)}, see below"))
     return Verdict(verdict_tag(view), sentence, facts, [str(step) for step in said.get("next_steps") or ()], name)
 
 
@@ -122,13 +130,14 @@ def _arms_table(view: View) -> Table:
     remedy = next((row.arm for row in own.values()), "")
     none = next((row for row in own.values() if row.role == "baseline"), None)
     beside, body = view.verdict.get("beside") or {}, []
-    primary, cost = (next((row.label for row in view.levels if row.statistic == s), s)
-                     for s in (view.primary, view.cost_statistic))  # fmt: skip
+    primary, cost = (
+        next((row.label for row in view.levels if row.statistic == s), s) for s in (view.primary, view.cost_statistic)
+    )
     for arm in view.arms:
         effect, paid = at.get((view.primary, arm.name)), at.get((view.cost_statistic, arm.name))
         change = none if arm.name == remedy else alone.get(arm.name)
         gained = tag(change.verdict) if change else None
-        words = [tag(str(view.verdict.get("word")))] if arm.name == remedy else []
+        words = [_word(view)] if arm.name == remedy else []
         words += [tag(str(beside[arm.name]))] if arm.name in beside else []
         body.append(
             (
@@ -139,9 +148,20 @@ def _arms_table(view: View) -> Table:
             )
         )
     title = view.arm_title(remedy)
-    columns = [Column("Arm"), Column(shorten(primary, 30), "and against no remedy", True)]
-    columns += [Column(shorten(cost, 30), numeric=True), Column("Word", f"{title}, beside the arm")]
-    return Table("Arms: what decides, and what it costs", columns, body)
+    columns = [Column("Arm"), Column(shorten(primary, 30), "tag: against no remedy", True)]
+    columns += [Column(shorten(cost, 30), numeric=True), Column(f"{title} against it")]
+    n, kind = view.evidence.get("n_units"), view.unit_kind
+    reading = [
+        f"{percent(view.confidence)} intervals over {plural(len(view.seeds), 'seed')} and {plural(n or 0, kind)}."
+    ]
+    return Table("Arms: what decides, and what it costs", columns, body, reading=reading)
+
+
+def _word(view: View) -> Tag:
+    """Return the bare word, in the colour of the answer."""
+    word = str(view.verdict.get("word"))
+    lacking = "incomplete, so far: " if view.verdict.get("incomplete") else ""
+    return dataclasses.replace(verdict_tag(view), word=lacking + word)
 
 
 def _level(row: Level | None) -> Cell:
@@ -163,24 +183,27 @@ def _compared(view: View, most: int | None = None) -> Table | None:
             cell(row.value, interval(row.low, row.high)),
             Cell(
                 "",
-                f"p = {number(row.p)}; detects {number(row.smallest_detectable)}",
+                f"p = {number(row.p)}; smallest detectable {number(row.smallest_detectable)}",
                 tag=Tag("beyond chance", "bad") if row.shown else Tag("not told from chance", "open"),
             ),
         )
         for row in rows[:most]
     ]
-    columns = [Column("Compared"), *numeric("Value"), Column("Against chance", "adjusted p, smallest detectable")]
-    rest = f", {most} of {len(rows)}" if most and len(rows) > most else ""
-    return Table(f"What was compared with chance{rest}", columns, body)
+    columns = [Column("Compared"), *numeric("Value"), Column("Against chance", "p is adjusted for all")]
+    rest = [f"The first {most} of {len(rows)}; all stand under “Every number”."] if most and len(rows) > most else []
+    reading = [f"{percent(view.confidence)} intervals, adjusted for everything that was compared.", *rest]
+    return Table("What was compared with chance", columns, body, reading=reading)
 
 
 # -- who gets what ----------------------------------------------------------------------------------------------------
 
 
-def who(view: View, canvas: Canvas) -> Section | None:
+def who(view: View, canvas: Canvas, declared: Declared) -> Section | None:
     """Return means by group and of the worst tenth, whatever decides."""
     names = dict.fromkeys(row.statistic for row in view.levels if row.name == "mean" and row.group is not None)
     deciding = f"mean:{view.primary.partition(':')[2]}"
+    if any(block.of.startswith("mean:*") for block in declared.report[:1]):
+        names = {}  # they stand beside the verdict
     figures = []
     for name in sorted(names, key=lambda name: name != deciding)[:2]:
         lines = levels_of(view, f"{name}=*")
@@ -438,7 +461,7 @@ def _asked(view: View) -> list[tuple[str, str]]:
     if view.mends:
         facts.append(("Mends" if view.kind != "audit" else "Question", view.mends))
     for key, value in view.data.items():
-        if key != "fingerprint" and value != 0 and not isinstance(value, Mapping | list):
+        if key not in ("fingerprint", "about") and value != 0 and not isinstance(value, Mapping | list):
             words = DATA_WORDS.get(key, key.replace("_", " ").capitalize())
             facts.append((words, number(value, plain=True) if not isinstance(value, str) else value))
     facts.append(("Counted", f"one value for each {view.unit_kind}"))

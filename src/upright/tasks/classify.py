@@ -167,7 +167,8 @@ class Classify:
         self._layouts: dict[int, Layout] = {}
         size = {str(g): int((self.group == i).sum()) for i, g in enumerate(self.groups)}
         self.facts = {
-            "name": table.name, "licence": table.facts.get("licence", ""), "rows": self.n,
+            "name": table.name, "about": f"{config.group}, {config.criterion.replace('_', ' ')}",
+            "licence": table.facts.get("licence", ""), "rows": self.n,
             "features": len(table.features), "group": " & ".join(names), "groups": size, "classes": list(self.classes),
             "clients": len(self.clients), "criterion": config.criterion, "fingerprint": table.fingerprint,
         }  # fmt: skip

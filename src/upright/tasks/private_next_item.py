@@ -148,7 +148,7 @@ class PrivateNextItem(NextItem):
                 f"surfaces = propagated with {config.backbone}", "a surface that the backbone has",
                 "take embedding: only lightgcn propagates",
             )  # fmt: skip
-        self.facts |= {"attribute": config.attribute, "classes": size}
+        self.facts |= {"about": config.attribute, "attribute": config.attribute, "classes": size}
         self.metrics = self.metrics_of({**config.as_dict(), "classes": self.classes})
 
     @staticmethod
