@@ -179,8 +179,8 @@ def intervals_figure(view: View, canvas: Canvas, lines: Sequence[Line], block: d
     several = len({line.arm.name for line in lines}) > 1 or bool(changes)
     for head, name, own in _rows_of(kept, join, several):
         if head != last and head:
-            n = next((line.n for line in own), None) if join != "group" else None
-            drawn.append(Row(shorten(head + (f" ({plural(n, view.unit_kind)})" if n and own[0].group else ""), 52)))
+            n = own[0].n if several and not join and own[0].group else None
+            drawn.append(Row(shorten(head + (f" ({plural(n, view.unit_kind)})" if n else ""), 52)))
         last = head
         marks = tuple(
             Mark(
@@ -251,7 +251,8 @@ def _rows_of(lines: Sequence[Line], join: str, several: bool) -> Iterable[tuple[
             return ", ".join(filter(None, (of, group))), name
         if join == "group":
             return of, line.arm.title
-        return (of, group) if group else ("", of or line.of or line.arm.title)
+        size = f" ({number(line.n)})" if line.n and not several else ""
+        return (of, group + size) if group else ("", of or line.of or line.arm.title)
 
     places = dict.fromkeys(map(place, lines))
     for head, name in places:
