@@ -229,7 +229,7 @@ def test_a_control_matched_on_the_primary_is_compared_on_the_cost() -> None:
 def test_controls_and_rivals_are_sorted() -> None:
     assert judge().lines["due"] == "beats 2 of 2 controls"
     said = judge(easy=NONE, sham=OPEN, not_run=["hull"]).lines["due"]
-    assert said == "beats 0 of 3 controls; ties with the easy way; not told apart from a sham; hull not run"
+    assert said == "beats 0 of 2 controls that ran; ties with the easy way; not told apart from a sham; hull not run"
     assert judge(easy=WORSE).lines["due"] == "beats 1 of 2 controls; loses to the easy way"
     assert judge().lines["rivals"] == "Peer not run"
     assert judge(arms=ARMS[:4]).lines["rivals"] == "none run"
@@ -341,14 +341,14 @@ def test_lines_and_sentence_give_the_numbers() -> None:
         "clear: 0.102 -> 0.017 (-83 %), -0.084 [-0.120, -0.047]; what is left is inside chance"
     )
     assert "Female -0.030 [-0.040, -0.020]" in said.lines["effect"]  # rates have no better side: who pays stands there
-    assert said.lines["price"].startswith(
-        "costs: accuracy -0.014 [-0.017, -0.011], within a budget of 0.017; worst group Fem"
-    )
+    line = said.lines["price"]
+    assert line.startswith("costs: accuracy -0.014 [-0.017, -0.011]; the budget was 0.01, and one of 0.017 would cover")
+    assert line.endswith("of the groups Female loses most, -0.030")
     rows[3] = dataclasses.replace(rows[3], value=-0.0141)  # beyond the margin, and not below the mean
-    assert "worst" not in v.verdict(levels, rows, ARMS, primary=rate, cost=cost, title="", seeds=6).lines["price"]
+    assert "loses most" not in v.verdict(levels, rows, ARMS, primary=rate, cost=cost, title="", seeds=6).lines["price"]
     for value in (-0.009, -0.011):
         line = judge(extra=[diff((value, -0.1, 0.1), f"{MEANS}=idle")]).lines["price"]
-        assert ("worst group idle" in line) == (value < -0.01)
+        assert ("of the groups idle loses most" in line) == (value < -0.01)
     assert "%" not in judge(start=dataclasses.replace(START, value=0.009)).sentence  # of next to nothing
     assert "at best 0.040 better, at worst 0.010 worse" in judge(OPEN).lines["effect"]
     assert "at worst 0.001 better" in judge((0.008, 0.001, 0.015)).lines["effect"]

@@ -376,7 +376,9 @@ def _inside(found: GroupFairness) -> str:
     against = len({row["client"] for row in found.conflicts})
     words += [f"at {plural(against, 'client')} the other way than over all rows"] * bool(against)
     small = sum(row["client"] is not None for row in found.small)
-    words += [f"{plural(small, 'cell')} too small to be sure of {found.observations} rows"] * bool(small)
+    words += [f"{plural(small, 'cell')} may be too small to judge ({found.observations} rows are asked for)"] * bool(
+        small
+    )
     return "; ".join(words)
 
 

@@ -275,19 +275,20 @@ class _Run:
         best, worst = (_moved(x, margin) for x in (high, low))
         text += f"; at best {best}, at worst {worst}" if what == "undecided" else ""
         text += f"; up to {worst} is not excluded" if what == "none" and low < -margin else ""
-        if self.after.null and math.isfinite(self.after.value):
+        if self.after.null and math.isfinite(self.after.value) and what != "worse":
             text += f"; what is left is {'more than chance explains' if self.beyond else 'inside chance'}"
         text += self.split()[0] if value > 0 else ""
         paid = self.groups(f"{self.cost}:{self.primary.rpartition(':')[2]}=") if "disparity" in self.primary else []
         who = ", ".join(f"{group} {_interval(row, row.margin, '+')}" for group, row in paid)
         return f"{text}; {self.unit} of {who}" if who else text  # rates have no better side
 
-    def price_line(self, pay: str, price: Difference, enough: str) -> str:
+    def price_line(self, pay: str, price: Difference, enough: str, spend: float) -> str:
         """Say class, change, break-even budget, and the group that pays more than the mean and more than its margin."""
-        text = f"{pay}: {self.unit} {_interval(price, price.margin, '+')}, within a budget of {enough}"
+        text = f"{pay}: {self.unit} {_interval(price, price.margin, '+')}"
+        text += f"; the budget was {spend:g}, and one of {enough} would cover it"
         for group, row in self.groups(f"{price.statistic}:")[:1]:
             worse = _gain(row)[0] < min(-row.margin, _gain(price)[0])
-            text += f"; worst group {group} {_number(row.value, row.margin, '+')}" if worse else ""
+            text += f"; of the groups {group} loses most, {_number(row.value, row.margin, '+')}" if worse else ""
         return text
 
 
@@ -372,7 +373,8 @@ def verdict(
         f"; {name} {now:g} given after the run (declared {then:g})" if now != then else ""
         for name, now, then in (("margin", margin, was), ("budget", spend, promised))
     ]
-    due = [f"beats {list(beside.values()).count('beats')} of {len(beside)} controls"]
+    ran = [how for how in beside.values() if how != "not run"]
+    due = [f"beats {ran.count('beats')} of {len(ran)} controls" + " that ran" * (len(ran) < len(beside))]
     due += [f"{beside[name]} {names[name]}" for name in unbeaten] + [f"{name} not run" for name in idle]
     rows = []
     for name, how in stand.items():
@@ -383,7 +385,7 @@ def verdict(
     lines = {
         "effect": run.effect_line(what) + late[0],
         "due": "; ".join(due),
-        "price": (run.price_line(pay, price, enough) if price and pay != "not measured" else pay) + late[1],
+        "price": (run.price_line(pay, price, enough, spend) if price and pay != "not measured" else pay) + late[1],
         "rivals": "; ".join(rows) or "none run",
     }
     old, new = run.level(cost, run.none), run.level(cost, run.mine)

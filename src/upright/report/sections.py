@@ -183,7 +183,7 @@ def _compared(view: View, most: int | None = None) -> Table | None:
             cell(row.value, interval(row.low, row.high)),
             Cell(
                 "",
-                f"p = {number(row.p)}; smallest detectable {number(row.smallest_detectable)}",
+                f"p = {number(row.p)}" + (f"; smallest detectable {number(row.smallest_detectable)}" * (not row.shown)),
                 tag=Tag("beyond chance", "bad") if row.shown else Tag("not told from chance", "open"),
             ),
         )
