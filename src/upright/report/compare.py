@@ -21,6 +21,7 @@ from upright.report.parts import (
     Cell,
     Code,
     Column,
+    Details,
     Grid,
     Notes,
     Page,
@@ -35,6 +36,7 @@ from upright.report.text import flatten, interval, number, plain, plural
 
 __all__ = ["build_compare"]
 
+MOST_OPEN = 12  # settings that differ; the rest is folded
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LIMITS = (
     "Two reports side by side are not one experiment: what else differs between them stands under “What differs”.",
@@ -164,14 +166,14 @@ def _differs(views: Sequence[View]) -> Section:
         for view, config in zip(views, configs, strict=True)
     ]
     same = "Their settings, seeds and numbers of draws are the same."
-    return Section("differs", "What differs", [_diff("Settings and evidence that differ", views, sides, same)])
+    return Section("differs", "What differs", _diff("Settings and evidence that differ", views, sides, same))
 
 
 def _first(view: View, name: str) -> Mapping[str, Any]:
     return next((getattr(run, name) for run in view.runs if getattr(run, name)), {})
 
 
-def _diff(caption: str, views: Sequence[View], sides: Sequence[Mapping[str, Any]], same: str) -> Block:
+def _diff(caption: str, views: Sequence[View], sides: Sequence[Mapping[str, Any]], same: str) -> list[Block]:
     keys = dict.fromkeys(key for side in sides for key in side)
     missing = object()
     body = []
@@ -180,10 +182,10 @@ def _diff(caption: str, views: Sequence[View], sides: Sequence[Mapping[str, Any]
         if any(value != values[0] for value in values):
             body.append([Cell(key, code=True), *(Cell("–" if v is missing else plain(v), code=True) for v in values)])
     if not body:
-        return Prose([same], muted=True)
-    return Table(
-        caption, [Column("Setting"), *(dataclasses.replace(c, numeric=False) for c in _heads(views))], body, False
-    )
+        return [Prose([same], muted=True)]
+    columns = [Column("Setting"), *(dataclasses.replace(c, numeric=False) for c in _heads(views))]
+    first, rest = (Table(caption, columns, rows, False) for rows in (body[:MOST_OPEN], body[MOST_OPEN:]))
+    return [first, *([Details(f"{plural(len(rest.rows), 'more setting')} that differ", [rest])] if rest.rows else [])]
 
 
 def _verdicts(views: Sequence[View], canvas: Canvas) -> Section:
@@ -199,7 +201,7 @@ def _verdicts(views: Sequence[View], canvas: Canvas) -> Section:
 def _better(views: Sequence[View]) -> Table:
     """Return word, effect and price of each folder, and which one's point is better on each line."""
     first = next((view for view in views if view.primary), views[0])
-    body = [[Cell("Word"), *(Cell("", tag=sections.verdict_tag(view)) for view in views), Cell("–")]]
+    body = [[Cell("Word"), *(Cell("", tag=sections.word_tag(view)) for view in views), Cell("–")]]
     for word, statistic in (("What decides", first.primary), ("What is paid", first.cost_statistic)):
         rows = [_of_remedy(view, statistic) for view in views]
         if not statistic or not any(rows):
@@ -246,7 +248,7 @@ def _record(views: Sequence[View]) -> Section:
         packages = env.get("packages")
         own = packages if isinstance(packages, Mapping) else {}
         versions.append({"python": env.get("python"), "platform": env.get("platform"), **own})
-    blocks = [_diff("Versions that differ", views, versions, "All recorded versions are the same.")]
+    blocks = _diff("Versions that differ", views, versions, "All recorded versions are the same.")
     for i, view in enumerate(views):
         items = view.deviations or ("None in force.",)
         alike = (

@@ -46,7 +46,7 @@ from upright.report.text import (
     shorten,
 )
 
-__all__ = ["Declared", "costs", "first_screen", "folds", "limits", "verdict_card", "verdict_tag"]
+__all__ = ["Declared", "costs", "first_screen", "folds", "limits", "verdict_card", "verdict_tag", "word_tag"]
 
 LEAKS = ("leakage", "worst_leakage")
 MOST_COMPARED = 6  # rows of an audit's first table
@@ -137,7 +137,7 @@ def _arms_table(view: View) -> Table:
         effect, paid = at.get((view.primary, arm.name)), at.get((view.cost_statistic, arm.name))
         change = none if arm.name == remedy else alone.get(arm.name)
         gained = tag(change.verdict) if change else None
-        words = [_word(view)] if arm.name == remedy else []
+        words = [word_tag(view)] if arm.name == remedy else []
         words += [tag(str(beside[arm.name]))] if arm.name in beside else []
         body.append(
             (
@@ -157,7 +157,7 @@ def _arms_table(view: View) -> Table:
     return Table("Arms: what decides, and what it costs", columns, body, reading=reading)
 
 
-def _word(view: View) -> Tag:
+def word_tag(view: View) -> Tag:
     """Return the bare word, in the colour of the answer."""
     word = str(view.verdict.get("word"))
     lacking = "incomplete, so far: " if view.verdict.get("incomplete") else ""
