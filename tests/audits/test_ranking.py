@@ -283,7 +283,7 @@ def test_two_groups(tmp_path):
     assert gap["smallest_detectable"] == pytest.approx(2.8 * error, rel=0.1)
     assert (verdict["word"], verdict["answer"], verdict["works"]) == ("gap shown", "mend it", None)
     assert (verdict["primary"], summary["evidence"]["headline"]["group"]) == ("gap:ndcg@2:age", "b minus a")
-    assert verdict["sentence"].startswith("NDCG@2: b minus a 0.500 [")
+    assert verdict["sentence"].startswith("NDCG@2: b minus a is 0.500 [")
     assert last_lines(summary) == ["NDCG@2, a: 0.3000", "NDCG@2, b: 0.8000", "gap shown"]
     page = re.sub(r"<(script|style|svg).*?</\1>|<[^>]+>", " ", build_report(made).read_text(), flags=re.S)
     assert verdict["sentence"] in page
@@ -380,7 +380,7 @@ def test_the_sentence_names_few_pairs(tmp_path):
     shown = [x for x in summary["evidence"]["levels"] if x.get("p") is not None]
     beyond = sum(x["p"] < 0.05 and x["low"] > 0 for x in shown)
     assert beyond > 15
-    assert verdict["sentence"].startswith("NDCG@2: a minus d 0.800 [")
+    assert verdict["sentence"].startswith("NDCG@2: a minus d is 0.800 [")
     assert verdict["sentence"].endswith(f" and {beyond - 4} more.")
     assert verdict["sentence"].count(" minus ") == 4
     assert verdict["next_steps"][0].count(" minus ") == 3

@@ -224,13 +224,17 @@ def test_run_and_audit_show_their_numbers_before_the_verdict(tmp_path: Path) -> 
         "user,item,rank\n" + "".join(f"u{u},i{i},{i + 1}\n" for u in range(12) for i in range(3))
     )
     (tmp_path / "held.csv").write_text("user,item\n" + "".join(f"u{u},i{u % 5}\n" for u in range(12)))
-    (tmp_path / "who.csv").write_text("user,group\n" + "".join(f"u{u},{'ab'[u % 2]}\n" for u in range(12)))
+    groups = ["a\x1b[31mred", "w" * 300]
+    (tmp_path / "who.csv").write_text("user,group\n" + "".join(f"u{u},{groups[u % 2]}\n" for u in range(12)))
     done = upright("audit", "ranking", "lists.csv", "--held-out", "held.csv", "--users", "who.csv", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["users", "all", "group", "group"]
     assert [line.split()[-1] for line in lines[:4]] == ["n", "12", "6", "6"]
+    # catches: a name that colours the terminal or vanishes from it, and one that fills the screen
     assert "\x1b" not in done.stdout
+    assert r"a\x1b[31mred" in done.stdout
+    assert "w" * 60 not in done.stdout
 
 
 def test_an_export_below_a_file_is_bad_input(finished: Path, tmp_path: Path) -> None:

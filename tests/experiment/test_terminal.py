@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from upright.experiment.terminal import levels_table, paragraphs, table
 
@@ -53,6 +54,24 @@ def test_an_audit_shows_all_units_and_each_group():
         "age old    0.1000 [0.0900, 0.1200]    7",
         "age young  0.1100 [0.1000, 0.1300]    8",
     ]
+
+
+def test_an_audit_shows_the_metric_that_decides():
+    # catches a table of one metric above a sentence on another
+    summary = audit_summary(["old", "young"])
+    summary["evidence"]["verdict"]["primary"] = "gap:recall@10:age"
+    assert levels_table(summary).splitlines() == [
+        "users  mean recall@10             n",
+        "all    0.7000 [0.6900, 0.7200]  100",
+    ]
+
+
+def test_names_of_any_script_stand_in_columns():
+    # catches columns counted in letters (a letter of Chinese fills two), and a long name that breaks every row
+    lines = levels_table(audit_summary(["old", "中文组", "w" * 300])).splitlines()
+    assert len({cell_len(line) for line in lines}) == 1
+    assert cell_len(lines[0]) < 100
+    assert "…" in lines[-1]
 
 
 def test_a_run_shows_arms_by_primary_and_cost():

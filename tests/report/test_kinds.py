@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -106,6 +107,29 @@ def test_a_plot_that_would_be_too_long_keeps_baseline_and_remedy_and_the_table_k
     assert set(seen[0]) == {"No remedy", "In-UCDS"}
     assert len(found.table.rows) == 55
     assert any("not drawn" in text for text in found.reading)
+
+
+def test_a_group_may_look_like_an_attack_and_no_heading_stands_twice(sample, folder):
+    # catches: "Asian on White" for White/Asian; a heading for every row where two metrics take turns
+    place = folder()
+
+    def rename(summary):
+        own = [x for x in summary["evidence"]["levels"] if x["arm"] == "in_ucds" and x["group"]]
+        for row in own:
+            for name, new in {"disadvantaged": "n/a", "advantaged": "White/Asian"}.items():
+                row |= {"label": row["label"].replace(name, new)} if row["group"] == name else {}
+                row["group"] = new if row["group"] == name else row["group"]
+        others = [x for x in summary["evidence"]["levels"] if x not in own]
+        summary["evidence"]["levels"] = [*others, *sorted(own, key=lambda x: x["group"])]
+
+    sample.edit(place, rename)
+    found = drawn(declare.Intervals("t", "mean:*:activity=*", arms=("remedy",)), place)
+    groups = {row[1] for row in rows(found)}
+    assert groups == {"n/a", "White/Asian"}
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", found.svg)
+    heads = [text for text in texts if text in {row[0] for row in rows(found)}]
+    assert len(set(heads)) > 1
+    assert len(heads) == len(set(heads))
 
 
 def test_a_front_has_every_arm_and_its_own_axes(folder):

@@ -594,7 +594,8 @@ def _verdict(pairs: Sequence[Level], levels: Levels, reference: bool, margin: fl
     if useful is None:
         return dataclasses.replace(said, next_steps=steps)
     kept = f"{useful.label}: {useful.value:.3f} [{useful.low:.3f}, {useful.high:.3f}]"
-    lines = {**said.lines, "price": kept}
+    beside = levels.get(("utility:retain", RETRAIN))
+    lines = {**said.lines, "kept": kept + (f"; of the reference {beside.value:.3f}" if beside else "")}
     return dataclasses.replace(said, next_steps=steps, lines=lines, cost_statistic=useful.statistic)
 
 

@@ -37,6 +37,7 @@ app.add_typer(audit_app, name="audit")
 app.add_typer(runs_app, name="runs")
 app.add_typer(forget_app, name="forget")
 
+LONGEST = 60  # letters of a word in a sentence on the terminal; JSON and the page hold it whole
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DataDir = Annotated[str | None, typer.Option(help="Folder that holds data sets; UPRIGHT_DATA otherwise.")]
 Out = Annotated[Path, typer.Option(help="Where run folders go.")]
@@ -233,16 +234,19 @@ def _judged(margin: list[str] | None, budget: float | None) -> dict[str, Any]:
 def _finish(
     summary: dict[str, Any], folder: Path, report: Path, as_json: bool, fail_if: str | None, numbers: str = ""
 ) -> None:
-    verdict = summary["evidence"]["verdict"]
+    from upright.report.read import printed
+
+    shown = printed(summary, LONGEST)
+    verdict = shown["evidence"]["verdict"]
     lines = verdict["lines"].items()
     words = [verdict["sentence"], *(f"{name}: {text}" for name, text in lines if text != verdict["sentence"])]
-    words += [*(f"next: {step}" for step in verdict["next_steps"]), *(f"warning: {w}" for w in summary["warnings"])]
+    words += [*(f"next: {step}" for step in verdict["next_steps"]), *(f"warning: {w}" for w in shown["warnings"])]
     said = paragraphs([*filter(None, words), "", f"folder: {folder}", f"report: {report}"], _width())
-    last = "\n".join(last_lines(summary, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    last = "\n".join(last_lines(shown, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
     _print(
         {**summary, "folder": str(folder), "report": str(report)},
         as_json,
-        "\n\n".join(filter(None, [numbers or levels_table(summary, width=_width() or 80), said, last])),
+        "\n\n".join(filter(None, [numbers or levels_table(shown, width=_width() or 80), said, last])),
     )
     if fail_if is not None:
         from upright.evidence.gate import fail_if as gate

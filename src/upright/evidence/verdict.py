@@ -472,12 +472,12 @@ def audit_verdict(
     answer = "mend it" if matter else "not known yet" if large or too_small or word == "measured" else "fine"
     top = [*matter, *seen, *pairs, Level(statistic="", arm="", label="Nothing to compare")][0]
     own, (first, _, second) = margin_of(top), (top.group or "").partition(" minus ")
-    said = [f"{top.label} {_interval(top, own)}" if pairs else top.label]
+    said = [f"{top.label} is {_interval(top, own)}" if pairs else top.label]
     said += [f"higher for {first if top.value > 0 else second}"] * (second != "" and top.shown)
     if ratio is not None and math.isfinite(ratio[0]):
         below = ", below four fifths" if ratio[0] < 0.8 - 1e-9 else ""
         said.append(f"smallest over largest rate {ratio[0]:.2f} ({ratio[1]}){below}")
-    others = [f"{row.label} {_number(row.value, margin_of(row))}" for row in seen if row is not top]
+    others = [f"{row.label} ({_number(row.value, margin_of(row))})" for row in seen if row is not top]
     said += [f"also shown: {some(others)}"] * bool(others)
     most = max(judged, key=lambda row: reach(row) / (margin_of(row) or ZERO)) if judged and not matter else top
     if judged and not matter:

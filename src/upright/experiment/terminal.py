@@ -10,22 +10,37 @@ __all__ = ["LINES", "last_lines", "levels_table", "paragraphs", "table"]
 
 LINES = 15  # of a table of levels; the report holds the rest
 GAP = "  "  # between columns
+WIDEST = 48  # of a column of levels; a longer name ends in dots
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], width: int | None = None) -> str:
     """Write rows under a header; with a width the last column is broken over lines below itself."""
-    widths = {c: max([len(c), *(len(str(row[c])) for row in rows)]) for c in columns}
-    *fixed, last = columns
-    before = sum(widths[c] + len(GAP) for c in fixed)
-    room = None if width is None or width - before < 20 else width - before
-    lines = []
-    for row in [dict(zip(columns, columns, strict=True)), *rows]:
-        start = "".join(str(row[c]).ljust(widths[c]) + GAP for c in fixed)
-        text = str(row[last])
-        parts = [text] if room is None else textwrap.wrap(text, room, break_on_hyphens=False) or [""]
-        leads = [start, *[" " * before] * (len(parts) - 1)]
-        lines += [(lead + part).rstrip() for lead, part in zip(leads, parts, strict=True)]
-    return "\n".join(lines)
+    return "\n".join(_lines(columns, [[str(row[c]) for c in columns] for row in rows], width))
+
+
+def _lines(
+    header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, *, numbers: bool = False
+) -> list[str]:
+    """Lay out cells by their width on a screen, where a letter of Chinese takes two columns; numbers stand right."""
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    *fixed, last = (max(map(cell_len, column)) for column in zip(header, *rows, strict=True))
+    fixed = [min(one, WIDEST) if numbers else one for one in fixed]
+    before = sum(fixed) + len(GAP) * len(fixed)
+    room = last if width is None else min(last, max(width - before, 20))
+    drawn = Table(box=None, pad_edge=False, padding=(0, len(GAP), 0, 0), show_header=False)
+    for one in fixed:
+        drawn.add_column(width=one, no_wrap=True, overflow="ellipsis")
+    drawn.add_column(width=room, overflow="fold", justify="right" if numbers else "left")
+    for row in [header, *rows]:
+        drawn.add_row(*map(Text, row))
+    console = Console(width=before + room, color_system=None, force_terminal=False, legacy_windows=False)
+    with console.capture() as captured:
+        console.print(drawn)
+    return [line.rstrip() for line in captured.get().splitlines()]
 
 
 def paragraphs(texts: Iterable[str], width: int | None = None) -> str:
@@ -40,8 +55,8 @@ def paragraphs(texts: Iterable[str], width: int | None = None) -> str:
 def levels_table(summary: Mapping[str, Any], lines: int = LINES, width: int = 80) -> str:
     """Return the levels that decide, as text.
 
-    Of an audit: the first metric over all units and in each group. Of a run or a comparison: for each arm the primary
-    statistic and the cost, with n of the cost. Each value with its 95 % interval.
+    Of an audit: the metric that decides, or else the first, over all units and in each group. Of a run or a
+    comparison: for each arm the primary statistic and the cost, with n of the cost. Each value with its 95 % interval.
 
     Parameters
     ----------
@@ -61,19 +76,21 @@ def levels_table(summary: Mapping[str, Any], lines: int = LINES, width: int = 80
     if not levels:
         return ""
     if summary.get("kind") == "audit":
-        return _cut(_audit_rows(levels, f"{summary['evidence']['unit_kind']}s"), lines)
-    return _cut(_arm_rows(summary, levels, width), lines)
+        return _cut(_audit_lines(summary["evidence"]), lines)
+    return _cut(_arm_lines(summary, levels, width), lines)
 
 
-def _audit_rows(levels: Sequence[Mapping[str, Any]], kind: str) -> list[list[str]]:
-    metric = levels[0]["metric"]
-    own = [x for x in levels if x["metric"] == metric and x["statistic"].startswith("mean:")]
+def _audit_lines(evidence: Mapping[str, Any]) -> list[str]:
+    means = [x for x in evidence["levels"] if x["statistic"].startswith("mean:")]
+    decides = str(evidence["verdict"].get("primary") or ":").split(":")[1]
+    metric = next((x for x in means if x["metric"] == decides), evidence["levels"][0])["metric"]
+    own = [x for x in means if x["metric"] == metric]
     names = ["all" if x["group"] is None else f"{x['grouping']} {x['group']}" for x in own]
     rows = [[name, _value(x), str(x["n_units"])] for name, x in zip(names, own, strict=True)]
-    return [[kind, f"mean {metric}", "n"], *rows]
+    return _lines([f"{evidence['unit_kind']}s", f"mean {metric}", "n"], rows, None, numbers=True)
 
 
-def _arm_rows(summary: Mapping[str, Any], levels: Sequence[Mapping[str, Any]], width: int) -> list[list[str]]:
+def _arm_lines(summary: Mapping[str, Any], levels: Sequence[Mapping[str, Any]], width: int) -> list[str]:
     verdict = summary["evidence"]["verdict"]
     gaps = [x["statistic"] for x in levels if x["statistic"].startswith("abs_gap:")]
     primary = verdict.get("primary") or (gaps or [levels[0]["statistic"]])[0]
@@ -88,13 +105,13 @@ def _arm_rows(summary: Mapping[str, Any], levels: Sequence[Mapping[str, Any]], w
         )
     )
     while True:
-        rows = [["arm", *(_heading(*cell) for cell in cells), "n"]]
+        rows = []
         for arm in summary["arms"]:
             own = [found.get((arm["name"], *cell)) for cell in cells]
-            n = 0 if own[-1] is None else own[-1]["n_units"]
-            rows.append([arm["name"], *(_value(x) for x in own), str(n)])
-        if len(cells) < 3 or max(map(len, _aligned(rows))) <= width:
-            return rows
+            rows.append([arm["name"], *map(_value, own), str(0 if own[-1] is None else own[-1]["n_units"])])
+        shown = _lines(["arm", *(_heading(*cell) for cell in cells), "n"], rows, None, numbers=True)
+        if len(cells) < 3 or max(map(len, shown)) <= width:
+            return shown
         cells.pop(-2)  # the last one is the cost
 
 
@@ -115,17 +132,7 @@ def _number(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.5g}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align columns, numbers of units to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        GAP.join([*(text.ljust(w) for text, w in zip(row[:-1], widths, strict=False)), row[-1].rjust(widths[-1])])
-        for row in rows
-    ]
-
-
-def _cut(rows: Sequence[Sequence[str]], lines: int) -> str:
-    shown = _aligned(rows)
+def _cut(shown: list[str], lines: int) -> str:
     if len(shown) > lines:
         shown = [*shown[: lines - 1], f"and {len(shown) - lines + 1} more in the report"]
     return "\n".join(shown)

@@ -19,7 +19,7 @@ from upright.report import sections
 from upright.report.parts import Block, Figure, Grid, Image, Link, Page, Prose, Section
 from upright.report.plots import Canvas
 from upright.report.read import View, read_folder
-from upright.report.text import MINUS, NARROW, plural
+from upright.report.text import MINUS, NARROW, plural, shorten
 
 DEFINITIONS = {
     "Effect": "the remedy minus no remedy on what decides: the whole 95 % interval counts, not the point",
@@ -32,7 +32,7 @@ DEFINITIONS = {
     "Smallest detectable": "what four of five such tables would have shown",
     "By chance": "95 % of what permuted labels show",
 }
-MOST_LETTERS = 160
+MOST_LETTERS, LONGEST = 160, 60  # of a name, of a word in a sentence
 MOST_PICTURES = 3_000_000  # bytes
 __all__ = ["build_demo", "build_report", "over_line", "target_of", "write_page"]
 
@@ -162,11 +162,9 @@ def typeset(text: str) -> Markup | str:
     return cut_words(re.sub(r"(?<![\w-])-(?=\d)", MINUS, text))
 
 
-def cut(text: str) -> Markup | str:
+def cut(text: str, most: int = MOST_LETTERS) -> Markup | str:
     """Shorten a long name, with the whole in the hover text."""
-    if len(text) <= MOST_LETTERS:
-        return text
-    return Markup('<span title="{}">{}</span>').format(text, text[:MOST_LETTERS].rstrip() + "…")
+    return text if len(text) <= most else Markup('<span title="{}">{}</span>').format(text, shorten(text, most))
 
 
 def cut_words(text: str) -> Markup | str:
@@ -174,9 +172,9 @@ def cut_words(text: str) -> Markup | str:
     if "`" in text:
         parts = re.split(r"``?([^`]+)``?", text)
         return Markup("").join(Markup("<code>{}</code>").format(x) if i % 2 else x for i, x in enumerate(parts))
-    if all(len(word) <= MOST_LETTERS for word in text.split()):
+    if all(len(word) <= LONGEST for word in text.split()):
         return text
-    return Markup(" ").join(cut(word) for word in text.split())
+    return Markup(" ").join(cut(word, LONGEST) for word in text.split())
 
 
 def define(term: str) -> Markup | str:

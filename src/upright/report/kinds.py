@@ -255,7 +255,8 @@ def _rows_of(lines: Sequence[Line], join: str, several: bool) -> Iterable[tuple[
         return (of, group + size) if group else ("", of or line.of or line.arm.title)
 
     places = dict.fromkeys(map(place, lines))
-    for head, name in places:
+    heads = list(dict.fromkeys(head for head, _ in places))
+    for head, name in sorted(places, key=lambda one: heads.index(one[0])):  # no heading stands twice
         yield head, name, [line for line in lines if place(line) == (head, name)]
 
 

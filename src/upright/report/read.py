@@ -17,7 +17,7 @@ from upright.evidence.records import Difference, Level, Null
 from upright.experiment.notes import merge_curves
 from upright.experiment.summary import ArmFacts, Kind, Summary, again, summary_file
 from upright.report.table import UnitTable
-from upright.report.text import metric_title, printable
+from upright.report.text import metric_title, printable, shorten
 
 __all__ = ["ArmView", "Difference", "Level", "Null", "RunRecord", "View", "read_folder"]
 
@@ -273,13 +273,14 @@ def _lines(path: Path) -> tuple[tuple[Mapping[str, Any], ...], int]:
     return tuple(rows), unread
 
 
-def printed(value: Any) -> Any:
-    """Return a JSON value whose texts hold no control characters: names may, and a page may not."""
+def printed(value: Any, longest: int | None = None) -> Any:
+    """Return a JSON value whose texts hold no control characters, or too long words: names may, a page may not."""
     if isinstance(value, str):
-        return printable(value)
+        text = printable(value)
+        return text if longest is None else " ".join(shorten(word, longest) for word in text.split(" "))
     if isinstance(value, dict):
-        return {printable(k): printed(v) for k, v in value.items()}
-    return [printed(v) for v in value] if isinstance(value, list) else value
+        return {printed(k, longest): printed(v, longest) for k, v in value.items()}
+    return [printed(v, longest) for v in value] if isinstance(value, list) else value
 
 
 def _optional(path: Path) -> Mapping[str, Any]:

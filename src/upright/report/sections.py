@@ -58,6 +58,7 @@ LINES = {
     "price": "Price",
     "rivals": "Rivals",
     "clients": "Inside clients",
+    "kept": "What is kept",
 }
 
 

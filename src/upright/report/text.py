@@ -129,8 +129,13 @@ def metric_title(metric: str) -> str:
 
 
 def attack_parts(attack: str) -> tuple[str, str, str]:
-    """Take ``embedding/mlp/cross`` apart: *user embeddings*, *neural network*, *cross-fitted*; "" for what lacks."""
+    """Take ``embedding/mlp/cross`` apart: *user embeddings*, *neural network*, *cross-fitted*; "" for what lacks.
+
+    A group's name may hold a slash as well: without a known attacker it stays whole.
+    """
     surface, attacker, protocol = [*attack.split("/", 2), "", ""][:3]
+    if attacker not in ATTACKERS:
+        return SURFACES.get(attack, attack), "", ""
     return SURFACES.get(surface, surface), ATTACKERS.get(attacker, attacker), PROTOCOLS.get(protocol, protocol)
 
 
