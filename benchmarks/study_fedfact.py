@@ -18,7 +18,6 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from studies import publish_runs
-
 from upright.experiment.runner import Ask, compare_runs, execute
 
 SEEDS = range(6)

@@ -23,8 +23,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from studies import publish_runs
 
+from studies import publish_runs
 from upright.experiment.folders import ArmRun
 from upright.experiment.registry import load_method
 from upright.experiment.runner import Ask, compare_runs, execute

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "upright"
 ABOVE = ["cli", "api.py", "evidence", "experiment", "report"]
 #: lines of source, docstrings included, and a tenth more; what is beyond its budget, or is not redone, may not grow
 BUDGETS = {
-    "contract.py": 515,  # aims at 400
+    "contract.py": 475,  # aims at 400
     "declare.py": 200,
     "cli+api.py": 950,
     "experiment": 2_400,  # aims at 1,900

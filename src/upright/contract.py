@@ -393,58 +393,12 @@ class Arm:
     mix: tuple[str, str] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class MethodSpec:
-    """What `@method` records about a method function."""
-
-    name: str
-    run: Callable[..., Any]
-    config: type[Config]
-    task: str
-    title: str
-    mends: str
-    neutral: tuple[Mapping[str, Any], ...]
-    arms: tuple[Arm, ...]
-    statistics: tuple[str, ...]
-    primary: str
-    cost: str
-    presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    tune: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
-    tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    sweep: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
-    report: tuple[Any, ...] = ()
-    limits: tuple[str, ...] = ()
-    demo: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def arm(self, role: str) -> Arm:
-        """Return the first arm with a role."""
-        return next(arm for arm in self.arms if arm.role == role)
-
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def method(
-    name: str,
-    *,
-    task: str,
-    config: type[Config],
-    title: str,
-    mends: str,
-    neutral: Sequence[Mapping[str, Any]],
-    arms: Sequence[Arm],
-    statistics: Sequence[str],
-    primary: str,
-    cost: str,
-    presets: Mapping[str, Mapping[str, Any]] | None = None,
-    tune: Mapping[str, Sequence[Any]] | None = None,
-    tiny: Mapping[str, Any] | None = None,
-    sweep: Mapping[str, Sequence[Any]] | None = None,
-    report: Sequence[Any] = (),
-    limits: Sequence[str] = (),
-    demo: Mapping[str, Any] | None = None,
-) -> Callable[[F], F]:
-    """Mark ``f(task, config, run) -> result`` as a method.
+@dataclasses.dataclass(frozen=True)
+class MethodSpec:
+    """What a method declares; as a decorator, `method`, it marks ``run(task, config, run) -> result``.
 
     Parameters
     ----------
@@ -472,82 +426,85 @@ def method(
         Settings under which `upright check` runs the method in seconds.
     sweep : mapping of one field to values
         Strengths that ``--sweep`` adds to every arm but the baseline, so that a report draws fronts.
-
     report : sequence of upright.declare.Block
         What a report shows; the first that draws a plot stands beside the verdict.
     limits : sequence of str
         What a result does not say, in sentences.
     demo : mapping
         ``data``, ``settings`` and ``arms`` of its part in `upright demo`; none where it is not shown.
+    run : callable
+        The marked function.
 
     Raises
     ------
     TypeError
         When the declaration is incomplete.
     """
-    roles = [arm.role for arm in arms]
-    if roles.count("baseline") != 1 or roles.count("remedy") != 1 or not {"trivial", "placebo"} <= set(roles):
-        raise TypeError(
-            f"method {name!r} declares arms with roles {roles}; accepted: one baseline, one remedy, at least one "
-            "trivial and one placebo; add the missing arm"
-        )
-    if not neutral:
-        raise TypeError(f"method {name!r} declares no neutral setting; declare where it equals its baseline")
 
-    def mark(f: F) -> F:
-        f.__upright__ = MethodSpec(  # type: ignore[attr-defined]
-            name=name,
-            run=f,
-            config=config,
-            task=task,
-            title=title,
-            mends=mends,
-            neutral=tuple(neutral),
-            arms=tuple(arms),
-            statistics=tuple(statistics),
-            primary=primary,
-            cost=cost,
-            presets=presets or {},
-            tune=tune or {},
-            tiny=tiny or {},
-            sweep=sweep or {},
-            report=tuple(report),
-            limits=tuple(limits),
-            demo=demo or {},
-        )
+    name: str
+    _: dataclasses.KW_ONLY
+    task: str
+    config: type[Config]
+    title: str
+    mends: str
+    neutral: Sequence[Mapping[str, Any]]
+    arms: Sequence[Arm]
+    statistics: Sequence[str]
+    primary: str
+    cost: str
+    presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    tune: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sweep: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    report: Sequence[Any] = ()
+    limits: Sequence[str] = ()
+    demo: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    run: Callable[..., Any] = lambda task, config, run: None
+
+    def __post_init__(self) -> None:
+        roles = [arm.role for arm in self.arms]
+        if roles.count("baseline") != 1 or roles.count("remedy") != 1 or not {"trivial", "placebo"} <= set(roles):
+            raise TypeError(
+                f"method {self.name!r} declares arms with roles {roles}; accepted: one baseline, one remedy, at least "
+                "one trivial and one placebo; add the missing arm"
+            )
+        if not self.neutral:
+            raise TypeError(f"method {self.name!r} declares no neutral setting; declare where it equals its baseline")
+
+    def __call__(self, f: F) -> F:
+        """Mark a function."""
+        f.__upright__ = dataclasses.replace(self, run=f)  # type: ignore[attr-defined]
         return f
 
-    return mark
+    def arm(self, role: str) -> Arm:
+        """Return the first arm with a role."""
+        return next(arm for arm in self.arms if arm.role == role)
 
 
 @dataclasses.dataclass(frozen=True)
 class AuditSpec:
-    """What `@audit` records about an audit function."""
-
-    kind: str
-    run: Callable[..., Any]
-    report: tuple[Any, ...] = ()
-    limits: tuple[str, ...] = ()
-
-
-def audit(kind: str, *, report: Sequence[Any] = (), limits: Sequence[str] = ()) -> Callable[[F], F]:
-    """Mark ``f(files, ...) -> folder`` as an audit.
+    """What an audit declares; as a decorator, `audit`, it marks ``f(files, ...) -> folder``.
 
     Parameters
     ----------
     kind : str
         Registered name: ``ranking``.
-    report : sequence of upright.declare.Block
-        What a report shows; the first that draws a plot stands beside the verdict.
-    limits : sequence of str
-        What a result does not say, in sentences.
+    report, limits : sequence
+        As of `MethodSpec`.
     """
 
-    def mark(f: F) -> F:
-        f.__upright_audit__ = AuditSpec(kind, f, tuple(report), tuple(limits))  # type: ignore[attr-defined]
+    kind: str
+    _: dataclasses.KW_ONLY
+    report: Sequence[Any] = ()
+    limits: Sequence[str] = ()
+
+    def __call__(self, f: F) -> F:
+        """Mark a function."""
+        f.__upright__ = self  # type: ignore[attr-defined]
         return f
 
-    return mark
+
+method, audit = MethodSpec, AuditSpec
 
 
 def spec_of(f: Callable[..., Any]) -> MethodSpec:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+import desk_world
 from upright import cli
 
-HELPER = Path(__file__).parents[1] / "language" / "desk_world.py"
 QUICK = ["--learning-rate", "1e-3", "--epochs", "2", "--no-rouge", "--utility-floor", "0.5"]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    if "desk_world" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("desk_world", HELPER)
-        sys.modules["desk_world"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["desk_world"])
-    return sys.modules["desk_world"].world_of(tmp_path_factory)
+    return desk_world.world_of(tmp_path_factory)
 
 
 @pytest.fixture

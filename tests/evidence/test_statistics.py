@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import by_hand
 from upright.contract import InputError, UnitScores
 from upright.evidence.bootstrap import Bootstrap
 from upright.evidence.statistics import STATISTICS, computable, parse
 from upright.evidence.units import Block, Units
 from upright.maths.simultaneous import newcombe
-
-spec = importlib.util.spec_from_file_location("by_hand", Path(__file__).with_name("by_hand.py"))
-by_hand = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(by_hand)
 
 TRUTH, KNOWN, POOLED = "forget_truth_probability", "forget_probability", "true_positive+false_positive"
 TEXTS = f"""mean:m mean:m:two worst_decile:m worst_decile:m:three gini:m gap:m:two abs_gap:m:two leakage:attack:three

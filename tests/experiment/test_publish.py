@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import studies
 from upright.evidence.units import Units, read_units
 from upright.experiment.folders import read_json
 from upright.experiment.runner import Ask, compare_runs, execute
 
-# benchmarks are scripts beside one another, no package
-spec = importlib.util.spec_from_file_location("studies", Path(__file__).parents[2] / "benchmarks" / "studies.py")
-studies = importlib.util.module_from_spec(spec)
-sys.modules["studies"] = studies  # its dataclass looks itself up
-spec.loader.exec_module(studies)
 publish_runs = studies.publish_runs
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+
+import in_process_grid as grid
 
 pytest.importorskip("flwr", reason="the package flwr is not installed (extra `federated`)")
 
@@ -22,11 +22,6 @@ from upright.contract import InputError
 from upright.federation import flower
 from upright.federation.rounds import drive
 from upright.maths.parity.program import Constraint
-
-# tests are no package under --import-mode=importlib, so the sibling is loaded by its path
-spec = importlib.util.spec_from_file_location("in_process_grid", Path(__file__).with_name("in_process_grid.py"))
-grid = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(grid)
 
 K = 8
 

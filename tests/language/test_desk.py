@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import re
 import shutil
 import signal
@@ -15,34 +14,12 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+import desk_world as w
 from upright.contract import InputError
 from upright.data.forget import read_records, tofu_records
 from upright.language import desk, disk, pages, receipts
 from upright.ledger import Ledger
 from upright.models.tiny import tiny_tokenizer
-
-# tests are no package under --import-mode=importlib, so the sibling is loaded by its path, once for all that use it
-if "desk_world" not in sys.modules:
-    spec = importlib.util.spec_from_file_location("desk_world", Path(__file__).with_name("desk_world.py"))
-    sys.modules["desk_world"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["desk_world"])
-w = sys.modules["desk_world"]
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    return w.world_of(tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    return w.finished_of(tmp_path_factory)
-
 
 # -- bad input: three parts, nothing changed ------------------------------------------------------------------------
 

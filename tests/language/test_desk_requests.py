@@ -4,45 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import desk_world as w
 from upright.data.forget import digest, read_records, tofu_records
 from upright.language import desk, disk, measures, pages, receipts
 from upright.language.evaluation import Speaker
 from upright.ledger import Ledger
 from upright.metrics import membership
 from upright.models.hub import load_language_model
-
-# tests are no package under --import-mode=importlib, so the sibling is loaded by its path, once for all that use it
-if "desk_world" not in sys.modules:
-    spec = importlib.util.spec_from_file_location("desk_world", Path(__file__).with_name("desk_world.py"))
-    sys.modules["desk_world"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["desk_world"])
-w = sys.modules["desk_world"]
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    return w.world_of(tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    return w.finished_of(tmp_path_factory)
-
 
 # -- a request that ends well ---------------------------------------------------------------------------------------
 

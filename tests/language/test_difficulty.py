@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaForCausalLM
 
+from mrd_sample import Toy, V, close, exact, llama, samples, sigmas_of, token_log_likelihoods, toy
 from upright.contract import InputError
 from upright.data.forget import tofu_records
 from upright.language import engines, reader
@@ -22,23 +21,6 @@ from upright.language.difficulty import mrd, reliability, score_difficulty
 from upright.language.encoding import Encoded, collate, encode_all
 from upright.language.noise import rows
 from upright.models.tiny import tiny_llama, tiny_tokenizer
-
-# tests are no package under --import-mode=importlib, so the sibling is loaded by its path
-spec = importlib.util.spec_from_file_location("mrd_sample", Path(__file__).with_name("mrd_sample.py"))
-sample = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sample)
-V, Toy, close, exact, llama, samples, sigmas_of, token_log_likelihoods, toy = (
-    sample.V,
-    sample.Toy,
-    sample.close,
-    sample.exact,
-    sample.llama,
-    sample.samples,
-    sample.sigmas_of,
-    sample.token_log_likelihoods,
-    sample.toy,
-)
-
 
 # -- theory (spec 1.7) ----------------------------------------------------------------------------------------------
 

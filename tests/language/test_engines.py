@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,30 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from mrd_sample import V, by_hand, close, exact, gemma, gpt2, llama, samples, sigmas_of, token_log_likelihoods, toy
 from upright.contract import InputError
 from upright.language import difficulty, engines, noise, reader
 from upright.language.difficulty import score_difficulty
 from upright.language.engines import HookEngine, InPlaceEngine
 from upright.language.reader import Reader
-
-# tests are no package under --import-mode=importlib, so the sibling is loaded by its path
-spec = importlib.util.spec_from_file_location("mrd_sample", Path(__file__).with_name("mrd_sample.py"))
-sample = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sample)
-V, by_hand, close, exact, gemma, gpt2, llama, samples, sigmas_of, token_log_likelihoods, toy = (
-    sample.V,
-    sample.by_hand,
-    sample.close,
-    sample.exact,
-    sample.gemma,
-    sample.gpt2,
-    sample.llama,
-    sample.samples,
-    sample.sigmas_of,
-    sample.token_log_likelihoods,
-    sample.toy,
-)
-
 
 # -- against the scorer written out ---------------------------------------------------------------------------------
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -14,22 +10,6 @@ from upright.language import desk, disk, pages
 from upright.language.evaluation import Speaker
 from upright.language.robustness import robustness
 from upright.models.hub import load_language_model
-
-if "desk_world" not in sys.modules:
-    spec = importlib.util.spec_from_file_location("desk_world", Path(__file__).with_name("desk_world.py"))
-    sys.modules["desk_world"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["desk_world"])
-w = sys.modules["desk_world"]
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    return w.finished_of(tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    return w.world_of(tmp_path_factory)
 
 
 def test_attacks_are_reported_with_the_share_that_came_back(world, finished, tmp_path):

@@ -3,72 +3,22 @@
 from __future__ import annotations
 
 import copy
-import functools
 import types
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, logsigmoid
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
+from tiny_trainer import arguments, data, make, tiny, weights
 from upright.contract import InputError
-from upright.data.forget import Record
 from upright.language import callbacks, objectives, references, trainer
-from upright.language.encoding import encode_all
 from upright.language.sampling import draws, partners, sampling_weights, shuffle_order
 from upright.language.trainer import UnlearnTrainer
-from upright.models.tiny import tiny_llama, tiny_tokenizer
 
-WORDS = ["the", "river", "town", "keeps", "nine", "old", "boats", "and", "one", "quiet", "clock", "a", "low", "hill"]
-OPTIONS = {"pdu": {"epsilon": 5.0, "warmup": 0}, "rmu": {"layer": 0}}
 LOSSES = ["ga", "npo", "simnpo", "idk_dpo", "wga", "satimp", "undial", "ce_u", "pdu", "rmu", "grad_diff",
           "grad_diff_kl"]  # fmt: skip
-
-
-def _records(n, seed):
-    """Records whose answers have 1 to 9 words: lengths must differ, or token and sample means would agree."""
-    rng = np.random.default_rng(seed)
-    say = lambda low, high: " ".join(rng.choice(WORDS, rng.integers(low, high)))  # noqa: E731
-    return [Record(f"{say(1, 5)} {i}?", say(1, 10), id=str(i)) for i in range(n)]
-
-
-@functools.cache
-def data():
-    """Tokenizer, forget, retain and alternative records, all encoded."""
-    sets = [_records(10, 0), _records(7, 1), _records(10, 2)]
-    tokenizer = tiny_tokenizer([f"{r.prompt} {r.answer}" for one in sets for r in one], vocabulary=300)
-    return tokenizer, *(encode_all(tokenizer, one) for one in sets)
-
-
-def tiny(seed=0, **changes):
-    return tiny_llama(data()[0], **{"hidden": 16, "layers": 2, "heads": 2, "seed": seed, **changes})
-
-
-def arguments(folder, **changes):
-    return TrainingArguments(
-        output_dir=str(folder),
-        **{
-            "use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no", "max_steps": 2,
-            "per_device_train_batch_size": 4, "learning_rate": 0.05, "lr_scheduler_type": "constant", "optim": "sgd",
-            "max_grad_norm": 0.0, "logging_steps": 1, "seed": 3, **changes,
-        },
-    )  # fmt: skip
-
-
-def make(folder, loss, *, model=None, retain=True, args=None, forget=None, **options):
-    tokenizer, own, kept, alternatives = data()
-    options.setdefault("loss_options", OPTIONS.get(loss))
-    if loss == "idk_dpo":
-        options.setdefault("alternatives", alternatives)
-    return UnlearnTrainer(
-        tiny() if model is None else model, own if forget is None else forget, kept if retain else None,
-        args=arguments(folder, **(args or {})), processing_class=tokenizer, loss=loss, **options,
-    )  # fmt: skip
-
-
-def weights(model):
-    return torch.cat([p.detach().double().reshape(-1) for p in model.parameters()])
 
 
 def run(folder, loss, **options):

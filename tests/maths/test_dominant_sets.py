@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from replicator import replicator
 from upright.contract import InputError
 from upright.maths import dominant_sets as ds
-
-# tests are no package under --import-mode=importlib, so the helper is loaded by its path
-spec = importlib.util.spec_from_file_location("replicator", Path(__file__).with_name("replicator.py"))
-helper = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(helper)
-replicator = helper.replicator
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 24)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import sparse
 
+from replicator import replicator
 from upright.contract import InputError, spec_of
 from upright.data.interactions import Interactions, synthetic
 from upright.experiment.folders import ArmRun
@@ -25,12 +24,6 @@ from upright.methods.in_ucds import (
 )
 from upright.recommendation import pairs
 from upright.tasks.next_item import NextItem, NextItemConfig, activity_groups, activity_score
-
-# tests are no package under --import-mode=importlib, so the helper is loaded by its path
-spec = importlib.util.spec_from_file_location("replicator", Path(__file__).parents[1] / "maths" / "replicator.py")
-helper = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(helper)
-replicator = helper.replicator
 
 TINY = dict(spec_of(in_ucds.run).tiny) | {"epochs": 2, "check_every": 1}
 

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import linalg, sparse
 
+from replicator import replicator
 from upright.data.interactions import synthetic
 from upright.experiment.folders import ArmRun
 from upright.maths import dominant_sets as ds
 from upright.methods import in_ucds
 from upright.metrics import ranking
 from upright.tasks.next_item import NextItem
-
-# tests are no package under --import-mode=importlib, so the helper is loaded by its path
-spec = importlib.util.spec_from_file_location("replicator", Path(__file__).parents[1] / "maths" / "replicator.py")
-helper = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(helper)
-replicator = helper.replicator
 
 
 def random_pool(seed, n=16, targets=8):

@@ -1,17 +1,13 @@
-"""Pages that the report tests share; `sample.py` says what is in them."""
+"""Pages that the report tests share; `report_sample` says what is in them."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-# tests are no package under --import-mode=importlib, so the sibling is loaded by its path
-spec = importlib.util.spec_from_file_location("report_sample", Path(__file__).with_name("sample.py"))
-made_up = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(made_up)
+import report_sample as made_up
 
 
 @pytest.fixture(scope="session")

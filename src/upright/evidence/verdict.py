@@ -479,16 +479,14 @@ def audit_verdict(
         said.append(f"smallest over largest rate {ratio[0]:.2f} ({ratio[1]}){below}")
     others = [f"{row.label} ({_number(row.value, margin_of(row))})" for row in seen if row is not top]
     said += [f"also shown: {some(others)}"] * bool(others)
-    most = max(judged, key=lambda row: reach(row) / (margin_of(row) or ZERO)) if judged and not matter else top
+    most = top
     if judged and not matter:
+        most = max(judged, key=lambda row: reach(row) / (margin_of(row) or ZERO))
         where = "" if most is top else f" ({most.label})"
         said.append(f"up to {_number(reach(most), margin_of(most))} is not excluded{where}")
     for name, least in too_small:
-        why = (
-            f"less than {_number(least, own)} is often missed"
-            if math.isfinite(least)
-            else "fewer than six are drawn apart"
-        )
+        why = "fewer than six are drawn apart"
+        why = f"less than {_number(least, own)} is often missed" if math.isfinite(least) else why
         said.append(f"{name} is too small to judge ({why})")
     said += [f"{name} cannot be measured" for name in unmeasured]
     unseen, more = _number(most.smallest_detectable, own), [*(name for name, _ in too_small), *unmeasured]

@@ -106,5 +106,5 @@ def declared_of(name: str) -> MethodSpec | AuditSpec | None:
     """Return what a method, or an audit as ``audit_<kind>``, declares; None when it is not installed."""
     kind = name.removeprefix("audit_")
     if kind != name:
-        return load_object(AUDITS[kind]).__upright_audit__ if kind in AUDITS else None
+        return load_object(AUDITS[kind]).__upright__ if kind in AUDITS else None
     return load_method(name) if name in find() else None

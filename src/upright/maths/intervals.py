@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["draw_weights", "fill_multiplicities", "gini", "mean", "percentile", "worst_decile"]
+__all__ = ["fill_multiplicities", "gini", "mean", "percentile", "worst_decile"]
 
 Array = NDArray[np.float64]
 
@@ -51,14 +51,6 @@ def gini(values: Array, weights: Array) -> Any:
 def _ratio(top: Any, bottom: Any) -> Any:
     top, bottom = np.asarray(top, dtype=np.float64), np.asarray(bottom, dtype=np.float64)
     return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)[()]
-
-
-def draw_weights(seeds: int, units: int, draws: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Return multiplicities of seeds (draws, seeds) and of units (draws, units) under resampling."""
-    found = np.empty((draws, seeds)), np.empty((draws, units))
-    for one in found:
-        fill_multiplicities(one, rng)
-    return found
 
 
 def fill_multiplicities(out: NDArray[Any], rng: np.random.Generator) -> None:
