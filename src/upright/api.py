@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,22 @@ class Result:
     def verdict(self) -> str:
         """The verdict in one sentence."""
         return str(self.evidence["verdict"]["sentence"])
+
+    @property
+    def frame(self) -> Any:
+        """Levels as a data frame of polars, a row an arm and statistic, with the ends of each 95 % interval."""
+        import polars as pl
+
+        names = ("arm", "label", "value", "low", "high", "n_units", "statistic", "group")
+        return pl.DataFrame([{name: row[name] for name in names} for row in self.evidence["levels"]])
+
+    def _repr_html_(self) -> str:
+        """The verdict above the levels, as a notebook shows it."""
+        from upright.report.read import printed
+
+        said = printed(self.evidence["verdict"])
+        head = f"<p><b>{escape(said['title'])}</b></p><p>{escape(said['sentence'])}</p>"
+        return head + str(self.frame._repr_html_())
 
     def report(self, out: Path | None = None) -> Path:
         """Write the HTML report and return its path."""

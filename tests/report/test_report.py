@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 
+from upright.api import load
 from upright.contract import InputError, UnitScores
 from upright.evidence.units import Block, write_units
 from upright.report import build_compare, build_demo, build_report
@@ -399,3 +400,18 @@ def test_a_missing_folder_or_target_is_refused(sample, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         build_report(folder, tmp_path / "nowhere" / "page.html")
     assert build_report(folder, tmp_path) == tmp_path / "report.html"
+
+
+def test_a_notebook_shows_the_verdict_above_the_levels(sample, tmp_path):
+    # catches: markup in a group's name, a verdict of other words than the page's, levels without their ends
+    def change(summary):
+        summary["evidence"]["levels"][0]["label"] = "<script>x"
+        summary["evidence"]["verdict"]["sentence"] += " <b>&"
+
+    result = load(sample.edit(sample.run_folder(tmp_path), change))
+    html, levels = result._repr_html_(), result.evidence["levels"]
+    assert result.verdict.endswith(" <b>&")
+    assert " &lt;b&gt;&amp;</p>" in html
+    assert "<script>" not in html
+    assert [row["value"] for row in levels] == result.frame["value"].to_list()
+    assert {"low", "high", "n_units"} < set(result.frame.columns)

@@ -590,11 +590,10 @@ def _verdict(pairs: Sequence[Level], levels: Levels, reference: bool, margin: fl
     if not reference:  # what is lacking is no record
         hand_in = "Hand in a model that never saw the records, as reference."
         steps = (*steps[:-1], hand_in) if math.isfinite(pairs[0].p) else (hand_in,)
-    useful = levels.get(("utility:retain", YOURS))
+    useful, beside = (levels.get(("utility:retain", arm)) for arm in (YOURS, RETRAIN))
     if useful is None:
         return dataclasses.replace(said, next_steps=steps)
     kept = f"{useful.label}: {useful.value:.3f} [{useful.low:.3f}, {useful.high:.3f}]"
-    beside = levels.get(("utility:retain", RETRAIN))
     lines = {**said.lines, "kept": kept + (f"; of the reference {beside.value:.3f}" if beside else "")}
     return dataclasses.replace(said, next_steps=steps, lines=lines, cost_statistic=useful.statistic)
 
