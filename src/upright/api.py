@@ -77,6 +77,8 @@ def run(
     out: str | Path = "runs",
     quiet: bool = True,
     sweep: bool = False,
+    margins: Mapping[str, float] | None = None,
+    budget: float | None = None,
 ) -> Result:
     """Run a method with its controls and return the run, or the comparison when there are several seeds.
 
@@ -98,6 +100,8 @@ def run(
         Where run folders go.
     sweep : bool
         Every arm at every strength that the method declares, so that the report draws fronts.
+    margins, budget : optional
+        Smallest changes that matter by metric, '' for the statistic that decides; how much of the cost may be spent.
 
     Raises
     ------
@@ -107,7 +111,8 @@ def run(
     from upright.experiment.runner import Ask, run_seeds
 
     wanted = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    ask = Ask(method, data=data, settings=settings or {}, preset=preset, arms=arms, sweep=sweep)
+    judged: dict[str, Any] = {"margins": margins or {}, "budget": budget}
+    ask = Ask(method, data=data, settings=settings or {}, preset=preset, arms=arms, sweep=sweep, **judged)
     folders, comparison = run_seeds(ask, wanted, out=Path(out), data_dir=data_dir, quiet=quiet)
     return Result(comparison if comparison is not None else folders[0])
 

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from upright import api
 from upright.contract import InputError
 from upright.evidence.units import read_units, write_units
 from upright.experiment.folders import read_json, write_json
@@ -357,3 +358,12 @@ def test_the_command_of_a_run_can_be_typed():
     ask = Ask("raid", settings=settings, arms=["none"], seed=3)
     wanted = "upright run raid --preset full --data ml100k --set surfaces=embedding,lists --arms none --seed 3"
     assert _command(ask, ask.resolved(load_method("raid"))[1]) == wanted
+
+
+def test_python_gives_margin_and_budget_as_the_command_line_does(tmp_path):
+    # catches: a margin that Python drops, and one given before the run that is marked as given after it
+    more = {"settings": SMALL, "arms": ["none", "in_ucds"], "out": tmp_path, "margins": {"": 0.3}, "budget": 0.2}
+    found = api.run("in_ucds", data="synthetic", **more).evidence["verdict"]
+    assert (found["margin"], found["budget"]) == (0.3, 0.2)
+    assert (found["declared_margin"], found["declared_budget"]) == (0.3, 0.2)
+    assert "given after" not in found["sentence"]
