@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from upright.evidence.compute import evidence, said_again
 from upright.evidence.statistics import computable
 from upright.evidence.units import Block, Units, read_units, write_units
 from upright.experiment.config import to_config
-from upright.experiment.folders import ArmRun, read_json, write_json
+from upright.experiment.folders import ArmRun, read_json
 from upright.experiment.registry import load_method, load_object
+from upright.experiment.summary import Evidence, Summary, read_summary, write_summary
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -46,37 +46,39 @@ def with_authors(blocks: list[Block], task: Any) -> list[Block]:
     ]
 
 
-def computed(folder: Path, summary: dict[str, Any], spec: MethodSpec, swept: Iterable[Arm]) -> dict[str, Any] | None:
+def computed(folder: Path, summary: Summary, spec: MethodSpec) -> dict[str, Any] | None:
     """Return evidence from the unit table, None where it lacks the statistic that decides."""
     path, settings = folder / "units.parquet", read_json(folder / "config.json")["resolved"]["task"]
     if not path.exists():
         return None
     blocks, task_type = read_units(path), load_object(spec.task)
-    if spec.name == "mrd":
+    if spec.name == "mrd" and not any(len(b.scores.cluster) for b in blocks):
         blocks = with_authors(blocks, task_type.load(to_config(task_type.Config, settings)))
         write_units(path, blocks, "test")
     units = Units(blocks)
-    texts = list(dict.fromkeys(x["statistic"] for x in summary["evidence"]["levels"]))
+    texts = list(dict.fromkeys(row.statistic for row in summary.evidence.levels))
     if not all(computable(text, units) for text in texts):
         return None
+    swept = [Arm(a.name, "sweep", title=a.title) for a in summary.arms if a.role == "sweep"]
     return evidence(units, arms=[*spec.arms, *swept], statistics=texts, metrics=task_type.metrics_of(settings),
-                    primary=spec.primary, cost=spec.cost, title=spec.title)  # fmt: skip
+                    primary=spec.primary, cost=spec.cost, title=spec.title, unfit=summary.unfit)  # fmt: skip
 
 
 def main() -> None:
     for folder in sorted(p.parent for p in RESULTS.glob("*/summary.json")):
         if sys.argv[1:] and folder.name not in sys.argv[1:]:
             continue
-        summary = read_json(folder / "summary.json")
-        spec = load_method(summary["method"])
-        swept = [Arm(a["name"], "sweep", title=a["title"]) for a in summary["arms"] if a["role"] == "sweep"]
-        found = computed(folder, summary, spec, swept)
+        summary = read_summary(folder)
+        spec = load_method(summary.method)
+        found = computed(folder, summary, spec)
         if found is None:
-            found = said_again(summary["evidence"], spec.arms, primary=spec.primary, cost=spec.cost, title=spec.title)
+            fit = [arm for arm in spec.arms if arm.name not in summary.unfit]
+            own = summary.evidence.row()
+            found = said_again(own, fit, primary=spec.primary, cost=spec.cost, title=spec.title)
             found["verdict"]["from_stored_intervals"] = True
-        summary["evidence"] = found
-        write_json(folder / "summary.json", summary, compact=True)
-        print(f"{folder.name}: {found['verdict']['title']}", flush=True)
+        again = dataclasses.replace(summary, evidence=Evidence.read(found))
+        write_summary(folder, again, compact=True)
+        print(f"{folder.name}: {again.evidence.verdict['title']}", flush=True)
 
 
 if __name__ == "__main__":

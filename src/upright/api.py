@@ -39,8 +39,9 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """The verdict in one sentence."""
-        return str(self.evidence["verdict"]["sentence"])
+        """The verdict: what it is called, and one sentence."""
+        said = self.evidence["verdict"]
+        return f"{said['title'][:1].upper()}{said['title'][1:]}. {said['sentence']}"
 
     @property
     def frame(self) -> Any:

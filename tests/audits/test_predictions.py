@@ -371,7 +371,7 @@ def test_the_python_door_and_gates_read_the_audit(tmp_path):
     # catches a door that loses an option, levels that a gate cannot name
     path = write(tmp_path, world())
     result = api.audit_predictions(path, group="sex", prediction="decided", client="site", out=tmp_path / "a", draws=50)
-    assert result.verdict.startswith("Decided 'yes': f minus m ")
+    assert result.verdict.startswith("Gap shown. Decided 'yes': f minus m is ")
     assert result.evidence["draws"] == 50
     rate = level(result.summary, "mean:predicted/yes:group", "f")["value"]
     assert fail_if(result.summary, f'"mean:predicted/yes:group=f" > {rate - 0.01} AND "headline low" > 0.1')

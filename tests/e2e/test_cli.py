@@ -349,3 +349,22 @@ def test_resume_refuses_settings_of_another_run(tmp_path, capsys, monkeypatch):
         main()
     assert stopped.value.code == 2
     assert "--resume together with settings" in capsys.readouterr().err
+
+
+def test_a_page_takes_the_place_of_a_page_alone(finished: Path, tmp_path: Path) -> None:
+    # catches: a table of a person's that a report is written over, and a place on no disk called our defect
+    table = tmp_path / "mine.csv"
+    table.write_text("a,b\n1,2\n")
+    runs = [str(finished), str(finished)]
+    for words in (["compare", *runs, "--out", str(table)], ["report", str(finished), "--out", str(table)]):
+        done = upright(*words)
+        assert done.returncode == 2
+        assert "nothing was lost" in done.stderr
+    assert table.read_text() == "a,b\n1,2\n"
+    page = tmp_path / "page.html"
+    for _ in range(2):
+        assert upright("report", str(finished), "--out", str(page)).returncode == 0
+    done = upright("run", "in_ucds", "--data", "synthetic", "--preset", "quick", "--out", "/proc/nowhere")
+    assert done.returncode == 2
+    assert "/proc/nowhere" in done.stderr
+    assert "accepted:" in done.stderr

@@ -11,7 +11,8 @@ import pytest
 from upright.contract import Arm, InputError, Metric, UnitScores
 from upright.evidence import statistics
 from upright.evidence.bootstrap import Bootstrap
-from upright.evidence.compute import _simultaneous, evidence, level_of, said_again
+from upright.evidence.compute import _beside_rivals, _simultaneous, evidence, level_of, said_again
+from upright.evidence.records import Difference
 from upright.evidence.statistics import parse
 from upright.evidence.units import Block, Units
 
@@ -179,3 +180,32 @@ def test_no_interval_of_a_mean_leaves_the_metrics_range():
         boot = Bootstrap(Units([Block("r", "none", 0, few)]), 500)
         level = level_of(parse("mean:m", boot, {"m": metric}), "none", None)
         assert (level.low < 0.0, level.low == 0.0) == ((True, False) if name == "free" else (False, True))
+
+
+@pytest.mark.parametrize("seeds", [1, 6])
+def test_no_interval_is_without_width_or_beyond_what_can_be(seeds: int) -> None:
+    # catches: [1, 1] where every draw of a certain gap is the same, an AUC of [1, 1], a size below 0
+    sure, weak = np.repeat([1.0, 0.0], 8), np.r_[np.ones(7), np.zeros(9)]
+    by, sets = {"g": ["a"] * 8 + ["b"] * 8}, {"set": ["forget"] * 8 + ["holdout"] * 8}
+    values = {"sure": sure, "weak": weak, "rank": np.arange(16.0), "some": np.r_[1.0, np.zeros(15)]}
+    blocks = [Block("r", "none", s, UnitScores("user", range(16), values, by | sets)) for s in range(seeds)]
+    texts = ["gap:sure:g", "gap:weak:g", "abs_gap:some:g", "gini:some", "membership:rank"]
+    metrics = {name: Metric(name, high=16.0 if name == "rank" else 1.0) for name in values}
+    found = evidence(Units(blocks), arms=[Arm("none", "baseline")], statistics=texts, metrics=metrics)
+    rows = {row["statistic"]: row for row in found["levels"]}
+    assert all(0 <= row["low"] < row["high"] <= 1 for row in rows.values())
+    auc = rows["membership:rank"]
+    assert auc["auc"] in (0.0, 1.0)
+    assert auc["auc_high"] - auc["auc_low"] > 0.05
+
+
+def test_rivals_with_fronts_share_one_family_with_the_others() -> None:
+    # catches: a narrower interval for a rival that was swept
+    rng = np.random.default_rng(0)
+    pairs = {(name, axis): np.r_[0.0, rng.normal(size=2_000)] for name in "abc" for axis in ("gap", "cost")}
+    by = {(n, x): Difference(statistic=x, arm="mine", against=n, value=0.0, direction="higher") for n, x in pairs}
+    found = {(d.against, d.statistic): d for d in _beside_rivals(pairs, {"a": pairs["a", "cost"] + 1.0}, by, "cost")}
+    assert (found["a", "gap"].low, found["a", "gap"].high) == (0.0, 0.0)
+    assert found["a", "cost"].value == 1.0
+    assert found["a", "cost"].high - 1.0 == pytest.approx(found["b", "cost"].high, rel=0.05)
+    assert found["b", "cost"].high > 2.3  # one of five, where one by itself has 1.96

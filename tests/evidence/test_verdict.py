@@ -428,3 +428,32 @@ def test_every_word_has_a_colour_and_rows_are_plain() -> None:
     row = judge().row()
     assert json.loads(json.dumps(row, allow_nan=False)) == row
     assert (row["works"], v.audit_verdict("gap shown", [BIG]).row()["works"]) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        ((-0.009, -0.028, 0.0099), "more than 10 times"),  # a tie needs both ends inside the margins
+        ((-0.005, -0.03, 0.02), "more than 10 times"),  # 1.1 (0.025 / 0.005)^2 = 27.5
+        ((0.0, -0.02, 0.02), "about 5 times"),  # 1.1 (0.02 / 0.01)^2 = 4.4
+        ((0.03, -0.01, 0.07), "about 2 times"),  # 1.1 (0.04 / 0.03)^2 = 1.96
+    ],
+)
+def test_how_much_more_data_would_decide_on_a_control(gain: Any, said: str) -> None:
+    assert said in judge(sham=gain).next_steps[0]
+
+
+def test_no_size_falls_below_zero_and_no_budget_covers_a_gain() -> None:
+    # catches: "at best 0.3 better" of a gap of 0.1, "one of 0.000 would cover it", "beats 0 of 0 controls"
+    said = judge((0.02, -0.1, 0.3))
+    assert "at best 0.100 better" in said.lines["effect"]
+    assert "would cover it" not in judge(cost=GAINS).lines["price"]
+    assert "would cover it" in judge(cost=DEAR).lines["price"]
+    assert judge(easy=None, sham=None).lines["due"].startswith("no control ran")
+
+
+def test_a_point_inside_the_margin_is_said_to_be_so() -> None:
+    row = Level(statistic="gap:m:g", arm="a", label="Gap", value=0.12, low=0.05, high=0.21, p=0.001)
+    said = "its point is inside the margin of 0.2, its interval is not"
+    assert said in v.audit_verdict("gap shown", [row], margin=0.2).sentence
+    assert "inside the margin" not in v.audit_verdict("gap shown", [row], margin=0.1).sentence

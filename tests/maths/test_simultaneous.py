@@ -228,3 +228,42 @@ def test_what_groups_share_inside_clusters_does_not_blur_their_gap():
     found = compare(x, group, cluster)
     assert found.low[0] < -1 < found.high[0] < 0
     assert found.high[0] - found.low[0] == pytest.approx(2 * 1.96 * np.sqrt(2 / 80), rel=0.5)
+
+
+@pytest.mark.parametrize("often", ["forgotten once, held out always", "sets anew at each seed"])
+def test_labels_of_other_seeds_give_no_false_alarms(often):
+    # catches: who stands at one seed changing places with who stands at six; labels averaged over seeds before signs
+    found = []
+    for stream in range(120):
+        rng = np.random.default_rng(stream)
+        label = np.full((6, 160), -1)
+        for one in label:
+            who = rng.permutation(120)
+            one[who[:20]] = 1
+            one[np.arange(120, 140) if often.startswith("forgotten") else who[20:40]] = 0
+        scores, more = rng.normal(size=(6, 160, 1)), {"rng": np.random.default_rng(stream), "draws": 299}
+        found.append(compare_aucs(scores, label, np.array([1]), np.arange(160), **more).p[0])
+    assert np.mean(np.array(found) < 0.05) < 0.12  # 0.05 and three standard errors; 0.17 and more before
+
+
+def test_an_average_over_seeds_is_surer_than_each():
+    # catches: the error of one seed for that of six whose noise is their own, in what could have been seen
+    rng = np.random.default_rng(0)
+    label = np.arange(200) % 2
+    x = rng.normal(size=(6, 200)) + 0.25 * (label == 0)
+    found = compare(x[..., None], np.tile(label, (6, 1)))
+    assert found.detectable[0] == pytest.approx(2.8 * np.sqrt(2 / 100 / 6), rel=0.15)
+    assert found.high[0] - found.low[0] == pytest.approx(3.92 * np.sqrt(2 / 100 / 6), rel=0.15)
+    same = compare(np.tile(x[:1], (6, 1))[..., None], np.tile(label, (6, 1)))
+    alone = compare(x[:1, :, None], label[None])
+    for name in ("low", "high", "detectable"):
+        assert getattr(same, name) == pytest.approx(getattr(alone, name), rel=0.02)
+
+
+def test_a_client_at_two_seeds_is_one_client():
+    # catches: signs in place of moves because a seed was taken for another place
+    label, rng = np.repeat([0, 1], [5, 60]), np.random.default_rng(0)
+    x = np.tile(np.r_[np.ones(5), rng.random(60) < 0.2].astype(float), (2, 1))
+    found = compare(x[..., None], np.tile(label, (2, 1)), place=np.zeros((2, 65), dtype=np.int64))
+    assert (found.p < 0.01).all()
+    assert np.isfinite(found.detectable).all()

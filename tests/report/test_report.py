@@ -287,7 +287,7 @@ def test_an_audit_claims_no_difference_and_states_what_it_could_have_seen(sample
     assert sample.titles(sample.page(folder))[0].startswith("Gaps between groups")
     (row,) = sample.table(sample.page(folder), "What was compared with chance")
     assert row[1][0] == "0.350"
-    assert row[2] == [f"p = {number(p)}" + ("" if p < 0.05 else "; smallest detectable 0.120")]
+    assert row[2] == [f"p = {number(p, 4)}" + ("" if p < 0.05 else "; smallest detectable 0.120")]
     assert against in words
 
 

@@ -585,6 +585,10 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("UPRIGHT_DEBUG"):
             raise
+        if isinstance(error, OSError) and error.filename:
+            got, todo = f"{error.filename}: {error.strerror}", "name another place, or see to its rights and room"
+            typer.echo(f"error: {InputError(got, 'what can be read and written', todo)}", err=True)
+            sys.exit(2)
         typer.echo(
             f"internal error: {type(error).__name__}: {error}\n"
             "  this is a defect of upright, not of your input; a run folder keeps the traceback\n"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,13 +114,11 @@ def evidence(
     }
     if remedy is not None and primary:
         by = {(d.against, d.statistic): d for d in differences}
-        wide = {key: _with_ends(by[key], *ends) for key, ends in _simultaneous(pairs).items()}
         one, none = parse(primary, boot, metrics), [a for a in arms if a.role == "baseline"]
-        if one.comparable():
-            wide |= _fronts(boot, arms, remedy, by, metrics, primary, cost)
+        fronts = _fronts(boot, arms, remedy, metrics, primary, cost) if one.comparable() else {}
         others = [a.name for a in arms if a.role in ("trivial", "placebo", "rival") and none and one.comparable()]
         found["alone"] = [difference_of(one, name, none[0], None).row() for name in others]
-        found["rivals"] = [d.row() for d in wide.values()]
+        found["rivals"] = [row.row() for row in _beside_rivals(pairs, fronts, by, cost)]
         found["verdict"] = _said(found, declared, primary, cost, title, {}, budget, budget)
     else:
         found["verdict"] = audit_verdict("measured", []).row()
@@ -210,8 +209,11 @@ def level_of(one: Statistic, arm: str, cell: str | None) -> Level:
     n = int(have.any(0).sum())
     clusters = len(np.unique(one.units.cluster[have.any(0)]))
     chance, more, value = one.chance(arm, cell), one.facts(arm, cell), one.draws(arm, cell).value
-    if one.name in ("mean", "worst_decile") and one.about.low <= value <= one.about.high:  # no mean lies beyond
-        chance |= {"low": max(chance["low"], one.about.low), "high": min(chance["high"], one.about.high)}
+    span, inside = one.about.high - one.about.low, (one.about.low, one.about.high)
+    ranges = {"mean": inside, "worst_decile": inside, "gini": (0.0, 1.0), "gap": (-span, span), "abs_gap": (0.0, span)}
+    least, most = ranges.get(one.name, (-math.inf, math.inf))
+    if least <= value <= most:  # what lies beyond cannot be
+        chance |= {"low": max(chance["low"], least), "high": min(chance["high"], most)}
     return Level(
         statistic=one.text,
         label=one.label(cell),
@@ -313,26 +315,17 @@ def _simultaneous(drawn: Mapping[Key, Array]) -> dict[Key, tuple[float, float]]:
 
     Of each its value, then its draws, shape (1 + D,).
     """
-    sizes = [
-        np.abs(x[1:] - x[0]) / np.nanstd(x[1:])
-        for x in drawn.values()
-        if np.isfinite(x[1:]).any() and np.nanstd(x[1:]) > ROUNDING
-    ]
+    moved = [x for x in drawn.values() if np.isfinite(x[1:]).any() and np.nanstd(x[1:]) > ROUNDING]
+    sizes = [np.abs(x[1:] - x[0]) / np.nanstd(x[1:]) for x in moved]
     critical = max(float(np.nanquantile(np.fmax.reduce(sizes), 1 - LEVEL)), Z) if sizes else Z
     ends = {key: np.array(percentile(x[1:], 1 - LEVEL)) - x[0] for key, x in drawn.items()}
     return {key: tuple((x[0] + critical / Z * ends[key]).tolist()) for key, x in drawn.items()}
 
 
 def _fronts(
-    boot: Bootstrap,
-    arms: Sequence[Arm],
-    remedy: str,
-    one: Mapping[Key, Difference],
-    metrics: Mapping[str, Metric],
-    primary: str,
-    cost: str,
-) -> dict[Key, Difference]:
-    """Return differences from rivals that have strengths too: costs over the harms that both reach, harms equal."""
+    boot: Bootstrap, arms: Sequence[Arm], remedy: str, metrics: Mapping[str, Metric], primary: str, cost: str
+) -> dict[str, Array]:
+    """Return by how much the remedy costs more than rivals that have strengths too, over the harms that both reach."""
     own = {a.name: [a.name, *(b.name for b in arms if b.name.startswith(f"{a.name}@"))] for a in arms}
     axes = [parse(text, boot, metrics) for text in (primary, cost)] if cost else []
 
@@ -342,13 +335,20 @@ def _fronts(
 
     rivals = [a.name for a in arms if a.role == "rival" and own[a.name][2:]] if axes and own[remedy][2:] else []
     apart = {name: front_distance(front(remedy), front(name)) for name in rivals}
-    drawn: dict[Key, Array] = {(name, cost): x for name, x in apart.items() if x is not None}
-    found: dict[Key, Difference] = {}
-    for key, ends in _simultaneous(drawn).items():
-        name, dearer = key[0], dataclasses.replace(one[key], value=float(drawn[key][0]))
-        level = dataclasses.replace(one[name, primary], value=0.0)
-        found |= {(name, primary): _with_ends(level, 0.0, 0.0), key: _with_ends(dearer, *ends)}
-    return found
+    return {name: x for name, x in apart.items() if x is not None}
+
+
+def _beside_rivals(
+    pairs: Mapping[Key, Array], fronts: Mapping[str, Array], by: Mapping[Key, Difference], cost: str
+) -> Iterator[Difference]:
+    """Yield differences from rivals with ends that hold for all together; along fronts the harms are equal."""
+    drawn = {key: fronts.get(key[0], x) for key, x in pairs.items() if key[0] not in fronts or key[1] == cost}
+    ends = _simultaneous(drawn)
+    for key in pairs:
+        if key in ends:
+            yield _with_ends(dataclasses.replace(by[key], value=float(drawn[key][0])), *ends[key])
+        else:
+            yield _with_ends(dataclasses.replace(by[key], value=0.0), 0.0, 0.0)
 
 
 def _mix(boot: Bootstrap, arms: Sequence[Arm], remedy: str | None, primary: str, metrics: Mapping[str, Metric]) -> None:

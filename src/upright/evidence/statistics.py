@@ -185,7 +185,8 @@ class Statistic(ABC):
         low, high = drawn.interval()
         if found is not None and chosen:
             best, near = (max(chosen, key=lambda k: found.score[k]), min(chosen, key=lambda k: apart(found.value[k])))
-            alone = len(self.units.seeds) == 1 and apart(found.value[near]) < 1e-9  # the value is one comparison
+            once = len(self.units.seeds) == 1 or low == high  # no draw of seeds that are all alike has a width
+            alone = once and apart(found.value[near]) < 1e-9  # the value is one comparison
             best = near if alone else best
             p, least, critical = found.p[best], float(found.detectable[best]), found.critical
             low, high = drawn.interval(critical if len(found.of) > 1 else Z)
@@ -645,18 +646,14 @@ class Membership(Statistic):
 
     def null(self, arm: str, cell: str | None) -> Moved:
         label = np.where(self.inside(cell), (self.units.by[SET] == FORGET).astype(np.int64), -1)
-        found = compare_aucs(
-            self.values(arm, cell)[..., None],
-            label,
-            np.array([1]),
-            self.units.cluster,
-            rng=self.boot.null_rng("membership"),
-        )
+        values, rng = self.values(arm, cell)[..., None], self.boot.null_rng("membership")
+        found = compare_aucs(values, label, np.array([1]), self.units.cluster, rng=rng)
         return found.sizes[:, 0, 0], found, [0] if np.isfinite(found.value[0]) else []
 
     def facts(self, arm: str, cell: str | None) -> dict[str, Any]:
-        auc = self.auc(arm, cell)
-        return dict(zip(("auc", "auc_low", "auc_high"), (auc.value, *auc.interval()), strict=True))
+        auc, least = self.auc(arm, cell), self.chance(arm, cell)["low"]
+        ends = {0.0: (0.0, 0.5 - least), 1.0: (0.5 + least, 1.0)}.get(auc.value, auc.interval())
+        return dict(zip(("auc", "auc_low", "auc_high"), (auc.value, *ends), strict=True))
 
 
 @statistic("utility", "higher")
@@ -699,12 +696,8 @@ class Utility(Statistic):
 
     def facts(self, arm: str, cell: str | None) -> dict[str, Any]:
         means = average(average(self.tables(arm, cell), np.ones(1)), np.ones(1))
-        return {
-            "parts": {
-                m: None if np.isnan(v) else float(v)
-                for m, v in zip(_parts(self.units, self.metric), means, strict=True)
-            }
-        }
+        parts = zip(_parts(self.units, self.metric), means, strict=True)
+        return {"parts": {m: None if np.isnan(v) else float(v) for m, v in parts}}
 
 
 def _parts(units: Units, prefix: str) -> list[str]:

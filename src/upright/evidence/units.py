@@ -212,12 +212,8 @@ def write_units(path: Path, blocks: Iterable[Block], split: str) -> None:
     table = pl.concat(parts, how="diagonal")
     table = table.select(c for c in order if c in table.columns).to_arrow()
     # a dictionary of 16 MB: beyond pyarrow's 1 MB identifiers would be written out again for every metric
-    pq.write_table(
-        table.replace_schema_metadata({"upright.units": SCHEMA}),
-        path,
-        compression="zstd",
-        dictionary_pagesize_limit=1 << 24,
-    )
+    table = table.replace_schema_metadata({"upright.units": SCHEMA})
+    pq.write_table(table, path, compression="zstd", dictionary_pagesize_limit=1 << 24)
 
 
 def read_units(path: Path) -> list[Block]:

@@ -187,10 +187,10 @@ def _interval(row: Level | Difference, margin: float, sign: str = "") -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _more_data(change: Difference | None, budget: float | None = None) -> str:
-    """Say how much more data would decide on a change, or on its being within a budget, if the point stays there."""
+def _more_data(change: Difference | None, budget: float | None = None, *, tie: bool = False) -> str:
+    """Say how much more data would decide on a change, on a tie or on a budget, if the point stays where it is."""
     value, low, high, margin = _gain(change)
-    value, margin = (value, margin) if budget is None else (value + budget, 0.0)
+    value, margin = (abs(value) if tie else value, margin) if budget is None else (value + budget, 0.0)
     room, share = value if value > margin else margin - value, change.seed_share if change else math.nan
     times = max(2, math.ceil(1.1 * ((high - low) / 2 / room) ** 2)) if room > ZERO else math.inf
     kind = "seeds" if share > 0.5 else "units" if share <= 0.5 else "seeds or units"
@@ -272,7 +272,10 @@ class _Run:
         value, low, high, margin = _gain(self.effect)
         text = f"{'none that matters' if what == 'none' else what}: {self.moved()}"
         text += f", {_interval(self.effect, margin, '+')}" if self.effect else ""
-        best, worst = (_moved(x, margin) for x in (high, low))
+        most = (
+            min(high, self.before.value) if self.effect and self.effect.direction == "lower" else high
+        )  # a size ends at 0
+        best, worst = (_moved(x, margin) for x in (most, low))
         text += f"; at best {best}, at worst {worst}" if what == "undecided" else ""
         text += f"; up to {worst} is not excluded" if what == "none" and low < -margin else ""
         if self.after.null and math.isfinite(self.after.value) and what != "worse":
@@ -285,7 +288,7 @@ class _Run:
     def price_line(self, pay: str, price: Difference, enough: str, spend: float) -> str:
         """Say class, change, break-even budget, and the group that pays more than the mean and more than its margin."""
         text = f"{pay}: {self.unit} {_interval(price, price.margin, '+')}"
-        text += f"; the budget was {spend:g}, and one of {enough} would cover it"
+        text += f"; the budget was {spend:g}" + (f", and one of {enough} would cover it" if _gain(price)[1] < 0 else "")
         for group, row in self.groups(f"{price.statistic}:")[:1]:
             worse = _gain(row)[0] < min(-row.margin, _gain(price)[0])
             text += f"; of the groups {group} loses most, {_number(row.value, row.margin, '+')}" if worse else ""
@@ -374,7 +377,8 @@ def verdict(
         for name, now, then in (("margin", margin, was), ("budget", spend, promised))
     ]
     ran = [how for how in beside.values() if how != "not run"]
-    due = [f"beats {ran.count('beats')} of {len(ran)} controls" + " that ran" * (len(ran) < len(beside))]
+    count = f"beats {ran.count('beats')} of {len(ran)} controls" + " that ran" * (len(ran) < len(beside))
+    due = [count if ran else "no control ran"]
     due += [f"{beside[name]} {names[name]}" for name in unbeaten] + [f"{name} not run" for name in idle]
     rows = []
     for name, how in stand.items():
@@ -391,9 +395,9 @@ def verdict(
     old, new = run.level(cost, run.none), run.level(cost, run.mine)
     spent = f"; {run.unit} {_number(old.value, cent)} -> {_number(new.value, cent)}" if math.isfinite(old.value) else ""
 
-    doubt = next((f" yet: {_more_data(tried[n])}" for n in unbeaten if beside[n] == "not told apart from"), "")
+    open_ = [_more_data(tried[n], tie=True) for n in unbeaten if beside[n] == "not told apart from"][:1]
     useful = [names[name] for name in same if roles.get(name) == "trivial"]  # nobody takes a placebo
-    instead = f"Take {useful[0]} instead" if useful else f"Do not use {title}{'' if same else doubt}"
+    instead = f"Take {useful[0]} instead" if useful else " yet: ".join([f"Do not use {title}", *open_ * (not same)])
     dear = "it is too dear" if spare < -spend else _more_data(price, spend)
     unseen = _number(run.before.smallest_detectable, margin)
     advice = {
@@ -473,6 +477,8 @@ def audit_verdict(
     top = [*matter, *seen, *pairs, Level(statistic="", arm="", label="Nothing to compare")][0]
     own, (first, _, second) = margin_of(top), (top.group or "").partition(" minus ")
     said = [f"{top.label} is {_interval(top, own)}" if pairs else top.label]
+    near = bool(top in matter and abs(top.value) <= own)
+    said += [f"its point is inside the margin of {own:g}, its interval is not"] * near
     said += [f"higher for {first if top.value > 0 else second}"] * (second != "" and top.shown)
     if ratio is not None and math.isfinite(ratio[0]):
         below = ", below four fifths" if ratio[0] < 0.8 - 1e-9 else ""

@@ -400,7 +400,7 @@ def compare_groups(
     ok = there[..., None] & ~np.isnan(values)
     for some in _alike(ok):
         s, u = np.nonzero(ok[..., some[0]])
-        moves = _Moves(group[s, u], home[s, u], cluster[u], groups, inside, draws, rng) if len(s) else None
+        moves = _Moves(group[s, u], home[s, u] % places, cluster[u], groups, inside, draws, rng) if len(s) else None
         strata, total, n = np.unique(home[s, u]), np.zeros(1), np.zeros((len(i), len(some)))
         for one in strata if moves else ():
             rows = home[s, u] == one
@@ -433,7 +433,11 @@ def compare_groups(
     for one, some, *facts in pieces:
         low[one, some], high[one, some] = _bounds(value[one, some], error[one, some], critical, i, j, *facts)
     if not inside:
-        value, low, high, error = (_mean(a) for a in (value, low, high, error))
+        error, s0 = (np.where(np.isnan(value), np.nan, a) for a in (error, s0))  # a seed without a side has no error
+        value, low, high, error, each = (_mean(a) for a in (value, low, high, error, s0))
+        if seeds > 1:  # the average of what is not one noise is surer than each
+            less = np.divide(average0, each, out=np.ones_like(each), where=(each > 0) & (average0 > 0))
+            low, high, error = value + less * (low - value), value + less * (high - value), less * error
     of = [
         (h, m, int(a), int(b))
         for h in (range(shape[0]) if inside else (-1,))
@@ -519,7 +523,8 @@ def compare_aucs(
         Values are ``AUC - 1/2``, NaN for a column without both sides at some seed; ``sizes`` has shape (P, 1, K).
     """
     seeds, units, k = scores.shape
-    part, errors = np.zeros((units, k)), np.zeros((units, k))  # of the AUC under moved labels, and of its own error
+    # of the AUC under moved labels, under changed signs, and of its own error
+    part, signed, errors = np.zeros((3, units, k))
     value, sides = np.zeros(k), np.zeros((2, k))
     for s, a in itertools.product(range(seeds), range(k)):
         ok = (label[s] >= 0) & ~np.isnan(scores[s, :, a])
@@ -538,7 +543,9 @@ def compare_aucs(
         for r, o in zip(rows, own, strict=True):
             x = scores[s, r, a]
             rank = rankdata(x)
-            part[r, a] += (rank - (len(r) + 1) / 2) / total
+            added = (rank - (len(r) + 1) / 2) / total
+            part[r, a] += added
+            signed[r, a] += added * (o - len(both[0]) / len(scored))
             value[a] += (rank[o].sum() - o.sum() * (len(r) + 1) / 2) / total
             for side, sign in ((o, few[0]), (~o, -few[1])):
                 if side.any():
@@ -554,7 +561,8 @@ def compare_aucs(
     seed, unit = np.nonzero(label[:, taking] >= 0)
     first, known = np.zeros(len(ids), dtype=np.int64), label[seed, taking[unit]]
     first[at[unit]] = known
-    if len(ids) <= MOST and bool((first[at[unit]] == known).all()):
+    often = np.bincount(unit, minlength=len(taking))  # who is forgotten once is no match for who is held out each time
+    if len(ids) <= MOST and bool((first[at[unit]] == known).all()) and often.min() == often.max():
         moved = _permuted(first, np.zeros_like(first), draws, rng)
         centred = sums - sums.mean(0)
         null = np.empty((draws, k), dtype=np.float32)
@@ -563,10 +571,9 @@ def compare_aucs(
         up = (first[:, None] == classes).sum(0)
         s0 = np.sqrt((centred * centred).sum(0) / max(len(ids) - 1, 1) * up * (len(ids) - up) / len(ids))
     else:
-        share = (label[:, taking, None] == classes).mean(0) - (label[..., None] == classes).sum((0, 1)) / len(known)
         signs, column = random_signs(len(ids), draws, rng)
         into = np.zeros((signs.shape[1], k))
-        np.add.at(into, column[at], part[taking] * share)
+        np.add.at(into, column[at], signed[taking])
         null, s0 = signs @ into.astype(np.float32), np.sqrt((into * into).sum(0))
     s0, null = s0 * spread, null * np.float32(1) * np.asarray(spread, dtype=np.float32)
     score = _score(value, s0)

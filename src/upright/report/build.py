@@ -150,9 +150,10 @@ def target_of(out: Path | None, folder: Path, name: str) -> Path:
     if out.is_dir():
         return out / name
     if not out.parent.is_dir():
-        raise InputError(
-            f"{out}: its folder does not exist", "a file in an existing folder, or that folder", "make the folder first"
-        )
+        accepted = "a file in an existing folder, or that folder"
+        raise InputError(f"{out}: its folder does not exist", accepted, "make the folder first")
+    if out.is_file() and b"<!doctype html" not in out.read_bytes()[:1_000].lower():
+        raise InputError(f"{out} is there, and no page", "a page, or a new file", "name another file: nothing was lost")
     return out
 
 

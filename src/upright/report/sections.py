@@ -184,7 +184,8 @@ def _compared(view: View, most: int | None = None) -> Table | None:
             cell(row.value, interval(row.low, row.high)),
             Cell(
                 "",
-                f"p = {number(row.p)}" + (f"; smallest detectable {number(row.smallest_detectable)}" * (not row.shown)),
+                f"p = {number(row.p, 4)}"
+                + (f"; smallest detectable {number(row.smallest_detectable)}" * (not row.shown)),
                 tag=Tag("beyond chance", "bad") if row.shown else Tag("not told from chance", "open"),
             ),
         )
