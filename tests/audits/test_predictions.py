@@ -15,7 +15,7 @@ import pytest
 
 from upright import api
 from upright.audits import cases as predictions
-from upright.audits.predictions import CRITERIA_OF, audit_predictions, metrics_of, pairs_and_verdict
+from upright.audits.predictions import CRITERIA_OF, _ratio, audit_predictions, metrics_of, pairs_and_verdict
 from upright.contract import InputError, stream
 from upright.evidence.gate import fail_if
 from upright.evidence.units import read_units
@@ -405,3 +405,9 @@ def test_the_command_line(tmp_path: Path):
         "error: neither --prediction nor --proba\n  accepted: decided classes, or probabilities of every class\n"
         "  to do:    give one of the two\n"
     )
+
+
+def test_equal_rates_are_those_of_two_groups():
+    # catches: "F over F" beside a ratio of 1
+    assert _ratio({"F": 0.4, "M": 0.4}) == (1.0, "F over M")
+    assert _ratio({"F": 0.4, "M": 0.5}) == (0.8, "F over M")

@@ -360,10 +360,10 @@ def pairs_and_verdict(
 
 
 def _ratio(rates: Mapping[str, float]) -> tuple[float, str] | None:
-    """Return the smallest over the largest rate, and whose they are."""
+    """Return the smallest over the largest rate, and whose they are: two groups, also where all are equal."""
     if len(rates) < 2 or max(rates.values()) <= 0:
         return None
-    low, high = min(rates, key=rates.__getitem__), max(rates, key=rates.__getitem__)
+    low, high = min(rates, key=rates.__getitem__), max(reversed([*rates]), key=rates.__getitem__)
     return rates[low] / rates[high], f"{low} over {high}"
 
 

@@ -272,12 +272,12 @@ def every_number(view: View) -> Section:
 
 
 def _resampling(view: View) -> str:
-    e = view.evidence
-    text = f"Every interval covers {percent(view.confidence)}."
+    e, text = view.evidence, f"Every interval covers {percent(view.confidence)}."
+    if view.kind == "audit":
+        return f"{text} Those of what was compared are adjusted for all of it; docs/design/evidence.md says how."
     how = str(e.get("resampling") or "").strip().rstrip(".")
-    if how:
-        return f"{text} {how[:1].upper()}{how[1:]}."
-    return text + (f" It comes from {number(e['draws'])} bootstrap draws." if e.get("draws") else "")
+    drawn = f" It comes from {number(e['draws'])} bootstrap draws." if e.get("draws") else ""
+    return f"{text} {how[:1].upper()}{how[1:]}." if how else text + drawn
 
 
 def _not_significant(view: View) -> str:
