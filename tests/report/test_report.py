@@ -139,6 +139,7 @@ def test_a_group_may_have_any_name(sample, tmp_path, name):
         for row in summary["evidence"]["levels"]:
             if row["group"] == "advantaged":
                 row |= {"group": name, "label": row["label"].replace("advantaged", name)}
+        summary["evidence"]["verdict"]["next_steps"] = [f"Mend it: {name}."]
 
     page = report(sample.edit(sample.run_folder(tmp_path), change))
     shown = name.encode("unicode_escape").decode() if len(name) < 100 else "x" * 100
