@@ -179,7 +179,7 @@ def cut_words(text: str) -> Markup | str:
 
 
 def define(term: str) -> Markup | str:
-    """Give a term its definition as hover text, and a link to where the documentation says more."""
+    """Give a term its definition as hover text."""
     if term not in DEFINITIONS:
         return cut(term)
     return Markup('<abbr title="{}">{}</abbr>').format(DEFINITIONS[term], term)

@@ -30,7 +30,11 @@ One row a study, written by `make results` from the folders under `results/`; do
 A folder's `summary.json` holds every other arm, group and interval; `notes.md`, if there, how it was run;
 `units.parquet` the scores of every unit, or `cells.parquet` counts and means of cells. What would tell a person's
 private attribute is left out of all. To repeat a study, run the `command` in its `config.json`, which also holds the
-settings and how they were chosen."""
+settings and how they were chosen.
+
+The studies of In-UCDS, RAID and FedFACT were trained when a loop ended after `patience` checks without a better score.
+Since then it waits for a third of the checks made, where that is more: **their commands now train longer and give other
+numbers**, baselines included. MRD's loop is unchanged."""
 COLUMNS = ("study", "verdict", "seeds × units", "what it mends", "due to the method?", "price")
 
 
@@ -79,6 +83,8 @@ def study_page(folder: Path) -> str:
         parts.append("Given by today's rules from the intervals that were computed when the study was published.")
     if (folder / "notes.md").is_file():
         parts.append("How it was run: [notes.md](notes.md).")
+    if (folder / "environment.json").is_file() and "stopping" in (env := read_json(folder / "environment.json")):
+        parts.append(f"Trained when {env['stopping']}")
     if config.get("command"):
         parts.append(f"To repeat it:\n\n```\n{config['command']}\n```")
     return "\n\n".join(filter(None, parts)) + "\n"
