@@ -75,6 +75,12 @@ def test_records_are_merged_by_what_they_are_called_and_their_place():
     assert merge_notes(clients) == clients[0]  # another seed's client 0 is another client
 
 
+def test_a_number_that_a_seed_lacks_makes_no_second_record():
+    # catches: a cell that was suppressed at one seed standing beside itself
+    seeds = [[{"group": "a", "n": 9, "rate": 0.2}], [{"group": "a", "n": None, "rate": None}]]
+    assert merge_notes(seeds) == [{"group": "a", "n": 9, "rate": 0.2}]
+
+
 def test_curves_keep_at_most_200_steps_and_the_last():
     # catches: the end cut off, steps of arms mixed
     logs = [[{"arm": arm, "step": i, "loss": i + seed} for i in range(1, 1002) for arm in "ab"] for seed in (0, 2)]

@@ -290,6 +290,8 @@ def test_seeds_are_compared_and_arms_stay_paired(tmp_path, done):
         ({"settings": {"group_share": 0.3}}, "settings"),
         ({"arms": ["none", "in_ucds"]}, "arms"),
         ({"arm_settings": {"in_ucds": {"lam": 0.7}}}, "arm_settings"),
+        ({"margins": {"": 0.2}}, "margins"),
+        ({"budget": 0.2}, "budget"),
     ],
 )
 def test_runs_that_differ_in_more_than_the_seed_are_not_joined(tmp_path, done, options, field):

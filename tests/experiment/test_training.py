@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from upright.contract import PositiveInt, Training
+from upright.contract import InputError, PositiveInt, Training
 from upright.experiment.folders import ArmRun, RunFolder
 
 
@@ -121,3 +121,11 @@ def test_training_settings_are_refused_out_of_range():
     for field in dataclasses.fields(Training):
         with pytest.raises(ValueError, match=field.name):
             Training(**{field.name: 0})
+
+
+def test_a_score_that_is_no_number_is_an_error_and_keeps_what_was_done(tmp_path):
+    # catches: a loop that diverged, or validates on nobody, trained to its last epoch as if it were well
+    run = ArmRun(RunFolder(tmp_path / "a"), 0, "a")
+    with pytest.raises(InputError, match="validation score of epoch 4 is NaN"):
+        walk(run, Sizes(), lambda epoch: float("nan") if epoch > 2 else 1.0)
+    assert run.restore("best")["epoch"] == 2

@@ -25,6 +25,7 @@ from upright.evidence.records import Level
 from upright.evidence.units import Block, Units, write_units
 from upright.evidence.verdict import audit_verdict
 from upright.experiment.folders import RunFolder, write_json
+from upright.experiment.notes import FEWEST as MIN_GROUP
 from upright.experiment.places import require_folder
 from upright.experiment.runner import new_folder
 from upright.experiment.summary import ArmFacts, Evidence, Summary, write_summary
@@ -32,7 +33,6 @@ from upright.maths.simultaneous import compare_groups
 
 __all__ = ["MIN_GROUP", "YOURS", "Audit", "suppress_small", "write_audit"]
 
-MIN_GROUP = 5  # units; the mean of fewer says too much about each
 YOURS = "yours"
 
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["MOST_POINTS", "merge_curves", "merge_notes", "suppress_few"]
+__all__ = ["FEWEST", "MOST_POINTS", "merge_curves", "merge_notes", "suppress_few"]
 
 FEWEST = 5  # people; a number about fewer says too much about each
 MOST_POINTS = 200  # of a curve
@@ -68,7 +68,7 @@ def _merge_records(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[Any]:
     for rows in seeds:
         times: dict[tuple[Any, ...], int] = {}
         for row in rows:
-            name = tuple((k, v) for k, v in row.items() if v is None or isinstance(v, str))
+            name = tuple((k, v) for k, v in row.items() if isinstance(v, str))  # a number may be undefined at a seed
             times[name] = times.get(name, 0) + 1
             found.setdefault((name, times[name]), []).append(row)
     return [merge_notes(rows) for rows in found.values()]

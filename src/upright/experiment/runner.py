@@ -330,19 +330,7 @@ def resume_all(
         Before anything is trained, when the runs differ in more than the seed or two have the same one.
     """
     asked = [Ask.read(f) for f in folders]
-    _require_alike(
-        folders,
-        [
-            {
-                "method": one.method,
-                "settings": read_json(f / "config.json")["resolved"],
-                "arm_settings": one.arm_settings,
-                "arms": one.arms,
-                "sweep": one.sweep,
-            }
-            for f, one in zip(folders, asked, strict=True)
-        ],
-    )
+    _require_alike(folders, asked)
     seeds = [one.seed for one in asked]
     for i, seed in enumerate(seeds):
         if seed in seeds[:i]:
@@ -451,8 +439,17 @@ def _compared(folders: Sequence[Path], out: Path) -> Path | None:
     return compare_runs(folders, target)
 
 
-def _require_alike(folders: Sequence[Path], facts: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse runs that differ in a fact; the first such field is named."""
+def _require_alike(folders: Sequence[Path], asked: Sequence[Ask], more: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Refuse runs that differ in what was asked but for the seed, or in more facts; the first such field is named."""
+    facts = [
+        {
+            "method": one.method,
+            "settings": read_json(folder / "config.json")["resolved"],
+            **{name: getattr(one, name) for name in ("arm_settings", "arms", "sweep", "margins", "budget")},
+            **found,
+        }
+        for folder, one, found in zip(folders, asked, more or [{}] * len(folders), strict=True)
+    ]
     for folder, own in zip(folders, facts, strict=True):
         for field, value in own.items():
             if value != facts[0][field]:
@@ -474,19 +471,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
     summaries = [read_summary(f) for f in folders]
     asked = [Ask.read(f) for f in folders]
     first = summaries[0]
-    _require_alike(
-        folders,
-        [
-            {
-                "method": found.method,
-                "data": found.data,
-                "settings": read_json(f / "config.json")["resolved"],
-                "arm_settings": one.arm_settings,
-                "arms": [arm.name for arm in found.arms],
-            }
-            for f, found, one in zip(folders, summaries, asked, strict=True)
-        ],
-    )
+    _require_alike(folders, asked, [{"data": x.data, "arms": [arm.name for arm in x.arms]} for x in summaries])
     spec = load_method(first.method)
     blocks = [b for f in folders for b in read_units(f / "units.parquet")]
     resolved = read_json(folders[0] / "config.json")["resolved"]["task"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from upright.contract import Run
+from upright.contract import InputError, Run
 
 __all__ = ["Epochs"]
 
@@ -73,9 +73,18 @@ class Epochs:
         """Tell how good this epoch is, higher is better; return whether it is the best so far.
 
         The epoch is kept as a checkpoint, and as the best one where its score is larger by more than ``least``, or
-        with ``ties`` as large.
+        with ``ties`` as large; never with minus infinity, the score of an epoch that may not be served.
+
+        Raises
+        ------
+        InputError
+            For a score that is NaN: the loop has diverged, or nothing is there to validate on.
         """
-        better = score > self.best + least or (ties and score == self.best)
+        if math.isnan(score):
+            got = f"arm {self.run.arm}: the validation score of epoch {self._done + 1} is NaN"
+            todo = "lower the learning rate, or look whether anything is left to validate on"
+            raise InputError(got, "a number", todo)
+        better = score > self.best + least or (ties and score == self.best > -math.inf)
         self._checks += 1
         self._stale = 0 if better else self._stale + 1
         if better:

@@ -402,7 +402,7 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
                 valid = float(np.nanmean(t.score(model, "valid", run).values[key]))
                 epochs.log(**{f"valid/{key}": valid})
                 second = 2 * (epoch + 1) > config.defence_epochs
-                if epochs.check(min(valid, enough) if second else np.nan, ties=True):  # step 5
+                if epochs.check(min(valid, enough) if second else -np.inf, ties=True):  # step 5
                     own["valid"] = valid
                 if config.constraint == "lagrange":  # step 4
                     own["alpha"] *= 1.25 if valid >= floor else 0.8

@@ -241,13 +241,7 @@ def _ranked(rows: Sequence[Level | None]) -> tuple[str, str]:
 
 def _record(views: Sequence[View]) -> Section:
     """Return versions, deviations, cost and commands."""
-    versions = []
-    for view in views:
-        env = _first(view, "status").get("environment")
-        env = env if isinstance(env, Mapping) else {}
-        packages = env.get("packages")
-        own = packages if isinstance(packages, Mapping) else {}
-        versions.append({"python": env.get("python"), "platform": env.get("platform"), **own})
+    versions = [flatten(_first(view, "status").get("environment") or {}) for view in views]
     blocks = _diff("Versions that differ", views, versions, "All recorded versions are the same.")
     for i, view in enumerate(views):
         items = view.deviations or ("None in force.",)

@@ -15,6 +15,7 @@ import numpy as np
 
 from upright import declare
 from upright.contract import InputError
+from upright.experiment.notes import FEWEST
 from upright.report.parts import (
     DASH,
     Block,
@@ -45,7 +46,6 @@ MOST_ROWS = 36  # of a plot; its table has all
 MOST_STEPS = 200  # of a curve: more are not seen and make the file large
 MOST_HEATS, MOST_CLIENTS, MOST_GROUPS = 4, 12, 5
 MOST_BYTES = 300_000  # of a picture
-FEWEST = 5  # people behind a number
 STEPS = (0.02, 0.05, 0.1, 0.2)  # distances at which the shade of a heat map changes
 Spread = tuple[float, float, float]  # median, lowest, highest over seeds
 NONE: Spread = (math.nan, math.nan, math.nan)

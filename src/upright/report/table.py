@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upright.experiment.notes import FEWEST
+
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["FEWEST", "UnitTable"]
+__all__ = ["UnitTable"]
 
-FEWEST = 5  # units; the mean of fewer says too much about each
 Means = dict[tuple[str, str], tuple[float, float] | None]
 
 

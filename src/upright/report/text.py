@@ -45,11 +45,7 @@ SURFACES: Mapping[str, str] = {
     "scores": "scores of all items",
     "lists": "lists shown",
 }
-ATTACKERS: Mapping[str, str] = {
-    "logistic": "logistic regression",
-    "mlp": "neural network",
-    "gbdt": "boosted trees",
-}
+ATTACKERS: Mapping[str, str] = {"logistic": "logistic regression", "mlp": "neural network", "gbdt": "boosted trees"}
 PROTOCOLS: Mapping[str, str] = {"cross": "cross-fitted", "transfer": "transfer"}
 
 
