@@ -1,12 +1,11 @@
 """Audit user vectors that somebody already has: how much of a private attribute an attacker reads off them."""
 
-import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from upright.audits.embeddings import audit_embeddings
+from upright import audit
 
 
 def main() -> None:
@@ -21,12 +20,14 @@ def main() -> None:
     np.save(folder / "users.npy", vectors)
     rows = [f"u{i},{g},{a}" for i, (g, a) in enumerate(zip(gender, fitted, strict=True))]
     (folder / "labels.csv").write_text("\n".join(["user,gender,fitted", *rows]) + "\n")
-    audit = audit_embeddings(
-        folder / "users.npy", folder / "labels.csv", attribute="gender", aligned="fitted", out=folder / "audits"
+    rows = [f"u{i}" for i in range(300)]
+    (folder / "ids.csv").write_text("\n".join(["user", *rows]) + "\n")  # whose row each vector is
+    files = {"labels": folder / "labels.csv", "ids": folder / "ids.csv"}
+    found = audit(
+        "embeddings", folder / "users.npy", **files, attribute="gender", aligned="fitted", out=folder / "audits"
     )
-    summary = json.loads((audit / "summary.json").read_text())
-    print(summary["evidence"]["verdict"]["sentence"])
-    for row in summary["audit"]["rows"]:
+    print(found.verdict)
+    for row in found.summary["audit"]["rows"]:
         print(f"{row['attacker']}, {row['protocol']}: AUC {row['auc']:.2f}, p {row['p']:.3f}")
 
 

@@ -1,12 +1,11 @@
 """Audit ranked lists that somebody already has: who is served worse, and which items are shown."""
 
-import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from upright.audits.ranking import audit_ranking
+from upright import audit
 
 
 def main() -> None:
@@ -26,11 +25,9 @@ def main() -> None:
     for name, rows in {"lists": lists, "held_out": held_out, "users": users, "items": items}.items():
         files[name] = folder / f"{name}.csv"
         files[name].write_text("\n".join(rows) + "\n")
-    audit = audit_ranking(**files, k=10, out=folder / "runs")
-    summary = json.loads((audit / "summary.json").read_text())
-    verdict = summary["evidence"]["verdict"]
-    print(f"{verdict['title']}: {verdict['sentence']}")
-    for row in summary["audit"]["exposure"]:
+    found = audit("ranking", files.pop("lists"), **files, k=10, out=folder / "runs")
+    print(found.verdict)
+    for row in found.summary["audit"]["exposure"]:
         print(f"{row['bin']}: {row['share_of_items']:.0%} of items, {row['share_of_exposure']:.0%} of places shown")
 
 

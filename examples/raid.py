@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from upright.audits.embeddings import judge_attacks
 from upright.methods.raid import BarycenterDefense
 from upright.metrics.attacks import attack
+from upright.tasks.embeddings import judge_attacks
 
 rng = np.random.default_rng(0)
 users, items, dim = 600, 200, 16

@@ -19,8 +19,7 @@ BUDGETS = {
     "experiment": 2_400,  # aims at 1,900
     "report": 3_000,  # aims at 2,400
     "evidence": 2_150,  # aims at 950
-    "audits": 3_170,  # until each is a task
-    "data": 3_010,  # until one reader serves all
+    "data": 3_570,  # until one reader serves all
     "metrics": 2_200,
     "classification": 2_840,
     "language": 6_400,
@@ -28,7 +27,7 @@ BUDGETS = {
     "federation": 1_100,
     "recommendation": 2_100,
     "models": 1_300,
-    "tasks": 3_400,
+    "tasks": 3_640,  # aims at 3,400
     "methods": 3_600,
     "ledger.py": 400,
 }

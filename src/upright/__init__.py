@@ -13,14 +13,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "check", "compare", "load", "run"]
+__all__ = ["__version__", "audit", "check", "compare", "load", "run"]
 
 if TYPE_CHECKING:
-    from upright.api import check, compare, load, run
+    from upright.api import audit, check, compare, load, run
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("run", "check", "compare", "load"):
+    if name in ("run", "audit", "check", "compare", "load"):
         from upright import api
 
         return getattr(api, name)

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Result", "audit_forgetting", "audit_predictions", "check", "compare", "load", "run"]
+__all__ = ["Result", "audit", "check", "compare", "load", "run"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,54 +118,47 @@ def run(
     return Result(comparison if comparison is not None else folders[0])
 
 
-def audit_predictions(file: str | Path, *, group: str | Sequence[str], out: str | Path, **options: Any) -> Result:
-    """Audit anybody's decisions by group and return the audit.
-
-    Parameters
-    ----------
-    file : path
-        CSV, TSV or Parquet with a row a case.
-    group : str or sequence of str
-        Columns of groups.
-    out : path
-        Where the audit's folder goes.
-    **options
-        Of `upright.audits.predictions.audit_predictions`: client, label, prediction or proba, criterion ...
-
-    Raises
-    ------
-    upright.contract.InputError
-        For everything that is wrong with the file.
-    """
-    from upright.audits.predictions import audit_predictions as audit
-
-    return Result(audit(file, group=group, out=out, **options))
-
-
-def audit_forgetting(
-    model: str | Path, *, forget: str | Path, retain: str | Path, out: str | Path, **options: Any
+def audit(
+    kind: str,
+    *files: Any,
+    out: str | Path = "audits",
+    seed: int = 0,
+    margins: Mapping[str, float] | None = None,
+    draws: int = 2000,
+    command: str | None = None,
+    **settings: Any,
 ) -> Result:
-    """Audit what a language model still knows of records that it should have forgotten, and return the audit.
+    """Audit what is there already, and return the audit; nothing of yours is trained.
 
     Parameters
     ----------
-    model : path
-        Folder of a causal language model with its tokenizer.
-    forget, retain : path
-        JSON lines: what should be forgotten, and what should be kept.
+    kind : str
+        ``ranking``, ``embeddings``, ``predictions``, ``forgetting``, or that of a plugin.
+    *files : path, data frame of polars, pandas or Arrow, or array
+        What is audited; several where the audit takes several.
     out : path
         Where the audit's folder goes.
-    **options
-        Of `upright.audits.forgetting.audit_forgetting`: holdout, reference, template, generate ...
+    seed, draws : int
+        Of everything that is drawn; draws of the bootstrap.
+    margins : mapping of metric to float, optional
+        Smallest that matters, '' for what decides.
+    command : str, optional
+        What the report says to repeat it.
+    **settings
+        Fields of the audit's config, as ``upright audit KIND --help`` lists them: ``held_out``, ``labels`` ...
 
     Raises
     ------
     upright.contract.InputError
-        For everything that is wrong with the files and the models.
+        For everything that is wrong with files and settings; no folder is made then.
     """
-    from upright.audits.forgetting import audit_forgetting as audit
+    from upright.experiment.audit import file_fields, run_audit
+    from upright.experiment.registry import load_audit
 
-    return Result(audit(model, forget=forget, retain=retain, out=out, **options))
+    first = file_fields(load_audit(kind).config)[0]
+    given = {first: files[0] if len(files) == 1 else files} if files else {}
+    options: dict[str, Any] = {"seed": seed, "margins": margins, "draws": draws, "command": command}
+    return Result(run_audit(kind, {**given, **settings}, out=Path(out), **options))
 
 
 def load(folder: str | Path) -> Result:

@@ -21,6 +21,7 @@ __all__ = [
     "Arm",
     "AuditSpec",
     "Config",
+    "File",
     "InputError",
     "MethodSpec",
     "Metric",
@@ -86,6 +87,7 @@ class Range:
         return " and ".join(f"{sign} {bound:g}" for bound, sign in signs if bound is not None)
 
 
+File = Annotated[Any, "a path, or a data frame"]
 PositiveInt = Annotated[int, Range(gt=0)]
 NonNegativeInt = Annotated[int, Range(ge=0)]
 PositiveFloat = Annotated[float, Range(gt=0)]
@@ -190,7 +192,7 @@ def accepted(hint: Any) -> str:
             words.append(" | ".join(repr(v) for v in get_args(one)))
         elif origin is Annotated:
             base, *marks = get_args(one)
-            words.append(f"{accepted(base)} {' and '.join(str(m) for m in marks if isinstance(m, Range))}".strip())
+            words.append(" ".join([*([] if base is Any else [accepted(base)]), " and ".join(map(str, marks))]))
         elif one is type(None) or one is None:
             words.append("none")
         elif origin is not None:
@@ -483,39 +485,49 @@ class MethodSpec:
 
 @dataclasses.dataclass(frozen=True)
 class AuditSpec:
-    """What an audit declares; as a decorator, `audit`, it marks ``f(files, ...) -> folder``.
+    """What an audit declares; as a decorator, `audit`, it marks ``read(config, *, seed, draws, margins) -> Answer``.
 
     Parameters
     ----------
     kind : str
         Registered name: ``ranking``.
+    config : type of Config
+        Files, as `File`, and settings; the command line is made of it. The first file stands without an option.
     report, limits : sequence
         As of `MethodSpec`.
+    read : callable
+        The marked function.
     """
 
     kind: str
     _: dataclasses.KW_ONLY
+    config: type[Config] = Config
     report: Sequence[Any] = ()
     limits: Sequence[str] = ()
+    read: Callable[..., Any] = lambda config, **options: None
 
     def __call__(self, f: F) -> F:
         """Mark a function."""
-        f.__upright__ = self  # type: ignore[attr-defined]
+        f.__upright__ = dataclasses.replace(self, read=f)  # type: ignore[attr-defined]
         return f
 
 
 method, audit = MethodSpec, AuditSpec
 
 
-def spec_of(f: Callable[..., Any]) -> MethodSpec:
+S = TypeVar("S", MethodSpec, AuditSpec)
+
+
+def spec_of(f: Callable[..., Any], kind: type[S] = MethodSpec) -> S:  # type: ignore[assignment]
     """Return the declaration of a marked function.
 
     Raises
     ------
     TypeError
-        When the function carries no `@method` mark.
+        When the function carries no such mark.
     """
     spec = getattr(f, "__upright__", None)
-    if not isinstance(spec, MethodSpec):
-        raise TypeError(f"{f!r} is not a method; accepted: a function marked with @upright.contract.method; mark it")
+    if not isinstance(spec, kind):
+        mark, word = ("method", "a method") if kind is MethodSpec else ("audit", "an audit")
+        raise TypeError(f"{f!r} is not {word}; accepted: a function marked with @upright.contract.{mark}; mark it")
     return spec

@@ -41,7 +41,8 @@ def test_gzip_and_a_byte_order_mark_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "word"), [
-    ([], "without a record"), (["{"], "line 1"), (["[1]"], "list"), ([{"question": "q", "anser": "a"}], "'anser'"),
+    ([], "without a record"), (["{"], "line 1"), (["[1]"], "row 1: int"), (["3"], "line 1: int"),
+    ([{"question": "q", "anser": "a"}], "'anser'"),
     ([{"question": "q"}], "'answer'"), ([{"text": " "}], "empty answer"), ([{"messages": []}], "messages"),
     ([{"text": "a"}, {"messages": [{"role": "user", "content": "q"}]}], "line 2"), ([{"text": 3}], "type int"),
     ([{"question": "q", "answer": "a", "perturbed_answer": [""]}], "perturbed_answer"),

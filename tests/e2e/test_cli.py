@@ -197,7 +197,7 @@ def test_a_file_of_ones_own_is_described_on_the_command_line(tmp_path: Path) -> 
     words = ["run", "in_ucds", "--data", "my.csv", *QUICK]
     done = upright(*words, cwd=tmp_path)
     assert done.returncode == 2
-    assert "--set user_column=" in done.stderr
+    assert "name them: --set item_column=COLUMN" in done.stderr
     done = upright(*words, *(w for k, v in settings.items() for w in ("--set", f"{k}={v}")), "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from upright.audits.embeddings import judge_attacks
 from upright.metrics.attacks import attack
 from upright.metrics.leakage import leakage
 from upright.recommendation.defence import BarycenterDefense
+from upright.tasks.embeddings import judge_attacks
 
 
 def world(n, d, difference):

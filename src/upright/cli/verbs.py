@@ -8,19 +8,20 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from upright import __version__
+from upright.cli.audit import AuditGroup
 from upright.cli.forget import forget_app
 from upright.contract import InputError
 from upright.evidence.gate import check_syntax, example
 from upright.experiment.terminal import last_lines, levels_table, paragraphs, table
 
-__all__ = ["app", "main"]
+__all__ = ["app", "finish", "main", "read_margins"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +31,9 @@ app = typer.Typer(
     help="Measure how a trained model breaks trust, mend it, show the gain and the cost.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, describe, fetch, verify.")
-audit_app = typer.Typer(no_args_is_help=True, help="Score what you already have; nothing of yours is trained.")
+audit_app = typer.Typer(
+    cls=AuditGroup, no_args_is_help=True, help="Score what you already have, or propose how: upright audit FILE..."
+)
 runs_app = typer.Typer(no_args_is_help=True, help="Keep run folders small.")
 app.add_typer(data_app, name="data")
 app.add_typer(audit_app, name="audit")
@@ -48,10 +51,6 @@ def _gate_option(verb: str) -> Any:
 
 
 FailRun = Annotated[str | None, _gate_option("run")]
-FailRanking = Annotated[str | None, _gate_option("ranking")]
-FailEmbeddings = Annotated[str | None, _gate_option("embeddings")]
-FailPredictions = Annotated[str | None, _gate_option("predictions")]
-FailForgetting = Annotated[str | None, _gate_option("forgetting")]
 Margin = Annotated[list[str] | None, typer.Option(help="Smallest change that matters: X, or METRIC=X.")]
 
 
@@ -86,12 +85,6 @@ def _options(
     ] = False,
 ) -> None:
     """Measure how a trained model breaks trust, mend it, show the gain and the cost."""
-
-
-def _one_of(option: str, value: str, *accepted: str) -> Any:
-    if value not in accepted:
-        raise InputError(f"{option} {value}", ", ".join(accepted), "take one of them")
-    return value
 
 
 @app.command("list")
@@ -208,10 +201,10 @@ def run(
             folders, comparison = run_seeds(ask, range(seed, seed + seeds), out=out, data_dir=data_dir, quiet=False)
         known += folders
         target = comparison or folders[0]
-        _finish(Result(target).summary, target, build_report(target), as_json, fail_if)
+        finish(Result(target).summary, target, build_report(target), as_json, fail_if)
 
 
-def _margins(given: list[str] | None) -> dict[str, float]:
+def read_margins(given: Sequence[str] | None) -> dict[str, float]:
     """Return margins by metric, '' for the statistic that decides."""
     found = {}
     for text in given or ():
@@ -228,12 +221,11 @@ def _margins(given: list[str] | None) -> dict[str, float]:
 def _judged(margin: list[str] | None, budget: float | None) -> dict[str, Any]:
     if budget is not None and not budget < float("inf"):
         raise InputError(f"--budget {budget}", "a number of at least 0", "write for example --budget 0.02")
-    return {"margins": _margins(margin), "budget": budget}
+    return {"margins": read_margins(margin), "budget": budget}
 
 
-def _finish(
-    summary: dict[str, Any], folder: Path, report: Path, as_json: bool, fail_if: str | None, numbers: str = ""
-) -> None:
+def finish(summary: dict[str, Any], folder: Path, report: Path, as_json: bool, fail_if: str | None) -> None:
+    """Print levels, sentence, advice and word, or JSON; exit with 1 where the gate holds."""
     from upright.report.read import printed
 
     shown = printed(summary, LONGEST)
@@ -246,7 +238,7 @@ def _finish(
     _print(
         {**summary, "folder": str(folder), "report": str(report)},
         as_json,
-        "\n\n".join(filter(None, [numbers or levels_table(shown, width=_width() or 80), said, last])),
+        "\n\n".join(filter(None, [levels_table(shown, width=_width() or 80), said, last])),
     )
     if fail_if is not None:
         from upright.evidence.gate import fail_if as gate
@@ -346,193 +338,6 @@ def runs_prune(folder: Annotated[Path, typer.Argument(help="Folder that holds ru
 
     freed = prune(folder)
     typer.echo(f"{len(freed)} runs, {sum(freed.values()) / 2**20:.1f} MiB freed")
-
-
-@audit_app.command("ranking")
-def audit_ranking_(
-    lists: Annotated[Path, typer.Argument(help="Your lists: user, item, and rank or score.")],
-    held_out: Annotated[Path | None, typer.Option(help="Held-out items: user, item.")] = None,
-    users: Annotated[Path | None, typer.Option(help="Groups: user, group.")] = None,
-    items: Annotated[Path | None, typer.Option(help="Popularity: item, count.")] = None,
-    k: Annotated[int, typer.Option(min=1, help="Length of the lists.")] = 10,
-    group: Annotated[str | None, typer.Option(help="Column of the groups file; group otherwise.")] = None,
-    missing: Annotated[str, typer.Option(help="Users with held-out items but no list: error or zero.")] = "error",
-    seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
-    margin: Margin = None,
-    fail_if: FailRanking = None,
-    as_json: Json = False,
-) -> None:
-    """Audit top-K lists by user group and item popularity."""
-    if fail_if is not None:
-        check_syntax(fail_if)
-    from upright.api import Result
-    from upright.audits.ranking import audit_ranking
-    from upright.report import build_report
-
-    command = shlex.join(["upright", *sys.argv[1:]])
-    folder = audit_ranking(
-        lists,
-        held_out=held_out,
-        users=users,
-        items=items,
-        k=k,
-        out=out,
-        group=group,
-        seed=seed,
-        command=command,
-        missing=_one_of("--missing", missing, "error", "zero"),
-        margins=_margins(margin),
-    )
-    _finish(Result(folder).summary, folder, build_report(folder), as_json, fail_if)
-
-
-@audit_app.command("embeddings")
-def audit_embeddings_(
-    tables: Annotated[
-        list[str],
-        typer.Argument(help="Vectors: .npy, .safetensors, .parquet, .csv; several as name=path.", metavar="TABLE..."),
-    ],
-    labels: Annotated[Path, typer.Option(help="Labels: user, attribute; an empty cell is an unlabelled user.")],
-    attribute: Annotated[str | None, typer.Option(help="Column of the labels; the only other one otherwise.")] = None,
-    aligned: Annotated[
-        str | None, typer.Option(help="Users that a defence was fitted on: a file of ids, or a column of 0 and 1.")
-    ] = None,
-    ids: Annotated[str | None, typer.Option(help="Column of ids, or a file of ids for .npy and .safetensors.")] = None,
-    attackers: Annotated[str, typer.Option(help="Comma-separated.")] = "logistic,mlp,gbdt",
-    folds: Annotated[int, typer.Option(min=2, help="Of the cross-fitting.")] = 5,
-    name: Annotated[str | None, typer.Option(help="Of what the vectors are; the file's name otherwise.")] = None,
-    missing: Annotated[str, typer.Option(help="Labels of users without a vector: error or ignore.")] = "error",
-    seed: Annotated[int, typer.Option(min=0, help="Of folds, attackers and resampling.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
-    margin: Margin = None,
-    fail_if: FailEmbeddings = None,
-    as_json: Json = False,
-) -> None:
-    """Audit user vectors: how much of a private attribute an attacker reads off them."""
-    if fail_if is not None:
-        check_syntax(fail_if)
-    from upright.api import Result
-    from upright.audits.embeddings import attacks_of, audit_embeddings
-    from upright.report import build_report
-
-    folder = audit_embeddings(
-        tables,
-        labels,
-        attribute=attribute,
-        aligned=aligned,
-        ids=ids,
-        attackers=attackers.split(","),
-        folds=folds,
-        name=name,
-        missing=_one_of("--missing", missing, "error", "ignore"),
-        seed=seed,
-        out=out,
-        command=shlex.join(["upright", *sys.argv[1:]]),
-        margins=_margins(margin),
-    )
-    summary = Result(folder).summary
-    columns = ["surface", "attacker", "protocol", "leakage", "AUC", "p", "n"]
-    shown = _table(attacks_of(summary), columns)
-    _finish(summary, folder, build_report(folder), as_json, fail_if, shown)
-
-
-@audit_app.command("predictions")
-def audit_predictions_(
-    file: Annotated[Path, typer.Argument(help="A row a case: CSV, TSV or Parquet.")],
-    group: Annotated[str, typer.Option(help="Columns of groups: A, 'A,B' each by itself, 'A*B' their product too.")],
-    client: Annotated[str | None, typer.Option(help="Column of clients: every gap inside each of them too.")] = None,
-    label: Annotated[str | None, typer.Option(help="True classes; without them demographic parity only.")] = None,
-    person: Annotated[str | None, typer.Option(help="Column of persons; rows of one count together.")] = None,
-    prediction: Annotated[str | None, typer.Option(help="Column of decided classes.")] = None,
-    proba: Annotated[
-        str | None, typer.Option(help="Columns of probabilities, all classes in order: p_no,p_yes or no=a,yes=b.")
-    ] = None,
-    criterion: Annotated[
-        str, typer.Option(help="Decides the verdict: demographic_parity, equal_opportunity or equalized_odds.")
-    ] = "demographic_parity",
-    positive: Annotated[str | None, typer.Option(help="Class to compare; the last of two, all of more.")] = None,
-    randomised: Annotated[bool, typer.Option("--randomised", help="Decisions are drawn by the probabilities.")] = False,
-    least: Annotated[int, typer.Option(min=5, help="Rows that a group should have at a client.")] = 30,
-    ids: Annotated[str | None, typer.Option("--id", help="Column of ids; row numbers otherwise.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of resampling and permutations.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
-    margin: Margin = None,
-    fail_if: FailPredictions = None,
-    as_json: Json = False,
-) -> None:
-    """Audit decisions of any classifier: are groups decided alike, over all rows and at every client."""
-    if fail_if is not None:
-        check_syntax(fail_if)
-    from upright.api import Result
-    from upright.audits.predictions import CRITERIA_OF, audit_predictions, gaps_of
-    from upright.report import build_report
-
-    folder = audit_predictions(
-        file,
-        group=group,
-        client=client,
-        label=label,
-        person=person,
-        prediction=prediction,
-        proba=proba,
-        positive=positive,
-        criterion=_one_of("--criterion", criterion, *CRITERIA_OF),
-        randomised=randomised,
-        least=least,
-        ids=ids,
-        out=out,
-        seed=seed,
-        command=shlex.join(["upright", *sys.argv[1:]]),
-        margins=_margins(margin),
-    )
-    summary = Result(folder).summary
-    shown = _table(gaps_of(summary), ["gap", "value", "interval", "by chance"])
-    _finish(summary, folder, build_report(folder), as_json, fail_if, shown)
-
-
-@audit_app.command("forgetting")
-def audit_forgetting_(
-    model: Annotated[Path, typer.Argument(help="Folder of a causal language model with its tokenizer.")],
-    forget: Annotated[Path, typer.Option(help="JSON lines: what should be forgotten.")],
-    retain: Annotated[Path, typer.Option(help="JSON lines: what should be kept.")],
-    holdout: Annotated[Path | None, typer.Option(help="JSON lines that the model never saw, for membership.")] = None,
-    reference: Annotated[
-        Path | None, typer.Option(help="Folder of a model trained without the forgotten records.")
-    ] = None,
-    template: Annotated[str, typer.Option(help="auto, chat or plain.")] = "auto",
-    generate: Annotated[bool, typer.Option(help="Write answers, for ROUGE-L; takes most of the time.")] = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Records at once.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Of resampling and permutations.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where audit folders go.")] = Path("audits"),
-    margin: Margin = None,
-    fail_if: FailForgetting = None,
-    as_json: Json = False,
-) -> None:
-    """Audit what a language model still knows of records that it should have forgotten."""
-    if fail_if is not None:
-        check_syntax(fail_if)
-    from upright.api import Result
-    from upright.audits.forgetting import audit_forgetting, numbers_of
-    from upright.report import build_report
-
-    folder = audit_forgetting(
-        model,
-        forget=forget,
-        retain=retain,
-        holdout=holdout,
-        reference=reference,
-        generate=generate,
-        template=_one_of("--template", template, "auto", "chat", "plain"),
-        batch_size=batch_size,
-        seed=seed,
-        out=out,
-        command=shlex.join(["upright", *sys.argv[1:]]),
-        margins=_margins(margin),
-    )
-    summary = Result(folder).summary
-    shown = _table(numbers_of(summary), ["number", "of", "value", "interval", "by chance"])
-    _finish(summary, folder, build_report(folder), as_json, fail_if, shown)
 
 
 @data_app.command("list")

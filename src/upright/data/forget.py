@@ -1,11 +1,12 @@
 """Records that a language model must forget or keep: reading, checking, and the bundled part of TOFU.
 
-A record is a prompt with its answer. Four shapes of JSON lines are read, told apart by their keys:
+A record is a prompt with its answer. Five shapes of JSON, in lines or in one array, are told apart by their keys:
 
 ==========================  =======================================================================
 ``question``, ``answer``    TOFU; also ``paraphrased_answer``, ``perturbed_answer``, ``paraphrased_question``
 ``prompt``, ``completion``  both texts, or both lists of chat messages with one message in the completion
 ``messages``                chat: the last message is the answer of the assistant, what stands before the prompt
+``instruction``             Alpaca: with ``output``, and perhaps ``input``, which follows the instruction
 ``text``                    plain text without a prompt
 ==========================  =======================================================================
 
@@ -14,7 +15,6 @@ A record is a prompt with its answer. Four shapes of JSON lines are read, told a
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,9 +27,9 @@ from upright.contract import InputError
 __all__ = ["Record", "digest", "fingerprint", "read_records", "refuse_overlap", "tofu_records", "unique_records"]
 
 _BUNDLED = Path(__file__).parent / "bundled" / "tofu-50-authors.jsonl.gz"
-_KEYS = ("question", "answer", "prompt", "completion", "messages", "text", "id", "author", "paraphrased_answer",
-         "perturbed_answer", "paraphrased_question")  # fmt: skip
-_SHAPES = "question and answer, prompt and completion, messages, or text"
+_KEYS = ("question", "answer", "prompt", "completion", "messages", "instruction", "input", "output", "text", "id",
+         "author", "paraphrased_answer", "perturbed_answer", "paraphrased_question")  # fmt: skip
+_SHAPES = "question and answer, prompt and completion, instruction and output, messages, or text"
 
 
 @dataclass(frozen=True)
@@ -76,35 +76,22 @@ def fingerprint(records: Iterable[Record]) -> str:
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """Read records from JSON lines, plain or gzipped.
+    """Read records from JSON lines or one JSON array, plain or compressed.
 
     Raises
     ------
     InputError
-        When the file is missing, empty, no UTF-8 or no JSON lines, or a record has unknown keys, no known shape, or an
-        empty answer. The line is named.
+        When the file is missing, empty, no UTF-8 or no JSON, or a record has unknown keys, no known shape, or an empty
+        answer. The line is named.
     """
+    from upright.data.columns import json_rows
+
     file = Path(path)
-    try:
-        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        lines = raw.decode("utf-8-sig").splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        kind = "is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error})"
-        raise InputError(f"{file.name} {kind}", "a file of JSON lines", "check the path and the file") from None
-    records: list[Record] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{file.name}, line {number}: {error.msg}", "one JSON object a line", "correct that line"
-            ) from None
-        records.append(_record(value, f"{file.name}, line {number}", str(len(records))))
-    if not records:
+    found = enumerate(json_rows(file))
+    rows = [_record(value, f"{file.name} {word} {number}", str(i)) for i, (word, number, value) in found]
+    if not rows:
         raise InputError(f"{file.name} without a record", f"JSON lines with {_SHAPES}", "check the file")
-    return records
+    return rows
 
 
 def _record(value: Any, where: str, number: str) -> Record:
@@ -121,6 +108,10 @@ def _record(value: Any, where: str, number: str) -> Record:
         before, prompt, answer = _chat([*value["prompt"], *(completion if isinstance(completion, list) else [])], where)
     elif "text" in value:
         prompt, answer = "", _text(value, "text", where)
+    elif "instruction" in value:
+        prompt, answer = _text(value, "instruction", where), _text(value, "output", where)
+        more = _text(value, "input", where) if "input" in value else ""
+        prompt = f"{prompt}\n\n{more}" if more else prompt
     else:
         pair = ("question", "answer") if "question" in value else ("prompt", "completion")
         prompt, answer = (_text(value, key, where) for key in pair)

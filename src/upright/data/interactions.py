@@ -9,9 +9,10 @@ Sizes of the split (as in the published splits of Epinions, Gowalla and MovieLen
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from pathlib import Path
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,19 @@ from numpy.typing import NDArray
 from upright.contract import InputError, stream
 from upright.data.log import Interactions, Split, fingerprint
 
-__all__ = ["Interactions", "Split", "core_filter", "fingerprint", "random_split", "read_interactions", "synthetic"]
+if TYPE_CHECKING:
+    from upright.data.columns import Columns
+
+__all__ = [
+    "Interactions",
+    "Split",
+    "core_filter",
+    "fingerprint",
+    "random_split",
+    "read_interactions",
+    "read_user_columns",
+    "synthetic",
+]
 
 
 def random_split(
@@ -150,29 +163,30 @@ def core_filter(log: Interactions, *, min_item: int = 5, min_user: int = 5) -> I
 
 
 def read_interactions(
-    path: str | Path,
+    source: Any,
     *,
-    user: str = "user",
-    item: str = "item",
-    value: str | None = "rating",
+    user: str | None = None,
+    item: str | None = None,
+    value: str | None = "auto",
     time: str | None = None,
     duplicates: Literal["error", "last", "sum"] = "error",
     ids: Literal["auto", "text"] = "auto",
     min_user: int | None = None,
     min_item: int | None = None,
+    encoding: str = "utf-8",
 ) -> Interactions:
-    """Read a person's log from CSV (``.csv``), TSV (``.tsv``, ``.tab``) or Parquet (``.parquet``, ``.pq``).
+    """Read a person's log from a file or a data frame; `upright.data.columns` says which.
 
     Parameters
     ----------
-    path : str or Path
-        Text files are UTF-8 with a header in line 1.
-    user, item : str
-        Columns of ids: whole numbers or text. Blanks around an id are no part of it.
+    source : path or data frame
+    user, item : str, optional
+        Columns of ids: whole numbers or text. By default one of the usual names. Blanks around an id are no part of it.
     value : str or None
-        Column of ratings, counts or spend; None gives every row 1.0.
+        Column of ratings, counts or spend. ``auto`` takes one with a usual name, if there is one; without a column, or
+        with None, every row counts 1.0.
     time : str or None
-        Column of whole numbers, for example seconds since 1970; a Parquet date-time becomes microseconds.
+        Column of whole numbers, for example seconds since 1970, or of dates, which become microseconds.
     duplicates : {"error", "last", "sum"}
         What happens to rows with the same user and item: refuse them, keep the latest (by `time` where given,
         ties and files without time by order in the file), or keep the latest with the sum of the values.
@@ -181,6 +195,8 @@ def read_interactions(
     min_user, min_item : int or None
         Drop users and items with fewer rows (see `core_filter`). With None for `min_user` nobody is dropped and
         users with a single row, who cannot be split, are refused; 1 accepts them (their row goes to train).
+    encoding : str
+        Of a text file.
 
     Returns
     -------
@@ -195,20 +211,43 @@ def read_interactions(
         missing columns, missing or mixed ids, values or times that are no finite numbers, repeated pairs, users
         with one row.
     """
-    from upright.data.readers import read_log
+    from upright.data.columns import Column, read_columns
 
     for name, bound in (("min_user", min_user), ("min_item", min_item)):
         if bound is not None and bound < 1:
             raise InputError(f"{name} = {bound}", "a whole number from 1, or None", "raise it")
-    raw = read_log(path, user=user, item=item, value=value, time=time, duplicates=duplicates, ids=ids)
+    for option, given, choices in (
+        ("duplicates", duplicates, ("error", "last", "sum")),
+        ("ids", ids, ("auto", "text")),
+    ):
+        if given not in choices:
+            raise InputError(f"{option} = {given!r}", " | ".join(map(repr, choices)), "pass one of them")
+    wanted = {"user": Column("id"), "item": Column("id")}
+    wanted |= {"value": Column("number", optional=True)} if value is not None else {}
+    wanted |= {"time": Column("time")} if time is not None else {}
+    wanted = {name: dataclasses.replace(c, option=f"--set {name}_column=") for name, c in wanted.items()}
+    names = {"user": user, "item": item, "value": None if value == "auto" else value, "time": time}
+    table = read_columns(source, wanted, {n: own for n, own in names.items() if own is not None}, encoding=encoding)
+    users, user_ids = _codes(table, "user", ids)
+    items, item_ids = _codes(table, "item", ids)
+    values = table.array("value").astype(np.float64) if "value" in table else np.ones(len(table))
+    times = table.array("time").astype(np.int64) if "time" in table else None
+    keep, values = _merge_duplicates(table, users, items, values, times, duplicates)
+    table = table.take(keep)
     log = Interactions(
-        raw.user, raw.item, raw.value, raw.time, len(raw.user_ids), len(raw.item_ids), raw.user_ids, raw.item_ids
+        users[keep],
+        items[keep],
+        values,
+        None if times is None else times[keep],
+        len(user_ids),
+        len(item_ids),
+        user_ids,
+        item_ids,
     )
     rows = _core_rows(log, min_item or 1, min_user or 1)
     if not len(rows):
         raise InputError(
-            f"{raw.source.path.name}: nothing is left of {len(log)} rows with min_item = {min_item}, "
-            f"min_user = {min_user}",
+            f"{table.name}: nothing is left of {len(log)} rows with min_item = {min_item}, min_user = {min_user}",
             "bounds that leave some users and items",
             "lower the bounds",
         )
@@ -216,14 +255,86 @@ def read_interactions(
         counts = np.bincount(log.user[rows], minlength=log.n_users)
         lonely = rows[counts[log.user[rows]] == 1]
         if len(lonely):
-            raise raw.source.refuse(
-                raw.row[lonely],
+            raise table.refuse(
+                lonely,
                 f"{len(lonely)} of {int((counts > 0).sum())} users have one interaction and cannot be split",
                 "at least two interactions a user",
                 "pass min_user=2 (or more) to drop them, or min_user=1 to keep them in train only "
                 "(--set min_user=2 or 1)",
             )
     return log if len(rows) == len(log) else _compact(log, rows)
+
+
+def _codes(table: Columns, name: str, ids: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Code ids in sorted order; a mixture of numbers and text is refused unless it was asked for."""
+    from upright.data.columns import code_ids
+
+    numeric = table[name].str.contains(r"^[+-]?[0-9]+$").to_numpy()
+    odd = np.flatnonzero(~numeric)
+    if ids == "auto" and 0 < len(odd) < len(numeric) / 2:
+        raise table.refuse(
+            odd,
+            f"{name!r} is {table[name][int(odd[0])]!r}, yet a number in {int(numeric.sum())} of {len(numeric)} rows",
+            "ids that are all numbers, or mostly text",
+            "correct those rows, or pass ids='text' (--set ids=text) when the mixture is right",
+        )
+    return code_ids(table[name])
+
+
+def _merge_duplicates(
+    table: Columns,
+    user: NDArray[np.int64],
+    item: NDArray[np.int64],
+    value: NDArray[np.float64],
+    time: NDArray[np.int64] | None,
+    how: str,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the entries to keep, in order, and their values."""
+    when = np.arange(len(user)) if time is None else time
+    order = np.lexsort((np.arange(len(user)), when, item, user))
+    # Within a run of one pair the last entry is the latest in time, ties by file order.
+    last = np.append((np.diff(user[order]) != 0) | (np.diff(item[order]) != 0), True)
+    if last.all():
+        return np.arange(len(user)), value
+    if how == "error":
+        by_row = np.lexsort((np.arange(len(user)), item, user))
+        again = np.append(False, (np.diff(user[by_row]) == 0) & (np.diff(item[by_row]) == 0))
+        repeats = np.sort(by_row[again])
+        raise table.refuse(
+            repeats,
+            f"{len(repeats)} rows repeat an earlier pair of user and item",
+            "each pair once",
+            "pass duplicates='last' (--set duplicates=last) to keep the latest row of each pair, or duplicates='sum' "
+            "(--set duplicates=sum) to add their values",
+        )
+    keep = order[last]
+    starts = np.append(0, np.flatnonzero(last)[:-1] + 1)
+    merged = np.add.reduceat(value[order], starts) if how == "sum" else value[keep]
+    back = np.argsort(keep)
+    return keep[back], merged[back]
+
+
+def read_user_columns(source: Any, columns: Sequence[str], user: str | None = None) -> dict[str, dict[str, str]]:
+    """Read attributes of users: one row a user, "" where an attribute is missing.
+
+    Returns
+    -------
+    dict of column name to (id of a user to its value as text)
+
+    Raises
+    ------
+    InputError
+        For a file that cannot be read, missing columns, a row without a user, a user with two rows.
+    """
+    from upright.data.columns import Column, read_columns
+
+    wanted = {"user": Column("id", unique=True, option="--set users_id=")}
+    wanted |= {name: Column("text", missing=True, option="--set attribute=") for name in columns}
+    table = read_columns(source, wanted, {"user": user} if user is not None else {})
+    ids = table["user"].to_list()
+    return {
+        n: {u: "" if v.lower() in ("none", "na") else v for u, v in zip(ids, table[n], strict=True)} for n in columns
+    }
 
 
 def synthetic(

@@ -118,7 +118,7 @@ def from_file(path: Path, seed: int, options: Mapping[str, Any]) -> Split:
     InputError
         For an option that `read_interactions` does not have, and for everything it refuses.
     """
-    known = [name for name in inspect.signature(read_interactions).parameters if name != "path"]
+    known = [name for name in inspect.signature(read_interactions).parameters if name != "source"]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise InputError(f"reader option {', '.join(map(repr, unknown))}", ", ".join(known), "use one of these names")

@@ -19,12 +19,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from upright.contract import InputError
+from upright.data.columns import MISSING, Column, Columns, open_columns, read_columns
 from upright.data.rows import cut_of
-from upright.data.source import Source, diagnose, open_source, unreadable
 
 __all__ = ["MAKERS", "READERS", "Raw", "read_table"]
 
-_MISSING = ("", "nan", "null")
 MOST_CLASSES = 50
 FEWEST_ROWS_OF_AN_ID = 20  # below, a column without repeats may well be a measurement
 
@@ -283,7 +282,7 @@ MAKERS: Mapping[str, Callable[[IO[bytes], IO[bytes]], None]] = {_COMPAS: _withou
 
 
 def read_table(
-    path: Path,
+    path: Any,
     *,
     label: str,
     sensitive: Sequence[str],
@@ -291,6 +290,7 @@ def read_table(
     missing: Literal["error", "drop"],
     text: Sequence[str],
     numbers: Sequence[str],
+    encoding: str = "utf-8",
 ) -> Raw:
     """Read and check one file; `upright.data.tabular.load_table` documents the arguments.
 
@@ -299,21 +299,13 @@ def read_table(
     InputError
         For everything that is wrong with the file, with the lines where it is wrong.
     """
-    if path.is_file() and not path.stat().st_size:
-        raise _empty(path)
-    source = open_source(path)
+    table = open_columns(path, encoding)
     wanted = {"label": [label], "sensitive": sensitive, "drop": drop, "text": text, "numbers": numbers}
-    protected = _check_header(source, wanted)
-    frame = _read(source).drop(list(drop))
-    row = np.arange(len(frame))
-    if source.separator is not None:
-        blank = _blank_lines(source, frame)
-        row = np.setdiff1d(row, blank)
-        frame = frame[row]
-    if not len(frame):
-        raise InputError(f"{path.name} has a header and no rows", "one row a line", "check how the file was exported")
+    protected = _check_names(table, wanted)
+    table = read_columns(table, {name: Column("any") for name in table.header if name not in drop})
+    frame = table.frame
     rows_read, dropped = len(frame), {}
-    numeric = [name for name in frame.columns if name != label and _is_number(frame[name], source, row, text, numbers)]
+    numeric = [name for name in frame.columns if name != label and _is_number(table, name, text, numbers)]
     for name in frame.columns:
         if name != label and name not in protected and name not in numeric:
             continue  # an empty cell of a category is a category
@@ -321,51 +313,38 @@ def read_table(
         if not empty.any():
             continue
         if missing == "error":
-            raise source.refuse(
-                row[np.flatnonzero(empty)], f"{int(empty.sum())} missing {name!r}",
+            raise table.refuse(
+                np.flatnonzero(empty),
+                f"{int(empty.sum())} missing {name!r}",
                 "a label, a sensitive value and every number in each row",
                 "fill in or delete those rows, pass missing='drop' to leave them out, or leave out a feature by "
                 f"drop=({name!r},)",
-            )  # fmt: skip
+            )
         dropped[f"no {name}"] = int(empty.sum())
-        frame, row = frame.filter(~empty), row[~empty]
+        table = table.take(np.flatnonzero(~empty))
+        frame = table.frame
     if not len(frame):
-        raise InputError(f"{path.name} has no row without a missing value", "some whole rows", f"look at {dropped}")
+        raise InputError(f"{table.name} has no row without a missing value", "some whole rows", f"look at {dropped}")
     for name in frame.columns:
         if name != label and name not in protected and name not in numbers:
-            _refuse_id(frame[name], source, name in numeric)
+            _refuse_id(table, name, name in numeric)
     frame = frame.with_columns([_as_text(frame[name]) for name in frame.columns if name not in numeric])
-    classes = _classes(frame[label], source)
+    classes = _classes(frame[label], table.name)
     facts = {"rows_read": rows_read, "rows_dropped": dropped}
     return Raw(_arrays(frame, numeric), _index(frame[label], classes), label, classes, tuple(sensitive), {}, facts)
 
 
-def _empty(path: Path) -> InputError:
-    return InputError(f"{path.name} is empty", "a header line and one row a line", "check how it was exported")
-
-
-def _check_header(source: Source, wanted: Mapping[str, Sequence[str]]) -> set[str]:
-    """Refuse a header that repeats or lacks a column, and a column with two purposes; return the sensitive columns."""
-    name = source.path.name
-    try:
-        header = source.header()
-    except UnicodeDecodeError as error:
-        raise diagnose(source, error) from error
-    except (pl.exceptions.PolarsError, OSError, csv.Error) as error:
-        raise unreadable(source, error) from error
-    if not any(header):
-        raise _empty(source.path)
-    repeated = [column for place, column in enumerate(header) if column in header[:place]]
-    if repeated:
-        raise InputError(f"{name} line 1 names {repeated[0]!r} twice", "each column once", "rename one of them")
+def _check_names(table: Columns, wanted: Mapping[str, Sequence[str]]) -> set[str]:
+    """Refuse a column that is not there, and one with two purposes; return the sensitive columns."""
+    header = table.header
     cuts = [cut_of(column) if column not in header else None for column in wanted["sensitive"]]
     named = [cut[0] if cut else column for column, cut in zip(wanted["sensitive"], cuts, strict=True)]
     wanted = dict(wanted) | {"sensitive": named}
     for purpose, columns in wanted.items():
         absent = [column for column in columns if column not in header]
         if absent:
-            raise InputError(
-                f"{name} line 1 has no column {' and no column '.join(map(repr, absent))} ({purpose})",
+            raise table.refuse_header(
+                f"has no column {' and no column '.join(map(repr, absent))} ({purpose})",
                 f"its columns are {', '.join(map(repr, header))}",
                 f"name a column of the file as {purpose}",
             )
@@ -376,50 +355,15 @@ def _check_header(source: Source, wanted: Mapping[str, Sequence[str]]) -> set[st
     return set(named)
 
 
-def _read(source: Source) -> pl.DataFrame:
-    """Read every column as stripped text; only the numbers of a Parquet file stay numbers."""
-    try:
-        if source.separator is not None:
-            frame = pl.read_csv(source.path, separator=source.separator, infer_schema=False)
-        else:
-            frame = pl.read_parquet(source.path)
-    except pl.exceptions.NoDataError:
-        return pl.DataFrame({name: pl.Series([], dtype=pl.String) for name in source.header()})
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise (unreadable(source, error) if source.separator is None else diagnose(source, error)) from error
-    columns = []
-    for series in frame:
-        if series.dtype.is_nested() or series.dtype in (pl.Binary, pl.Object):
-            raise InputError(
-                f"{source.path.name}: {series.name!r} has type {series.dtype}", "numbers, text, booleans or dates",
-                f"leave it out by drop=({series.name!r},)",
-            )  # fmt: skip
-        columns.append(series if series.dtype.is_numeric() else series.cast(pl.String).str.strip_chars().fill_null(""))
-    return pl.DataFrame(columns)
-
-
-def _blank_lines(source: Source, frame: pl.DataFrame) -> NDArray[np.int64]:
-    """Return the rows that are blank lines; in a file of one column an empty line may be a cell, and counts as none."""
-    if not frame.width:
-        return np.zeros(0, dtype=np.int64)
-    candidates = set(np.flatnonzero(frame.select(pl.all_horizontal(pl.all() == "")).to_series().to_numpy()).tolist())
-    if not candidates:
-        return np.zeros(0, dtype=np.int64)
-    blank = [row for row, (_, fields) in enumerate(source.records(), start=-1) if row in candidates and not fields]
-    return np.array(blank, dtype=np.int64)
-
-
 def _empty_cells(series: pl.Series) -> pl.Series:
     if series.dtype.is_numeric():
         return series.is_null() | (series.is_nan() if series.dtype.is_float() else False)
-    return series.str.to_lowercase().is_in(_MISSING)
+    return series.str.to_lowercase().is_in(MISSING)
 
 
-def _is_number(
-    series: pl.Series, source: Source, row: NDArray[np.int64], text: Sequence[str], numbers: Sequence[str]
-) -> bool:
+def _is_number(table: Columns, name: str, text: Sequence[str], numbers: Sequence[str]) -> bool:
     """Whether a column is one of numbers: every cell that is not empty is one; refuse a mixture."""
-    name = series.name
+    series = table[name]
     if name in text:
         return False
     full = ~_empty_cells(series)
@@ -430,15 +374,17 @@ def _is_number(
         return count > 0
     if name not in numbers and (series.dtype == pl.String and len(odd) >= count / 2):
         return False
-    raise source.refuse(
-        row[odd], f"{name!r} is {str(series[int(odd[0])])!r}, yet a number in {count - len(odd)} of {count} rows",
+    raise table.refuse(
+        odd,
+        f"{name!r} is {str(series[int(odd[0])])!r}, yet a number in {count - len(odd)} of {count} rows",
         "a column of finite numbers, or of text",
         f"correct those rows, or pass text=({name!r},) when the column holds categories",
-    )  # fmt: skip
+    )
 
 
-def _refuse_id(series: pl.Series, source: Source, numeric: bool) -> None:
+def _refuse_id(table: Columns, name: str, numeric: bool) -> None:
     """Refuse a feature that names rows: whole numbers without a repeat, or text with few."""
+    series = table[name]
     rows, distinct = len(series), series.n_unique()
     if rows < FEWEST_ROWS_OF_AN_ID or distinct <= (rows - 1 if numeric else rows // 2):
         return
@@ -447,10 +393,10 @@ def _refuse_id(series: pl.Series, source: Source, numeric: bool) -> None:
         if (values != np.floor(values)).any():
             return
     raise InputError(
-        f"{source.path.name}: the feature {series.name!r} has {distinct} values in {rows} rows: it names rows",
+        f"{table.name}: the feature {name!r} has {distinct} values in {rows} rows: it names rows",
         "features that repeat (or numbers with decimals)",
-        f"leave it out by drop=({series.name!r},)"
-        + (f", or pass numbers=({series.name!r},) when it measures something" if numeric else ""),
+        f"leave it out by drop=({name!r},)"
+        + (f", or pass numbers=({name!r},) when it measures something" if numeric else ""),
     )
 
 
@@ -463,12 +409,12 @@ def _as_text(series: pl.Series) -> pl.Series:
     return series.cast(pl.String).fill_null("")
 
 
-def _classes(series: pl.Series, source: Source) -> tuple[str, ...]:
+def _classes(series: pl.Series, file: str) -> tuple[str, ...]:
     """Return the distinct labels in order: of the numbers when all are, else of the text."""
     values = [str(value) for value in series.unique().to_list()]
     if not 2 <= len(values) <= MOST_CLASSES:
         raise InputError(
-            f"{source.path.name}: the label {series.name!r} has {len(values)} value{'s' * (len(values) != 1)}",
+            f"{file}: the label {series.name!r} has {len(values)} value{'s' * (len(values) != 1)}",
             f"2 to {MOST_CLASSES} classes", "name another column as label, or put its values into classes",
         )  # fmt: skip
     try:

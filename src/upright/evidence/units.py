@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from upright.contract import InputError, UnitScores
 
-__all__ = ["SCHEMA", "Block", "Units", "read_units", "write_units"]
+__all__ = ["FEWEST", "SCHEMA", "Block", "Units", "read_units", "write_units"]
 
+FEWEST = 5  # people; a number about fewer says too much about each
 SCHEMA = "2"
 _READABLE = ("1", SCHEMA)  # without clusters: each unit by itself
 Array = NDArray[np.float64]

@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["FEWEST", "MOST_POINTS", "merge_curves", "merge_notes", "suppress_few"]
+from upright.evidence.units import FEWEST
 
-FEWEST = 5  # people; a number about fewer says too much about each
+__all__ = ["MOST_POINTS", "merge_curves", "merge_notes", "suppress_few"]
+
 MOST_POINTS = 200  # of a curve
 _COUNTS = "counts"  # of a histogram
 _SIZE = "n"  # of the people that a record is about

@@ -1,16 +1,18 @@
-"""Methods by name, found through the entry-point group ``upright.methods`` and loaded when asked for."""
+"""Methods and audits by name: entry points of ``upright.methods`` and ``upright.audits``, loaded when asked for."""
 
 from __future__ import annotations
 
 import importlib
 import warnings
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from upright.contract import AuditSpec, InputError, MethodSpec, spec_of
 from upright.experiment.config import suggest
 
-__all__ = ["AUDITS", "PLANNED", "declared_of", "find", "load_method", "load_object", "names"]
+__all__ = ["PLANNED", "declared_of", "find", "load_audit", "load_method", "load_object", "names"]
+
+S = TypeVar("S", MethodSpec, AuditSpec)
 
 #: what the ten methods mend, and the module that will hold each; the order of the documentation
 PLANNED = {
@@ -26,27 +28,19 @@ PLANNED = {
     "physrvg": "video generators that break rigid-body mechanics",
 }
 
-#: kind of audit -> where its function lives
-AUDITS = {
-    "ranking": "upright.audits.ranking:audit_ranking",
-    "embeddings": "upright.audits.embeddings:audit_embeddings",
-    "predictions": "upright.audits.predictions:audit_predictions",
-    "forgetting": "upright.audits.forgetting:audit_forgetting",
-}
 
-
-def find() -> dict[str, EntryPoint]:
-    """Return the entry point of each installed method, without importing any.
+def find(group: str = "methods") -> dict[str, EntryPoint]:
+    """Return the entry point of each installed method, or audit, without importing any.
 
     A name that two packages register stays with this package, or else with the first; a warning names the other.
     """
     found: dict[str, EntryPoint] = {}
-    points = sorted(entry_points(group="upright.methods"), key=lambda p: (_package(p) != "upright", _package(p)))
+    points = sorted(entry_points(group=f"upright.{group}"), key=lambda p: (_package(p) != "upright", _package(p)))
     for point in points:
         if point.name in found and found[point.name].value != point.value:
             warnings.warn(
-                f"package {_package(point)} registers the method {point.name!r} that {_package(found[point.name])} "
-                "has; it is left out: rename one of them",
+                f"package {_package(point)} registers {point.name!r}, which is one of the {group} of "
+                f"{_package(found[point.name])}; it is left out: rename one of them",
                 stacklevel=2,
             )
         found.setdefault(point.name, point)
@@ -86,18 +80,34 @@ def load_method(name: str) -> MethodSpec:
     """
     installed = find()
     if name not in installed:
-        known = sorted(installed)
         state = "is planned but not built yet" if name in PLANNED else "is not a method"
-        raise InputError(f"method {name!r} {state}", ", ".join(known), suggest(name, known))
-    point = installed[name]
+        raise InputError(f"method {name!r} {state}", ", ".join(sorted(installed)), suggest(name, sorted(installed)))
+    return _loaded(installed[name], MethodSpec, "method")
+
+
+def load_audit(kind: str) -> AuditSpec:
+    """Load one kind of audit.
+
+    Raises
+    ------
+    InputError
+        For an unknown kind, or a plugin that does not import (a warning names its package first).
+    """
+    installed = find("audits")
+    if kind not in installed:
+        raise InputError(f"{kind!r} is no audit", ", ".join(sorted(installed)), suggest(kind, sorted(installed)))
+    return _loaded(installed[kind], AuditSpec, "audit")
+
+
+def _loaded(point: EntryPoint, kind: type[S], mark: str) -> S:
     try:
-        return spec_of(point.load())
+        return spec_of(point.load(), kind)
     except Exception as error:
         package = point.dist.name if point.dist else point.value
-        warnings.warn(f"method {name!r} of package {package} does not load: {error}", stacklevel=2)
+        warnings.warn(f"{mark} {point.name!r} of package {package} does not load: {error}", stacklevel=3)
         raise InputError(
-            f"method {name!r} of package {package} does not load: {type(error).__name__}: {error}",
-            "an installed package whose entry point is a function marked with @upright.contract.method",
+            f"{mark} {point.name!r} of package {package} does not load: {type(error).__name__}: {error}",
+            f"an installed package whose entry point is a function marked with @upright.contract.{mark}",
             f"repair or uninstall {package}",
         ) from error
 
@@ -106,5 +116,5 @@ def declared_of(name: str) -> MethodSpec | AuditSpec | None:
     """Return what a method, or an audit as ``audit_<kind>``, declares; None when it is not installed."""
     kind = name.removeprefix("audit_")
     if kind != name:
-        return load_object(AUDITS[kind]).__upright__ if kind in AUDITS else None
+        return load_audit(kind) if kind in find("audits") else None
     return load_method(name) if name in find() else None

@@ -81,13 +81,17 @@ def levels_table(summary: Mapping[str, Any], lines: int = LINES, width: int = 80
 
 
 def _audit_lines(evidence: Mapping[str, Any]) -> list[str]:
-    means = [x for x in evidence["levels"] if x["statistic"].startswith("mean:")]
-    decides = str(evidence["verdict"].get("primary") or ":").split(":")[1]
-    metric = next((x for x in means if x["metric"] == decides), evidence["levels"][0])["metric"]
+    levels, primary = evidence["levels"], str(evidence["verdict"].get("primary") or ":")
+    means = [x for x in levels if x["statistic"].startswith("mean:")]
+    metric = next((x for x in means if x["metric"] == primary.split(":")[1]), levels[0])["metric"]
     own = [x for x in means if x["metric"] == metric]
     names = ["all" if x["group"] is None else f"{x['grouping']} {x['group']}" for x in own]
+    if not own:  # an audit of something else than means
+        own = [x for x in levels if x["statistic"] == primary]
+        names, metric = [x["label"] for x in own], "value"
     rows = [[name, _value(x), str(x["n_units"])] for name, x in zip(names, own, strict=True)]
-    return _lines([f"{evidence['unit_kind']}s", f"mean {metric}", "n"], rows, None, numbers=True)
+    what = f"mean {metric}" if means else metric
+    return _lines([f"{evidence['unit_kind']}s", what, "n"], rows, None, numbers=True)
 
 
 def _arm_lines(summary: Mapping[str, Any], levels: Sequence[Mapping[str, Any]], width: int) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from upright import declare
 from upright.contract import InputError
-from upright.experiment.notes import FEWEST
+from upright.evidence.units import FEWEST
 from upright.report.parts import (
     DASH,
     Block,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.experiment.notes import FEWEST
+from upright.evidence.units import FEWEST
 
 if TYPE_CHECKING:
     import polars as pl

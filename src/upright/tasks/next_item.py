@@ -34,7 +34,7 @@ MIN_GROUP = 5  # users with a test item; the mean of fewer says too much about e
 #: setting -> argument of `read_interactions`; they describe a file and mean nothing for a named data set
 READER: Mapping[str, str] = {
     "user_column": "user", "item_column": "item", "value_column": "value", "time_column": "time",
-    "min_user": "min_user", "min_item": "min_item", "duplicates": "duplicates", "ids": "ids",
+    "min_user": "min_user", "min_item": "min_item", "duplicates": "duplicates", "ids": "ids", "encoding": "encoding",
 }  # fmt: skip
 
 
@@ -42,15 +42,18 @@ class NextItemConfig(Config):
     """Data, backbone and groups of a next-item task."""
 
     data: str = "ml100k"
-    """Name in the catalogue, `synthetic`, or path of a CSV, TSV or Parquet file of interactions."""
-    user_column: str = "user"
-    """Column of user ids in a file of your own, as the next seven settings; a named data set refuses them."""
-    item_column: str = "item"
+    """Name in the catalogue, `synthetic`, or path of a file of interactions: CSV, TSV, Parquet, JSON, `.inter` ..."""
+    user_column: str | None = None
+    """Column of user ids in a file of your own, as the next eight settings; a named data set refuses them. By default
+    one of the usual names, such as `user_id`."""
+    item_column: str | None = None
     """Column of item ids."""
-    value_column: str | None = "rating"
-    """Column of ratings, counts or spend; none gives every row the value 1."""
+    value_column: str | None = "auto"
+    """Column of ratings, counts or spend; `auto` takes one with a usual name, none gives every row the value 1."""
     time_column: str | None = None
-    """Column of whole numbers or date-times; none for a file without."""
+    """Column of whole numbers or dates; none for a file without."""
+    encoding: str = "utf-8"
+    """Of a text file."""
     min_user: PositiveInt | None = None
     """Drop users with fewer rows; none drops nobody and refuses a user with one row, 1 keeps such a user in train."""
     min_item: PositiveInt | None = None
@@ -83,7 +86,7 @@ class NextItemConfig(Config):
 
     def __post_init__(self) -> None:
         # the command line has only text: `--set value_column=none`
-        for name in ("value_column", "time_column"):
+        for name in ("user_column", "item_column", "value_column", "time_column"):
             value = getattr(self, name)
             if isinstance(value, str) and value.lower() in ("", "none"):
                 object.__setattr__(self, name, None)

@@ -29,8 +29,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from upright.contract import InputError, Metric, NonNegativeInt, PositiveInt, Range, Run, UnitScores, stream
-from upright.data.interactions import Split, synthetic
-from upright.data.readers import read_user_columns
+from upright.data.interactions import Split, read_user_columns, synthetic
 from upright.metrics import ranking
 from upright.metrics.attacks import attack
 from upright.metrics.leakage import rank_values

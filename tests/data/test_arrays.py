@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upright.audits.tables import read_labels, read_vectors
 from upright.contract import InputError
+from upright.data.arrays import read_vectors
 
 # -- files --------------------------------------------------------------------------------------------------------
 
@@ -54,20 +54,21 @@ def test_every_format_holds_the_same_vectors(tmp_path, kind):
         if kind == "named":
             tensors["items"] = ("F64", np.ones((5, 3)))
         path = tensor_file(tmp_path / "v.safetensors", tensors)
-        path = Path(f"{path}:users") if kind == "named" else path
-    found = read_vectors(path)
-    np.testing.assert_array_equal(found.values, x)
-    assert found.users == (None if path.name.startswith(("v.npy", "v.safetensors")) else tuple(users))
+        path = f"{path}::users" if kind == "named" else path
+    values, own = read_vectors(path)
+    np.testing.assert_array_equal(values, x)
+    assert own == (None if Path(path).name.startswith(("v.npy", "v.safetensors")) else tuple(users))
 
 
 def test_half_precision_tensors(tmp_path):
     # catches brain floats read as halves: 1.5 and -2 are exact in both
     exact = np.array([[1.5, -2.0], [0.25, 3.0]])
     brain = (exact.astype(np.float32).view(np.uint32) >> 16).astype("<u2")
-    np.testing.assert_array_equal(read_vectors(tensor_file(tmp_path / "a.safetensors", {"x": ("BF16", brain)})).values,
-                                  exact)  # fmt: skip
+    np.testing.assert_array_equal(
+        read_vectors(tensor_file(tmp_path / "a.safetensors", {"x": ("BF16", brain)}))[0], exact
+    )
     half = tensor_file(tmp_path / "b.safetensors", {"x": ("F16", exact.astype("<f2"))})
-    np.testing.assert_array_equal(read_vectors(half).values, exact)
+    np.testing.assert_array_equal(read_vectors(half)[0], exact)
 
 
 def test_the_format_is_that_of_its_own_package(tmp_path):
@@ -75,22 +76,14 @@ def test_the_format_is_that_of_its_own_package(tmp_path):
     package = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
     x = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
     package.save_file({"users": x, "other": np.zeros(3)}, str(tmp_path / "v.safetensors"))
-    np.testing.assert_array_equal(read_vectors(tmp_path / "v.safetensors").values, x)
-
-
-def test_numbers_as_classes(tmp_path):
-    # catches one class written in two ways; whole floats of Parquet
-    (tmp_path / "l.csv").write_text("user,band\na,1\nb,1.0\nc,2\nd,\ne, nan\n")
-    assert read_labels(tmp_path / "l.csv", None).label == ("1", "1", "2", "", "")
-    pl.DataFrame({"user": ["a", "b", "c"], "band": [1.0, 2.5, None]}).write_parquet(tmp_path / "l.parquet")
-    assert read_labels(tmp_path / "l.parquet", None).label == ("1", "2.5", "")
+    np.testing.assert_array_equal(read_vectors(tmp_path / "v.safetensors")[0], x)
 
 
 # -- bad input ----------------------------------------------------------------------------------------------------
 
 FINITE = "finite numbers in every row"
 DIVERGED = "find where the model diverged, or leave those users out"
-PACKED = ("a .npy array of numbers, read without pickle", "save it with numpy.save as an array of floats")
+PACKED = ("arrays of numbers, read without pickle", "save it with numpy.save as an array of floats")
 SHAPE = ("real numbers of shape (users, dimensions)", "save one row of numbers for each user")
 VECTORS = [
     # name, content, got, accepted, to do
@@ -106,30 +99,13 @@ VECTORS = [
     ("v.npy", np.zeros((2, 2, 2)), "v.npy holds float64 of shape (2, 2, 2)", *SHAPE),
     ("v.npy", np.zeros((2, 2), dtype=complex), "v.npy holds complex128 of shape (2, 2)", *SHAPE),
     ("v.npy", np.zeros((0, 2)), "v.npy holds float64 of shape (0, 2)", *SHAPE),
-    ("v.npy", b"", "v.npy is empty", "one row of numbers for each user", "check how it was exported"),
-    ("v.csv", b"", "v.csv is empty", "one row of numbers for each user", "check how it was exported"),
-    ("v.csv", b"\n\n", "v.csv is empty", "one row of numbers for each user", "check how it was exported"),
-    ("v.csv", b"user,d\n", "v.csv has a header and no rows", "one row of numbers for each user",
-     "check how the file was exported"),
-    ("v.csv", b"user,d\na,1\nb,nan\n", "v.csv line 3: 'd' is 'nan', not finite", "a finite number in every row",
-     "correct or delete those rows"),
-    ("v.csv", b"user,d\na,1\nb,\n", "v.csv line 3: 1 missing 'd'", "a finite number in every row",
-     "correct or delete those rows"),
-    ("v.csv", b"user,d\na,1\nb,x\n", "v.csv line 3: 'd' is 'x', not a number", "a finite number in every row",
-     "correct or delete those rows"),
-    ("v.csv", b"user,d\na,1\nb,2\na,3\n", "v.csv line 4: user 'a' again", "each user once",
-     "keep one row of each user"),
-    ("v.csv", b"user,d\na,1\n,2\n", "v.csv line 3: 1 missing 'user'", "an id in every row",
-     "fill in or delete those rows"),
-    ("v.csv", b"usr,d\na,1\n", "v.csv has no column 'user'", "its columns are 'usr', 'd'",
-     "did you mean 'usr'? Else name the column of ids with --ids COLUMN"),
+    ("v.npy", b"", "v.npy holds no whole array", *PACKED),
+    ("v.csv", b"usr,d\na,1\n", "v.csv line 1 has no column 'user'", "its columns are 'usr', 'd'",
+     "name them: --ids usr"),
     ("v.csv", b"user\na\n", "v.csv has no column besides 'user'",
      "one column for each dimension, or one column of lists", "export the vectors with it"),
-    ("v.csv", b"user,d,d\na,1,2\n", "v.csv line 1 names 'd' twice", "each column once", "rename one of them"),
-    ("v.txt", b"1 2", "v.txt ends in '.txt'", ".npy, .safetensors, .csv, .tsv, .tab, .parquet, .pq (by its ending)",
-     "convert or rename the file"),
-    ("v.safetensors", b"\xff" * 20, "v.safetensors is no whole safetensors file", "a .safetensors file",
-     "export it again"),
+    ("v.safetensors", b"\xff" * 20, "v.safetensors is no whole safetensors file",
+     "a .safetensors file of numbers", "export it again"),
 ]  # fmt: skip
 
 
@@ -171,17 +147,13 @@ def test_tensors_are_refused(tmp_path):
     # catches a tensor picked by chance, a file cut short, numbers of an unknown type
     two = np.ones((4, 2), dtype="<f4")
     path = tensor_file(tmp_path / "v.safetensors", {"a": ("F32", two), "b": ("F32", two)})
-    names = "one of its tensors: 'a' (4, 2), 'b' (4, 2)"
-    todo = "name it: v.safetensors:TENSOR"
-    assert three(lambda: read_vectors(path)) == ("v.safetensors holds 2 tensors of two dimensions", names, todo)
-    assert three(lambda: read_vectors(Path(f"{path}:c"))) == ("v.safetensors holds no tensor 'c'", names, todo)
-    broken = ("v.safetensors is no whole safetensors file", "a .safetensors file", "export it again")
+    names = "one of its arrays: 'a' (4, 2), 'b' (4, 2)"
+    todo = "name it: v.safetensors::a"
+    assert three(lambda: read_vectors(path)) == ("v.safetensors holds 2 arrays of two dimensions", names, todo)
+    assert three(lambda: read_vectors(f"{path}::c")) == ("v.safetensors holds no array 'c'", names, todo)
+    broken = ("v.safetensors is no whole safetensors file", "a .safetensors file of numbers", "export it again")
     path.write_bytes(path.read_bytes()[:-4])
-    assert three(lambda: read_vectors(Path(f"{path}:b"))) == broken
-    tensor_file(path, {"a": ("F8_E4M3", two)})
-    got, accepted, todo = three(lambda: read_vectors(path))
-    assert (got, todo) == ("v.safetensors: tensor of type F8_E4M3", "save it as F32")
-    assert accepted.startswith("F64, F32")
+    assert three(lambda: read_vectors(f"{path}::b")) == broken
     for header in (b"[]", b'{"a": 1}', b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}', b"{"):
         path.write_bytes(len(header).to_bytes(8, "little") + header)
         assert three(lambda: read_vectors(path)) == broken
@@ -189,38 +161,6 @@ def test_tensors_are_refused(tmp_path):
     header = json.dumps({"a": wild}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + two.tobytes())
     assert three(lambda: read_vectors(path)) == broken
-
-
-HEADER = "a header line, then one user and one attribute a row"
-LABELS = [
-    ("user,gender,age\na,f,1\n", {}, "l.csv has 'gender', 'age' besides 'user'", "one attribute, or its name",
-     "name the column with --attribute COLUMN"),
-    ("user\na\n", {}, "l.csv has no column besides 'user'", "one attribute, or its name",
-     "name the column with --attribute COLUMN"),
-    ("user,gender\na,f\n", {"attribute": "gendr"}, "l.csv has no column 'gendr'", "its columns are 'user', 'gender'",
-     "did you mean 'gender'? Else name the column with --attribute COLUMN"),
-    ("user,gender\na,f\n", {"attribute": "user"}, "column 'user' as the attribute", "a column of its own",
-     "name another column with --attribute"),
-    ("user,gender\na,f\n", {"aligned": "fitted"}, "l.csv has no column 'fitted'", "its columns are 'user', 'gender'",
-     "name a column or a file of ids with --aligned"),
-    ("user,gender,al\na,f,1\nb,m,2\n", {"aligned": "al"}, "l.csv line 3: 'al' is 2",
-     "1 for users that a defence was fitted on, else 0", "correct those rows"),
-    ("user,gender\na,f\nb,m\na,f\n", {}, "l.csv line 4: user 'a' again", "each user once", "keep one row of each user"),
-    ("user,age\n" + "".join(f"u{i},{i + 0.5}\n" for i in range(11)), {}, "l.csv: 'age' has 11 different numbers",
-     "classes; numbers of at most 10 values", "cut them into ranges, such as <25, 25-45, >=45"),
-    ("user,gender\na,m/f\n", {}, "l.csv: 'gender' has the class 'm/f'",
-     "classes without a slash, which parts the names of attacks", "rename those classes"),
-    ("", {}, "l.csv is empty", HEADER, "check how it was exported"),
-    ("user,gender\n", {}, "l.csv has a header and no rows", HEADER, "check how the file was exported"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("text", "options", *["got", "accepted", "todo"]), LABELS, ids=[v[2] for v in LABELS])
-def test_labels_are_refused(tmp_path, text, options, got, accepted, todo):
-    # catches a wrong column taken, a quantity taken for classes, a name that would part the name of an attack
-    (tmp_path / "l.csv").write_text(text)
-    options = {"attribute": None} | options
-    assert three(lambda: read_labels(tmp_path / "l.csv", **options)) == (got, accepted, todo)
 
 
 @settings(max_examples=150, deadline=None)
@@ -237,4 +177,4 @@ def test_a_damaged_file_is_refused_or_read(tmp_path_factory, kind, changes):
         raw[place % len(raw)] = value
     path.write_bytes(raw)
     with contextlib.suppress(InputError):  # anything else is a defect, and what is read must be numbers
-        assert np.isfinite(read_vectors(path).values).all()
+        assert np.isfinite(read_vectors(path)[0]).all()

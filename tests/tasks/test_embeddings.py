@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from upright.audits.embeddings import LEAKAGE, audit_embeddings, judge_attacks
+from upright import api
 from upright.contract import InputError
 from upright.evidence.bootstrap import Bootstrap
 from upright.evidence.gate import fail_if
@@ -23,6 +23,7 @@ from upright.evidence.statistics import parse
 from upright.evidence.units import Units, read_units
 from upright.metrics.attacks import ATTACKERS, AttackScores, attack
 from upright.metrics.leakage import leakage
+from upright.tasks.embeddings import LEAKAGE, EmbeddingsConfig, _classes, _read_labels, judge_attacks
 
 N = 90
 
@@ -50,7 +51,8 @@ def write(folder, x, y, users=None, **columns):
 def audit(folder, tables="emb.npy", labels="labels.csv", **options):
     given = options.pop("given", None) or folder / tables
     options = {"attackers": ("logistic",), "draws": 50, "folds": 3, "repeats": 2} | options
-    made = audit_embeddings(given, folder / labels, out=folder / "runs", **options)
+    options = {"labels": folder / labels, "out": folder / "runs", "by_position": True} | options
+    made = api.audit("embeddings", given, **options).folder
     return json.loads((made / "summary.json").read_text()), made
 
 
@@ -320,7 +322,8 @@ def test_folder_names_nobody(tmp_path):
     assert summary["kind"] == "audit"
     assert summary["evidence"]["differences"] == []
     assert json.loads((made / "run.json").read_text())["command"] == (
-        "upright audit embeddings emb=emb.npy --labels labels.csv --attackers logistic --folds 3 --seed 0"
+        "upright audit embeddings emb.npy --labels labels.csv --by-position --attackers logistic --folds 3 --repeats 2 "
+        "--seed 0"
     )
     before = sorted(made.parent.iterdir())
     (tmp_path / "labels.csv").write_text("user,gender\nx,f\n")
@@ -340,6 +343,58 @@ def refused(folder, *args, **options):
 
 def frame(path, users, x):
     pl.DataFrame({"user": users, "d": x}).write_csv(path)
+
+
+LABELS = [
+    # text, options, got, accepted, to do
+    ("user,gender,age\na,f,1\n", {}, "labels.csv has 'gender', 'age' besides 'user'", "one attribute, or its name",
+     "name the column: --attribute gender"),
+    ("user\na\n", {}, "labels.csv has no column besides 'user'", "one attribute, or its name",
+     "name the column: --attribute COLUMN"),
+    ("user,gender\na,f\n", {"attribute": "gendr"}, "labels.csv line 1 has no column 'gendr'",
+     "its columns are 'user', 'gender'", "name them: --attribute gender"),
+    ("user,gender\na,f\n", {"attribute": "user"}, "column 'user' as the attribute", "a column of its own",
+     "name another column with --attribute"),
+    ("user,gender\na,f\n", {"aligned": "fitted"}, "labels.csv line 1 has no column 'fitted'",
+     "its columns are 'user', 'gender'", "name them: --aligned COLUMN"),
+    ("user,gender,al\na,f,1\nb,m,2\n", {"aligned": "al"}, "labels.csv line 3: 'al' is '2'",
+     "0 or 1 in every row (or false, true)", "correct those rows"),
+    ("user,gender\na,f\nb,m\na,f\n", {}, "labels.csv line 4: user 'a' again", "each user once",
+     "keep one row of each user"),
+    ("user,age\n" + "".join(f"u{i},{i + 0.5}\n" for i in range(11)), {},
+     "labels.csv: 'age' has 11 different numbers", "classes; numbers of at most 10 values",
+     "cut them into ranges, such as <25, 25-45, >=45"),
+    ("user,gender\na,m/f\n", {}, "labels.csv: 'gender' has the class 'm/f'",
+     "classes without a slash, which parts the names of attacks", "rename those classes"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "options", *["got", "accepted", "todo"]), LABELS, ids=[v[2] for v in LABELS])
+def test_labels_are_refused(tmp_path, text, options, got, accepted, todo):
+    # catches a wrong column taken, a quantity taken for classes, a name that would part the name of an attack
+    write(tmp_path, *world(n=12))
+    (tmp_path / "labels.csv").write_text(text)
+    assert refused(tmp_path, **({"attribute": None} | options)) == (got, accepted, todo)
+
+
+def test_numbers_as_classes(tmp_path):
+    # catches one class written in two ways; whole floats of Parquet
+    assert _classes(pl.Series(["1", "1", "2", "", ""]), "l.csv", "band") == ("1", "1", "2", "", "")
+    frame = pl.DataFrame({"user": ["a", "b", "c"], "band": [1.0, 2.5, None]})
+    config = EmbeddingsConfig(tables=(), labels=frame)
+    assert _read_labels(config, None).label == ("1", "2.5", "")
+    (tmp_path / "l.csv").write_text("user,band\na,1\nb,1.0\nc,2\nd,\ne, nan\n")
+    assert _read_labels(config.replace(labels=tmp_path / "l.csv"), None).label == ("1", "1", "2", "", "")
+
+
+def test_rows_are_matched_by_position_only_when_asked(tmp_path):
+    # catches a shuffled file of labels that turns a leak into none
+    write(tmp_path, *world(n=12))
+    assert refused(tmp_path, by_position=False) == (
+        "emb.npy has no ids, labels.csv has: their rows may stand in another order",
+        "the user of each row",
+        "pass --ids FILE with one user a row, or --by-position when you are sure of the order",
+    )
 
 
 def test_users_of_different_files_are_refused(tmp_path):
@@ -387,9 +442,9 @@ def test_classes_and_options_are_refused(tmp_path):
     write(tmp_path, x, y)
     for options, got in (
         ({"attackers": ("logistc",)}, "attacker 'logistc'"),
-        ({"folds": 1}, "folds = 1"),
+        ({"folds": 1}, "EmbeddingsConfig.folds = 1"),
         ({"draws": 1}, "draws = 1"),
-        ({"missing": "drop"}, "missing = 'drop'"),
+        ({"missing": "drop"}, "EmbeddingsConfig.missing = 'drop'"),
         ({"given": [tmp_path / "emb.npy"] * 2}, "surface 'emb' twice"),
         ({"given": ["a.npy", "b.npy"], "name": "x"}, "one name 'x' for 2 tables"),
         ({"tables": "none.npy"}, f"no file {tmp_path / 'none.npy'}"),
@@ -417,7 +472,7 @@ def upright(*words, cwd):
 def test_command_line(tmp_path):
     # catches a verb that ignores an option, prints what is no JSON, or ends with the wrong status
     write(tmp_path, *world(shift=6.0))
-    words = ["emb.npy", "--labels", "labels.csv", "--attackers", "logistic", "--folds", "3"]
+    words = ["emb.npy", "--labels", "labels.csv", "--by-position", "--attackers", "logistic", "--folds", "3"]
     done = upright(*words, "--json", "--fail-if", "leakage > 0.1", "--name", "users", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert "gate failed: leakage > 0.1" in done.stderr
@@ -426,7 +481,6 @@ def test_command_line(tmp_path):
     assert Path(tmp_path, summary["report"]).is_file()
     done = upright(*words, "--fail-if", "p_max > 0.05", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "surface  attacker  protocol  leakage" in done.stdout
     assert "Leakage of gender to logistic regression on emb (cross-fitted)" in " ".join(done.stdout.split())
     done = upright("nothing.npy", "--labels", "labels.csv", "--fail-if", "leakage >", cwd=tmp_path)
     assert done.returncode == 2  # the gate is read before the work

@@ -1,4 +1,4 @@
-"""Audit of a language model: what it still knows of records that it should have forgotten, and what it kept.
+"""A language model in a folder: what it still knows of records that it should have forgotten, and what it kept.
 
 ====================  ===============================================================================================
 what is asked         how it is told
@@ -23,32 +23,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
-from upright.audits.folder import MIN_GROUP, YOURS, Audit, suppress_small, write_audit
-from upright.audits.lists import plural
-from upright.contract import Arm, InputError, Metric, UnitScores, audit
+from upright.contract import Arm, Config, File, InputError, Metric, PositiveInt, UnitScores, audit
 from upright.data.forget import Record, fingerprint, read_records, refuse_overlap, unique_records
 from upright.declare import Curve, Intervals, Noted, Signed
 from upright.evidence.bootstrap import DRAWS, Bootstrap
 from upright.evidence.compute import evidence, margins_of
 from upright.evidence.records import Level, Null
 from upright.evidence.statistics import RETRAIN, SET, computable, parse
-from upright.evidence.units import Block, Units
+from upright.evidence.units import FEWEST, Block, Units
 from upright.evidence.verdict import Verdict, audit_verdict
-from upright.experiment.places import require_folder
 from upright.maths.simultaneous import LEVEL, POWER, Comparisons, Z, wilson
 from upright.metrics import forgetting as metrics_of
 from upright.metrics import membership
+from upright.tasks.answers import YOURS, Answer, plural, suppress_small
 
-__all__ = ["NO_REFERENCE", "audit_forgetting", "forgetting_evidence", "numbers_of"]
+__all__ = ["NO_REFERENCE", "ForgettingConfig", "forgetting_evidence", "read_forgetting"]
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]
@@ -69,8 +66,31 @@ TITLES = {YOURS: "your model", RETRAIN: "retain-only reference"}
 _GRID = 101  # places of a distribution function that a report draws: no value of a single record
 
 
+class ForgettingConfig(Config):
+    """A model, the records, and a reference."""
+
+    model: File
+    """Folder of a causal language model with its tokenizer, as `save_pretrained` writes it. Nothing is downloaded."""
+    forget: File
+    """JSON lines: what should be forgotten."""
+    retain: File
+    """JSON lines: what should be kept."""
+    holdout: File | None = None
+    """JSON lines of the same kind that the model never saw, for membership."""
+    reference: File | None = None
+    """Folder of a model trained without the forgotten records: the level at which nothing is left of them. Both models
+    are in memory at once."""
+    template: Literal["auto", "chat", "plain"] = "auto"
+    """How prompts are written."""
+    generate: bool = True
+    """Write answers, for ROUGE-L; takes most of the time."""
+    batch_size: PositiveInt = 16
+    """Records at once; changes no result."""
+
+
 @audit(
     "forgetting",
+    config=ForgettingConfig,
     report=[
         Intervals(
             "What is still known: the probability of answers",
@@ -138,78 +158,30 @@ _GRID = 101  # places of a distribution function that a report draws: no value o
         "as you keep the records.",
     ],
 )
-def audit_forgetting(
-    model: Path | str,
-    *,
-    forget: Path | str,
-    retain: Path | str,
-    holdout: Path | str | None = None,
-    reference: Path | str | None = None,
-    template: str = "auto",
-    generate: bool = True,
-    batch_size: int = 16,
-    out: Path | str,
-    seed: int = 0,
-    draws: int = DRAWS,
-    command: str | None = None,
-    margins: Mapping[str, float] | None = None,
-) -> Path:
-    """Ask a model about forgotten, retained and held-out records, and return the folder of the audit.
+def read_forgetting(config: ForgettingConfig, *, seed: int, draws: int, margins: Mapping[str, float]) -> Answer:
+    """Audit what a language model still knows of records that it should have forgotten.
 
-    Parameters
-    ----------
-    model : Path
-        Folder of a causal language model with its tokenizer, as `save_pretrained` writes it. Nothing is downloaded.
-    forget, retain : Path
-        JSON lines as `upright.data.forget.read_records` reads them: what should be forgotten, and what should be kept.
-    holdout : Path, optional
-        Records of the same kind that the model never saw, for membership.
-    reference : Path, optional
-        Folder of a model that was trained without the forgotten records: the level at which nothing is left of them.
-        Both models are in memory at once.
-    template : {"auto", "chat", "plain"}
-        As of `upright.language.encoding.encode`.
-    generate : bool
-        Whether answers are written, for ROUGE-L; it takes most of the time.
-    batch_size : int
-        Records at once; changes no result.
-    out : Path
-        Folder in which the audit's folder is made.
-    seed, draws : int
-        Of the bootstrap and the permutations.
-    command : str, optional
-        What the report says to repeat it.
-    margins : mapping of metric to float, optional
-        Smallest difference in probability that matters, as ``forget_probability`` or ''.
-
-    Returns
-    -------
-    Path
-        ``summary.json`` (``kind`` is ``audit``), ``units.parquet``, ``config.json``, ``run.json``. No text and no id of
-        a record is in them: records and authors are numbered in the order of the files.
+    No text and no id of a record is kept: records and authors are numbered in the order of the files.
 
     Raises
     ------
     InputError
-        For everything that is wrong with the files and the models; no folder is made then.
+        For everything that is wrong with the files and the models.
     """
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
-        raise InputError(f"draws = {draws!r}", "a whole number of at least 2", "set draws to at least 2")
-    if template not in ("auto", "chat", "plain"):
-        raise InputError(f"template {template!r}", "auto, chat or plain", "name one of them")
     margin = margins_of({KNOWN: MARGIN}, margins)[KNOWN]
-    require_folder(Path(out))
     warnings: list[str] = []
-    files = {"forget": forget, "retain": retain} | ({"holdout": holdout} if holdout is not None else {})
+    files = {side: getattr(config, side) for side in ("forget", "retain", "holdout")}
+    files = {side: path for side, path in files.items() if path is not None}
     sets = {side: _records(Path(path), side, warnings) for side, path in files.items()}
     refuse_overlap(**sets)
-    if generate:
+    if config.generate:
         metrics_of.rouge_l_recall(["a"], ["a"])  # says now, not after an hour, that a package is missing
-    values, other = _ask(Path(model), reference, sets, template, generate, batch_size)
+    model, reference = Path(config.model), config.reference
+    values, other = _ask(model, reference, sets, config.template, config.generate, config.batch_size)
     arms = [(YOURS, values)] + ([(RETRAIN, other)] if other is not None else [])
     lost = [m for m in values if all(np.isnan(own.get(m, np.array([np.nan]))).all() for _, own in arms)]
     kept = {name: {m: v for m, v in own.items() if m not in lost} for name, own in arms}
-    warnings += _remarks(sets, lost, reference is not None, holdout is not None)
+    warnings += _remarks(sets, lost, reference is not None, "holdout" in files)
 
     by, cluster = _groupings(sets, warnings)
     ids = [f"{side}-{i + 1}" for side, records in sets.items() for i in range(len(records))]
@@ -217,40 +189,23 @@ def audit_forgetting(
     blocks = [Block("audit_forgetting", name, seed, one) for name, one in scores.items()]
     found, facts, notes = forgetting_evidence(blocks, draws=draws, seed=seed, margin=margin)
     counts = {side: len(records) for side, records in sets.items()}
-    passed = {
-        "model": Path(model).name,
-        **{side: Path(p).name for side, p in files.items()},
-        **({"reference": Path(reference).name} if reference is not None else {}),
-    }
-    name = Path(model).name
-    return write_audit(
-        Audit(
-            kind="forgetting",
-            title=f"Audit of what {name} has forgotten",
-            arm_title=TITLES[YOURS],
-            asks="what is left of records that should be forgotten, and of those that should stay",
-            data={
-                "name": name,
-                **{f"{side}_records": n for side, n in counts.items()},
-                "reference": passed.get("reference", "none"),
-                "fingerprint": fingerprint(r for records in sets.values() for r in records),
-            },
-            passed=passed,
-            resolved={"template": template, "generate": generate, "batch_size": batch_size, "draws": draws},
-            scores=scores[YOURS],
-            metrics=METRICS,
-            statistics=(),
-            compared=(),
-            facts={"records": counts, **facts},
-            notes=notes,
-            warnings=warnings,
-            evidence=found,
-            command=command or _command(Path(model), files, reference, template, generate, batch_size, seed),
-            others=[(RETRAIN, TITLES[RETRAIN], scores[RETRAIN])] if other is not None else [],
-        ),
-        Path(out),
-        seed=seed,
-        draws=draws,
+    return Answer(
+        title=f"Audit of what {model.name} has forgotten",
+        arm_title=TITLES[YOURS],
+        asks="what is left of records that should be forgotten, and of those that should stay",
+        data={
+            "name": model.name,
+            **{f"{side}_records": n for side, n in counts.items()},
+            "reference": Path(reference).name if reference is not None else "none",
+            "fingerprint": fingerprint(r for records in sets.values() for r in records),
+        },
+        scores=scores[YOURS],
+        metrics=METRICS,
+        facts={"records": counts, **facts},
+        notes=notes,
+        warnings=warnings,
+        evidence=found,
+        others=[(RETRAIN, TITLES[RETRAIN], scores[RETRAIN])] if other is not None else [],
     )
 
 
@@ -262,10 +217,10 @@ def _records(path: Path, side: str, warnings: list[str]) -> list[Record]:
     records, again = unique_records(read_records(path))
     if again:
         warnings.append(f"{path.name}: {plural(again, 'repeated record')} left out.")
-    if len(records) < MIN_GROUP:
+    if len(records) < FEWEST:
         raise InputError(
             f"{path.name} with {plural(len(records), 'record')}",
-            f"{MIN_GROUP} different records or more",
+            f"{FEWEST} different records or more",
             f"audit the {side} sets of several requests together: fewer records show nothing",
         )
     return records
@@ -356,7 +311,7 @@ def _groupings(sets: Mapping[str, Sequence[Record]], warnings: list[str]) -> tup
     place = {name: str(i + 1) for i, name in enumerate(dict.fromkeys(n for n in names if n))}
     labels, small = suppress_small([place.get(n, "") for n in names], np.ones(len(names), dtype=bool))
     if small:
-        warnings.append(f"{plural(len(small), 'author')} with fewer than {MIN_GROUP} forgotten records not shown.")
+        warnings.append(f"{plural(len(small), 'author')} with fewer than {FEWEST} forgotten records not shown.")
     if any(labels):
         by["author"] = labels + [""] * (len(by[SET]) - len(labels))
     return by, cluster
@@ -596,40 +551,3 @@ def _verdict(pairs: Sequence[Level], levels: Levels, reference: bool, margin: fl
     kept = f"{useful.label}: {useful.value:.3f} [{useful.low:.3f}, {useful.high:.3f}]"
     lines = {**said.lines, "kept": kept + (f"; of the reference {beside.value:.3f}" if beside else "")}
     return dataclasses.replace(said, next_steps=steps, lines=lines, cost_statistic=useful.statistic)
-
-
-def numbers_of(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the levels of a summary as a terminal shows them."""
-    titles = {a["name"]: a["title"] for a in summary["arms"]}
-    rows = []
-    for x in summary["evidence"]["levels"]:
-        chance = (x["null"] or {}).get("high")
-        ends = "none" if x["low"] is None else f"{x['low']:.4f} to {x['high']:.4f}"
-        form = ".3g" if x["statistic"].startswith("forget_quality") else ".4f"  # a p-value may be 1e-20
-        rows.append(
-            {
-                "number": x["label"],
-                "of": titles[x["arm"]],
-                "value": "undefined" if x["value"] is None else f"{x['value']:{form}}",
-                "interval": ends,
-                "by chance": "" if chance is None else f"up to {chance:.4f}",
-            }
-        )
-    return rows
-
-
-def _command(
-    model: Path,
-    files: Mapping[str, Path | str],
-    reference: Path | str | None,
-    template: str,
-    generate: bool,
-    batch_size: int,
-    seed: int,
-) -> str:
-    words = ["upright", "audit", "forgetting", model.name]
-    for side, path in files.items():
-        words += [f"--{side}", Path(path).name]
-    words += ["--reference", Path(reference).name] if reference is not None else []
-    words += ["--template", template, *([] if generate else ["--no-generate"])]
-    return shlex.join([*words, "--batch-size", str(batch_size), "--seed", str(seed)])

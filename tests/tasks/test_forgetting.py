@@ -14,8 +14,7 @@ from scipy.special import expit
 from scipy.stats import norm
 from typer.testing import CliRunner
 
-from upright.audits import forgetting as module
-from upright.audits.forgetting import NO_REFERENCE, audit_forgetting, forgetting_evidence
+from upright import api
 from upright.cli import app
 from upright.contract import InputError, UnitScores, stream
 from upright.data.forget import read_records, tofu_records
@@ -24,6 +23,8 @@ from upright.metrics import forgetting as metrics_of
 from upright.metrics.membership import membership_auc, privleak
 from upright.models.tiny import tiny_llama, tiny_tokenizer
 from upright.report import build_report
+from upright.tasks import forgetting as module
+from upright.tasks.forgetting import NO_REFERENCE, forgetting_evidence
 
 pytest.importorskip("transformers")
 pytest.importorskip("nltk")
@@ -80,7 +81,7 @@ def run(home, model="full", **options):
         "batch_size": 5,
         **options,
     }
-    return audit_forgetting(home / model, **options)
+    return api.audit("forgetting", home / model, **options).folder
 
 
 def summary_of(folder):
@@ -361,7 +362,7 @@ def test_bad_input_is_refused_in_three_parts_and_makes_no_folder(home, tmp_path)
         ({"forget": tmp_path / "none.jsonl"}, "none.jsonl cannot be read", "check the path"),
         ({"model": "nowhere"}, "no folder nowhere", "check the path"),
         ({"reference": tmp_path}, "without config.json", "check the path"),
-        ({"template": "jinja"}, "template 'jinja'", "name one of them"),
+        ({"template": "jinja"}, "ForgettingConfig.template = 'jinja'", "name one of them"),
         ({"template": "chat"}, "chat template", ""),
         ({"batch_size": 0}, "batch_size = 0", "raise it"),
         ({"draws": 1}, "draws = 1", "at least 2"),

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from upright import api
-from upright.audits import cases as predictions
-from upright.audits.predictions import CRITERIA_OF, _ratio, audit_predictions, metrics_of, pairs_and_verdict
 from upright.contract import InputError, stream
 from upright.evidence.gate import fail_if
 from upright.evidence.units import read_units
 from upright.metrics.fairness import Table, fairness_of, group_fairness
+from upright.tasks import predictions
+from upright.tasks.predictions import CRITERIA_OF, _ratio, metrics_of, pairs_and_verdict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FULL = {"client": "site", "label": "truth"}
@@ -45,7 +45,7 @@ def audit(path, **options):
     options = {"group": "sex", "prediction": "decided", "draws": 100, "out": path.parent / "audits"} | options
     if "proba" in options:
         options.pop("prediction")
-    made = audit_predictions(path, **options)
+    made = api.audit("predictions", path, **options).folder
     return json.loads((made / "summary.json").read_text()), made
 
 
@@ -286,7 +286,7 @@ def test_many_rows_are_stored_as_cells_that_hold_the_same_rates(tmp_path, monkey
     path = write(tmp_path, world())
     small, _ = audit(path, **FULL)
     monkeypatch.setattr(predictions, "MOST_ROWS", 100)
-    monkeypatch.setattr("upright.audits.predictions.MOST_ROWS", 100)
+    monkeypatch.setattr("upright.tasks.predictions.MOST_ROWS", 100)
     large, folder = audit(path, **FULL)
     assert large["evidence"] == small["evidence"]  # computed from rows in both
     (block,) = read_units(folder / "units.parquet")
@@ -304,7 +304,7 @@ def test_many_rows_are_stored_as_cells_that_hold_the_same_rates(tmp_path, monkey
 def test_the_folder_holds_no_features_and_no_path(tmp_path):
     # catches columns that were not asked for, ids outside the unit table, a path of this machine
     data = world() | {"case": [f"somebody{i}" for i in range(600)], "income": np.arange(600) + 77_000}
-    _, made = audit(write(tmp_path, data), ids="case", person="case", **FULL)
+    _, made = audit(write(tmp_path, data), id="case", person="case", **FULL)
     for file in ("summary.json", "run.json", "config.json"):
         said = (made / file).read_text()
         assert "somebody" not in said
@@ -312,7 +312,7 @@ def test_the_folder_holds_no_features_and_no_path(tmp_path):
     assert "77123" not in str(pl.read_parquet(made / "units.parquet").to_dict(as_series=False))
     assert read_units(made / "units.parquet")[0].scores.unit[0] == "somebody0"
     options = "--group sex --client site --label truth --person case --prediction decided --id case"
-    command = f"upright audit predictions cases.csv {options} --criterion demographic_parity --least 30 --seed 0"
+    command = f"upright audit predictions cases.csv {options} --seed 0"
     assert json.loads((made / "run.json").read_text())["command"] == command
 
 
@@ -329,13 +329,13 @@ def test_options_that_do_not_fit_are_refused(tmp_path):
     # catches an option that is ignored in silence
     path = write(tmp_path, world())
     both = {"group": "sex", "prediction": "decided", "proba": "p_no,p_yes", "out": tmp_path}
-    assert three(lambda: audit_predictions(path, **both))[0] == "both --prediction and --proba"
+    assert three(lambda: api.audit("predictions", path, **both))[0] == "--prediction and --proba"
     for options, got in (
-        ({"prediction": None}, "neither --prediction nor --proba"),
+        ({"prediction": None}, "neither --prediction nor --proba nor --score"),
         ({"randomised": True}, "--randomised with --prediction"),
         ({"criterion": "equalized_odds"}, "criterion 'equalized_odds' without --label"),
-        ({"criterion": "parity"}, "criterion 'parity'"),
-        ({"least": 4}, "least = 4"),
+        ({"criterion": "parity"}, "PredictionsConfig.criterion = 'parity'"),
+        ({"least": 4}, "PredictionsConfig.least = 4"),
         ({"positive": "maybe"}, "--positive 'maybe'"),
         ({"group": ","}, "group ','"),
     ):
@@ -357,7 +357,7 @@ def test_bad_files_are_refused_with_their_lines_and_no_folder_is_made(tmp_path):
         ({"sex": ["f"] * 60}, {}, "cases.csv: 'sex' has one group, 'f', of at least 5 rows"),
         ({"sex": np.arange(60)}, {}, "cases.csv: 'sex' has 60 different values"),
         ({"truth": ["no"] * 60, "decided": ["no"] * 60}, {}, "cases.csv: one class, 'no'"),
-        ({"case": ["a", *range(58), "a"]}, {"ids": "case"}, "cases.csv line 61: id 'a' again or missing"),
+        ({"case": ["a", *range(58), "a"]}, {"id": "case"}, "cases.csv line 61: case 'a' again"),
     ):
         given = data | {k: [None if x is None else str(x) for x in v] for k, v in change.items()}
         assert three(lambda g=given, o=options: audit(write(tmp_path, g), **FULL, **o))[0].startswith(got)
@@ -370,7 +370,9 @@ def test_bad_files_are_refused_with_their_lines_and_no_folder_is_made(tmp_path):
 def test_the_python_door_and_gates_read_the_audit(tmp_path):
     # catches a door that loses an option, levels that a gate cannot name
     path = write(tmp_path, world())
-    result = api.audit_predictions(path, group="sex", prediction="decided", client="site", out=tmp_path / "a", draws=50)
+    result = api.audit(
+        "predictions", path, group="sex", prediction="decided", client="site", out=tmp_path / "a", draws=50
+    )
     assert result.verdict.startswith("Gap shown. Decided 'yes': f minus m is ")
     assert result.evidence["draws"] == 50
     rate = level(result.summary, "mean:predicted/yes:group", "f")["value"]
@@ -402,8 +404,8 @@ def test_the_command_line(tmp_path: Path):
     done = upright()
     assert done.returncode == 2
     assert done.stderr == (
-        "error: neither --prediction nor --proba\n  accepted: decided classes, or probabilities of every class\n"
-        "  to do:    give one of the two\n"
+        "error: neither --prediction nor --proba nor --score\n"
+        "  accepted: decided classes, probabilities of every class, or scores\n  to do:    give one of them\n"
     )
 
 

@@ -12,14 +12,14 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from upright.audits.lists import popularity_bins
-from upright.audits.ranking import audit_ranking
+from upright import api
 from upright.contract import InputError
 from upright.evidence.gate import fail_if
 from upright.evidence.units import read_units
 from upright.experiment.terminal import last_lines
 from upright.metrics.ranking import evaluate_full
 from upright.report.build import build_report
+from upright.tasks.ranking import popularity_bins
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 METRICS = ("ndcg", "recall", "mrr", "hit")
@@ -33,7 +33,7 @@ def write(folder, name, columns, rows):
 def audit(folder, **options):
     names = {"held_out": "held", "users": "users", "items": "items"}
     there = {key: folder / f"{name}.csv" for key, name in names.items() if (folder / f"{name}.csv").exists()}
-    made = audit_ranking(folder / "lists.csv", out=folder / "runs", **({"draws": 20} | there | options))
+    made = api.audit("ranking", folder / "lists.csv", out=folder / "runs", **({"draws": 20} | there | options)).folder
     scores = read_units(made / "units.parquet")[0].scores
     values = {m: dict(zip(scores.unit, np.asarray(v), strict=True)) for m, v in scores.values.items()}
     return json.loads((made / "summary.json").read_text()), values, made
@@ -124,7 +124,9 @@ def test_order_of_rows_and_kind_of_file_change_nothing(tmp_path):
     first = audit(tmp_path)[0]["evidence"]
     frame = pl.read_csv(tmp_path / "lists.csv")
     frame.write_parquet(tmp_path / "lists.parquet")
-    made = audit_ranking(tmp_path / "lists.parquet", held_out=tmp_path / "held.csv", out=tmp_path / "r", draws=20)
+    made = api.audit(
+        "ranking", tmp_path / "lists.parquet", held_out=tmp_path / "held.csv", out=tmp_path / "r", draws=20
+    ).folder
     assert json.loads((made / "summary.json").read_text())["evidence"] == first
     frame.sort("user", "item").write_csv(tmp_path / "lists.csv")
     assert audit(tmp_path)[0]["evidence"] == first
@@ -241,7 +243,7 @@ def planted(folder, sizes, rates, popularity=None):
 def test_levels_are_the_frozen_ones(tmp_path, source, group):
     # catches: a level that changed with the evidence; a gap against all others is the weighted mean of its pairs
     files = {name: GOLDEN / "audits" / f"ranking-{name}.csv" for name in ("lists", "held_out", "users", "items")}
-    made = audit_ranking(**files, group=group, out=tmp_path, draws=2)
+    made = api.audit("ranking", **files, group=group, out=tmp_path, draws=2).folder
     found = json.loads((made / "summary.json").read_text())
     now = {(x["statistic"], x["group"]): x for x in found["evidence"]["levels"]}
     groups = found["audit"]["groups"]
@@ -466,35 +468,31 @@ GOOD = {
     "items": "item,count\nx,2\ny,1\n",
 }
 BAD = """
-lists | usr,item,rank;a,x,1 | no column 'user' (for 'user' the closest is 'usr') | \
-    its columns are 'usr', 'item', 'rank' | rename the columns of the file
-lists | user,item,ranks;a,x,1 | line 1 has neither 'rank' nor 'score' | \
-    rank (1 is the top) or score | rename 'ranks' to 'rank'
-lists | user,item,zzz;a,x,1 | line 1 has neither | rank (1 | add a column 'rank' or 'score'
+lists | usr,item,rank;a,x,1 | no column 'user' | its columns are 'usr', 'item', 'rank' | --user usr
 lists | user,item,rank;a,x,1;b,x,1;a,x,2 | lists.csv line 4: 1 rows repeat an earlier pair of user and item | \
     each pair once | keep one row of each pair
 lists | user,item,rank;a,x,1;b,x,1;a,y,1 | lists.csv line 4: rank 1 of user 'a' is taken already | \
     each rank once in a list | number each list
-lists | user,item,rank;a,x,0;b,x,1 | lists.csv line 2: 'rank' is 0 | whole numbers from 1 on | add 1 to every rank
+lists | user,item,rank;a,x,-1;b,x,1 | lists.csv line 2: 'rank' is -1 | whole numbers from 1 | correct
 lists | user,item,score;a,x,nan;b,x,1 | lists.csv line 2: 'score' is 'nan', not finite | \
     a finite number in every row | correct or delete
 lists | user,item,rank;a,x,1;b,q,1 | lists.csv line 3: 1 item not in items.csv: 'q' | \
     listed items that are all in the file of items | with count 0
 held | user,item;c,x | no user of held.csv is in lists.csv: 'c' | the same users | write ids alike
-held | user,itm;a,x | held.csv line 1 has no column 'item' | its columns | rename the columns
+held | user,itm;a,x | held.csv line 1 has no column 'item' | its columns | name them: --item itm
 users | user,group;a,g | users.csv has no group for 1 of 2 users: 'b' | a group for every user | 'unknown'
 users | user,group;a,g;b,h;a,h | users.csv line 4: user 'a' has two groups | one group a user | keep one
-users | user,grp;a,g | users.csv line 1 has no column 'group' (for 'group' the closest is 'grp') | \
-    its columns | rename the columns
+users | user,grp,x;a,g,1 | users.csv line 1 has no column 'group' | its columns | name them: --group grp
 users | user,group;a,;b,h | users.csv line 2: 1 missing 'group' | in every row | fill in
-items | item,cnt;x,1;y,1 | items.csv line 1 has neither 'count' nor 'bin' | besides item | rename 'cnt' to 'count'
-items | item,count;x,many;y,1 | items.csv line 2: 'count' is 'many' | a number of at least 0 | correct those rows
-items | item,count;x,1;y,-1 | items.csv line 3: 'count' is '-1' | a number of at least 0 | correct
+items | item,cnt;x,1;y,1 | items.csv line 1 has neither 'count' nor 'bin' | besides item | add one of them
+items | item,count;x,many;y,1 | items.csv line 2: 'count' is 'many', not a number | a finite number | correct
+items | item,count;x,1;y,-1 | items.csv line 3: 'count' is -1 | a number of at least 0 | correct
 items | item,count;x,1;y,1;x,2 | items.csv line 4: item 'x' again | each item once | keep one row
 users | user,group;a,g;b,h | every group of users.csv has fewer than 5 users with a defined value: 'g', 'h' | \
     at least one group of 5 such users | without --users
 held | user,item;a,x | 1 user with a held-out item in held.csv | at least 2 users | more users
-lists | user,item,rank,relevant;a,x,1,1;b,y,2,3 | lists.csv line 3: 'relevant' is 3 | 0 or 1 | 
+lists | user,item,rank,relevant;a,x,1,1;b,y,2,3 | lists.csv line 3: 'relevant' is '3' | 0 or 1 | 
+held | user,item,rating;a,x,4;b,y,3 | held.csv lines 2 and 3: relevance is 4 | 0 and 1 | --relevant-from X
 """
 
 
@@ -521,8 +519,8 @@ def test_good_files_of_two_users(tmp_path):
 @pytest.mark.parametrize(
     ("options", "got"),
     [
-        ({"k": 0}, "k = 0"),
-        ({"k": True}, "k = True"),
+        ({"k": 0}, "RankingConfig.k = 0"),
+        ({"k": True}, "RankingConfig.k = True"),
         ({"draws": 1}, "draws = 1"),
         ({"missing": "drop"}, "missing = 'drop'"),
         ({"group": "age"}, "group 'age' without a file of users"),

@@ -1,4 +1,4 @@
-r"""Audit of user vectors: how much of a private attribute an attacker reads off them. Nothing is trained but attackers.
+r"""User vectors in files: how much of a private attribute an attacker reads off them. Only attackers are trained.
 
 Each table of vectors (*surface*) is attacked by every attacker under every protocol. An attack's scores become ranks of
 the unit table; from there on it is the statistic ``leakage``, and every attack on every class is a comparison of an AUC
@@ -9,43 +9,32 @@ that stands out most against chance, whichever protocol it has. `upright.metrics
 
 from __future__ import annotations
 
-import hashlib
-import shlex
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from upright.audits.folder import MIN_GROUP, YOURS, Audit, write_audit
-from upright.audits.lists import plural, some
-from upright.audits.tables import (
-    FRAMES,
-    Labels,
-    Tables,
-    Vectors,
-    name_tables,
-    parts_of,
-    read_ids,
-    read_labels,
-    read_vectors,
-)
-from upright.contract import Arm, InputError, Metric, UnitScores, audit
+from upright.contract import Arm, Config, File, InputError, Metric, PositiveInt, Range, UnitScores, audit
+from upright.data.arrays import ARRAYS, file_and_name, read_vectors
+from upright.data.columns import Column, open_columns, read_columns, some
 from upright.declare import Intervals, Noted
 from upright.evidence.bootstrap import DRAWS, Bootstrap
 from upright.evidence.compute import evidence, margins_of
 from upright.evidence.records import Level
 from upright.evidence.statistics import parse
-from upright.evidence.units import Block, Units
+from upright.evidence.units import FEWEST, Block, Units
 from upright.evidence.verdict import audit_verdict
-from upright.experiment.places import require_folder
 from upright.maths.simultaneous import Comparisons
 from upright.metrics.attacks import AttackScores, Coded, attack, check_attackers, check_counts, code_labels
 from upright.metrics.leakage import attack_curve, balanced_accuracy, rank_values
+from upright.tasks.answers import YOURS, Answer, name_of, plural
 
-__all__ = ["Judged", "attacks_of", "audit_embeddings", "judge_attacks"]
+__all__ = ["EmbeddingsConfig", "Judged", "judge_attacks", "read_embeddings"]
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -54,10 +43,151 @@ LEAKAGE = f"leakage:attack:{GROUPING}"
 METRIC = Metric("attack", "lower", 0.0, 0.5, 0.01, "Leakage")
 WHO = {"logistic": "logistic regression", "mlp": "a neural network", "gbdt": "boosted trees"}
 HOW = {"cross": "cross-fitted", "transfer": "trained on aligned users"}
+MOST_VALUES = 10  # of a numeric attribute; more is a quantity, not classes
 _CURVE_LEAST = 8  # users of a class, below which no learning curve is drawn
 
 
-# -- who is who -----------------------------------------------------------------------------------------------------
+class EmbeddingsConfig(Config):
+    """Vectors, labels, and who was known to a defence."""
+
+    tables: tuple[File, ...] | dict[str, File]
+    """Vectors, one row a user: .npy, .npz, .safetensors, .pt or a table; several as `name=path`, tensors as
+    `path::name`."""
+    labels: File
+    """A table with user and attribute; an empty cell is an unlabelled user."""
+    attribute: str | None = None
+    """Column of the labels; the only other one otherwise."""
+    aligned: File | None = None
+    """Users that a defence was fitted on: a file of ids, or a column of 0 and 1 in the labels. They are never scored;
+    attackers trained on them give a second row. Without it every labelled user counts as held out."""
+    ids: File | None = None
+    """A file with the user of each row, for vectors without ids; or the column of users in tables."""
+    by_position: bool = False
+    """Take the rows of vectors without ids for those of the labels, in the same order."""
+    attackers: tuple[str, ...] = ("logistic", "mlp", "gbdt")
+    """Which attackers are tried."""
+    folds: Annotated[int, Range(ge=2)] = 5
+    """Of the cross-fitting."""
+    name: str | None = None
+    """What the vectors are called, when there is one table."""
+    missing: Literal["error", "ignore"] = "error"
+    """What a label of a user without a vector is."""
+    repeats: Annotated[int, Range(ge=2)] = 5
+    """Of the learning curve."""
+    threads: PositiveInt = 1
+    """Most threads of the attackers."""
+    user: str | None = None
+    """Column of users in the labels; one of the usual names otherwise."""
+    encoding: str = "utf-8"
+    """Of text files."""
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Labels:
+    """Attribute of each row, "" where it is not known; `users` is None in a file without ids."""
+
+    file: str
+    attribute: str
+    label: tuple[str, ...]
+    users: tuple[str, ...] | None
+    aligned: Bools | None
+
+
+def name_tables(given: Any, name: str | None = None) -> dict[str, Any]:
+    """Return the file of each surface: the name before ``=``, else that after ``::``, else the stem of the file.
+
+    Raises
+    ------
+    InputError
+        Without a table, for a name given twice, with a slash, or for several tables.
+    """
+    named = list(given.items()) if isinstance(given, Mapping) else [_name_table(one) for one in given]
+    if not named:
+        raise InputError("no table of vectors", "at least one", "name a .npy, .safetensors, .parquet or .csv file")
+    if name is not None:
+        if len(named) > 1:
+            got = f"one name {name!r} for {len(named)} tables"
+            raise InputError(got, "a name for one table", "write name=path for each table")
+        named = [(name, named[0][1])]
+    names = [surface for surface, _ in named]
+    for surface in names:
+        if not surface or "/" in surface or names.count(surface) > 1:
+            got = f"surface {surface!r}" + (" twice" if names.count(surface) > 1 else "")
+            raise InputError(got, "names without a slash, each once", "write name=path for each table")
+    return dict(named)
+
+
+def _name_table(one: Any) -> tuple[str, Any]:
+    if not isinstance(one, str | Path):
+        return "vectors", one
+    name, equals, path = str(one).partition("=")
+    if equals and not Path(str(one)).exists() and "/" not in name:
+        return name, path
+    file, tensor = file_and_name(one)
+    return tensor or file.stem, str(one)
+
+
+def _read_ids(source: Any, encoding: str) -> tuple[str, ...]:
+    """Return the ids in the column of users of a file, or in its only column."""
+    table = open_columns(source, encoding)
+    names = {"user": table.header[0]} if len(table.header) == 1 else {}
+    return tuple(read_columns(table, {"user": Column("id", unique=True)}, names)["user"].to_list())
+
+
+def _read_labels(config: EmbeddingsConfig, aligned: str | None) -> _Labels:
+    """Read the attribute of each user, and who was aligned when that is a column."""
+    table = open_columns(config.labels, config.encoding)
+    names = {} if config.user is None else {"user": config.user}
+    user = Column("id", unique=True, optional=config.user is None)
+    known = read_columns(table, {"user": user}, names)
+    own = known.names.get("user", "user")
+    rest = [name for name in table.header if name not in (own, aligned)]
+    attribute = config.attribute
+    if attribute is None:
+        if len(rest) != 1:
+            columns = ", ".join(map(repr, rest)) or "no column"
+            todo = f"name the column: --attribute {rest[0] if rest else 'COLUMN'}"
+            raise InputError(f"{table.name} has {columns} besides {own!r}", "one attribute, or its name", todo)
+        attribute = rest[0]
+    elif attribute in table.header and attribute not in rest:
+        got = f"column {attribute!r} as the attribute"
+        raise InputError(got, "a column of its own", "name another column with --attribute")
+    wanted = {"attribute": Column("text", missing=True)}
+    wanted |= {"aligned": Column("flag")} if aligned is not None else {}
+    found = read_columns(table, wanted, {"attribute": attribute, "aligned": aligned})
+    mask = found.array("aligned").astype(bool) if aligned is not None else None
+    users = tuple(known["user"].to_list()) if "user" in known else None
+    return _Labels(table.name, attribute, _classes(found["attribute"], table.name, attribute), users, mask)
+
+
+def _classes(text: pl.Series, file: str, attribute: str) -> tuple[str, ...]:
+    """Return classes as text; whole numbers lose ``.0``, numbers of many values are refused."""
+    known = [one for one in text.unique().to_list() if one]
+    numbers = {one: _number(one) for one in known}
+    if known and all(map(math.isfinite, numbers.values())):
+        if len(set(numbers.values())) > MOST_VALUES:
+            raise InputError(
+                f"{file}: {attribute!r} has {len(set(numbers.values()))} different numbers",
+                f"classes; numbers of at most {MOST_VALUES} values",
+                "cut them into ranges, such as <25, 25-45, >=45",
+            )
+        shown = {one: str(int(value)) if value.is_integer() else repr(value) for one, value in numbers.items()}
+        text = text.replace(shown)
+    slash = sorted(one for one in known if "/" in one)
+    if slash:
+        got = f"{file}: {attribute!r} has the class {some(slash)}"
+        raise InputError(got, "classes without a slash, which parts the names of attacks", "rename those classes")
+    return tuple(text.to_list())
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,47 +207,56 @@ def _differ(a: str, one: Sequence[str], b: str, other: Sequence[str]) -> InputEr
     return InputError(got, "the same users in every table", "leave out users that one of the tables lacks")
 
 
-def _join(tables: Mapping[str, Vectors], labels: Labels, aligned: Sequence[str], by_id: bool, missing: str) -> _Users:
+def _join(
+    config: EmbeddingsConfig,
+    tables: Mapping[str, tuple[str, Array, tuple[str, ...] | None]],
+    labels: _Labels,
+    aligned: Sequence[str],
+) -> _Users:
     """Put surfaces, labels and aligned users in one order, that of the ids."""
     rows = len(labels.label)
     own = labels.users or tuple(str(i) for i in range(rows))
     who: dict[str, tuple[str, ...]] = {}
-    for surface, table in tables.items():
-        if table.users is None and len(table.values) != rows:
+    for surface, (name, values, users) in tables.items():
+        if users is None and labels.users is not None and not config.by_position:
             raise InputError(
-                f"{table.path.name} has {plural(len(table.values), 'row')}, {labels.path.name} has {rows}",
+                f"{name} has no ids, {labels.file} has: their rows may stand in another order",
+                "the user of each row",
+                "pass --ids FILE with one user a row, or --by-position when you are sure of the order",
+            )
+        if users is None and len(values) != rows:
+            raise InputError(
+                f"{name} has {plural(len(values), 'row')}, {labels.file} has {rows}",
                 "one row of labels for each vector, in the same order",
                 "pass --ids FILE with the user of each vector",
             )
-        if table.users is not None and labels.users is None:
-            raise InputError(
-                f"{labels.path.name} has no column 'user', {table.path.name} names its users",
-                "a column 'user' in both",
-                "add the column to the labels",
-            )
-        who[surface] = table.users or own
+        if users is not None and labels.users is None:
+            got = f"{labels.file} has no column 'user', {name} names its users"
+            raise InputError(got, "a column 'user' in both", "add the column to the labels")
+        who[surface] = users or own
     first = next(iter(tables))
-    file = tables[first].path.name
+    file = tables[first][0]
     for surface, ids in who.items():
         if set(ids) != set(who[first]):
-            raise _differ(file, who[first], tables[surface].path.name, ids)
+            raise _differ(file, who[first], tables[surface][0], ids)
     there = set(who[first])
     if not there & set(own):
         raise InputError(
-            f"no user of {labels.path.name} is in {file}: {some(own)}",
+            f"no user of {labels.file} is in {file}: {some(own)}",
             "the same users in both files",
             "write ids alike in both files (text is compared, so '1' is not '01')",
         )
     unknown = [one for one in own if one not in there]
     strangers = [one for one in aligned if one not in there]
-    for what, found in ((f"users of {labels.path.name}", unknown), ("aligned users", strangers)):
-        if found and missing == "error":
+    for what, found in ((f"users of {labels.file}", unknown), ("aligned users", strangers)):
+        if found and config.missing == "error":
             raise InputError(
                 f"{len(found)} {what} are not in {file}: {some(found)}",
                 f"users that {file} holds",
                 "correct the ids, or leave them out with --missing ignore (missing='ignore')",
             )
     # sorted, so that the order of rows cannot change a result; rows without ids have only their order
+    by_id = labels.users is not None or any(users for _, _, users in tables.values())
     order = sorted(there, key=lambda one: (len(one), one)) if by_id else list(who[first])
     place = {surface: {one: i for i, one in enumerate(users)} for surface, users in who.items()}
     known = dict(zip(own, labels.label, strict=True))
@@ -129,7 +268,7 @@ def _join(tables: Mapping[str, Vectors], labels: Labels, aligned: Sequence[str],
         mask = np.isin(np.array(order, dtype=object), list(aligned))
     return _Users(
         order,
-        {s: table.values[[place[s][one] for one in order]] for s, table in tables.items()},
+        {s: values[[place[s][one] for one in order]] for s, (_, values, _) in tables.items()},
         [known.get(one, "") for one in order],
         mask,
         list(dict.fromkeys([*unknown, *strangers])),
@@ -293,28 +432,12 @@ def words(one: AttackScores) -> str:
     return f"{WHO.get(one.attacker, one.attacker)} on {one.surface} ({HOW[one.protocol]})"
 
 
-def attacks_of(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the attacks of a summary as a terminal shows them, the strongest first."""
-    rows = sorted(summary["audit"]["rows"], key=lambda row: -row["leakage"])
-    return [
-        {
-            "surface": row["surface"],
-            "attacker": row["attacker"],
-            "protocol": row["protocol"],
-            "leakage": f"{row['leakage']:.3f} [{row['leakage_low']:.3f}, {row['leakage_high']:.3f}]",
-            "AUC": f"{row['auc']:.3f}",
-            "p": f"{row['p']:.3f}",
-            "n": str(row["n"]),
-        }
-        for row in rows
-    ]
-
-
 # -- the audit ------------------------------------------------------------------------------------------------------
 
 
 @audit(
     "embeddings",
+    config=EmbeddingsConfig,
     report=[
         Intervals(
             "Leakage by attacker and surface",
@@ -365,204 +488,125 @@ def attacks_of(summary: Mapping[str, Any]) -> list[dict[str, str]]:
         "It judges the vectors that were handed in, not the lists or scores made from them.",
     ],
 )
-def audit_embeddings(
-    tables: Tables,
-    labels: Path | str,
-    *,
-    attribute: str | None = None,
-    aligned: Path | str | None = None,
-    ids: Path | str | None = None,
-    attackers: Sequence[str] = ("logistic", "mlp", "gbdt"),
-    folds: int = 5,
-    name: str | None = None,
-    out: Path,
-    seed: int = 0,
-    missing: Literal["error", "ignore"] = "error",
-    draws: int = DRAWS,
-    repeats: int = 5,
-    threads: int = 1,
-    command: str | None = None,
-    margins: Mapping[str, float] | None = None,
-) -> Path:
-    """Attack user vectors and return the folder of the audit.
-
-    Parameters
-    ----------
-    tables : path, ``name=path``, sequence of them, or mapping of name to path
-        One surface each: .npy, .safetensors, .parquet, .csv or .tsv, one row a user.
-    labels : Path
-        CSV, TSV or Parquet with ``user`` and the attribute; an empty cell is an unlabelled user.
-    attribute : str, optional
-        Column of `labels`; by default the only other one.
-    aligned : Path or str, optional
-        Users that a defence was fitted on: a file of ids, or a column of 0 and 1 in `labels`. They are never scored;
-        attackers trained on them give a second row. Without it every labelled user counts as held out.
-    ids : Path or str, optional
-        Column of ids in tables that have columns (``user``), or a file of ids for those that have none.
-    attackers : sequence of str
-        Of `upright.metrics.attacks.ATTACKERS`.
-    folds : int
-        Of the cross-fitting, at least 2.
-    name : str, optional
-        Of the surface, when there is one table.
-    out : Path
-        Folder in which the audit's folder is made.
-    seed : int
-        Of folds, attackers, bootstrap and null.
-    missing : {"error", "ignore"}
-        What a label of a user without a vector is.
-    draws : int
-        Of the bootstrap, at least 2.
-    repeats : int
-        Of the learning curve, at least 2.
-    threads : int
-        Most threads of the attackers.
-    command : str, optional
-        What the report says to repeat it.
-    margins : mapping of metric to float, optional
-        Smallest leakage that matters, as ``attack`` or ''; 0.01 when not given.
-
-    Returns
-    -------
-    Path
-        ``summary.json`` (``kind`` is ``audit``), ``units.parquet``, ``config.json``, ``run.json``.
+def read_embeddings(config: EmbeddingsConfig, *, seed: int, draws: int, margins: Mapping[str, float]) -> Answer:
+    """Audit user vectors: how much of a private attribute an attacker reads off them.
 
     Raises
     ------
     InputError
-        For everything that is wrong with the files; no folder is made then.
+        For everything that is wrong with the files.
     """
-    for option, number, least in (
-        ("folds", folds, 2),
-        ("draws", draws, 2),
-        ("repeats", repeats, 2),
-        ("threads", threads, 1),
-    ):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            got = f"{option} = {number!r}"
-            raise InputError(got, f"a whole number of at least {least}", f"set {option} to at least {least}")
-    if missing not in ("error", "ignore"):
-        raise InputError(f"missing = {missing!r}", "'error' or 'ignore'", "choose one of the two")
-    chosen = tuple(dict.fromkeys(check_attackers(attackers)))
-    require_folder(Path(out))
-    files = name_tables(tables, name)
-    labels = Path(labels)
-    id_file, id_column = _file_or_column(files, ids)
-    aligned_file = Path(aligned) if aligned is not None and Path(aligned).is_file() else None
-    column = str(aligned) if aligned is not None and aligned_file is None else None
-    vectors = {s: read_vectors(path, user=id_column, ids=id_file) for s, path in files.items()}
-    known = read_labels(labels, attribute, column)
-    adapted = read_ids(aligned_file) if aligned_file else ()
-    by_id = known.users is not None or any(table.users for table in vectors.values())
-    users = _join(vectors, known, adapted, by_id, missing)
+    margins_of({METRIC.name: METRIC.margin}, margins)  # before anything is trained
+    chosen = tuple(dict.fromkeys(check_attackers(config.attackers)))
+    files = name_tables(config.tables, config.name)
+    aligned_file = config.aligned if _is_table(config.aligned) else None
+    column = str(config.aligned) if config.aligned is not None and aligned_file is None else None
+    id_file = config.ids if _is_table(config.ids) else None
+    id_column = str(config.ids) if config.ids is not None and id_file is None else None
+    known = _read_labels(config, column)
+    owners = _read_ids(id_file, config.encoding) if id_file is not None else None
+    tables = {s: _read_table(source, id_column, id_file, owners, config.encoding) for s, source in files.items()}
+    adapted = _read_ids(aligned_file, config.encoding) if aligned_file is not None else ()
+    users = _join(config, tables, known, adapted)
 
-    coded = code_labels(users.label)
+    coded, least = code_labels(users.label), max(2 * config.folds, FEWEST)
     labelled = coded.code >= 0
     held_out = None if users.aligned is None else ~users.aligned
     if users.aligned is not None:
         _both_sides(labelled, users.aligned)
-        check_counts(coded, labelled & users.aligned, max(2 * folds, MIN_GROUP), "aligned")
+        check_counts(coded, labelled & users.aligned, least, "aligned")
     scored = labelled if held_out is None else labelled & held_out
-    check_counts(coded, scored, max(2 * folds, MIN_GROUP), "labelled" if held_out is None else "held-out")
+    check_counts(coded, scored, least, "labelled" if held_out is None else "held-out")
 
-    settings: dict[str, Any] = {"held_out": held_out, "seed": seed, "threads": threads}
-    found = attack(users.surfaces, users.label, attackers=chosen, folds=folds, **settings)
+    settings: dict[str, Any] = {"held_out": held_out, "seed": seed, "threads": config.threads}
+    found = attack(users.surfaces, users.label, attackers=chosen, folds=config.folds, **settings)
     judged = judge_attacks(found, users.ids, users.label, known.attribute, draws=draws, seed=seed, margins=margins)
     strongest = next(x for x in judged.evidence["levels"] if x["statistic"] == LEAKAGE and x["group"] is None)
     top = next(one for one in found if cell_of(one) == strongest["attack"])
     curve: list[dict[str, Any]] = []
     if np.bincount(coded.code[scored]).min() >= _CURVE_LEAST:
         surface = users.surfaces[top.surface]
-        curve = attack_curve(surface, users.label, attacker=top.attacker, repeats=repeats, **settings)
+        curve = attack_curve(surface, users.label, attacker=top.attacker, repeats=config.repeats, **settings)
 
-    warnings = _warnings(users, found, labels.name, missing, held_out is None, bool(curve))
-    unnamed = [table.path.name for table in vectors.values() if not table.users]
+    warnings = _warnings(users, found, known.file, config.missing, held_out is None, bool(curve))
+    unnamed = [name for name, _, ids in tables.values() if not ids]
     if unnamed and known.users is not None:
         warnings.append(
-            f"Rows of {', '.join(unnamed)} were matched to rows of {labels.name} by position. If they stand in another "
+            f"Rows of {', '.join(unnamed)} were matched to rows of {known.file} by position. If they stand in another "
             "order every number is wrong: pass --ids with the user of each row."
         )
     counts = _counts(coded, scored, labelled & ~scored)
-    named = parts_of(next(iter(files.values())))[0].name
+    named = next(iter(tables.values()))[0]
     name_of_data = named if len(files) == 1 else f"{named} and {len(files) - 1} more"
-    paths = [*(parts_of(path)[0] for path in files.values()), labels, *filter(None, (aligned_file, id_file))]
-    passed = {"tables": {s: path.name for s, path in files.items()}, "labels": labels.name}
-    passed |= {"attribute": attribute} if attribute else {}
-    passed |= {"aligned": Path(aligned).name} if aligned is not None else {}
-    passed |= {"ids": Path(ids).name} if ids is not None else {}
-    return write_audit(
-        Audit(
-            kind="embeddings",
-            title=f"Audit of the user vectors in {name_of_data}",
-            arm_title="your vectors",
-            asks=f"how much of {known.attribute} an attacker reads off the vectors",
-            data={
-                "name": name_of_data,
-                "users": len(users.ids),
-                "labelled_users": int(labelled.sum()),
-                "scored_users": int(scored.sum()),
-                "aligned_users": int((labelled & ~scored).sum()),
-                "attribute": known.attribute,
-                "fingerprint": _fingerprint(paths),
-            },
-            passed=passed,
-            resolved={
-                "attribute": known.attribute,
-                "attackers": list(chosen),
-                "folds": folds,
-                "missing": missing,
-                "draws": draws,
-                "repeats": repeats,
-                "surfaces": {s: table.shape[1] for s, table in users.surfaces.items()},
-            },
-            scores=judged.scores,
-            metrics={METRIC.name: METRIC},
-            statistics=(),
-            compared=(),
-            evidence=judged.evidence,
-            facts={
-                "attribute": known.attribute,
-                "protocols": sorted({one.protocol for one in found}),
-                "rows": judged.rows,
-                "strongest": strongest["attack"],
-                "p_max": judged.evidence["headline"]["p"],
-                "majority": max(sides["scored"] for sides in counts.values()) / int(scored.sum()),
-                "classes": [
-                    {
-                        "class": name,
-                        "n": sides["scored"],
-                        "aligned": sides["aligned"],
-                        "auc": strongest.get(f"auc[{name}]"),
-                    }
-                    for name, sides in counts.items()
-                ],
-                "curve": curve,
-                "curve_of": f"{top.attacker} on {top.surface}" if curve else None,
-                "surfaces": {s: table.shape[1] for s, table in users.surfaces.items()},
-                "unlabelled_users": int((~labelled).sum()),
-                "unknown_users": len(users.unknown),
-                "folds": folds,
-            },
-            warnings=warnings,
-            command=command or _command(files, labels, attribute, aligned, ids, chosen, folds, missing, seed),
-        ),
-        Path(out),
-        seed=seed,
-        draws=draws,
+    dimensions = {s: table.shape[1] for s, table in users.surfaces.items()}
+    return Answer(
+        title=f"Audit of the user vectors in {name_of_data}",
+        arm_title="your vectors",
+        asks=f"how much of {known.attribute} an attacker reads off the vectors",
+        data={
+            "name": name_of_data,
+            "users": len(users.ids),
+            "labelled_users": int(labelled.sum()),
+            "scored_users": int(scored.sum()),
+            "aligned_users": int((labelled & ~scored).sum()),
+            "attribute": known.attribute,
+        },
+        resolved={"attribute": known.attribute, "attackers": list(chosen), "surfaces": dimensions},
+        scores=judged.scores,
+        metrics={METRIC.name: METRIC},
+        evidence=judged.evidence,
+        facts={
+            "attribute": known.attribute,
+            "protocols": sorted({one.protocol for one in found}),
+            "rows": judged.rows,
+            "strongest": strongest["attack"],
+            "p_max": judged.evidence["headline"]["p"],
+            "majority": max(sides["scored"] for sides in counts.values()) / int(scored.sum()),
+            "classes": [
+                {
+                    "class": name,
+                    "n": sides["scored"],
+                    "aligned": sides["aligned"],
+                    "auc": strongest.get(f"auc[{name}]"),
+                }
+                for name, sides in counts.items()
+            ],
+            "curve": curve,
+            "curve_of": f"{top.attacker} on {top.surface}" if curve else None,
+            "surfaces": dimensions,
+            "unlabelled_users": int((~labelled).sum()),
+            "unknown_users": len(users.unknown),
+            "folds": config.folds,
+        },
+        warnings=warnings,
     )
 
 
-def _file_or_column(files: Mapping[str, Path], ids: Path | str | None) -> tuple[Path | None, str]:
-    """Take ``ids`` as a file when it is one; tables without columns can take nothing else."""
-    if ids is None:
-        return None, "user"
-    if Path(ids).is_file():
-        return Path(ids), "user"
-    bare = [path.name for path in files.values() if parts_of(path)[0].suffix.lower() not in FRAMES]
-    if bare:
-        got = f"no file {ids}, and {bare[0]} has no columns"
-        raise InputError(got, "a file with the user of each row", "check the path")
-    return None, str(ids)
+def _is_table(given: Any) -> bool:
+    """Whether what was given is a file or a data frame, and not the name of a column."""
+    return given is not None and (not isinstance(given, str | Path) or Path(given).is_file())
+
+
+def _read_table(
+    source: Any, column: str | None, id_file: Any, owners: tuple[str, ...] | None, encoding: str
+) -> tuple[str, Array, tuple[str, ...] | None]:
+    """Return name, vectors and ids of one surface."""
+    bare = isinstance(source, str | Path) and file_and_name(source)[0].suffix.lower() in ARRAYS
+    name = name_of(file_and_name(source)[0]) if isinstance(source, str | Path) else "the vectors"
+    if bare and column is not None:
+        raise InputError(
+            f"no file {column}, and {name} has no columns", "a file with the user of each row", "check the path"
+        )
+    values, users = read_vectors(source, user=column, encoding=encoding)
+    if users is None and owners is not None:
+        if len(owners) != len(values):
+            raise InputError(
+                f"{name_of(id_file)} has {plural(len(owners), 'id')}, {name} has {plural(len(values), 'row')}",
+                "one id for each row, in the same order",
+                "export both from the same table",
+            )
+        users = owners
+    return name, values, users
 
 
 def _both_sides(labelled: Bools, aligned: Bools) -> None:
@@ -607,31 +651,3 @@ def _warnings(
     if len({one.attacker for one in found}) == 1:
         warnings.append("One family of attackers: another may read what this one does not.")
     return warnings
-
-
-def _fingerprint(paths: Sequence[Path]) -> str:
-    """SHA-256 over the files in a fixed order of purpose."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _command(
-    files: Mapping[str, Path],
-    labels: Path,
-    attribute: str | None,
-    aligned: Path | str | None,
-    ids: Path | str | None,
-    attackers: Sequence[str],
-    folds: int,
-    missing: str,
-    seed: int,
-) -> str:
-    words = ["upright", "audit", "embeddings", *(f"{s}={path.name}" for s, path in files.items())]
-    words += ["--labels", labels.name, *(["--attribute", attribute] if attribute else [])]
-    for option, value in (("--aligned", aligned), ("--ids", ids)):
-        words += [option, Path(value).name] if value is not None else []
-    words += ["--attackers", ",".join(attackers), "--folds", str(folds)]
-    return shlex.join([*words, *(["--missing", missing] if missing == "ignore" else []), "--seed", str(seed)])

@@ -1,0 +1,199 @@
+"""Vectors in files: one row of numbers a unit, from arrays of numpy and torch, safetensors, or the columns of a table.
+
+==================  =================================================================================================
+``.npy`` ``.npz``   read without pickle; ``FILE::NAME`` names one array of several
+``.safetensors``    the only 2-D tensor, or ``FILE::NAME``
+``.pt`` ``.pth``    a tensor, or ``FILE::NAME`` of a dictionary of them, under ``weights_only``
+tables              as `upright.data.columns` reads them: ids and one column a dimension, or one column of lists
+==================  =================================================================================================
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from upright.contract import InputError
+from upright.data.columns import Column, Columns, open_columns, read_columns
+
+__all__ = ["ARRAYS", "file_and_name", "read_vectors"]
+
+Array = NDArray[np.float64]
+ARRAYS = (".npy", ".npz", ".safetensors", ".pt", ".pth")
+_SHOWN = 5  # rows named in a message
+
+
+def file_and_name(given: str | Path) -> tuple[Path, str]:
+    """Part ``FILE::NAME``; the name is empty where none is given."""
+    file, _, name = str(given).partition("::")
+    return Path(file).expanduser(), name
+
+
+def read_vectors(
+    source: Any, *, user: str | None = None, encoding: str = "utf-8"
+) -> tuple[Array, tuple[str, ...] | None]:
+    """Read one table of vectors.
+
+    Parameters
+    ----------
+    source : path, ``FILE::NAME``, array or data frame
+    user : str, optional
+        Column of ids, where there are columns; one of the usual names otherwise.
+
+    Returns
+    -------
+    values : ndarray of float64, shape (U, d)
+        Finite.
+    ids : tuple of str, length U, or None
+        None where the file has none.
+
+    Raises
+    ------
+    InputError
+        For a file that cannot be read, values that are missing or not finite, ids that are there twice.
+    """
+    if isinstance(source, str | Path):
+        path, name = file_and_name(source)
+        if path.suffix.lower() not in ARRAYS:
+            return _columns(path, user, encoding)
+        if not path.is_file():
+            raise InputError(f"no file {path}", f"{', '.join(ARRAYS)}, or a table", "check the path")
+        return _checked(_READ[path.suffix.lower()](path, name), path.name), None
+    if hasattr(source, "columns") or hasattr(source, "column_names"):
+        return _columns(source, user, encoding)
+    return _checked(np.asarray(source), "the array"), None
+
+
+def _checked(raw: NDArray[Any], name: str) -> Array:
+    if raw.ndim != 2 or not raw.size or raw.dtype.kind not in "biuf":
+        got = f"{name} holds {raw.dtype} of shape {raw.shape}"
+        raise InputError(got, "real numbers of shape (users, dimensions)", "save one row of numbers for each user")
+    values = raw.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        rows = ", ".join(map(str, bad[:_SHOWN])) + (f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else "")
+        first = values[bad[0]][~np.isfinite(values[bad[0]])][0]
+        raise InputError(
+            f"{name} holds {first} in row{'s' * (len(bad) > 1)} {rows} (the first row is 0)",
+            "finite numbers in every row",
+            "find where the model diverged, or leave those users out",
+        )
+    return values
+
+
+# -- tables ---------------------------------------------------------------------------------------------------------
+
+
+def _columns(source: Any, user: str | None, encoding: str) -> tuple[Array, tuple[str, ...]]:
+    table = open_columns(source, encoding)
+    wanted = {"user": Column("id", unique=True, option="--ids")}
+    ids = read_columns(table, wanted, {"user": user} if user is not None else {})
+    column = ids.names["user"]
+    rest = [name for name in table.header if name != column]
+    if not rest:
+        got = f"{table.name} has no column besides {column!r}"
+        raise InputError(got, "one column for each dimension, or one column of lists", "export the vectors with it")
+    users = tuple(ids["user"].to_list())
+    if len(rest) == 1 and isinstance(table.frame[rest[0]].dtype, pl.List | pl.Array):
+        return _lists(table, table.frame[rest[0]]), users
+    found = read_columns(table, {name: Column("number") for name in rest}, dict(zip(rest, rest, strict=True)))
+    return np.column_stack([found.array(name) for name in rest]), users
+
+
+def _lists(table: Columns, column: pl.Series) -> Array:
+    """Return lists of equal length as an array, shape (U, d)."""
+    inner = column.dtype.inner  # type: ignore[attr-defined]
+    accepted, todo = "lists of finite numbers, all of one length", "correct or delete those rows"
+    if not inner.is_numeric():
+        got = f"{table.name}: {column.name!r} has type {column.dtype}"
+        raise InputError(got, accepted, "store one list of numbers for each user")
+    lists = column.cast(pl.List(pl.Float64))
+    size = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
+    usual = int(np.bincount(size).argmax())
+    odd = np.flatnonzero((size != usual) | (size == 0))
+    if len(odd):
+        got = f"{column.name!r} has {size[odd[0]]} number{'' if size[odd[0]] == 1 else 's'}, most rows have {usual}"
+        raise table.refuse(odd, got, accepted, todo)
+    values: Array = lists.explode().fill_null(np.nan).to_numpy().reshape(-1, usual).astype(np.float64)  # (U, d)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        first = values[bad[0]][~np.isfinite(values[bad[0]])][0]
+        raise table.refuse(bad, f"{column.name!r} holds {first}, not finite", accepted, todo)
+    return values
+
+
+# -- arrays ---------------------------------------------------------------------------------------------------------
+
+
+def _one_of(path: Path, arrays: Mapping[str, Any], name: str) -> Any:
+    """Return the array that was named, or the only one of two dimensions."""
+    flat = [one for one, array in arrays.items() if len(array.shape) == 2]
+    if name not in arrays and (name or len(flat) != 1):
+        got = f"no array {name!r}" if name else f"{len(flat)} arrays of two dimensions"
+        names = ", ".join(f"{one!r} {tuple(array.shape)}" for one, array in arrays.items()) or "nothing"
+        todo = f"name it: {path.name}::{flat[0] if flat else 'NAME'}"
+        raise InputError(f"{path.name} holds {got}", f"one of its arrays: {names}", todo)
+    return arrays[name or flat[0]]
+
+
+def _numpy(path: Path, name: str) -> NDArray[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+        try:
+            found = np.load(path, allow_pickle=False)
+            arrays = None if isinstance(found, np.ndarray) else {one: found[one] for one in found.files}
+        except Exception as error:  # a damaged header ends in a dozen kinds, from TokenError to OverflowError
+            with path.open("rb") as handle:
+                pickled = "allow_pickle" in str(error) or handle.read(1) == b"\x80"
+            raise InputError(
+                f"{path.name} holds {'pickled Python objects' if pickled else 'no whole array'}",
+                "arrays of numbers, read without pickle",
+                "save it with numpy.save as an array of floats",
+            ) from None
+    return np.asarray(found if arrays is None else _one_of(path, arrays, name))
+
+
+def _safetensors(path: Path, name: str) -> NDArray[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as handle:
+            shapes = {one: _Shape(tuple(handle.get_slice(one).get_shape())) for one in handle.keys()}  # noqa: SIM118
+            chosen = next(one for one, shape in shapes.items() if shape is _one_of(path, shapes, name))
+            if handle.get_slice(chosen).get_dtype() == "BF16":  # numpy has none
+                from safetensors.torch import load_file
+
+                return np.asarray(load_file(path)[chosen].float().numpy())
+            return np.asarray(handle.get_tensor(chosen))
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        got = f"{path.name} is no whole safetensors file"
+        raise InputError(got, "a .safetensors file of numbers", "export it again") from None
+
+
+class _Shape:
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+
+def _torch(path: Path, name: str) -> NDArray[Any]:
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of an unpickler: anything
+        got = f"{path.name} cannot be read under weights_only ({str(error).splitlines()[0][:80] if str(error) else ''})"
+        raise InputError(got, "a tensor, or a dictionary of tensors", "save the tensor alone with torch.save") from None
+    arrays = found if isinstance(found, Mapping) else {"": found}
+    arrays = {str(one): tensor for one, tensor in arrays.items() if isinstance(tensor, torch.Tensor)}
+    return np.asarray(_one_of(path, arrays, name).detach().float().numpy())
+
+
+_READ = {".npy": _numpy, ".npz": _numpy, ".safetensors": _safetensors, ".pt": _torch, ".pth": _torch}

@@ -1,0 +1,116 @@
+"""A task whose answer lies in files: what every audit hands on, and how its groups and names are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upright.contract import InputError, Metric, UnitScores
+from upright.data.columns import Columns, open_columns
+from upright.evidence.units import FEWEST
+
+__all__ = ["FEWEST", "YOURS", "Answer", "mapped_names", "name_of", "plural", "suppress_small"]
+
+YOURS = "yours"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What was read from files, scored.
+
+    Parameters
+    ----------
+    title, asks : str
+        What was audited, and what it asks about.
+    arm_title : str
+        How a report writes the only arm.
+    data : mapping
+        Name and sizes of what was handed in.
+    scores : UnitScores
+        Values per unit. The first grouping is the one whose groups are compared.
+    metrics : mapping of name to Metric
+        Of every metric in `scores`, and of every statistic in `evidence`.
+    statistics : sequence of str
+        Besides those of the groups, as ``name:metric``.
+    compared : sequence of str
+        Metrics whose gaps between groups are judged together; the first is told where there are no groups.
+    facts : mapping
+        Stored as ``audit`` in ``summary.json``, after the groups.
+    resolved : mapping
+        Settings that the files decided, in place of those that were given.
+    notes : mapping of arm to mapping
+        What a report draws of each arm.
+    warnings : sequence of str
+    evidence : callable, optional
+        ``evidence(margins) -> dict`` of an audit that compares otherwise; by default that of the unit table.
+    others : sequence of (str, str, UnitScores)
+        Name, title and scores of what is compared with, on the same units.
+    """
+
+    title: str
+    asks: str
+    arm_title: str
+    data: Mapping[str, Any]
+    scores: UnitScores
+    metrics: Mapping[str, Metric]
+    statistics: Sequence[str] = ()
+    compared: Sequence[str] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    evidence: Any = None
+    others: Sequence[tuple[str, str, UnitScores]] = ()
+
+
+def plural(n: int, word: str) -> str:
+    """Write a number with its noun."""
+    return f"{n} {word}{'' if n == 1 else 's'}"
+
+
+def name_of(file: Any) -> str:
+    """Return the name of a file, or what a data frame is called."""
+    from pathlib import Path
+
+    return Path(file).name if isinstance(file, str | Path) else "the data frame"
+
+
+def mapped_names(file: Any, encoding: str, **names: str | None) -> tuple[Columns, dict[str, str | None]]:
+    """Open a table, and return which of the given names it has; other files of the audit may have the others."""
+    table = open_columns(file, encoding)
+    return table, {name: own for name, own in names.items() if own is not None and own in table.header}
+
+
+def suppress_small(labels: Sequence[str], counted: NDArray[np.bool_]) -> tuple[list[str], list[str]]:
+    """Take the label from units of small groups.
+
+    Parameters
+    ----------
+    labels : sequence of str, shape (U,)
+    counted : ndarray of bool, shape (U,)
+        Units with a defined value; the others do not make a group larger.
+
+    Returns
+    -------
+    labels : list of str, shape (U,)
+        Empty for units of a group with fewer than `FEWEST` counted units.
+    suppressed : list of str
+        Names of these groups.
+    """
+    all_labels = np.asarray(labels, dtype=str)
+    names, place = np.unique(all_labels, return_inverse=True)
+    size = np.bincount(place, weights=counted, minlength=len(names))
+    small = [str(name) for name in names[size < FEWEST] if name]
+    return ["" if label in small else str(label) for label in all_labels], small
+
+
+def require_named(given: Mapping[str, str | None], tables: Sequence[Columns]) -> None:
+    """Refuse a name of a column that none of the tables has."""
+    for option, own in given.items():
+        if own is not None and not any(own in table.header for table in tables):
+            columns = "; ".join(f"{table.name}: {', '.join(map(repr, table.header))}" for table in tables)
+            raise InputError(f"no column {own!r} (--{option})", columns, "name a column of one of the files")

@@ -1,0 +1,605 @@
+r"""Ranked lists in files: quality per user, gaps between groups of users, exposure of groups of items.
+
+For user u, ``R_u`` are the held-out items, ``n_u = |R_u|``, ``rel_p`` is 1 when the item at position p = 1, 2, ... of
+the list is in ``R_u``, and ``d_p = 1 / log2(p + 1)``.
+
+=============  ===================================================================================================
+``ndcg@k``     ``sum_{p<=k} rel_p d_p / sum_{p<=min(k, n_u)} d_p``
+``recall@k``   ``sum_{p<=k} rel_p / n_u``; ``recall@k/BIN`` counts the held-out items of one bin alone
+``mrr@k``      ``1 / p`` of the first relevant item when p <= k, else 0
+``hit@k``      1 when some ``rel_p = 1`` with p <= k, else 0
+=============  ===================================================================================================
+
+A list that ends before k misses there. Equal scores of one user stand in random order and every value is its
+expectation over these orders. `docs/audit-ranking.md` describes files, columns and errors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from upright.contract import Config, File, InputError, Metric, PositiveInt, UnitScores, audit
+from upright.data.columns import Column, Columns, code_ids, read_columns, some
+from upright.declare import Intervals, Noted, Signed
+from upright.evidence.bootstrap import Bootstrap
+from upright.evidence.units import FEWEST, Block, Units
+from upright.maths.resampling import ratio_of_sums
+from upright.metrics.ranking import coverage, gini
+from upright.tasks.answers import YOURS, Answer, mapped_names, name_of, plural, require_named, suppress_small
+
+__all__ = ["BINS", "RankingConfig", "popularity_bins", "read_ranking"]
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+BINS = (("head", 0.2), ("mid", 0.3), ("tail", 0.5))  # name and share of the items
+
+
+class RankingConfig(Config):
+    """Lists, what users turned out to want, groups of users, popularity of items."""
+
+    lists: File
+    """Your lists: user, item, and rank (1 is the top) or score (higher is better); or a list a row."""
+    held_out: File | None = None
+    """What each user turned out to want: user, item. Without it, a column `relevant` of the lists tells."""
+    users: File | None = None
+    """Groups of users: user, group."""
+    items: File | None = None
+    """The whole catalogue: item, and count (interactions in training) or bin."""
+    k: PositiveInt = 10
+    """Places of a list that count."""
+    group: str | None = None
+    """Column of the groups; `group`, or the only other one, otherwise."""
+    missing: Literal["error", "zero"] = "error"
+    """What a user with held-out items and without a list is: an error, or a user to whom nothing was shown."""
+    relevant_from: float | None = None
+    """Held-out rows with at least this relevance, or rating, count; needed where the file has other values than 0
+    and 1."""
+    user: str | None = None
+    """Column of users, in the files that have it; one of the usual names otherwise."""
+    item: str | None = None
+    """Column of items."""
+    value: str | None = None
+    """Column of scores in the lists, or of relevance in the held-out file."""
+    encoding: str = "utf-8"
+    """Of text files."""
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Lists:
+    """Rows of the lists; `rank` holds positions from 1 on, or None when `score` orders the rows."""
+
+    table: Columns
+    user: Ints
+    users: tuple[str, ...]
+    rank: Ints | None
+    score: Array | None
+    relevant: Bools | None
+    warnings: list[str]
+
+
+def _pairs_once(table: Columns) -> None:
+    again = np.flatnonzero((~table.frame.select(pl.struct("user", "item")).to_series().is_first_distinct()).to_numpy())
+    if len(again):
+        got = f"{len(again)} rows repeat an earlier pair of user and item"
+        raise table.refuse(again, got, "each pair once", "keep one row of each pair")
+
+
+def _read_lists(opened: Columns, names: Mapping[str, str | None], judged: bool) -> Lists:
+    score = {"score": names["value"]} if "value" in names else {}
+    wanted = {"user": Column("id"), "item": Column("id"), "rank": Column("number", optional=True)}
+    wanted |= {"score": Column("number", optional=True, option="--value")}
+    wanted |= {} if judged else {"relevant": Column("flag", optional=True)}
+    table = read_columns(opened, wanted, {n: v for n, v in names.items() if n != "value"} | score, lists=True)
+    if not judged and "relevant" not in table:
+        raise InputError(
+            f"{table.name} has no column 'relevant', and no held-out file was given",
+            "a held-out file with user and item, or a column 'relevant' of 0 and 1",
+            "pass --held-out FILE, or add the column",
+        )
+    _pairs_once(table)
+    user, users = code_ids(table["user"])
+    warnings = []
+    rank: Ints | None = None
+    if "rank" in table:
+        if "score" in table:
+            warnings.append(f"{table.name} has rank and score; rank orders the lists and score is not read.")
+        rank = _ranks(table, user, warnings)
+    elif "score" not in table:
+        warnings.append(f"{table.name} has no rank and no score: the rows of a user stand in the order of the list.")
+        rank = pl.Series(user).to_frame("u").select(pl.int_range(1, pl.len() + 1).over("u")).to_series().to_numpy()
+    if judged and "relevant" in opened.header:
+        warnings.append(f"{table.name} has a column 'relevant'; the held-out file decides and the column is not read.")
+    elif not judged:
+        warnings.append(
+            "Relevance comes from the lists themselves: relevant items that a list lacks are unknown, so NDCG and "
+            "recall are relative to the items listed, and undefined for a list without a relevant one."
+        )
+    scores = table.array("score").astype(np.float64) if rank is None else None
+    relevant = table.array("relevant").astype(bool) if "relevant" in table else None
+    return Lists(table, user, users, rank, scores, relevant, warnings)
+
+
+def _ranks(table: Columns, user: Ints, warnings: list[str]) -> Ints:
+    """Return checked ranks from 1 on; the smallest may be 0."""
+    value = table.array("rank").astype(np.float64)
+    low = 0.0 if value.min() == 0 else 1.0
+    bad = np.flatnonzero((value < low) | (value != np.floor(value)) | (value >= 2.0**31))
+    if len(bad):
+        accepted, todo = "whole numbers from 1 (or 0) on, the smallest being the top", "correct those rows"
+        raise table.refuse(bad, f"'rank' is {value[bad[0]]:g}", accepted, todo)
+    rank: Ints = value.astype(np.int64) + int(low == 0)
+    if low == 0:
+        warnings.append(f"{table.name} counts ranks from 0; 0 is taken for the top.")
+    order = np.lexsort((np.arange(len(rank)), rank, user))
+    same = np.append(False, (np.diff(user[order]) == 0) & (np.diff(rank[order]) == 0))
+    if same.any():
+        again = np.sort(order[same])
+        raise table.refuse(
+            again,
+            f"rank {value[again[0]]:g} of user {table['user'][int(again[0])]!r} is taken already",
+            "each rank once in a list",
+            "number each list 1, 2, 3 ..., or give scores, where ties are allowed",
+        )
+    last = np.zeros(int(user.max()) + 1, dtype=np.int64)
+    np.maximum.at(last, user, rank)
+    gaps = int((last != np.bincount(user)).sum())
+    if gaps:
+        warnings.append(f"{plural(gaps, 'list')} skip a rank; the places skipped count as misses.")
+    return rank
+
+
+def _read_held_out(opened: Columns, names: Mapping[str, str | None], least: float | None) -> Columns:
+    """Return the relevant pairs; relevance of several degrees is refused unless it is said what counts."""
+    wanted = {"user": Column("id"), "item": Column("id"), "grade": Column("number", optional=True, option="--value")}
+    grade = {"grade": names["value"]} if "value" in names else {}
+    table = read_columns(opened, wanted, {n: own for n, own in names.items() if n != "value"} | grade)
+    if "grade" in table:
+        value = table.array("grade").astype(np.float64)
+        graded = np.flatnonzero((value != 0) & (value != 1))
+        if least is None and len(graded):
+            got = f"relevance is {value[graded[0]]:g}, and which rows count is not said"
+            todo = "pass --relevant-from X: rows of at least X are wanted; 0 takes all"
+            raise table.refuse(graded, got, "0 and 1", todo)
+        table = table.take(np.flatnonzero(value >= (1.0 if least is None else least)))
+        if not len(table):
+            got = f"{table.name} has no row with a relevance of at least {least or 1:g}"
+            raise InputError(got, "some relevant items", "lower --relevant-from")
+    _pairs_once(table)
+    return table
+
+
+def _read_groups(opened: Columns, names: Mapping[str, str | None], group: str | None, users: Sequence[str]) -> Any:
+    """Return the group of each user, and warnings."""
+    own = {name: column for name, column in names.items() if name == "user"}
+    table = read_columns(opened, {"user": Column("id")}, own)
+    rest = [name for name in opened.header if name != table.names["user"]]
+    column = group or (rest[0] if len(rest) == 1 else "group")
+    table = read_columns(
+        opened, {"user": Column("id"), "group": Column("text", option="--group")}, {**own, "group": column}
+    )
+    again = np.flatnonzero((~table["user"].is_first_distinct()).to_numpy())
+    if len(again):
+        got = f"user {table['user'][int(again[0])]!r} has two groups"
+        raise table.refuse(again, got, "one group a user", "keep one of them")
+    group_of = dict(zip(table["user"].to_list(), table["group"].to_list(), strict=True))
+    lacking = [user for user in users if user not in group_of]
+    if lacking:
+        raise InputError(
+            f"{table.name} has no group for {len(lacking)} of {len(users)} users: {some(lacking)}",
+            "a group for every user with a list",
+            "add them, under a group of their own such as 'unknown' when theirs is not known",
+        )
+    extra = len(group_of) - len(users)
+    said = [f"{table.name} names {plural(extra, 'user')} that the lists do not; ignored."] if extra else []
+    return [group_of[user] for user in users], said
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """Bin and count of each item of the popularity file."""
+
+    ids: tuple[str, ...]
+    bin: tuple[str, ...]
+    count: Array | None
+    by_count: bool
+    words: str
+
+
+def popularity_bins(count: Array) -> list[str]:
+    """Return head, mid or tail for each item.
+
+    The place of an item is ``(#{j : c_j > c_i} + #{j : c_j = c_i} / 2) / I``: below 0.2 it is head, below 0.5 mid, else
+    tail. Items with equal counts are in the same bin, so sizes are 20, 30 and 50 % but for ties.
+
+    Parameters
+    ----------
+    count : ndarray of float64, shape (I,)
+        Interactions of each item.
+    """
+    _, place, number = np.unique(-count, return_inverse=True, return_counts=True)
+    middle = (np.cumsum(number) - number / 2) / len(count)
+    bounds = np.cumsum([share for _, share in BINS])[:-1]
+    names = np.array([name for name, _ in BINS])[np.searchsorted(bounds, middle, side="right")]
+    return [str(name) for name in names[place]]
+
+
+def _read_items(opened: Columns, names: Mapping[str, str | None]) -> Catalogue:
+    """Return the items of a popularity file; a column ``bin`` takes the place of the bins by count."""
+    wanted = {"item": Column("id", unique=True), "count": Column("number", optional=True)}
+    wanted |= {"bin": Column("text", optional=True)}
+    table = read_columns(opened, wanted, {name: own for name, own in names.items() if name == "item"})
+    if "count" not in table and "bin" not in table:
+        accepted = "count (interactions in training) or bin besides item"
+        raise table.refuse_header("has neither 'count' nor 'bin'", accepted, "add one of them, or rename a column")
+    code, ids = code_ids(table["item"])
+    order = np.argsort(code)
+    count: Array | None = None
+    if "count" in table:
+        count = table.array("count").astype(np.float64)
+        bad = np.flatnonzero(count < 0)
+        if len(bad):
+            got = f"'count' is {count[bad[0]]:g}"
+            raise table.refuse(bad, got, "a number of at least 0 in every row", "correct those rows")
+        count = count[order]
+    if "bin" in table:
+        bins = [table["bin"][int(i)] for i in order]
+        return Catalogue(ids, tuple(bins), count, False, f"column 'bin' of {table.name}")
+    words = "head, mid, tail: 20, 30 and 50 % of the items by count, equal counts in one bin"
+    assert count is not None
+    return Catalogue(ids, tuple(popularity_bins(count)), count, True, words)
+
+
+def _absent(wanted: Columns, users: Sequence[str], who: Sequence[str], lists: str, missing: str) -> list[str]:
+    """Return users with held-out items and without a list."""
+    there = set(who)
+    absent = [user for user in users if user not in there]
+    if len(absent) == len(users):
+        raise InputError(
+            f"no user of {wanted.name} is in {lists}: {some(absent)}",
+            "the same users in both files",
+            "write ids alike in both files (text is compared, so '1' is not '01')",
+        )
+    if absent and missing == "error":
+        raise InputError(
+            f"{len(absent)} of {len(users)} users in {wanted.name} have no list in {lists}: {some(absent)}",
+            "a list for every user with held-out items",
+            "add their lists, or pass missing='zero' to count them as users who were shown nothing",
+        )
+    return absent
+
+
+# -- numbers --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """Lists seen down to place k."""
+
+    chance: Array  # (U, k) probability that the place holds a relevant item
+    first: Array  # (U, k) the same given that no earlier place did
+    weight: Array  # (N,) probability that a row is within the first k places
+
+
+def _show(lists: Lists, relevant: Bools, n_users: int, k: int) -> _Shown:
+    """Look at the first k places; items of one score stand in each order of a block with the same probability."""
+    user, chance = lists.user, np.zeros((n_users, k))
+    if lists.rank is not None:
+        inside = lists.rank <= k
+        chance[user[inside], lists.rank[inside] - 1] = relevant[inside]
+        return _Shown(chance, chance, inside.astype(np.float64))
+    score: Array = lists.score if lists.score is not None else np.zeros(len(user))
+    order = np.lexsort((-score, user))
+    new_user = np.append(True, np.diff(user[order]) != 0)
+    begins = np.flatnonzero(new_user | np.append(True, np.diff(score[order]) != 0))  # of blocks of equal scores
+    size = np.diff(np.append(begins, len(user)))  # (B,)
+    hits = np.add.reduceat(relevant[order].astype(np.int64), begins)
+    start = begins - np.flatnonzero(new_user)[np.cumsum(new_user)[begins] - 1]  # places above the block
+    seen = np.clip(k - start, 0, size)  # places of the block within k
+    weight = np.empty(len(user))
+    weight[order] = np.repeat(seen / size, size)
+    block = np.repeat(np.arange(len(begins)), seen)
+    step = np.arange(len(block)) - np.repeat(np.cumsum(seen) - seen, seen)  # place within the block
+    at = (user[order][begins][block], start[block] + step)
+    chance[at] = (hits / size)[block]
+    first = np.zeros((n_users, k))
+    first[at] = np.minimum(1.0, hits[block] / (size[block] - step))
+    return _Shown(chance, first, weight)
+
+
+def _quality(shown: _Shown, n: Ints, k: int) -> dict[str, Array]:
+    """Per-user metrics of users with n relevant items, shape (U,)."""
+    discount = 1.0 / np.log2(np.arange(2, k + 2, dtype=np.float64))
+    ideal = np.cumsum(discount)[np.clip(n, 1, k) - 1]
+    none_yet = np.cumprod(1.0 - shown.first, axis=1)
+    found = np.diff(1.0 - none_yet, axis=1, prepend=0.0)
+    some = n > 0
+    values = {
+        f"ndcg@{k}": np.where(some, shown.chance @ discount / ideal, np.nan),
+        f"recall@{k}": np.where(some, shown.chance.sum(axis=1) / np.maximum(n, 1), np.nan),
+        f"mrr@{k}": found @ (1.0 / np.arange(1, k + 1)),
+        f"hit@{k}": 1.0 - none_yet[:, -1],
+    }
+    return {name: np.clip(value, 0.0, 1.0) for name, value in values.items()}
+
+
+def _exposure(
+    expo: Array, names: Sequence[str], of_item: Array, item_bin: Ints, draws: int, seed: int
+) -> list[dict[str, Any]]:
+    """Share of list places per bin with an interval over users; `expo` (U, B) places, `of_item` (I,) appearances."""
+    boot = Bootstrap(Units([Block("", YOURS, seed, UnitScores("user", range(len(expo)), {}))]), draws, seed)
+    sums = boot.sums(np.stack([*expo.T, expo.sum(axis=1)])[:, None])  # (B + 1, 1 + draws, 1)
+    rows = []
+    for b, name in enumerate(names):
+        share = boot.draws(ratio_of_sums, sums[[b, -1]], np.ones((1, len(expo)), dtype=bool))
+        low, high = np.clip(share.interval(), 0.0, 1.0).tolist()
+        own = of_item[item_bin == b]
+        row = {"bin": name, "items": len(own), "share_of_items": len(own) / len(of_item)}
+        row |= {"share_of_exposure": share.value, "low": low, "high": high}
+        rows.append(row | {"coverage": coverage(own), "gini": gini(own)})
+    return rows
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows of lists and of held-out items in codes common to all files."""
+
+    user: Ints
+    item: Ints
+    weight: Array
+    relevant: Bools
+    want_user: Ints
+    want_item: Ints
+    n_users: int
+
+
+@dataclass(frozen=True, eq=False)
+class _ByItems:
+    """What the popularity file adds."""
+
+    values: dict[str, Array]
+    metrics: dict[str, Metric]
+    totals: dict[str, float]
+    exposure: list[dict[str, Any]]
+    warnings: list[str]
+
+
+def _by_items(catalogue: Catalogue, rows: _Rows, k: int, draws: int, seed: int) -> _ByItems:
+    """Recall of the items of each bin, exposure of each bin, popularity of what each user is shown."""
+    bins = [name for name, _ in BINS if name in catalogue.bin]
+    bins += sorted(set(catalogue.bin) - set(bins))
+    place_of = {name: b for b, name in enumerate(bins)}
+    item_bin = np.array([place_of[name] for name in catalogue.bin], dtype=np.int64)
+    known, shape = len(item_bin), (rows.n_users, len(bins))
+    warnings = []
+    empty = [name for name, _ in BINS if name not in bins] if catalogue.by_count else []
+    if empty:
+        warnings.append(f"No item is in {' and '.join(empty)}, because many items have the same count.")
+    place = (rows.user, item_bin[rows.item])
+    expo, got, have = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    np.add.at(expo, place, rows.weight)
+    np.add.at(got, place, rows.weight * rows.relevant)
+    inside = rows.want_item < known
+    np.add.at(have, (rows.want_user[inside], item_bin[rows.want_item[inside]]), 1.0)
+    if not inside.all():
+        warnings.append(
+            f"{plural(int((~inside).sum()), 'held-out row')} of items that the file of items lacks are in no bin's "
+            "recall."
+        )
+    values: dict[str, Array] = {}
+    metrics: dict[str, Metric] = {}
+    for b, name in enumerate(bins):
+        metric = f"recall@{k}/{name.replace(':', '_')}"
+        values[metric] = np.divide(got[:, b], have[:, b], out=np.full(rows.n_users, np.nan), where=have[:, b] > 0)
+        metrics[metric] = Metric(metric, title=f"Recall@{k} of {name} items")
+    of_item = np.bincount(rows.item, weights=rows.weight, minlength=known).astype(np.float64)
+    totals = {f"coverage@{k}": coverage(of_item), f"gini_exposure@{k}": gini(of_item)}
+    if catalogue.count is not None:
+        metric, places = f"popularity@{k}", expo.sum(axis=1)
+        mass = np.bincount(rows.user, weights=rows.weight * catalogue.count[rows.item], minlength=rows.n_users)
+        values[metric] = np.divide(mass, places, out=np.full(rows.n_users, np.nan), where=places > 0)
+        top = float(catalogue.count.max())
+        metrics[metric] = Metric(metric, "lower", 0.0, top, 0.01 * top, f"Average popularity of the first {k} items")
+        totals[metric] = float(mass.sum() / places.sum())
+    return _ByItems(values, metrics, totals, _exposure(expo, bins, of_item, item_bin, draws, seed), warnings)
+
+
+# -- the audit ----------------------------------------------------------------------------------------------------
+
+
+@audit(
+    "ranking",
+    config=RankingConfig,
+    report=[
+        Signed("Gaps between groups, the one that decides first", "gap:*=*"),
+        Intervals(
+            "Which items the lists show",
+            "exposure",
+            ["A bin whose share of places is far from its share of items is shown more, or less, than its size."],
+            by=("bin",),
+            value="share_of_exposure",
+            bars=True,
+        ),
+        Noted(
+            "Items by popularity",
+            "exposure",
+            by={"bin": "Bin"},
+            names={
+                "items": "items",
+                "share_of_items": "share of items",
+                "share_of_exposure": "share of places",
+                "coverage": "shown at least once",
+                "gini": "Gini of places",
+            },
+        ),
+    ],
+    limits=[
+        "Exposure counts places in the lists, not what people looked at.",
+        "A user without held-out items has no quality here.",
+    ],
+)
+def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mapping[str, float]) -> Answer:
+    """Audit top-K lists by user group and item popularity.
+
+    Raises
+    ------
+    InputError
+        For everything that is wrong with the files, with the lines where it is wrong.
+    """
+    k = config.k
+    if config.group is not None and config.users is None:
+        raise InputError(f"group {config.group!r} without a file of users", "both or none", "pass --users FILE")
+    named = {"user": config.user, "item": config.item, "value": config.value}
+    files = {name: getattr(config, name) for name in ("lists", "held_out", "users", "items")}
+    opened = {n: mapped_names(f, config.encoding, **named) for n, f in files.items() if f is not None}
+    require_named(named, [table for table, _ in opened.values()])
+    given = _read_lists(*opened["lists"], judged=config.held_out is not None)
+    warnings, who = list(given.warnings), list(given.users)
+    wanted = _read_held_out(*opened["held_out"], config.relevant_from) if config.held_out is not None else None
+    absent: list[str] = []
+    want_ids: tuple[str, ...] = ()
+    want_user = np.zeros(0, dtype=np.int64)
+    if wanted is not None:
+        want_user, want_ids = code_ids(wanted["user"])
+        absent = _absent(wanted, want_ids, who, given.table.name, config.missing)
+        if absent:
+            warnings.append(
+                f"{plural(len(absent), 'user')} with held-out items but without a list count as zero (missing='zero')."
+            )
+    who += absent
+    labels: list[str] | None = None
+    grouping = re.sub("[:=]", "_", config.group or "group")
+    if config.users is not None:
+        labels, said = _read_groups(*opened["users"], config.group, who)
+        warnings += said
+    catalogue = _read_items(*opened["items"]) if config.items is not None else None
+    n_users = len(who)
+
+    # one code for each item over all files
+    tables = [given.table["item"], *([wanted["item"]] if wanted is not None else [])]
+    known = list(catalogue.ids if catalogue else ())
+    every = pl.concat([pl.Series("item", known, dtype=pl.String), *tables]).unique(maintain_order=True)
+    code_of = pl.DataFrame({"item": every, "code": np.arange(len(every))})
+    item, *rest = (
+        t.to_frame("item").join(code_of, "item", "left", maintain_order="left")["code"].to_numpy() for t in tables
+    )
+    if catalogue is not None and (item >= len(known)).any():
+        bad = np.flatnonzero(item >= len(known))
+        unknown = sorted(set(given.table["item"].gather(bad).to_list()))
+        raise given.table.refuse(
+            bad,
+            f"{plural(len(unknown), 'item')} not in {name_of(config.items)}: {some(unknown)}",
+            "listed items that are all in the file of items",
+            "add them there, with count 0 when they are new",
+        )
+    if wanted is not None:
+        user_code = {one: i for i, one in enumerate(who)}
+        want_user = np.array([user_code[one] for one in want_ids], dtype=np.int64)[want_user]
+        want_item = rest[0]
+        relevant = np.isin(given.user * len(every) + item, want_user * len(every) + want_item)
+        if not relevant.any():
+            warnings.append(
+                "No list holds any held-out item of its user: check that ids are written alike in both files."
+            )
+    else:
+        relevant = given.relevant if given.relevant is not None else np.zeros(len(item), dtype=bool)
+        want_user, want_item = given.user[relevant], item[relevant]
+    n = np.bincount(want_user, minlength=n_users)
+    judged = int((n > 0).sum()) if wanted is not None else n_users
+    if judged < 2:
+        where = f"with a held-out item in {name_of(config.held_out)}" if n_users > 1 else f"in {given.table.name}"
+        raise InputError(
+            f"{plural(judged, 'user')} {where}",
+            "at least 2 users, so that there are others to compare with",
+            "give the lists and held-out items of more users",
+        )
+
+    shown = _show(given, relevant, n_users, k)
+    values = _quality(shown, n, k)
+    if wanted is not None:
+        for value in values.values():
+            value[n == 0] = np.nan
+    metrics = {
+        f"{name}@{k}": Metric(f"{name}@{k}", "higher", 0.0, 1.0, 0.01, f"{title}@{k}")
+        for name, title in (("ndcg", "NDCG"), ("recall", "Recall"), ("mrr", "MRR"), ("hit", "Hit rate"))
+    }
+    compared = list(metrics)
+    undefined = int((n == 0).sum())
+    if undefined:
+        what = "held-out item" if wanted is not None else "relevant item in the list"
+        warnings.append(
+            f"{plural(undefined, 'user')} of {n_users} without a {what}: "
+            + ("quality is not" if wanted is not None else "NDCG and recall are not")
+            + " defined there."
+        )
+    length = np.bincount(given.user, minlength=n_users)[: len(given.users)]
+    short = int((length < k).sum())
+    if short:
+        warnings.append(
+            f"k = {k}, but {short} of {len(length)} lists are shorter (the shortest has "
+            f"{plural(int(length.min()), 'item')}); the places that they lack count as misses."
+        )
+
+    exposure: list[dict[str, Any]] = []
+    totals: dict[str, float] = {}
+    if catalogue is not None:
+        rows = _Rows(given.user, item, shown.weight, relevant, want_user, want_item, n_users)
+        extra = _by_items(catalogue, rows, k, draws, seed)
+        values, metrics, totals = values | extra.values, metrics | extra.metrics, extra.totals
+        compared += [name for name in extra.metrics if name.startswith("popularity@")]
+        exposure = extra.exposure
+        warnings += extra.warnings
+    by: dict[str, Sequence[str]] = {}
+    suppressed: list[str] = []
+    if labels is not None:
+        defined = ~np.isnan(np.sum([values[metric] for metric in compared], axis=0))
+        kept, suppressed = suppress_small(labels, defined)
+        by = {grouping: kept}
+        if suppressed and not any(kept):
+            raise InputError(
+                f"every group of {name_of(config.users)} has fewer than {FEWEST} users with a defined value: "
+                f"{some(suppressed)}",
+                f"at least one group of {FEWEST} such users, two to compare",
+                "join small groups or give more users; without --users the audit has no groups",
+            )
+        if suppressed:
+            warnings.append(
+                f"Left out of tables by group, having fewer than {FEWEST} users with a defined value: "
+                f"{some(suppressed)}."
+            )
+        if len(set(kept) - {""}) < 2:
+            warnings.append(f"{plural(len(set(kept) - {''}), 'group')} to compare; a gap needs two.")
+    return Answer(
+        title=f"Audit of the ranked lists in {given.table.name}",
+        arm_title="your lists",
+        asks="how well the lists serve each user and each group, and which items they show",
+        data={"name": given.table.name, "users": n_users, "items": len(every), "test": len(want_user)},
+        resolved={"group": grouping if labels is not None else None},
+        scores=UnitScores("user", who, values, by, totals),
+        metrics=metrics,
+        compared=compared,
+        statistics=[f"mean:{m}" for m in metrics] + [f"worst_decile:ndcg@{k}"],
+        facts={
+            "exposure": exposure,
+            "k": k,
+            "lists": len(length),
+            "rows": len(item),
+            "order": "score" if given.rank is None else "rank",
+            "users_without_held_out": undefined,
+            "users_without_list": len(absent),
+            "lists_shorter_than_k": short,
+            "suppressed_groups": suppressed,
+            "bins": catalogue.words if catalogue else None,
+        },
+        warnings=warnings,
+    )

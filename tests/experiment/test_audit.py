@@ -1,0 +1,102 @@
+"""The one door of audits: kinds of other packages, data frames, files whose audit is proposed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from click.testing import CliRunner
+from typer.main import get_command
+
+from upright import api
+from upright.cli.audit import propose
+from upright.cli.verbs import app
+from upright.contract import InputError
+from upright.experiment.registry import find
+
+PLUGIN = Path(__file__).parents[1] / "plugin"
+
+
+def calls(n: int = 60) -> pl.DataFrame:
+    rng = np.random.default_rng(0)
+    return pl.DataFrame({"group": ["day", "night"] * n, "minutes": rng.gamma(2, 4, 2 * n) + [0, 9] * n})
+
+
+def test_a_kind_of_another_package_needs_no_line_here(tmp_path, monkeypatch):
+    # catches: a kind that the command line, the door or the report has to know by name
+    monkeypatch.syspath_prepend(PLUGIN)
+    assert list(find("audits")) == ["embeddings", "forgetting", "predictions", "ranking", "waiting"]
+    calls().write_csv(tmp_path / "calls.csv")
+    command = ["audit", "waiting", str(tmp_path / "calls.csv"), "--out", str(tmp_path), "--longest", "90", "--json"]
+    done = CliRunner().invoke(get_command(app), [*command, "--fail-if", "headline > 5"])
+    assert done.exit_code == 1, done.output
+    found = json.loads(done.stdout[: done.stdout.rindex("}") + 1])
+    assert found["evidence"]["headline"]["group"] == "night minus day"
+    assert Path(found["report"]).is_file()
+    shown = CliRunner().invoke(get_command(app), ["audit", "waiting", "--help"]).output
+    assert "Minutes that nobody waits. [60.0]" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("make", [pl.DataFrame, pd.DataFrame, lambda d: pl.DataFrame(d).to_arrow()])
+def test_data_frames_give_what_their_file_gives(tmp_path, monkeypatch, make):
+    # catches: another path for frames, and a fingerprint or a command that needs a file
+    monkeypatch.syspath_prepend(PLUGIN)
+    calls().write_csv(tmp_path / "calls.csv")
+    from_file = api.audit("waiting", tmp_path / "calls.csv", out=tmp_path, draws=50)
+    from_frame = api.audit("waiting", make(calls().to_dict(as_series=False)), out=tmp_path, draws=50)
+    assert from_frame.evidence == from_file.evidence
+    assert from_frame.summary["data"]["name"] == "the data frame"
+    assert len(from_frame.summary["data"]["fingerprint"]) == 64
+    assert from_frame.verdict in from_frame._repr_html_().replace("</b></p><p>", ". ") or from_frame.frame.height
+
+
+def test_settings_are_refused_before_files_are_read(tmp_path):
+    # catches: a typo that is found after hours, a kind that does not exist
+    for kind, settings, got in (
+        ("rankin", {}, "'rankin' is no audit"),
+        ("ranking", {"k": 0}, "RankingConfig.k = 0"),
+        ("ranking", {"kk": 5}, "unknown key 'kk' for RankingConfig"),
+        ("ranking", {"draws": 1}, "draws = 1"),
+    ):
+        with pytest.raises(InputError) as error:
+            api.audit(kind, tmp_path / "absent.csv", out=tmp_path, **settings)
+        assert error.value.got == got
+
+
+FILES = {
+    "lists.csv": "user,item,rank\na,x,1\n",
+    "held.csv": "user,item\na,x\n",
+    "people.csv": "user,group\na,f\n",
+    "goods.csv": "item,count\nx,3\n",
+    "bm25.run": "q1 Q0 d1 1 3.2 t\n",
+    "cases.csv": "sex,truth,prediction\nf,1,1\n",
+    "forget.jsonl": '{"question": "q", "answer": "a"}\n',
+}
+PROPOSED = [
+    (["lists.csv"], "ranking lists.csv --held-out HELD_OUT.csv"),
+    (["held.csv", "lists.csv", "people.csv", "goods.csv"],
+     "ranking lists.csv --held-out held.csv --users people.csv --items goods.csv"),
+    (["bm25.run"], "ranking bm25.run --held-out HELD_OUT.csv"),
+    (["cases.csv"], "predictions cases.csv --group COLUMN --prediction prediction"),
+    (["v.npy", "people.csv"], "embeddings v.npy --labels people.csv"),
+    (["forget.jsonl"], "forgetting MODEL --forget forget.jsonl --retain RETAIN.jsonl"),
+    (["model", "forget.jsonl"], "forgetting model --forget forget.jsonl --retain RETAIN.jsonl"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "command"), PROPOSED)
+def test_a_look_at_files_proposes_the_command(tmp_path, monkeypatch, files, command):
+    # catches: an audit that is run unasked, or one that does not fit
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        Path(name).write_text(text)
+    np.save("v.npy", np.zeros((2, 2)))
+    Path("model").mkdir()
+    assert shlex.join(propose(files)) == f"upright audit {command}"
+    done = CliRunner().invoke(get_command(app), ["audit", *files])
+    assert done.stdout.strip() == f"upright audit {command}"
