@@ -13,9 +13,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    Protocol,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 __all__ = [
     "Arm",
@@ -75,8 +86,7 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         return (
-            not (isinstance(value, float) and math.isnan(value))
-            and (self.gt is None or value > self.gt)
+            (self.gt is None or value > self.gt)
             and (self.ge is None or value >= self.ge)
             and (self.lt is None or value < self.lt)
             and (self.le is None or value <= self.le)
@@ -114,7 +124,10 @@ class Config:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self), include_extras=True)
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            _check_value(type(self).__name__, field.name, getattr(self, field.name), hints[field.name])
+            value, hint = getattr(self, field.name), hints[field.name]
+            if not reading(value, hint):
+                got = f"{type(self).__name__}.{field.name} = {value!r}"
+                raise InputError(got, accepted(hint), f"set {field.name} to a value inside that range")
 
     def replace(self, **changes: Any) -> Any:
         """Return a copy with some fields changed, checked again."""
@@ -140,71 +153,38 @@ class Training(Config):
     """Checks without a better validation score before stopping; a third of the checks so far, where that is more."""
 
 
-def _alternatives(hint: Any) -> list[Any]:
-    """Return the members of a union with `Annotated` kept whole."""
-    origin = get_origin(hint)
-    if origin is Annotated or origin is Literal or origin is None:
-        return [hint]
-    return list(get_args(hint)) if str(origin).endswith(("Union", "UnionType'>")) else [hint]
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether one value is allowed by one alternative of a field's type."""
-    origin = get_origin(hint)
-    if hint is Any:
-        return True
-    if hint is None or hint is type(None):
-        return value is None
-    if origin is Literal:
-        return any(type(value) is type(one) and value == one for one in get_args(hint))
-    if origin is Annotated:
-        base, *marks = get_args(hint)
-        return any(_fits(value, h) for h in _alternatives(base)) and all(
-            value in mark for mark in marks if isinstance(mark, Range)
-        )
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if origin in (tuple, list):
-        inner = get_args(hint)[0] if get_args(hint) else Any
-        return isinstance(value, tuple | list) and all(any(_fits(v, h) for h in _alternatives(inner)) for v in value)
-    if origin in (dict, Mapping):
-        return isinstance(value, Mapping)
-    return isinstance(value, origin or hint)
-
-
 def reading(value: Any, hint: Any) -> tuple[Any, ...]:
     """Return a value as a field's type holds it, in a tuple, or nothing; a whole number may be a float."""
-    kind = next((one for one in _alternatives(hint) if _fits(value, one)), None)
-    if kind is None:
-        return ()
-    base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    return (float(value),) if base is float else (value,)
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return next(filter(None, (reading(value, one) for one in inner)), ())
+    if origin is Annotated:
+        found = reading(value, inner[0])
+        return found if found and all(value in mark for mark in inner[1:] if isinstance(mark, Range)) else ()
+    if origin is Literal:
+        fits = any(type(value) is type(one) and value == one for one in inner)
+    elif origin in (tuple, list):
+        fits = isinstance(value, tuple | list) and all(reading(one, inner[0]) for one in value)
+    elif hint in (int, float):
+        fits = isinstance(value, int | hint) and not isinstance(value, bool)
+    else:
+        fits = hint is Any or isinstance(value, origin or hint)
+    return (float(value) if hint is float else value,) if fits else ()
 
 
 def accepted(hint: Any) -> str:
     """Say in words what a field's type accepts."""
-    words = []
-    for one in _alternatives(hint):
-        origin = get_origin(one)
-        if origin is Literal:
-            words.append(" | ".join(repr(v) for v in get_args(one)))
-        elif origin is Annotated:
-            base, *marks = get_args(one)
-            words.append(" ".join([*([] if base is Any else [accepted(base)]), " and ".join(map(str, marks))]))
-        elif one is type(None) or one is None:
-            words.append("none")
-        elif origin is not None:
-            words.append(str(one).replace("typing.", ""))
-        else:
-            words.append(getattr(one, "__name__", str(one)))
-    return " or ".join(words)
-
-
-def _check_value(owner: str, name: str, value: Any, hint: Any) -> None:
-    if not reading(value, hint):
-        raise InputError(f"{owner}.{name} = {value!r}", accepted(hint), f"set {name} to a value inside that range")
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(map(accepted, inner))
+    if origin is Literal:
+        return " | ".join(map(repr, inner))
+    if origin is Annotated:
+        marks = " and ".join(map(str, inner[1:]))
+        return marks if inner[0] is Any else f"{accepted(inner[0])} {marks}"
+    if origin is not None:
+        return str(hint).replace("typing.", "")
+    return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))
 
 
 def stream(seed: int, *name: str | int) -> int:

@@ -30,11 +30,10 @@ def failed(checks: list[Check]) -> dict[str, str]:
 
 def test_in_ucds_passes_every_check_in_time():
     # catches any broken promise of the method, and a suite too slow to be run on each push
-    start, seen = time.process_time(), []
-    checks = conformance("in_ucds", progress=seen.append)
+    start = time.process_time()
+    checks = conformance("in_ucds")
     assert failed(checks) == {}
     assert [c.name for c in checks] == list(CHECKS)
-    assert seen == checks
     assert time.process_time() - start < 20
 
 

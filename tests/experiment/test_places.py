@@ -21,8 +21,8 @@ def test_a_file_is_no_folder(tmp_path, below):
     # catches NotADirectoryError or FileExistsError at the end of a run
     (tmp_path / "f").write_text("")
     with pytest.raises(InputError) as caught:
-        require_folder(tmp_path / "f" / below, "--target")
-    assert caught.value.got == f"--target {tmp_path / 'f' / below}: {tmp_path / 'f'} is a file"
+        require_folder(tmp_path / "f" / below)
+    assert caught.value.got == f"--out {tmp_path / 'f' / below}: {tmp_path / 'f'} is a file"
     assert caught.value.accepted == "a folder, new or there already"
 
 

@@ -24,7 +24,6 @@ from upright.experiment.runner import (
     deviations,
     execute,
     resolve,
-    resume,
     resume_all,
     run_seeds,
 )
@@ -165,7 +164,7 @@ def test_bad_input_after_an_arm_was_trained_keeps_the_folder(tmp_path):
     assert (found["status"], "mode='official'" in found["traceback"]) == ("failed", True)
     assert (folder / "checkpoints" / "none.last.pt").exists()
     with pytest.raises(InputError, match="mode='official'"):
-        resume(folder)
+        resume_all([folder])
     assert (folder / "checkpoints" / "none.last.pt").exists()
 
 
@@ -239,10 +238,10 @@ def test_runs_that_cannot_be_compared_are_refused_before_training(tmp_path, done
 def test_an_audit_or_an_empty_folder_cannot_be_resumed(tmp_path):
     # catches a KeyError for the wrong folder
     with pytest.raises(InputError, match="the folder of a run"):
-        resume(tmp_path)
+        resume_all([tmp_path])
     write_json(tmp_path / "config.json", {"passed": {}, "method": "audit_ranking", "seed": 0})
     with pytest.raises(InputError, match="made again, not resumed"):
-        resume(tmp_path)
+        resume_all([tmp_path])
 
 
 def test_a_command_can_be_pasted(tmp_path):
@@ -359,7 +358,7 @@ def test_the_command_of_a_run_can_be_typed():
     settings = {"data": "ml100k", "surfaces": ("embedding", "lists")}
     ask = Ask("raid", settings=settings, arms=["none"], seed=3)
     wanted = "upright run raid --preset full --data ml100k --set surfaces=embedding,lists --arms none --seed 3"
-    assert _command(ask, ask.resolved(load_method("raid"))[1]) == wanted
+    assert _command(ask, resolve(load_method("raid"), settings)[1]) == wanted
 
 
 def test_python_gives_margin_and_budget_as_the_command_line_does(tmp_path):

@@ -30,10 +30,9 @@ def status(folder: RunFolder) -> dict:
 
 def test_status_is_running_inside_and_done_after(tmp_path):
     folder = RunFolder(tmp_path / "r")
-    assert folder.status is None
+    assert not (folder.path / "run.json").exists()
     with folder.running(method="m", seed=3, command="upright run m"):
-        assert folder.status == "running"
-        assert status(folder)["pid"] == os.getpid()
+        assert (status(folder)["status"], status(folder)["pid"]) == ("running", os.getpid())
     found = status(folder)
     assert (found["status"], found["traceback"], found["seed"]) == ("done", None, 3)
     assert found["finished"] >= found["started"]
@@ -86,10 +85,10 @@ def test_a_folder_is_held_by_one_process(tmp_path):
         holder.kill()
         holder.wait()
         holder.stdout.close()
-    assert RunFolder(tmp_path).status == "running"  # nobody could write after SIGKILL
+    assert status(RunFolder(tmp_path))["status"] == "running"  # nobody could write after SIGKILL
     with RunFolder(tmp_path).running(method="m", seed=0, command="c"):
         pass
-    assert RunFolder(tmp_path).status == "done"
+    assert status(RunFolder(tmp_path))["status"] == "done"
 
 
 def test_json_is_replaced_whole_and_undefined_numbers_are_null(tmp_path):

@@ -9,7 +9,7 @@ from upright.contract import Arm, InputError
 from upright.evidence.units import read_units
 from upright.experiment.folders import read_json
 from upright.experiment.registry import load_method
-from upright.experiment.runner import Ask, _swept, execute, resume
+from upright.experiment.runner import Ask, _swept, execute, resume_all
 from upright.report import build_report
 from upright.report.read import read_folder
 
@@ -112,7 +112,7 @@ def test_a_sweep_is_part_of_what_was_asked(swept):
     assert read_json(swept / "config.json")["sweep"] is True
     with pytest.raises(InputError, match="other settings"):
         small(swept)
-    assert resume(swept) == swept
+    assert resume_all([swept]) == ([swept], None)
 
 
 def test_a_stopped_sweep_is_resumed_to_the_same_summary(swept, tmp_path, monkeypatch):
@@ -123,7 +123,7 @@ def test_a_stopped_sweep_is_resumed_to_the_same_summary(swept, tmp_path, monkeyp
         patch.setattr("upright.experiment.runner.write_units", stop)
         with pytest.raises(RuntimeError):
             small(tmp_path / "a", sweep=True)
-    resume(tmp_path / "a")
+    resume_all([tmp_path / "a"])
     assert (tmp_path / "a" / "summary.json").read_bytes() == (swept / "summary.json").read_bytes()
     assert read_json(tmp_path / "a" / "run.json")["resumed"] == 1
 

@@ -20,14 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upright.contract import Arm, Config, InputError, MethodSpec, Metric, UnitScores
-from upright.evidence.compute import evidence
 from upright.evidence.statistics import computable
 from upright.evidence.units import Units, read_units, write_units
 from upright.experiment.config import describe, to_config
 from upright.experiment.fingerprint import digest, gap_of
-from upright.experiment.folders import ArmRun, RunFolder, plain
+from upright.experiment.folders import ArmRun, RunFolder, plain, read_log
 from upright.experiment.registry import load_method, load_object
-from upright.experiment.runner import Ask, run_task
+from upright.experiment.runner import Ask, evidence_of, run_task
 
 __all__ = ["CHECKS", "PARTS", "Check", "conformance"]
 
@@ -82,7 +81,7 @@ class _Outcome:
     peeked: tuple[str, ...]
 
 
-def conformance(name: str, *, seed: int = 0, progress: Callable[[Check], None] | None = None) -> list[Check]:
+def conformance(name: str, *, seed: int = 0) -> list[Check]:
     """Check one registered method against what its declaration promises.
 
     Parameters
@@ -91,8 +90,6 @@ def conformance(name: str, *, seed: int = 0, progress: Callable[[Check], None] |
         Registered method, ours or a plugin's.
     seed : int
         Seed of the tiny world and of the runs.
-    progress : callable, optional
-        Called with each check as it ends.
 
     Returns
     -------
@@ -108,14 +105,11 @@ def conformance(name: str, *, seed: int = 0, progress: Callable[[Check], None] |
     done = []
     for title, check in CHECKS.items():
         try:
-            found = Check(title, True, check(lab))
+            done.append(Check(title, True, check(lab)))
         except _Failed as failure:
-            found = Check(title, False, str(failure))
+            done.append(Check(title, False, str(failure)))
         except Exception as error:
-            found = Check(title, False, f"{type(error).__name__}: {error}")
-        done.append(found)
-        if progress is not None:
-            progress(found)
+            done.append(Check(title, False, f"{type(error).__name__}: {error}"))
     return done
 
 
@@ -141,25 +135,22 @@ class _Lab:
 
     def arm(self, role: str, **options: Any) -> _Outcome:
         """Return the outcome of the first arm with a role."""
-        arm = self.spec.arm(role)
-        return self.outcome(arm.name, arm.settings, **options)
+        return self.outcome(self.spec.arm(role), **options)
 
     def outcome(
-        self,
-        arm: str,
-        settings: Mapping[str, Any],
-        *,
-        seed: int | None = None,
-        changes: Mapping[str, Any] | None = None,
-        again: bool = False,
+        self, arm: Arm, *, seed: int | None = None, changes: Mapping[str, Any] | None = None, again: bool = False
     ) -> _Outcome:
-        """Train and score one arm on a fresh tiny task, watching what it does to what it was given."""
-        key = json.dumps([arm, plain(settings), seed, plain(changes or {})], sort_keys=True, default=repr)
+        """Train and score one arm in memory, once unless it is asked for again."""
+        key = json.dumps([arm.name, plain(arm.settings), seed, plain(changes or {})], sort_keys=True, default=repr)
         if key in self._known and not again:
             return self._known[key]
-        run = ArmRun(None, self.seed if seed is None else seed, arm)
-        task, config = self.task_type.tiny(self.seed, **(changes or {})), self.config.replace(**settings)
-        before, peeked = {**_digests(vars(task)), "config": digest(config)}, []
+        self._known[key] = self.train(arm, ArmRun(None, self.seed if seed is None else seed, arm.name), changes)
+        return self._known[key]
+
+    def train(self, arm: Arm, run: ArmRun, changes: Mapping[str, Any] | None = None) -> _Outcome:
+        """Train and score one arm on a fresh tiny task, watching what it does to what it was given."""
+        task, config = self.task_type.tiny(self.seed, **(changes or {})), self.config.replace(**arm.settings)
+        before, peeked = _digests(task, config), []
         score, open_test = task.score, task.open_test
 
         def watched_score(result: Any, split: Any, run: Any) -> Any:
@@ -176,11 +167,10 @@ class _Lab:
         result = self.spec.run(task, config, run)
         for attribute in ("score", "open_test"):
             object.__delattr__(task, attribute)
-        after = {**_digests(vars(task)), "config": digest(config)}
+        after = _digests(task, config)
         mutated = tuple(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))
         task.open_test()
-        found = _Outcome(task.score(result, "test", run), _state(result), mutated, tuple(dict.fromkeys(peeked)))
-        return self._known.setdefault(key, found) if not again else found
+        return _Outcome(task.score(result, "test", run), _state(result), mutated, tuple(dict.fromkeys(peeked)))
 
 
 # -- outcomes ------------------------------------------------------------------------------------------------------
@@ -199,22 +189,18 @@ def _distance(a: _Outcome, b: _Outcome) -> tuple[float, str]:
     """Return the largest absolute difference of scores and parameters, and where it is."""
     if [str(u) for u in a.scores.unit] != [str(u) for u in b.scores.unit]:
         return float("inf"), "the units"
-    pairs = {
-        f"metric {k}": (a.scores.values.get(k), b.scores.values.get(k)) for k in {**a.scores.values, **b.scores.values}
-    }
+    pairs: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {"metric": (a.scores.values, b.scores.values)}
     if a.state is not None and b.state is not None:
-        pairs |= {f"parameter {k}": (a.state.get(k), b.state.get(k)) for k in {**a.state, **b.state}}
-    worst, where = 0.0, "nothing"
-    for name, (x, y) in pairs.items():
-        gap = gap_of(x, y)
-        if gap > worst:
-            worst, where = gap, name
-    return worst, where
+        pairs["parameter"] = (a.state, b.state)
+    gaps = {f"{what} {k}": gap_of(x.get(k), y.get(k)) for what, (x, y) in pairs.items() for k in {**x, **y}}
+    where = max(gaps, key=gaps.__getitem__, default="nothing")
+    return gaps.get(where, 0.0), where
 
 
-def _digests(attributes: Mapping[str, Any]) -> dict[str, str]:
-    """Fingerprint of each public attribute; private ones are the task's own business."""
-    return {k: digest(v) for k, v in attributes.items() if not k.startswith("_") and k not in ("score", "open_test")}
+def _digests(task: Any, config: Config) -> dict[str, str]:
+    """Fingerprint of the config and of each public attribute of a task; private ones are the task's own business."""
+    public = {k: v for k, v in vars(task).items() if not k.startswith("_") and k not in ("score", "open_test")}
+    return {k: digest(v) for k, v in {**public, "config": config}.items()}
 
 
 # -- the declaration ---------------------------------------------------------------------------------------------
@@ -263,8 +249,6 @@ def _arms(lab: _Lab) -> str:
     spec, names = lab.spec, [a.name for a in lab.spec.arms]
     if len(set(names)) < len(names):
         raise _Failed(f"two arms with one name: {', '.join(names)}")
-    if lacking := {"baseline", "remedy", "trivial", "placebo"} - {a.role for a in spec.arms}:
-        raise _Failed(f"no arm for {', '.join(sorted(lacking))}")
     fields = set(lab.config.as_dict())
     task_fields = {f"task.{f.name}" for f in dataclasses.fields(lab.task_type.Config)}
     sets = [*((f"arm {a.name}", a.settings) for a in spec.arms), *(("neutral", n) for n in spec.neutral)]
@@ -302,8 +286,8 @@ def _neutral(lab: _Lab) -> str:
         changes = {k.removeprefix("task."): v for k, v in setting.items() if k.startswith("task.")}
         own = {k: v for k, v in setting.items() if not k.startswith("task.")}
         remedy = lab.spec.arm("remedy")
-        at_neutral = lab.outcome(remedy.name, {**remedy.settings, **own}, changes=changes)
-        gap, where = _distance(at_neutral, lab.arm("baseline", changes=changes))
+        neutral = dataclasses.replace(remedy, settings={**remedy.settings, **own})
+        gap, where = _distance(lab.outcome(neutral, changes=changes), lab.arm("baseline", changes=changes))
         if not gap <= TOLERANCE:
             raise _Failed(f"at {setting} the remedy differs from its baseline by {gap:.3g} in {where}")
         found.append(f"{setting}: {gap:.1g}")
@@ -321,7 +305,7 @@ def _finite(lab: _Lab) -> str:
     metrics: Mapping[str, Metric] = lab.task_type.tiny(lab.seed).metrics
     nowhere = _undefined(lab.arm("baseline"))
     for arm in lab.trained:
-        found = lab.outcome(arm.name, arm.settings)
+        found = lab.outcome(arm)
         _require_finite(f"arm {arm.name}", found, metrics)
         if lost := _undefined(found) - nowhere:
             raise _Failed(f"arm {arm.name}: {', '.join(sorted(lost))} is undefined for every unit")
@@ -349,7 +333,7 @@ def _require_finite(where: str, found: _Outcome, metrics: Mapping[str, Metric]) 
 
 def _unmutated(lab: _Lab) -> str:
     for arm in lab.trained:
-        mutated = lab.outcome(arm.name, arm.settings).mutated
+        mutated = lab.outcome(arm).mutated
         if mutated:
             raise _Failed(f"arm {arm.name} changes {', '.join(mutated)} of what it was given")
     return "task and config are as before in every arm"
@@ -357,7 +341,7 @@ def _unmutated(lab: _Lab) -> str:
 
 def _test_refused(lab: _Lab) -> str:
     for arm in lab.trained:
-        peeked = lab.outcome(arm.name, arm.settings).peeked
+        peeked = lab.outcome(arm).peeked
         if peeked:
             raise _Failed(f"arm {arm.name} calls {', '.join(peeked)} while it trains")
     task, arm = lab.task_type.tiny(lab.seed), lab.spec.arm("baseline")
@@ -371,16 +355,14 @@ def _test_refused(lab: _Lab) -> str:
 
 
 def _precisions(lab: _Lab) -> str:
-    asked: dict[str, type] = {"float64": np.float64}
-    if "precision" in {f.name for f in dataclasses.fields(lab.task_type.Config)}:
-        asked["float32"] = np.float32
-    for name, wanted in asked.items():
-        found = lab.arm("remedy", changes={"precision": name} if len(asked) > 1 else None)
+    has_field = "precision" in {f.name for f in dataclasses.fields(lab.task_type.Config)}
+    for name in ("float64", "float32") if has_field else ("float64",):
+        found = lab.arm("remedy", changes={"precision": name} if has_field else None)
         _require_finite(name, found, lab.task_type.tiny(lab.seed).metrics)
         for key, value in (found.state or {}).items():
-            if np.issubdtype(value.dtype, np.floating) and value.dtype != wanted:
+            if np.issubdtype(value.dtype, np.floating) and value.dtype != np.dtype(name):
                 raise _Failed(f"{name}: parameter {key} is {value.dtype}")
-    return "both" if len(asked) > 1 else f"float64; {lab.task_type.Config.__name__} has no field `precision`"
+    return "both" if has_field else f"float64; {lab.task_type.Config.__name__} has no field `precision`"
 
 
 # -- what a folder keeps -----------------------------------------------------------------------------------------
@@ -404,60 +386,44 @@ def _resume(lab: _Lab) -> str:
                 raise _Failed(f"{how}: differs from the uninterrupted run by {gap:.3g} in {where}")
             if notes != wanted:
                 raise _Failed(f"{how}: notes {notes} instead of {wanted}")
-        logs = [f.path / "metrics.jsonl" for f in (cut, whole)]
-        lines = [log.read_text(encoding="utf-8").splitlines() if log.exists() else [] for log in logs]
+        lines = [read_log(folder.path) for folder in (cut, whole)]
         if lines[0] != lines[1]:
             raise _Failed(f"{how}: metrics.jsonl differs, {len(lines[0])} lines instead of {len(lines[1])}")
     return f"{how}: equal scores, parameters, notes and metrics.jsonl"
 
 
-def _in_folder(lab: _Lab, arm: Any, folder: RunFolder, kind: type[ArmRun]) -> tuple[_Outcome, str]:
-    task, run = lab.task_type.tiny(lab.seed), kind(folder, lab.seed, arm.name)
-    result = lab.spec.run(task, lab.config.replace(**arm.settings), run)
-    task.open_test()
-    return _Outcome(task.score(result, "test", run), _state(result), (), ()), json.dumps(plain(run.notes))
+def _in_folder(lab: _Lab, arm: Arm, folder: RunFolder, kind: type[ArmRun]) -> tuple[_Outcome, str]:
+    run = kind(folder, lab.seed, arm.name)
+    return lab.train(arm, run), json.dumps(plain(run.notes))
 
 
 def _recomputable(lab: _Lab) -> str:
-    import pyarrow.parquet as pq
+    import polars as pl
 
-    spec, task = lab.spec, lab.task_type.tiny(lab.seed)
-    blocks, _, _ = run_task(spec, task, lab.config, None, Ask(spec.name, seed=lab.seed))
+    spec, task, ask = lab.spec, lab.task_type.tiny(lab.seed), Ask(lab.spec.name, seed=lab.seed)
+    blocks, _, _ = run_task(spec, task, lab.config, None, ask)
     lost = [s for s in spec.statistics if not computable(s, Units(blocks))]
     if lost:
         raise _Failed(f"the task scores no metric for {', '.join(lost)}")
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "units.parquet"
         write_units(path, blocks, "test")
-        rows, kept = pq.read_table(path).to_pydict(), read_units(path)
-
-    def compute(units: Units) -> Any:
-        return plain(
-            evidence(
-                units,
-                arms=spec.arms,
-                statistics=spec.statistics,
-                metrics=task.metrics,
-                primary=spec.primary,
-                cost=spec.cost,
-                title=spec.title,
-                draws=DRAWS,
-            )
-        )
-
-    before, after = compute(Units(blocks)), compute(Units(kept))
+        rows, kept = pl.read_parquet(path), read_units(path)
+    before, after = (
+        plain(evidence_of(spec, Units(units), task.metrics, ask, draws=DRAWS).row()) for units in (blocks, kept)
+    )
     if before != after:
         raise _Failed("evidence from the written and read unit table is not the evidence of the run")
-    columns = {k: np.asarray(v, dtype=object) for k, v in rows.items()}
     means = [x for x in after["levels"] if x["statistic"].startswith("mean:") and x["arm"] in set(rows["arm"])]
     for level in means:
-        own = (columns["arm"] == level["arm"]) & (columns["metric"] == level["metric"])
+        own = rows.filter(arm=level["arm"], metric=level["metric"])
         if level["group"] is not None:
-            own &= columns[f"by_{level['grouping']}"] == level["group"]
-        value = float(np.mean([v for v in columns["value"][own] if v == v] or [np.nan]))
-        if gap_of(value, np.nan if level["value"] is None else level["value"]) > TOLERANCE:
-            raise _Failed(f"{level['statistic']} of arm {level['arm']} is {level['value']}, its rows give {value}")
-    return f"{len(after['levels'])} levels, {len(means)} of them by hand, from {len(rows['value'])} rows"
+            own = own.filter(pl.col(f"by_{level['grouping']}") == level["group"])
+        value = float(np.mean(own["value"].drop_nans().to_list() or [np.nan]))
+        said = np.nan if level["value"] is None else level["value"]
+        if gap_of(value, said) > TOLERANCE:
+            raise _Failed(f"{level['statistic']} of arm {level['arm']} is {said}, its rows give {value}")
+    return f"{len(after['levels'])} levels, {len(means)} of them by hand, from {len(rows)} rows"
 
 
 #: name of each check and the function that makes it

@@ -84,27 +84,16 @@ def parse_assignments(pairs: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _docs_of(cls: type[Config]) -> dict[str, str]:
-    """Docstrings of the fields that a class declares itself."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    docs: dict[str, str] = {}
-    for before, after in itertools.pairwise(tree.body if isinstance(tree, ast.ClassDef) else []):
-        if (
-            isinstance(before, ast.AnnAssign)
-            and isinstance(before.target, ast.Name)
-            and isinstance(after, ast.Expr)
-            and isinstance(after.value, ast.Constant)
-        ):
-            docs[before.target.id] = " ".join(str(after.value.value).split())
-    return docs
-
-
 def describe(cls: type[Config]) -> list[dict[str, Any]]:
     """Return name, type in words, default and docstring of each field, inherited ones among them."""
     docs: dict[str, str] = {}
     for owner in reversed(cls.__mro__):
         if owner is not Config and issubclass(owner, Config):
-            docs |= _docs_of(owner)
+            tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+            for pair in itertools.pairwise(ast.iter_child_nodes(tree.body[0])):
+                match pair:  # a field, and its docstring below it
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
+                        docs[name] = " ".join(str(text).split())
     hints = get_type_hints(cls, include_extras=True)
     return [
         {"name": f.name, "type": accepted(hints[f.name]), "default": f.default, "doc": docs.get(f.name, "")}

@@ -3,63 +3,49 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import Any
+
+from upright.contract import InputError
+from upright.data.catalogue import CATALOGUE, cache_dir, locate
 
 __all__ = ["examine"]
 
 
-def _extra_of(requirement: str) -> tuple[str, str]:
-    name = re.split(r"[ ;<>=!\[]", requirement, maxsplit=1)[0]
-    found = re.search(r"extra == ['\"]([^'\"]+)['\"]", requirement)
-    return name, found.group(1) if found else "core"
-
-
-def examine() -> list[dict[str, Any]]:
+def examine() -> list[dict[str, str]]:
     """Return rows of ``what``, ``state`` (ok, missing) and ``note``, without importing what is examined."""
-    from upright.contract import InputError
-    from upright.data.catalogue import CATALOGUE, cache_dir, locate
-    from upright.experiment.folders import environment
+    rows = []
 
-    here = environment()
-    rows: list[dict[str, Any]] = [{"what": "python", "state": "ok", "note": here["python"]}]
+    def tell(what: str, ok: str, missing: str) -> None:
+        rows.append({"what": what, "state": "missing" if missing else "ok", "note": missing or ok})
+
+    tell("python", platform.python_version(), "")
     extras: dict[str, list[str]] = {}
     for requirement in requires("upright") or []:
-        name, extra = _extra_of(requirement)
+        name = re.split(r"[ ;<>=!\[]", requirement, maxsplit=1)[0]
+        extra = re.search(r"extra == ['\"]([^'\"]+)['\"]", requirement)
         if name != "upright":
-            extras.setdefault(extra, []).append(name)
-    for extra, names in extras.items():
+            extras.setdefault(extra[1] if extra else "core", []).append(name)
+    for owner, names in extras.items():
         absent = []
         for name in names:
             try:
                 version(name)
             except PackageNotFoundError:
                 absent.append(name)
-        note = f"pip install 'upright[{extra}]' brings {', '.join(absent)}" if absent else f"{len(names)} packages"
-        rows.append({"what": f"extra {extra}", "state": "missing" if absent else "ok", "note": note})
-    for name in CATALOGUE:
+        todo = f"pip install 'upright[{owner}]' brings {', '.join(absent)}" if absent else ""
+        tell(f"extra {owner}", f"{len(names)} packages", todo)
+    for name, entry in CATALOGUE.items():
         try:
             locate(name)
-            rows.append({"what": f"data {name}", "state": "ok", "note": CATALOGUE[name].licence})
+            tell(f"data {name}", entry.licence, "")
         except InputError as error:
-            rows.append({"what": f"data {name}", "state": "missing", "note": error.todo})
+            tell(f"data {name}", "", error.todo)
     cache = cache_dir()
     writable = os.access(next(p for p in [cache, *cache.parents] if p.exists()), os.W_OK)
-    rows.append(
-        {
-            "what": "cache",
-            "state": "ok" if writable else "missing",
-            "note": "writable" if writable else "set UPRIGHT_CACHE to a folder that can be written",
-        }
-    )
+    tell("cache", "writable", "" if writable else "set UPRIGHT_CACHE to a folder that can be written")
     browser = shutil.which("chromium") or shutil.which("google-chrome")
-    rows.append(
-        {
-            "what": "browser for tests",
-            "state": "ok" if browser else "missing",
-            "note": "" if browser else "apt-get install chromium",
-        }
-    )
+    tell("browser for tests", "", "" if browser else "apt-get install chromium")
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import math
@@ -31,22 +32,23 @@ def write_json(path: Path, value: Any, *, compact: bool = False) -> None:
 
     ``compact`` leaves out indentation and digits beyond the ninth, which are half of a file of numbers.
     """
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8") as f:
-        form: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 1}
-        json.dump(_rounded(plain(value)) if compact else plain(value), f, ensure_ascii=False, allow_nan=False, **form)
+    found, form = plain(value), dict[str, Any](indent=1)
+    if compact:
+        found = json.loads(json.dumps(found), parse_float=lambda number: float(f"{float(number):.9g}"))
+        form = {"separators": (",", ":")}
+    with _replacing(path) as temporary, temporary.open("w", encoding="utf-8") as f:
+        json.dump(found, f, ensure_ascii=False, allow_nan=False, **form)
         f.write("\n")
         f.flush()
         os.fsync(f.fileno())
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a file to write beside a path, which takes its place when it is whole."""
+    temporary = path.with_name(path.name + ".part")
+    yield temporary
     temporary.replace(path)
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_rounded(v) for v in value]
-    return float(f"{value:.9g}") if isinstance(value, float) else value
 
 
 def plain(value: Any) -> Any:
@@ -133,17 +135,10 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         for name in ("checkpoints", "artifacts"):
             (path / name).mkdir(exist_ok=True)
-        self._lock: Any = None
-
-    @property
-    def status(self) -> str | None:
-        """``running``, ``done``, ``failed``, ``killed``, or None before the first start."""
-        file = self.path / "run.json"
-        return str(read_json(file)["status"]) if file.exists() else None
 
     @contextlib.contextmanager
     def running(self, *, method: str, seed: int, command: str) -> Iterator[None]:
-        """Hold the lock and keep ``run.json`` true while the body runs."""
+        """Hold the lock and keep ``run.json`` true: ``running``, then ``done``, ``failed`` or ``killed``."""
         import fcntl
 
         lock = (self.path / ".lock").open("a")
@@ -180,7 +175,7 @@ class RunFolder:
             record["status"] = "done"
         except BaseException as error:
             record["status"] = "killed" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
-            record["traceback"] = _public_traceback()
+            record["traceback"] = _public_traceback(error)
             raise
         finally:
             record["finished"] = _now()
@@ -194,10 +189,10 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _public_traceback() -> str:
-    kind, error, tb = sys.exc_info()
-    lines = [f"{Path(f.filename).name}:{f.lineno} in {f.name}" for f in traceback.extract_tb(tb)]
-    return "\n".join([*lines, f"{kind.__name__ if kind else 'Error'}: {error}"])
+def _public_traceback(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f"{Path(f.filename).name}:{f.lineno} in {f.name}" for f in frames]
+    return "\n".join([*lines, f"{type(error).__name__}: {error}"])
 
 
 class ArmRun:
@@ -221,8 +216,7 @@ class ArmRun:
         self.warnings: list[str] = []
         self.metrics: list[dict[str, Any]] = []
         self._kept: dict[str, Any] = {}
-        self._saved = self._read("last")
-        self._truncate()
+        self._go_on()
 
     def rng(self, *name: str | int) -> Any:
         """Return the NumPy generator of a named stream."""
@@ -246,39 +240,24 @@ class ArmRun:
 
     def save(self, step: int, state: Mapping[str, Any], *, best: bool = False) -> None:
         """Keep the last checkpoint, and the best one beside it; both are replaced in one step."""
-        if self.folder is None:
-            import copy
-
-            kept = copy.deepcopy(dict(state))
-            self._kept |= {"last": kept} | ({"best": kept} if best else {})
-            return
-        import torch
-
-        payload = {"state": dict(state), "logged": len(self.metrics), "notes": self.notes, "warnings": self.warnings}
+        kept = dict(state) if self.folder else copy.deepcopy(dict(state))
+        payload = {"state": kept, "logged": len(self.metrics), "notes": self.notes, "warnings": self.warnings}
         for which in ("best", "last") if best else ("last",):  # best first: a kill between the two repeats the step
-            path = self._checkpoint(which)
-            torch.save(payload, path.with_suffix(".part"))
-            path.with_suffix(".part").replace(path)
+            if self.folder is None:
+                self._kept[which] = payload
+            else:
+                _save_tensors(self._checkpoint(self.folder, which), payload)
 
     def restore(self, which: Literal["last", "best"] = "last") -> dict[str, Any] | None:
         """Return a checkpoint of this arm."""
-        if self.folder is None:
-            return self._kept.get(which)
         found = self._read(which)
         return None if found is None else dict(found["state"])
 
     def training(
         self, config: Any, *, epochs: int | None = None, patience: int | None = -1, first: int = 0, **parts: Any
     ) -> Epochs:
-        """Return the companion of a training loop; -1 takes the patience of the config."""
-        return Epochs(
-            self,
-            epochs=config.epochs if epochs is None else epochs,
-            check_every=config.check_every,
-            patience=config.patience if patience == -1 else patience,
-            first=first,
-            parts=parts,
-        )
+        """Return the companion of a training loop."""
+        return Epochs(self, config, epochs=epochs, patience=patience, first=first, parts=parts)
 
     def silent(self) -> ArmRun:
         """Return a run in memory with the same seed, streams and shared values."""
@@ -293,14 +272,11 @@ class ArmRun:
         """
         if self.folder is None:
             return dict(make())
-        import torch
-
         digest = hashlib.sha256(json.dumps(plain(key), sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder.path / "checkpoints" / f"shared.{name}.{digest}.pt"
         if not path.exists():
-            torch.save(dict(make()), path.with_suffix(".part"))
-            path.with_suffix(".part").replace(path)
-        return dict(torch.load(path, weights_only=True))
+            _save_tensors(path, dict(make()))
+        return _load_tensors(path)
 
     def note(self, name: str, value: Any) -> None:
         """Record a diagnostic, without what rests on one to four people."""
@@ -322,32 +298,41 @@ class ArmRun:
         if text not in self.warnings:
             self.warnings.append(text)
 
-    def progress(self, total: int, label: str) -> Any:
-        """Return a progress bar that stays silent when quiet or away from a terminal."""
-        return _progress(total, label, self.quiet)
+    @contextlib.contextmanager
+    def progress(self, total: int, label: str) -> Iterator[Any]:
+        """Show a progress bar that stays silent when quiet or away from a terminal."""
+        if self.quiet or not sys.stderr.isatty():
+            yield lambda n=1: None
+            return
+        from rich import progress as parts
+        from rich.console import Console
 
-    def _checkpoint(self, which: str) -> Path:
-        assert self.folder is not None
-        return self.folder.path / "checkpoints" / f"{self.arm}.{which}.pt"
+        times = (parts.TimeElapsedColumn(), parts.TimeRemainingColumn())
+        columns = ("{task.description}", parts.BarColumn(), parts.MofNCompleteColumn(), *times)
+        with parts.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            job = bar.add_task(label, total=total)
+            yield lambda n=1: bar.advance(job, n)
+
+    def _checkpoint(self, folder: RunFolder, which: str) -> Path:
+        return folder.path / "checkpoints" / f"{self.arm}.{which}.pt"
 
     def _read(self, which: str) -> dict[str, Any] | None:
-        if self.folder is None or not self._checkpoint(which).exists():
-            return None
-        import torch
+        if self.folder is None:
+            return self._kept.get(which)
+        path = self._checkpoint(self.folder, which)
+        return _load_tensors(path) if path.exists() else None
 
-        return dict(torch.load(self._checkpoint(which), weights_only=True))
+    def _go_on(self) -> None:
+        """Take up notes and warnings of the last checkpoint, and drop this arm's log lines after it.
 
-    def _truncate(self) -> None:
-        """Drop this arm's log lines after its last checkpoint, so that a resumed log equals an uninterrupted one.
-
-        Lines of other arms stay: an arm that was finished before the kill logs nothing when it is resumed.
+        So a resumed log equals an uninterrupted one. Lines of other arms stay: an arm that was finished before the
+        kill logs nothing when it is resumed.
         """
         if self.folder is None:
             return
         keep = 0
-        if self._saved is not None:
-            self.notes, self.warnings = dict(self._saved["notes"]), list(self._saved["warnings"])
-            keep = self._saved["logged"]
+        if (saved := self._read("last")) is not None:
+            keep, self.notes, self.warnings = saved["logged"], dict(saved["notes"]), list(saved["warnings"])
         log = self.folder.path / "metrics.jsonl"
         if not log.exists():
             return
@@ -361,33 +346,18 @@ class ArmRun:
                     continue
                 self.metrics.append(line)
             lines.append(text)
-        temporary = log.with_name(log.name + ".part")
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(log)
+        with _replacing(log) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
 
 
-@contextlib.contextmanager
-def _progress(total: int, label: str, quiet: bool) -> Iterator[Any]:
-    if quiet or not sys.stderr.isatty():
-        yield lambda n=1: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def _save_tensors(path: Path, value: dict[str, Any]) -> None:
+    import torch
 
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    ]
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        job = bar.add_task(label, total=total)
-        yield lambda n=1: bar.advance(job, n)
+    with _replacing(path) as temporary:
+        torch.save(value, temporary)
+
+
+def _load_tensors(path: Path) -> dict[str, Any]:
+    import torch
+
+    return dict(torch.load(path, weights_only=True))

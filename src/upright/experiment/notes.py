@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -77,16 +78,13 @@ def _merge_records(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[Any]:
 
 def merge_curves(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
     """Return, for each arm, what was logged by step, merged over seeds; at most 200 steps, the last one always."""
-    arms = dict.fromkeys(str(row.get("arm")) for rows in seeds for row in rows)
+    arms: dict[str, dict[Any, list[Mapping[str, Any]]]] = {}
+    for row in itertools.chain.from_iterable(seeds):
+        at = arms.setdefault(str(row.get("arm")), {}).setdefault(row.get("step"), [])
+        at.append({k: v for k, v in row.items() if k != "arm"})
     found = {}
-    for arm in arms:
-        at: dict[Any, list[Mapping[str, Any]]] = {}
-        for rows in seeds:
-            for row in rows:
-                if row.get("arm") == arm:
-                    at.setdefault(row.get("step"), []).append({k: v for k, v in row.items() if k != "arm"})
-        steps = sorted(at)
-        every = max(1, -(-len(steps) // MOST_POINTS))
-        kept = [step for i, step in enumerate(steps) if (len(steps) - 1 - i) % every == 0]
-        found[arm] = [merge_notes(at[step]) for step in kept]
+    for arm, at_step in arms.items():
+        every = max(1, -(-len(at_step) // MOST_POINTS))
+        kept = sorted(at_step)[::-every][::-1]  # from the last one backwards
+        found[arm] = [merge_notes(at_step[step]) for step in kept]
     return found

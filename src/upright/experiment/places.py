@@ -9,7 +9,7 @@ from upright.contract import InputError
 __all__ = ["require_file", "require_folder"]
 
 
-def require_folder(path: Path, option: str = "--out") -> Path:
+def require_folder(path: Path) -> Path:
     """Return a path that is a folder or can become one.
 
     Raises
@@ -21,7 +21,7 @@ def require_folder(path: Path, option: str = "--out") -> Path:
         if part.is_dir():
             break
         if part.exists():
-            raise InputError(f"{option} {path}: {part} is a file", "a folder, new or there already", "name another one")
+            raise InputError(f"--out {path}: {part} is a file", "a folder, new or there already", "name another one")
     return path
 
 

@@ -103,7 +103,7 @@ def _loaded(point: EntryPoint, kind: type[S], mark: str) -> S:
     try:
         return spec_of(point.load(), kind)
     except Exception as error:
-        package = point.dist.name if point.dist else point.value
+        package = _package(point)
         warnings.warn(f"{mark} {point.name!r} of package {package} does not load: {error}", stacklevel=3)
         raise InputError(
             f"{mark} {point.name!r} of package {package} does not load: {type(error).__name__}: {error}",

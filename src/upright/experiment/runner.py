@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import json
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from upright.contract import Arm, Config, InputError, MethodSpec, UnitScores
+from upright.evidence.bootstrap import DRAWS
 from upright.evidence.compute import evidence, require_margins
 from upright.evidence.statistics import computable
 from upright.evidence.units import Block, Units, read_units, write_units
@@ -28,10 +31,10 @@ __all__ = [
     "Stopped",
     "compare_runs",
     "deviations",
+    "evidence_of",
     "execute",
     "new_folder",
     "resolve",
-    "resume",
     "resume_all",
     "run_seeds",
     "run_task",
@@ -72,15 +75,13 @@ def resolve(
     task_settings = dict(spec.presets[preset].get("task", {})) | ({"data": data} if data else {})
     for key, value in passed.items():
         name = key.removeprefix("task.")
-        if key.startswith("task.") or (key not in own and key in other):
-            if name not in other:
-                raise InputError(f"unknown key {key!r}", ", ".join(sorted(other)), suggest(name, sorted(other)))
-            task_settings[name] = value
-        elif key in own:
+        if key in own:
             method_settings[key] = value
+        elif name in other:
+            task_settings[name] = value
         else:
-            known = sorted(own | other)
-            raise InputError(f"unknown key {key!r}", ", ".join(known), suggest(key, known))
+            known = sorted(own | other if name == key else other)
+            raise InputError(f"unknown key {key!r}", ", ".join(known), suggest(name, known))
     return to_config(spec.config, method_settings), to_config(task_type, task_settings)
 
 
@@ -121,31 +122,23 @@ class Ask:
     margins: Mapping[str, float] = dataclasses.field(default_factory=dict)
     budget: float | None = None
 
-    def resolved(self, spec: MethodSpec) -> tuple[Config, Config]:
-        """Return the configs of method and task; raise `InputError` for what neither knows."""
-        _require_arms(spec, self.arms)
-        require_margins(self.margins, spec.statistics, spec.primary)
-        return resolve(spec, self.settings, self.preset, self.data)
-
     def row(self, config: Config, task_config: Config) -> dict[str, Any]:
         """Return ``config.json``."""
-        plain = {**dataclasses.asdict(self), "passed": dict(self.settings)}
-        del plain["settings"]
-        return _json_equal({**plain, "resolved": {"method": config.as_dict(), "task": task_config.as_dict()}})  # type: ignore[no-any-return]
+        row = dataclasses.asdict(self)
+        row["passed"] = row.pop("settings")
+        row["resolved"] = {"method": config.as_dict(), "task": task_config.as_dict()}
+        return dict(json.loads(json.dumps(row)))  # as it will be read
 
     @classmethod
     def read(cls, folder: Path) -> Ask:
         """Return what a run was asked for; audits and comparisons were asked otherwise."""
         row = dict(read_json(folder / "config.json"))
-        names = [field.name for field in dataclasses.fields(cls)]
-        row["settings"] = row.pop("passed", None)
-        if missing := {"method", "settings", "preset", "seed", "arms", "data", "arm_settings", "resolved"} - {
-            k for k, v in row.items() if v is not None or k in ("arms", "data")
-        }:
-            named = ", ".join(sorted("passed" if m == "settings" else m for m in missing))
-            todo = "check the path; an audit is made again, not resumed"
-            raise InputError(f"{folder.name}/config.json has no {named}", "the folder of a run", todo)
-        return cls(**{name: row[name] for name in names if name in row})
+        needed = ("arm_settings", "arms", "data", "method", "passed", "preset", "resolved", "seed")
+        if missing := [x for x in needed if x not in row or (row[x] is None and x not in ("arms", "data"))]:
+            got = f"{folder.name}/config.json has no {', '.join(missing)}"
+            raise InputError(got, "the folder of a run", "check the path; an audit is made again, not resumed")
+        own = {field.name for field in dataclasses.fields(cls)}
+        return cls(settings=row["passed"], **{name: value for name, value in row.items() if name in own})
 
 
 def run_task(
@@ -237,13 +230,7 @@ def _require_arms(spec: MethodSpec, arms: Sequence[str] | None) -> None:
 
 
 def execute(
-    ask: Ask,
-    *,
-    out: Path = Path("runs"),
-    folder: Path | None = None,
-    data_dir: str | None = None,
-    quiet: bool = True,
-    command: str = "",
+    ask: Ask, *, out: Path = Path("runs"), folder: Path | None = None, data_dir: str | None = None, quiet: bool = True
 ) -> Path:
     """Run one method at one seed and return its folder; a folder with a checkpoint is resumed.
 
@@ -258,7 +245,9 @@ def execute(
         For Ctrl-C after the folder was made.
     """
     spec = load_method(ask.method)
-    config, task_config = ask.resolved(spec)
+    _require_arms(spec, ask.arms)
+    require_margins(ask.margins, spec.statistics, spec.primary)
+    config, task_config = resolve(spec, ask.settings, ask.preset, ask.data)
     require_folder(out if folder is None else folder)
     path = folder or new_folder(out, ask.method, str(getattr(task_config, "data", "task")), ask.seed)
     asked, file, new = ask.row(config, task_config), path / "config.json", not path.exists()
@@ -274,7 +263,7 @@ def execute(
     try:
         run_folder = RunFolder(path)
         write_json(file, asked)
-        with run_folder.running(method=ask.method, seed=ask.seed, command=command or _command(ask, task_config)):
+        with run_folder.running(method=ask.method, seed=ask.seed, command=_command(ask, task_config)):
             blocks, facts, warnings = run_task(spec, task, config, run_folder, ask, quiet=quiet)
             write_units(path / "units.parquet", blocks, "test")
             unfit = [arm.name for arm in spec.arms if arm.unfit and arm.unfit(task)]
@@ -288,7 +277,7 @@ def execute(
                 warnings=tuple(warnings),
                 deviations=tuple(deviations(spec)),
                 unfit=tuple(unfit),
-                evidence=_evidence(spec, Units(blocks), task.metrics, facts, ask, unfit),
+                evidence=evidence_of(spec, Units(blocks), task.metrics, ask, facts=facts, unfit=unfit),
             )
             write_summary(path, found)
     except InputError:
@@ -305,69 +294,54 @@ def _is_bare(path: Path) -> bool:
     return {p.name for p in path.rglob("*") if not p.is_dir()} <= {"config.json", "run.json", ".lock"}
 
 
-def resume(folder: Path, *, data_dir: str | None = None, quiet: bool = True) -> Path:
-    """Go on with a run that was killed or failed; a finished one is returned as it is.
-
-    Raises
-    ------
-    InputError
-        When the folder holds no run.
-    """
-    return execute(Ask.read(folder), data_dir=data_dir, folder=folder, quiet=quiet)
-
-
 def resume_all(
     folders: Sequence[Path], *, data_dir: str | None = None, quiet: bool = True
 ) -> tuple[list[Path], Path | None]:
-    """Finish runs in turn and compare them; returns the run folders and, for more than one, the comparison's folder.
+    """Finish runs that were killed or failed, in turn, and compare them; returns what `run_seeds` does.
 
-    Finished runs are taken as they are, so a set of seeds that was stopped is completed by naming its folders. The
-    comparison is made beside the first run.
+    Each goes on with its own settings, and one that is done is taken as it is: a set of seeds that was stopped is
+    completed by naming its folders. The comparison is made beside the first run.
 
     Raises
     ------
     InputError
-        Before anything is trained, when the runs differ in more than the seed or two have the same one.
+        Before anything is trained, when a folder holds no run, or runs differ in more than the seed or have the same.
     """
     asked = [Ask.read(f) for f in folders]
     _require_alike(folders, asked)
-    seeds = [one.seed for one in asked]
-    for i, seed in enumerate(seeds):
-        if seed in seeds[:i]:
-            raise InputError(
-                f"{folders[seeds.index(seed)].name} and {folders[i].name} both have seed {seed}",
-                "runs of different seeds",
-                "name each run once",
-            )
+    pairs = list(zip(folders, asked, strict=True))
+    for (folder, one), (other, again) in itertools.combinations(pairs, 2):
+        if one.seed == again.seed:
+            got = f"{folder.name} and {other.name} both have seed {one.seed}"
+            raise InputError(got, "runs of different seeds", "name each run once")
     try:
-        done = [resume(folder, data_dir=data_dir, quiet=quiet) for folder in folders]
+        done = [execute(one, folder=folder, data_dir=data_dir, quiet=quiet) for folder, one in pairs]
         return done, _compared(done, done[0].parent)
     except KeyboardInterrupt as stop:
         raise Stopped(folders) from stop
 
 
-def _json_equal(value: Any) -> Any:
-    return json.loads(json.dumps(value))
-
-
-def _evidence(
+def evidence_of(
     spec: MethodSpec,
     units: Units,
     metrics: Mapping[str, Any],
-    facts: Sequence[ArmFacts],
     ask: Ask,
-    unfit: Sequence[str],
+    *,
+    facts: Sequence[ArmFacts] = (),
+    unfit: Sequence[str] = (),
+    draws: int = DRAWS,
 ) -> Evidence:
-    have = [s for s in spec.statistics if computable(s, units)]
+    """Return what the units of a method show of the statistics that it declares; of a sweep, what ``facts`` name."""
     swept = [Arm(f.name, "sweep", title=f.title) for f in facts if f.role == "sweep"]
     found = evidence(
         units,
         arms=[*spec.arms, *swept],
-        statistics=have,
+        statistics=[s for s in spec.statistics if computable(s, units)],
         metrics=metrics,
         primary=spec.primary,
         cost=spec.cost,
         title=spec.title,
+        draws=draws,
         margins=ask.margins,
         budget=ask.budget,
         unfit=unfit,
@@ -395,22 +369,21 @@ def _typed(value: Any) -> str:
 def new_folder(out: Path, name: str, data: str, seed: int) -> Path:
     """Return a folder that is not there yet: date, name, data and seed, and a number where that is taken."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data).stem if "/" in data else data)
-    base = f"{datetime.date.today().isoformat()}-{name}-{stem}-s{seed}"
-    path, number = out / base, 2
-    while path.exists():
-        path, number = out / f"{base}-{number}", number + 1
-    return path
+    return _not_there(out / f"{datetime.date.today().isoformat()}-{name}-{stem}-s{seed}")
+
+
+def _not_there(path: Path) -> Path:
+    found, number = path, 2
+    while found.exists():
+        found, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return found
 
 
 def deviations(spec: MethodSpec) -> list[str]:
     """Return the numbered deviations of a method's docstring."""
-    import sys
-
     doc = sys.modules[spec.run.__module__].__doc__ or ""
     section = re.search(r"Deviations\n-+\n(.*?)(?:\n\n[A-Z]|\Z)", doc, re.S)
-    if section is None:
-        return []
-    parts = re.split(r"^(?=D\d+\.)", section.group(1), flags=re.M)
+    parts = re.split(r"^(?=D\d+\.)", section[1] if section else "", flags=re.M)
     return [" ".join(part.split()) for part in parts if part.strip()]
 
 
@@ -433,10 +406,7 @@ def _compared(folders: Sequence[Path], out: Path) -> Path | None:
     if len(folders) == 1:
         return None
     stem = folders[0].name.rsplit("-s", 1)[0]
-    target, number = out / f"{stem}-x{len(folders)}", 2
-    while target.exists():
-        target, number = out / f"{stem}-x{len(folders)}-{number}", number + 1
-    return compare_runs(folders, target)
+    return compare_runs(folders, _not_there(out / f"{stem}-x{len(folders)}"))
 
 
 def _require_alike(folders: Sequence[Path], asked: Sequence[Ask], more: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -492,7 +462,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
         seeds=tuple(seed for one in summaries for seed in one.seeds),
         arms=tuple(arms),
         warnings=tuple(dict.fromkeys(w for one in summaries for w in one.warnings)),
-        evidence=_evidence(spec, Units(blocks), metrics, first.arms, asked[0], first.unfit),
+        evidence=evidence_of(spec, Units(blocks), metrics, asked[0], facts=first.arms, unfit=first.unfit),
     )
     write_summary(out, found)
     return out

@@ -10,10 +10,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from unittest import mock
 
 from upright.contract import InputError
 from upright.experiment.folders import read_json
@@ -21,8 +19,9 @@ from upright.experiment.places import require_folder
 
 __all__ = ["SINKS", "replay"]
 
-#: sink, its package, and the folder inside the run that it fills unless told otherwise
-SINKS = {"tensorboard": ("tensorboard", "tensorboard"), "mlflow": ("mlflow", "mlruns")}
+#: sink, which is its package too, and the folder inside the run that it fills unless told otherwise
+SINKS = {"tensorboard": "tensorboard", "mlflow": "mlruns"}
+Curves = dict[str, list[tuple[int, int, str, float]]]  # of an arm: place in the log, step, name, value
 
 
 def replay(folder: Path, sink: str, target: Path | None = None) -> Path:
@@ -51,36 +50,35 @@ def replay(folder: Path, sink: str, target: Path | None = None) -> Path:
     """
     if sink not in SINKS:
         raise InputError(f"sink {sink!r}", " or ".join(SINKS), "take one of them")
-    package, name = SINKS[sink]
-    lines = _lines(folder)
-    target = require_folder(target or folder / name)
+    curves = _curves(folder)
+    target = require_folder(target or folder / SINKS[sink])
     try:
-        (_tensorboard if sink == "tensorboard" else _mlflow)(folder, lines, target)
+        (_tensorboard if sink == "tensorboard" else _mlflow)(folder, curves, target)
     except ImportError as error:
         raise InputError(
-            f"export to {sink} without the package {package} ({error})",
-            f"{package} installed",
+            f"export to {sink} without the package {sink} ({error})",
+            f"{sink} installed",
             "pip install 'upright[tracking]'",
         ) from None
     return target
 
 
-def _lines(folder: Path) -> list[dict[str, Any]]:
+def _curves(folder: Path) -> Curves:
+    """Return the points of each arm; what is undefined (null) has none."""
     file = folder / "metrics.jsonl"
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         kind = "no metrics.jsonl" if isinstance(error, OSError) else f"metrics.jsonl: {error}"
         raise InputError(
             f"{folder.name} has {kind}", "the folder of one run", "name the folder of a run, not of a comparison"
         ) from None
-
-
-def _points(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Named values of a line; undefined ones (null) have no point on a curve."""
-    for key, value in line.items():
-        if key not in ("arm", "step") and isinstance(value, int | float):
-            yield key, float(value)
+    curves: Curves = {}
+    for place, line in enumerate(lines):
+        arm, step = line.pop("arm"), line.pop("step")
+        values = {key: float(value) for key, value in line.items() if isinstance(value, int | float)}
+        curves.setdefault(arm, []).extend((place, step, key, value) for key, value in values.items())
+    return curves
 
 
 def _taken(folder: Path, target: Path) -> InputError:
@@ -91,47 +89,25 @@ def _taken(folder: Path, target: Path) -> InputError:
     )
 
 
-def _tensorboard(folder: Path, lines: list[dict[str, Any]], target: Path) -> None:
+def _tensorboard(folder: Path, curves: Curves, target: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of protobuf, while it is imported
         from torch.utils.tensorboard import SummaryWriter
 
     if (target / folder.name).exists():
         raise _taken(folder, target)
-    writers: dict[str, Any] = {}
-    try:
-        for line in lines:
-            arm = line["arm"]
-            if arm not in writers:
-                writers[arm] = SummaryWriter(str(target / folder.name / arm))
-            for key, value in _points(line):
-                writers[arm].add_scalar(key, value, line["step"])
-    finally:
-        for writer in writers.values():
-            writer.close()
+    for arm, points in curves.items():
+        with SummaryWriter(str(target / folder.name / arm)) as writer:
+            for _, step, key, value in points:
+                writer.add_scalar(key, value, step)
 
 
-@contextmanager
-def _file_store() -> Iterator[None]:
-    """Let MLflow open its file store, the only local store of `mlflow-skinny` (a database needs SQLAlchemy)."""
+def _mlflow(folder: Path, curves: Curves, target: Path) -> None:
+    # the file store is the only local one of `mlflow-skinny`: a database needs SQLAlchemy
     switches = {"MLFLOW_ALLOW_FILE_STORE": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    before = {key: os.environ.get(key) for key in switches}
-    os.environ.update(switches)
-    try:
-        with warnings.catch_warnings():
-            for category in (DeprecationWarning, FutureWarning):
-                warnings.filterwarnings("ignore", category=category)
-            yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-
-
-def _mlflow(folder: Path, lines: list[dict[str, Any]], target: Path) -> None:
-    with _file_store():
+    with mock.patch.dict(os.environ, switches), warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=category)
         from mlflow.entities import Metric, Param, RunTag
         from mlflow.tracking import MlflowClient
 
@@ -144,17 +120,14 @@ def _mlflow(folder: Path, lines: list[dict[str, Any]], target: Path) -> None:
             raise _taken(folder, target)
         parent = client.create_run(experiment, run_name=folder.name).info.run_id
         client.log_batch(parent, params=[Param(k, str(v)) for k, v in settings.items()])
-        for arm in dict.fromkeys(line["arm"] for line in lines):
+        for arm, points in curves.items():
             child = client.create_run(experiment, run_name=f"{folder.name}/{arm}").info.run_id
             client.log_batch(child, tags=[RunTag("mlflow.parentRunId", parent), RunTag("upright.arm", arm)])
             # the order of lines stands in for their time, which the folder does not keep
-            points = [
-                Metric(re.sub(r"[^\w./ -]", "_at_", key), value, at, line["step"])
-                for at, line in enumerate(lines)
-                if line["arm"] == arm
-                for key, value in _points(line)
+            metrics = [
+                Metric(re.sub(r"[^\w./ -]", "_at_", key), value, place, step) for place, step, key, value in points
             ]
-            for start in range(0, len(points), 1000):  # MLflow's largest batch
-                client.log_batch(child, metrics=points[start : start + 1000])
+            for start in range(0, len(metrics), 1000):  # MLflow's largest batch
+                client.log_batch(child, metrics=metrics[start : start + 1000])
             client.set_terminated(child)
         client.set_terminated(parent)

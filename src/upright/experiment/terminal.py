@@ -6,9 +6,9 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["LINES", "last_lines", "levels_table", "paragraphs", "table"]
+__all__ = ["last_lines", "levels_table", "paragraphs", "table"]
 
-LINES = 15  # of a table of levels; the report holds the rest
+LINES = 15  # at most; the report holds the rest
 GAP = "  "  # between columns
 WIDEST = 48  # of a column of levels; a longer name ends in dots
 
@@ -52,8 +52,8 @@ def paragraphs(texts: Iterable[str], width: int | None = None) -> str:
     )
 
 
-def levels_table(summary: Mapping[str, Any], lines: int = LINES, width: int = 80) -> str:
-    """Return the levels that decide, as text.
+def levels_table(summary: Mapping[str, Any], width: int = 80) -> str:
+    """Return the levels that decide, as text of at most 15 lines, the last of which counts what is left out.
 
     Of an audit: the metric that decides, or else the first, over all units and in each group. Of a run or a
     comparison: for each arm the primary statistic and the cost, with n of the cost. Each value with its 95 % interval.
@@ -62,8 +62,6 @@ def levels_table(summary: Mapping[str, Any], lines: int = LINES, width: int = 80
     ----------
     summary : mapping
         ``summary.json`` or ``comparison.json``.
-    lines : int
-        At most so many, header and a line on what was left out included.
     width : int
         A primary statistic of many groups is shown for as many as fit; names are never cut.
 
@@ -72,12 +70,13 @@ def levels_table(summary: Mapping[str, Any], lines: int = LINES, width: int = 80
     str
         Empty when there are no levels.
     """
-    levels = summary["evidence"]["levels"]
-    if not levels:
+    if not summary["evidence"]["levels"]:
         return ""
-    if summary.get("kind") == "audit":
-        return _cut(_audit_lines(summary["evidence"]), lines)
-    return _cut(_arm_lines(summary, levels, width), lines)
+    audited = summary.get("kind") == "audit"
+    shown = _audit_lines(summary["evidence"]) if audited else _arm_lines(summary, width)
+    if len(shown) > LINES:
+        shown = [*shown[: LINES - 1], f"and {len(shown) - LINES + 1} more in the report"]
+    return "\n".join(shown)
 
 
 def _audit_lines(evidence: Mapping[str, Any]) -> list[str]:
@@ -94,8 +93,8 @@ def _audit_lines(evidence: Mapping[str, Any]) -> list[str]:
     return _lines([f"{evidence['unit_kind']}s", what, "n"], rows, None, numbers=True)
 
 
-def _arm_lines(summary: Mapping[str, Any], levels: Sequence[Mapping[str, Any]], width: int) -> list[str]:
-    verdict = summary["evidence"]["verdict"]
+def _arm_lines(summary: Mapping[str, Any], width: int) -> list[str]:
+    levels, verdict = summary["evidence"]["levels"], summary["evidence"]["verdict"]
     gaps = [x["statistic"] for x in levels if x["statistic"].startswith("abs_gap:")]
     primary = verdict.get("primary") or (gaps or [levels[0]["statistic"]])[0]
     cost = verdict.get("cost_statistic") or levels[0]["statistic"]
@@ -125,21 +124,15 @@ def _heading(statistic: str, group: str | None) -> str:
 
 
 def _value(level: Mapping[str, Any] | None) -> str:
-    if level is None or level["value"] is None or level["value"] != level["value"]:
+    if level is None or level["value"] is None:
         return "undefined"
     return f"{_number(level['value'])} [{_number(level['low'])}, {_number(level['high'])}]"
 
 
 def _number(value: float | None) -> str:
-    if value is None or value != value:
+    if value is None:
         return "?"
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.5g}"
-
-
-def _cut(shown: list[str], lines: int) -> str:
-    if len(shown) > lines:
-        shown = [*shown[: lines - 1], f"and {len(shown) - lines + 1} more in the report"]
-    return "\n".join(shown)
 
 
 def last_lines(summary: Mapping[str, Any], *, colour: bool = False) -> list[str]:

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from upright.contract import InputError, Run
@@ -15,21 +14,7 @@ __all__ = ["Epochs"]
 
 
 class Epochs:
-    """Epochs (rounds, steps) of a loop that a method writes itself; see `upright.contract.Run.training`.
-
-    Parameters
-    ----------
-    run : Run
-        Keeps log and checkpoints.
-    epochs, check_every : int
-        Most epochs, and every how many a check is due; the last one has a check.
-    patience : int, optional
-        Checks without a better score before the loop ends; None lets it run to its end.
-    first : int
-        Epochs that were logged before this loop.
-    parts : mapping
-        What a checkpoint holds: anything with ``state_dict`` and ``load_state_dict``, a list of such, or a dict that
-        the loop changes in place.
+    """Epochs (rounds, steps) of a loop that a method writes itself; parameters as of `upright.contract.Run.training`.
 
     Notes
     -----
@@ -38,26 +23,20 @@ class Epochs:
     """
 
     def __init__(
-        self,
-        run: Run,
-        *,
-        epochs: int,
-        check_every: int,
-        patience: int | None,
-        first: int = 0,
-        parts: Mapping[str, Any] = {},
+        self, run: Run, config: Any, *, epochs: int | None, patience: int | None, first: int, parts: Mapping[str, Any]
     ) -> None:
-        self.run, self.epochs, self.check_every, self.patience = run, epochs, check_every, patience
-        self.first, self.parts = first, dict(parts)
+        self.run, self.first, self.parts, self.check_every = run, first, dict(parts), config.check_every
+        self.epochs = config.epochs if epochs is None else epochs
+        self.patience = config.patience if patience == -1 else patience
         self.best, self.best_epoch = -math.inf, 0
         self._done = self._stale = self._checks = 0
         self._line: dict[str, float] = {}
         self._checked = self._improved = False
-        self._bar: contextlib.ExitStack = contextlib.ExitStack()
+        self._bar = contextlib.ExitStack()
 
     @property
     def due(self) -> bool:
-        """Whether this epoch should be checked."""
+        """Whether this epoch should be checked; the last one is."""
         return (self._done + 1) % self.check_every == 0 or self._done + 1 == self.epochs
 
     @property
@@ -112,23 +91,17 @@ class Epochs:
         self.run.log(self.first + self._done, **self._line)
         if self._checked:
             counts = {"epoch": self._done, "stale": self._stale, "checks": self._checks}
-            state = {**counts, "best": self.best, "best_epoch": self.best_epoch, "parts": self._state()}
+            parts = {name: _state_of(part) for name, part in self.parts.items()}
+            state = {**counts, "best": self.best, "best_epoch": self.best_epoch, "parts": parts}
             self.run.save(self.first + self._done, state, best=self._improved)
         self._line, self._checked, self._improved = {}, False, False
         self._advance()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.close()
-        if kind is not None:
-            return
-        best = self.run.restore("best")
+        best = self.run.restore("best") if kind is None else None
         if best is not None:
             self._load(best)
-
-    def _state(self) -> dict[str, Any]:
-        return {name: _state_of(part) for name, part in self.parts.items()}
 
     def _load(self, kept: Mapping[str, Any]) -> None:
         for name, part in self.parts.items():
