@@ -17,6 +17,7 @@ from upright.evidence.units import Units, read_units
 from upright.evidence.verdict import verdict
 from upright.experiment.folders import read_json, write_json
 from upright.experiment.registry import load_method
+from upright.experiment.summary import SCHEMA
 from upright.report.results import results_page, study_page
 from upright.report.text import NARROW
 
@@ -59,7 +60,8 @@ def publish(folder: Path, before: float = 0.255, say: Callable[[dict[str, Any]],
     }
     folder.mkdir()
     roles = [{"name": arm.name, "role": arm.role} for arm in arms]
-    write_json(folder / "summary.json", {"arms": roles, "evidence": evidence})
+    own = {"schema": SCHEMA, "seeds": list(range(6)), "arms": roles, "evidence": evidence}
+    write_json(folder / "summary.json", own)
     return said
 
 

@@ -101,7 +101,7 @@ def test_the_report_of_a_sweep_builds_and_keeps_strengths_to_fronts(swept, alone
     # catches a report that falls over arms it does not know, and one that lists every strength as an arm of its own
     view = read_folder(swept)
     assert [arm.name for arm in view.arms] == ARMS
-    assert {row.arm for row in view.swept} == {name for name in arms_of(swept) if "@" in name}
+    assert {arm.name for arm in view.swept} == {name for name in arms_of(swept) if "@" in name}
     pages = [build_report(f, tmp_path / f"{i}.html").read_text(encoding="utf-8") for i, f in enumerate((swept, alone))]
     assert len(pages[0]) > len(pages[1])
 

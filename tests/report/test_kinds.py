@@ -56,7 +56,7 @@ def test_a_pattern_takes_groups_apart_from_the_whole(sample, folder):
     both = drawn(declare.Intervals("t", "mean:ndcg@10 mean:ndcg@10:activity=*"), place)
     assert (len(whole.table.rows), len(cells.table.rows), len(both.table.rows)) == (5, 10, 15)
     view = read_folder(place)
-    stored = {(r.group, view.arm_title(r.arm)): r for r in view.levels if r.statistic == "mean:ndcg@10:activity"}
+    stored = {(r.group, view.arm(r.arm).title): r for r in view.levels if r.statistic == "mean:ndcg@10:activity"}
     for group, arm, value, *_ in cells.table.rows:
         row = stored[group.text, arm.text]
         assert float(value.text) == pytest.approx(row.value, abs=5e-4)
@@ -82,7 +82,7 @@ def test_changes_carry_sign_margin_and_verdict(folder):
     place = folder()
     view = read_folder(place)
     found = drawn(declare.Changes("t", "mean:ndcg@10"), place)
-    stored = {view.arm_title(r.against): r for r in view.differences if r.statistic == "mean:ndcg@10"}
+    stored = {view.arm(r.against).title: r for r in view.differences if r.statistic == "mean:ndcg@10"}
     assert len(found.table.rows) == len(stored) == 4
     for arm, value, margin, _, verdict in found.table.rows:
         row = stored[arm.text]
@@ -102,7 +102,7 @@ def test_a_plot_that_would_be_too_long_keeps_baseline_and_remedy_and_the_table_k
 
     place = sample.edit(folder(), many)
     canvas, seen = Canvas(), []
-    canvas.rows = lambda rows, *_, **__: seen.append([r.label for r in rows if not r.heading]) or ""
+    canvas.rows = lambda rows, *_, **__: seen.append([r.label for r in rows if r.marks]) or ""
     found = draw(declare.Intervals("t", "mean:ndcg@10:activity=*"), read_folder(place), canvas)
     assert set(seen[0]) == {"No remedy", "In-UCDS"}
     assert len(found.table.rows) == 55
@@ -137,7 +137,7 @@ def test_a_front_has_every_arm_and_its_own_axes(folder):
     place = folder()
     view = read_folder(place)
     found = drawn(declare.Front("t"), place)
-    at = {(r.statistic, view.arm_title(r.arm)): r.value for r in view.levels if r.group is None}
+    at = {(r.statistic, view.arm(r.arm).title): r.value for r in view.levels if r.group is None}
     assert len(found.table.rows) == 5
     for arm, x, y in found.table.rows:
         assert x.order == at[view.cost_statistic, arm.text]
@@ -248,6 +248,7 @@ def test_a_scatter_ranks_within_seeds(folder):
     draw(declare.Scatter("t", names={"mrd": "MRD", "effort": "effort"}), read_folder(folder()), canvas)
     assert len(seen) == 60
     assert all(math.isclose(x + y, 1.0) for x, y in seen)  # the one is minus the other
+    assert drawn(declare.Scatter("t", names={"mrd": "MRD", "absent": "none"}), folder()) is None
 
 
 def test_a_heat_map_is_the_distance_from_the_row_and_hides_small_cells(folder):
@@ -266,6 +267,9 @@ def test_a_heat_map_is_the_distance_from_the_row_and_hides_small_cells(folder):
     one = drawn(declare.Heat("t", "cells"), folder(cells=note)).figures[0].table.rows
     away = {row[1].text: row[4].order for row in one}
     assert away == {"f": pytest.approx(0.2 - 0.35), "m": pytest.approx(0.4 - 0.35)}
+    apart = [{**row, "client": c} for row, c in zip(note, "ab", strict=False)]  # nobody is in the other two cells
+    empty = drawn(declare.Heat("t", "cells"), folder(cells=apart)).figures[0].table.rows
+    assert [row[2].text for row in empty] == ["none", "10", "30", "none"]
 
 
 def test_a_picture_is_inside_the_page_and_no_larger_than_it_may_be(folder):

@@ -313,6 +313,16 @@ def test_compare_says_which_is_better_by_which_line(sample, tmp_path):
     assert said["What is paid"] == ["B", "intervals do not overlap"]
 
 
+def test_compare_judges_its_tables_by_the_margin_that_was_asked_for(sample, tmp_path):
+    # catches: a verdict by the new margin above differences by the old one
+    folders = [sample.run_folder(tmp_path / "a"), sample.run_folder(tmp_path / "b", works=True)]
+    source = sample.page_of(build_compare(folders, tmp_path / "out.html", margins={"mrr@10": 0.05}))
+    rows = sample.table(source, "Paired differences")
+    small = {row[0][0]: row[0][1] for row in rows}
+    assert small["MRR@10"] == "higher is better; margin 0.05"
+    assert small["NDCG@10"] == "higher is better; margin 0.01"
+
+
 @pytest.mark.parametrize(
     ("field", "change"),
     [
@@ -373,7 +383,7 @@ def _with(change):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda _, folder: (folder / "summary.json").write_text("{"), "summary.json is not JSON"),
+        (lambda _, folder: (folder / "summary.json").write_text("{"), "summary.json: Expecting"),
         (_only_failed, "its run is 'failed'"),
         (lambda _, folder: (folder / "summary.json").write_text("[]"), "summary.json holds list"),
         (_with(lambda s: s.update(schema=1)), "schema 1"),

@@ -11,12 +11,13 @@ from typing import Any
 from upright import declare
 from upright.contract import InputError
 from upright.evidence.compute import said_again
+from upright.evidence.records import Difference, Level
 from upright.experiment.registry import load_method
+from upright.experiment.summary import Evidence
 from upright.report import sections
 from upright.report.build import target_of, write_page
 from upright.report.kinds import draw
 from upright.report.parts import (
-    DASH,
     Block,
     Cell,
     Code,
@@ -28,11 +29,10 @@ from upright.report.parts import (
     Prose,
     Section,
     Table,
-    cell,
 )
 from upright.report.plots import Canvas
-from upright.report.read import ArmView, Difference, Level, View, read_folder
-from upright.report.text import flatten, interval, number, plain, plural
+from upright.report.read import ArmView, View, read_folder
+from upright.report.text import flatten, number, plain, plural
 
 __all__ = ["build_compare"]
 
@@ -73,11 +73,11 @@ def build_compare(
     _comparable(views)
     if margins or budget is not None:
         views = [_judged(view, margins, budget) for view in views]
-    canvas = Canvas()
+    canvas, joined = Canvas(), _joined(views)
     parts = [
         _differs(views),
-        _verdicts(views, canvas),
-        *(dataclasses.replace(part, folded=True) for part in (sections.every_number(_joined(views)), _record(views))),
+        _verdicts(views, joined, canvas),
+        *(dataclasses.replace(part, folded=True) for part in (sections.every_number(joined), _record(views))),
     ]
     kinds = f"{number(len(views))} reports on {views[0].data.get('name', 'the same data')}"
     names = list(dict.fromkeys(view.title for view in views))
@@ -93,7 +93,7 @@ def _judged(view: View, margins: Mapping[str, float] | None, budget: float | Non
         raise InputError(f"{view.folder.name} is an audit", "runs and comparisons", todo)
     spec = load_method(view.method)
     found = said_again(
-        view.stored.evidence.row(),
+        view.evidence.row(),
         spec.arms,
         primary=spec.primary,
         cost=spec.cost,
@@ -101,7 +101,7 @@ def _judged(view: View, margins: Mapping[str, float] | None, budget: float | Non
         margins=margins,
         budget=budget,
     )
-    return dataclasses.replace(view, evidence=found)
+    return dataclasses.replace(view, evidence=Evidence.read(found))
 
 
 def _comparable(views: Sequence[View]) -> None:
@@ -128,7 +128,7 @@ def _joined(views: Sequence[View]) -> View:
         own = {arm.name: f"{LETTERS[i]}/{arm.name}" for arm in _shown(view)}
         for arm in _shown(view):
             index, title = 0 if arm.role == "baseline" else 1 + i, f"{LETTERS[i]}: {arm.title}"
-            arms.append(ArmView(own[arm.name], title, arm.role, index))
+            arms.append(ArmView(name=own[arm.name], title=title, role=arm.role, index=index))
         levels += [dataclasses.replace(row, arm=own[row.arm]) for row in view.levels if row.arm in own]
         differences += [
             dataclasses.replace(row, arm=own[row.arm], against=own[row.against])
@@ -136,9 +136,8 @@ def _joined(views: Sequence[View]) -> View:
             if row.against in own and row.arm in own
         ]
     first = next((view for view in views if view.cost_statistic), views[0])
-    return dataclasses.replace(
-        first, arms=tuple(arms), levels=tuple(levels), differences=tuple(differences), swept=(), sweep={}
-    )
+    evidence = dataclasses.replace(first.evidence, levels=tuple(levels), differences=tuple(differences))
+    return dataclasses.replace(first, arms=tuple(arms), evidence=evidence, swept=())
 
 
 def _shown(view: View) -> list[ArmView]:
@@ -155,22 +154,17 @@ def _heads(views: Sequence[View]) -> list[Column]:
 
 
 def _differs(views: Sequence[View]) -> Section:
-    configs = [_first(view, "config") for view in views]
     sides = [
-        flatten(config.get("resolved") or {})
+        flatten(view.config.get("resolved") or {})
         | {
-            "preset": config.get("preset"),
+            "preset": view.config.get("preset"),
             "seeds": ", ".join(map(str, view.seeds)),
-            "draws": view.evidence.get("draws"),
+            "draws": view.evidence.facts.get("draws"),
         }
-        for view, config in zip(views, configs, strict=True)
+        for view in views
     ]
     same = "Their settings, seeds and numbers of draws are the same."
     return Section("differs", "What differs", _diff("Settings and evidence that differ", views, sides, same))
-
-
-def _first(view: View, name: str) -> Mapping[str, Any]:
-    return next((getattr(run, name) for run in view.runs if getattr(run, name)), {})
 
 
 def _diff(caption: str, views: Sequence[View], sides: Sequence[Mapping[str, Any]], same: str) -> list[Block]:
@@ -188,9 +182,9 @@ def _diff(caption: str, views: Sequence[View], sides: Sequence[Mapping[str, Any]
     return [first, *([Details(f"{plural(len(rest.rows), 'more setting')} that differ", [rest])] if rest.rows else [])]
 
 
-def _verdicts(views: Sequence[View], canvas: Canvas) -> Section:
+def _verdicts(views: Sequence[View], joined: View, canvas: Canvas) -> Section:
     blocks: list[Block] = [_better(views)]
-    plane = draw(declare.Front("What is mended, and what is paid for it"), _joined(views), canvas)
+    plane = draw(declare.Front("What is mended, and what is paid for it"), joined, canvas)
     blocks += [Grid((plane,))] if plane else []
     blocks += [
         sections.verdict_card(view, f"{LETTERS[i]}: {view.title} ({view.folder.name})") for i, view in enumerate(views)
@@ -203,11 +197,11 @@ def _better(views: Sequence[View]) -> Table:
     first = next((view for view in views if view.primary), views[0])
     body = [[Cell("Word"), *(Cell("", tag=sections.word_tag(view)) for view in views), Cell("–")]]
     for word, statistic in (("What decides", first.primary), ("What is paid", first.cost_statistic)):
-        rows = [_of_remedy(view, statistic) for view in views]
+        rows = [view.level(view.remedy.name, statistic) if view.remedy else None for view in views]
         if not statistic or not any(rows):
             continue
         label = next(row.label for row in rows if row)
-        body.append([Cell(word, label), *(_shown_level(row) for row in rows), Cell(*_ranked(rows))])
+        body.append([Cell(word, label), *(sections.level_cell(row) for row in rows), Cell(*_ranked(rows))])
     if len(body) == 1:
         body.append([Cell("Levels"), *(Cell("–") for _ in views), Cell("see the levels below")])
     reading = [
@@ -215,15 +209,6 @@ def _better(views: Sequence[View]) -> Table:
         "that do not overlap are a hint, not a test."
     ]
     return Table("Side by side", [Column("Line"), *_heads(views), Column("Better by its point")], body, False, reading)
-
-
-def _of_remedy(view: View, statistic: str) -> Level | None:
-    arm = next(iter(_shown(view)), None)
-    return next((row for row in view.find(statistic) if arm and row.arm == arm.name), None)
-
-
-def _shown_level(row: Level | None) -> Cell:
-    return cell(row.value, interval(row.low, row.high)) if row else DASH
 
 
 def _ranked(rows: Sequence[Level | None]) -> tuple[str, str]:
@@ -241,21 +226,18 @@ def _ranked(rows: Sequence[Level | None]) -> tuple[str, str]:
 
 def _record(views: Sequence[View]) -> Section:
     """Return versions, deviations, cost and commands."""
-    versions = [flatten(_first(view, "status").get("environment") or {}) for view in views]
+    versions = [flatten(view.status.get("environment") or {}) for view in views]
     blocks = _diff("Versions that differ", views, versions, "All recorded versions are the same.")
     for i, view in enumerate(views):
-        items = view.deviations or ("None in force.",)
-        alike = (
-            i and tuple(items) == tuple(views[0].deviations or ("None in force.",)) and view.method == views[0].method
-        )
-        shown = ("The same as A.",) if alike else items
+        alike = i > 0 and (view.method, view.deviations) == (views[0].method, views[0].deviations)
+        shown = ("The same as A.",) if alike else view.deviations or ("None in force.",)
         blocks.append(Notes(shown, title=f"Deviations in force, {LETTERS[i]}: {view.title}"))
-    sides = [dict(sections.costs(view.runs)) for view in views]
+    sides = [dict(sections.costs(view.folders)) for view in views]
     names = list(dict.fromkeys(name for side in sides for name in side))
     if names:
         body = [[Cell(name), *(Cell(side.get(name, "–")) for side in sides)] for name in names]
         blocks.append(Table("Cost of all arms and seeds", [Column("Cost"), *_heads(views)], body, False))
-    commands = [str(_first(view, "status").get("command") or "") for view in views]
+    commands = [str(view.status.get("command") or "") for view in views]
     lines = [f"# {LETTERS[i]}\n{command}" for i, command in enumerate(commands) if command]
     blocks += [Code("\n".join(lines))] if lines else []
     return Section("auditor", "For the auditor", [*blocks, sections.limits(views[0], LIMITS)])

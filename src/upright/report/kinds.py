@@ -7,15 +7,18 @@ import dataclasses
 import fnmatch
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import singledispatch
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from upright import declare
 from upright.contract import InputError
+from upright.evidence.records import Difference, Level
 from upright.evidence.units import FEWEST
+from upright.experiment.summary import ArmFacts
 from upright.report.parts import (
     DASH,
     Block,
@@ -37,10 +40,21 @@ from upright.report.parts import (
     tag,
 )
 from upright.report.plots import Canvas, Mark, Point, Row, Series, Shade
-from upright.report.read import ArmView, Difference, Level, View
+from upright.report.read import ArmView, View
+from upright.report.table import Means
 from upright.report.text import ROLES, attack_title, interval, lower, number, percent, plural, shorten, title_of
 
-__all__ = ["Line", "Spot", "changes_of", "draw", "intervals_figure", "levels_of", "panel", "spots_of", "spread"]
+__all__ = [
+    "arm_cell",
+    "arm_key",
+    "changes_of",
+    "draw",
+    "intervals_figure",
+    "levels_of",
+    "panel",
+    "spread",
+    "spread_cell",
+]
 
 MOST_ROWS = 36  # of a plot; its table has all
 MOST_STEPS = 200  # of a curve: more are not seen and make the file large
@@ -48,19 +62,17 @@ MOST_HEATS, MOST_CLIENTS, MOST_GROUPS = 4, 12, 5
 MOST_BYTES = 300_000  # of a picture
 STEPS = (0.02, 0.05, 0.1, 0.2)  # distances at which the shade of a heat map changes
 Spread = tuple[float, float, float]  # median, lowest, highest over seeds
+Records = NDArray[np.float64]  # shape (R, K, 3): records, fields, median and ends
 NONE: Spread = (math.nan, math.nan, math.nan)
 
 
 def panel(view: View, canvas: Canvas, declared: Sequence[declare.Block]) -> list[Block]:
     """Return the blocks that this folder has something for; neighbouring figures stand side by side."""
-    found = [drawn for block in declared if (drawn := draw(block, view, canvas)) is not None]
+    found = [drawn for block in declared if (drawn := draw(block, view, canvas))]
     blocks: list[Block] = []
-    for one in found:
-        last = blocks[-1] if blocks else None
-        if isinstance(one, Figure) and isinstance(last, Grid):
-            blocks[-1] = Grid([*last.figures, one])
-        else:
-            blocks.append(Grid([one]) if isinstance(one, Figure) else one)
+    for side_by_side, some in itertools.groupby(found, key=lambda one: isinstance(one, Figure)):
+        group = list(some)
+        blocks += [Grid(group)] if side_by_side else group
     return blocks
 
 
@@ -140,6 +152,23 @@ def changes_of(view: View, pattern: str, arms: Sequence[ArmView] | None = None) 
     return found
 
 
+def _figure(
+    block: declare.Block,
+    svg: str,
+    aloud: Iterable[str],
+    columns: Sequence[Column],
+    body: Sequence[Sequence[Cell]],
+    *,
+    keys: Sequence[Key] = (),
+    reading: Sequence[str] = (),
+    title: str = "",
+) -> Figure:
+    """Return a plot with its words and its table, under the title of its block or one of its own."""
+    title = title or block.title
+    alt = f"{title}. " + "; ".join(aloud)
+    return Figure(title, svg, alt, Table(title, columns, body), keys, [*block.reading, *reading])
+
+
 @draw.register
 def _(block: declare.Intervals, view: View, canvas: Canvas) -> Block | None:
     lines = levels_of(view, block.of, _arms(view, block)) if not block.by else _records(view, block)
@@ -173,21 +202,24 @@ def intervals_figure(view: View, canvas: Canvas, lines: Sequence[Line], block: d
     join, bars = getattr(block, "join", ""), getattr(block, "bars", False)
     signed = isinstance(block, declare.Changes) or getattr(block, "zero", False)
     changes = [line.change for line in lines if line.change]
-    kept, stem = _fewer(lines), _stem([line.of for line in lines])
+    stem, kept = _stem([line.of for line in lines]), lines
+    if len(lines) > MOST_ROWS:
+        kept = ([line for line in lines if line.arm.role in ("baseline", "remedy")] or lines)[:MOST_ROWS]
     kept = [dataclasses.replace(line, of=line.of.removeprefix(stem)) for line in kept]
-    drawn, last = list[Row](), None
+    drawn = list[Row]()
     several = len({line.arm.name for line in lines}) > 1 or bool(changes)
+    heads = {""}
     for head, name, own in _rows_of(kept, join, several):
-        if head != last and head:
+        if head not in heads:
+            heads.add(head)
             n = own[0].n if several and not join and own[0].group else None
             drawn.append(Row(shorten(head + (f" ({plural(n, view.unit_kind)})" if n else ""), 52)))
-        last = head
         marks = tuple(
             Mark(
                 line.value,
                 line.low,
                 line.high,
-                view.index_of(line.change.arm) if line.change else line.arm.index,
+                view.arm(line.change.arm).index if line.change else line.arm.index,
                 hollow=join == "group" and i > 0,
                 shape=_shape(i) if join == "group" else None,
             )
@@ -201,7 +233,6 @@ def intervals_figure(view: View, canvas: Canvas, lines: Sequence[Line], block: d
     # a rate that was audited has no better side
     arrow = {"lower": "(← better)", "higher": "(better →)"}.get(lines[0].better, "") if view.kind != "audit" else ""
     svg = canvas.rows(drawn, f"{shorten(what, 44)} {arrow}".strip(), zero=signed, bars=bars, margin=margin)
-    table = _table_of(view, block.title, lines)
     groups = list(dict.fromkeys(line.group for line in lines))
     keys = (
         [Key(group, 0, _shape(i), i > 0) for i, group in enumerate(groups)]
@@ -209,17 +240,16 @@ def intervals_figure(view: View, canvas: Canvas, lines: Sequence[Line], block: d
         else []
     )
     keys = [arm_key(arm) for arm in {x.arm.name: x.arm for x in kept}.values()] if join == "arm" and several else keys
-    reading = [*block.reading]
+    reading = []
     if changes:
-        reading.append(f"Each line is {view.arm_title(changes[0].arm)} minus another arm.")
+        reading.append(f"Each line is {view.arm(changes[0].arm).title} minus another arm.")
     if margin:
         reading.append(f"The shaded band is the margin, {number(margin, plain=True)}: less does not matter.")
     if any(line.null for line in kept):
         reading.append(f"Grey bands hold what chance alone shows in {percent(view.confidence)} of cases.")
     if len(kept) < len(lines):
         reading.append("The table has the rows that are not drawn.")
-    alt = f"{block.title}. " + "; ".join(_aloud(line) for line in kept)
-    return Figure(block.title, svg, alt, table, keys, reading)
+    return _figure(block, svg, map(_aloud, kept), *_columns_of(view, lines), keys=keys, reading=reading)
 
 
 def _shape(i: int) -> str:
@@ -232,12 +262,6 @@ def _stem(names: Sequence[str]) -> str:
     first = names[0]
     ends = [i + 2 for i in range(len(first)) if first.startswith(": ", i)] if len(set(names)) > 1 else []
     return next((first[:i] for i in reversed(ends) if all(name.startswith(first[:i]) for name in names)), "")
-
-
-def _fewer(lines: Sequence[Line]) -> Sequence[Line]:
-    """Return all lines where they fit into a plot, else those of baseline and remedy, else the first of them."""
-    some = [line for line in lines if line.arm.role in ("baseline", "remedy")] if len(lines) > MOST_ROWS else lines
-    return (some or lines)[:MOST_ROWS]
 
 
 def _rows_of(lines: Sequence[Line], join: str, several: bool) -> Iterable[tuple[str, str, list[Line]]]:
@@ -267,38 +291,30 @@ def _aloud(line: Line) -> str:
     return f"{where}: {number(line.value)}{ends}"
 
 
-def _table_of(view: View, caption: str, lines: Sequence[Line]) -> Table:
-    """Return lines as a table without columns that would be empty."""
+def _columns_of(view: View, lines: Sequence[Line]) -> tuple[list[Column], list[list[Cell]]]:
+    """Return lines as columns and rows of a table, without columns that would be empty."""
     changes = any(line.change for line in lines)
-    first = lines[0]
-    some = {
-        "Of": any(line.of != first.of for line in lines),
-        "Group": any(line.group for line in lines),
-        "Arm": changes or len(view.arms) > 1,
-        "By chance": any(line.null for line in lines),
-        "Margin": changes,
-        "n": any(line.n for line in lines),
-        "Verdict": changes,
-    }
-    heads = {"Of": Column("Of"), "Group": Column("Group"), "Arm": Column("Minus" if changes else "Arm")}
-    heads |= {name: Column(name, numeric=True) for name in ("Value", "By chance", "Margin", "n")}
-    heads["Verdict"] = Column("Verdict")
-    names = [name for name in heads if some.get(name, True)]
-    body = []
-    for line in lines:
-        ends_ = interval(line.low, line.high, sign=changes) if math.isfinite(line.low) else ""
-        cells = {
-            "Of": Cell(line.of),
-            "Group": Cell(attack_title(line.group) or "all"),
-            "Arm": Cell(line.arm.title, ROLES.get(line.arm.role, ""), key=arm_key(line.arm)),
-            "Value": cell(line.value, ends_, sign=changes),
-            "By chance": ends(*line.null) if line.null else DASH,
-            "Margin": given(line.change.margin, plain=True) if line.change else DASH,
-            "n": count(line.n),
-            "Verdict": Cell("", order=line.change.verdict, tag=tag(line.change.verdict)) if line.change else DASH,
-        }
-        body.append([cells[name] for name in names])
-    return Table(caption, [heads[name] for name in names], body)
+
+    def verdict(line: Line) -> Cell:
+        return Cell("", order=line.change.verdict, tag=tag(line.change.verdict)) if line.change else DASH
+
+    made: list[tuple[bool, Column, Callable[[Line], Cell]]] = [
+        (any(line.of != lines[0].of for line in lines), Column("Of"), lambda x: Cell(x.of)),
+        (any(line.group for line in lines), Column("Group"), lambda x: Cell(attack_title(x.group) or "all")),
+        (changes or len(view.arms) > 1, Column("Minus" if changes else "Arm"), lambda x: arm_cell(x.arm, role=True)),
+        (True, Column("Value", "", True), lambda x: cell(x.value, x.low, x.high, sign=changes)),
+        (any(line.null for line in lines), Column("By chance", "", True), lambda x: ends(*x.null) if x.null else DASH),
+        (changes, Column("Margin", "", True), lambda x: given(x.change.margin) if x.change else DASH),
+        (any(line.n for line in lines), Column("n", "", True), lambda x: count(x.n)),
+        (changes, Column("Verdict"), verdict),
+    ]
+    kept = [(column, make) for some, column, make in made if some]
+    return [column for column, _ in kept], [[make(line) for _, make in kept] for line in lines]
+
+
+def arm_cell(arm: ArmView, small: str = "", *, role: bool = False) -> Cell:
+    """Return an arm's title beside its mark, with its role or another small line."""
+    return Cell(arm.title, ROLES.get(arm.role, arm.role) if role else small, key=arm_key(arm))
 
 
 def arm_key(arm: ArmView) -> Key:
@@ -322,17 +338,28 @@ class Spot:
 
 def spots_of(view: View, cost: str, effect: str) -> list[Spot]:
     """Return every arm at every strength, arms in their order and strengths from weak to strong."""
-    at = {(row.arm, row.statistic): row for row in (*view.levels, *view.swept) if row.group is None}
+    field, strengths = _swept(view.swept)
+    method = (view.config.get("resolved") or {}).get("method") or {}
     found = []
     for arm in view.arms:
-        names = {arm.name: view.strength(arm)} | {
-            n: v for n, v in view.sweep.items() if n.partition("@")[0] == arm.name
-        }
+        own = arm.settings.get(field, method.get(field))
+        names = {arm.name: float(own) if isinstance(own, int | float) else math.nan}
+        names |= {name: value for name, value in strengths.items() if name.partition("@")[0] == arm.name}
         for name, strength in sorted(names.items(), key=lambda item: (math.isnan(item[1]), item[1])):
-            x, y = at.get((name, cost)), at.get((name, effect))
+            x, y = view.level(name, cost), view.level(name, effect)
             if x and y and math.isfinite(x.value) and math.isfinite(y.value):
                 found.append(Spot(arm, strength, x, y, name != arm.name))
     return found
+
+
+def _swept(arms: Sequence[ArmFacts]) -> tuple[str, dict[str, float]]:
+    """Return the setting that a sweep varies and its value in each sweep arm."""
+    field, found = "", {}
+    for arm in arms:
+        for key, value in arm.settings.items():
+            if isinstance(value, int | float) and f"{value:g}" == arm.name.partition("@")[2]:
+                field, found[arm.name] = str(key), float(value)
+    return field, found
 
 
 @draw.register
@@ -351,29 +378,37 @@ def _(block: declare.Front, view: View, canvas: Canvas) -> Block | None:
         along = [s for s in spots if s.arm.index == index and not math.isnan(s.strength)]
         if len(along) > 1:
             lines.append(Series([s.x.value for s in along], [s.y.value for s in along], index))
-    svg = canvas.plane(points, x, y, lines=lines, strip=chance.high if chance else math.nan)
+    across = "← better" if x.better == "lower" else "better →"
+    up = {"lower": " (better ↓)", "higher": " (better ↑)"}.get(y.better, "")
+    svg = canvas.front(
+        points,
+        f"{shorten(x.label, 36)} ({across})",
+        shorten(y.label, 40) + up,
+        y_from_zero=y.better == "lower",
+        lines=lines,
+        strip=chance.high if chance else math.nan,
+    )
     columns = [Column("Arm"), *numeric(*["Strength"] * swept), *numeric(x.label, y.label)]
     body = [
         (
-            Cell(s.arm.title, s.y.attack and attack_title(s.y.attack), key=arm_key(s.arm)),
-            *[given(s.strength, plain=True)] * swept,
-            cell(s.x.value, interval(s.x.low, s.x.high)),
-            cell(s.y.value, interval(s.y.low, s.y.high)),
+            arm_cell(s.arm, s.y.attack and attack_title(s.y.attack)),
+            *[given(s.strength)] * swept,
+            cell(s.x.value, s.x.low, s.x.high),
+            cell(s.y.value, s.y.low, s.y.high),
         )
         for s in spots
     ]
-    alt = f"{block.title}. " + "; ".join(
+    aloud = (
         f"{s.arm.title}{f' at strength {number(s.strength, plain=True)}' if s.swept else ''}: {x.label} "
         f"{number(s.x.value)}, {y.label} {number(s.y.value)}"
         for s in spots
     )
-    reading = [*block.reading, "Where crosses overlap, the order is not established."]
+    reading = ["Where crosses overlap, the order is not established."]
     reading += ["Thin lines join an arm's strengths; the large mark is that of the verdict."] * swept
     if chance:
         least = f"chance alone shows up to {number(chance.high)} in {percent(view.confidence)} of cases"
         reading.append(f"The shaded strip: {least}.")
-    keys = [arm_key(spot.arm) for spot in own]
-    return Figure(block.title, svg, alt, Table(block.title, columns, body), keys, reading)
+    return _figure(block, svg, aloud, columns, body, keys=[arm_key(spot.arm) for spot in own], reading=reading)
 
 
 # -- notes ------------------------------------------------------------------------------------------------------------
@@ -389,14 +424,18 @@ def spread(value: Any) -> Spread:
     return NONE
 
 
+def spread_cell(value: Spread) -> Cell:
+    """Return a cell for a number with its range over seeds, if it has one."""
+    return cell(*value) if value[1] < value[2] else cell(value[0])
+
+
 def said(value: Any) -> str:
     """Write what a record is called by."""
     return "all" if value is None else value if isinstance(value, str) else number(spread(value)[0], plain=True)
 
 
-def noted(arm: ArmView, path: str) -> Any:
+def noted(found: Any, path: str) -> Any:
     """Return a note or a part of it, None where there is none; a number in the path counts in a list."""
-    found: Any = arm.notes
     for part in path.split(".") if path else ():
         if isinstance(found, Mapping):
             found = found.get(part)
@@ -415,7 +454,7 @@ def records(arm: ArmView, path: str, *keys: str) -> list[Mapping[str, Any]]:
     InputError
         When it is no list of objects, or one lacks a key.
     """
-    found = noted(arm, path)
+    found = noted(arm.notes, path)
     if found is None:
         return []
     if not isinstance(found, list) or not all(isinstance(r, Mapping) and set(keys) <= set(r) for r in found):
@@ -435,29 +474,30 @@ def _shown(value: Any) -> Cell:
     middle, low, high = spread(value)
     if math.isnan(middle):
         return DASH
-    whole = isinstance(value, int) or (isinstance(value, Mapping) and isinstance(value["low"], int))
-    least, most = (int(x) if whole else x for x in (low, high))
-    shown = int(middle) if whole and middle.is_integer() else middle
-    return dataclasses.replace(cell(shown, interval(least, most) if low < high else ""), order=middle)
+    if isinstance(value, int) or (isinstance(value, Mapping) and isinstance(value["low"], int)):
+        low, high = int(low), int(high)
+        middle = int(middle) if middle.is_integer() else middle
+    return dataclasses.replace(spread_cell((middle, low, high)), order=float(middle))
 
 
 @draw.register
 def _(block: declare.Noted, view: View, canvas: Canvas) -> Block | None:
     body, arms = [], []
     for arm in _arms(view, block):
-        rows = records(arm, block.of, *block.by) if block.by else [noted(arm, block.of)]
+        rows = records(arm, block.of, *block.by) if block.by else [noted(arm.notes, block.of)]
         for row in rows:
-            values = [noted_in(row, key) for key in block.names]
+            values = [noted(row, key) for key in block.names]
             if any(value is not None for value in values):
                 body.append([*(Cell(said(row[key])) for key in block.by), *map(_shown, values)])
                 arms.append(arm)
     if not body:
-        empty = [arm for arm in _arms(view, block) if noted(arm, block.of) == []]
+        empty = [arm for arm in _arms(view, block) if noted(arm.notes, block.of) == []]
         return Prose([f"{block.title}: none."], muted=True) if empty and block.by else None
     kept = [i for i in range(len(block.by), len(body[0])) if any(row[i] is not DASH for row in body)]
     words = dict(enumerate(block.names.values(), start=len(block.by)))
     if len(body) == 1 and not block.by:
-        items = [(words[i], " ".join(filter(None, (body[0][i].text, _range(body[0][i]))))) for i in kept]
+        found = [(words[i], body[0][i]) for i in kept]
+        items = [(word, f"{x.text} (median; {x.small} over seeds)" if x.small else x.text) for word, x in found]
         return Facts(items, long=True, title=block.title, reading=block.reading)
     named = len({arm.name for arm in arms}) > 1 or not block.by
     columns = [
@@ -466,28 +506,17 @@ def _(block: declare.Noted, view: View, canvas: Canvas) -> Block | None:
         *numeric(*(words[i][:1].upper() + words[i][1:] for i in kept)),
     ]
     lines = [
-        [*[Cell(arm.title, key=arm_key(arm))] * named, *row[: len(block.by)], *(row[i] for i in kept)]
+        [*[arm_cell(arm)] * named, *row[: len(block.by)], *(row[i] for i in kept)]
         for arm, row in zip(arms, body, strict=True)
     ]
     return Table(block.title, columns, lines, reading=block.reading)
-
-
-def _range(one: Cell) -> str:
-    return f"(median; {one.small} over seeds)" if one.small else ""
-
-
-def noted_in(row: Any, path: str) -> Any:
-    """Return a field of a record, or of a record inside it."""
-    for part in path.split("."):
-        row = row.get(part) if isinstance(row, Mapping) else None
-    return row
 
 
 @draw.register
 def _(block: declare.Holds, view: View, canvas: Canvas) -> Block | None:
     held = of = 0
     for arm in _arms(view, block):
-        value = noted(arm, block.of)
+        value = noted(arm.notes, block.of)
         if isinstance(value, bool):
             held, of = held + value, of + 1
         elif isinstance(value, Mapping) and "held" in value:
@@ -499,111 +528,91 @@ def _(block: declare.Holds, view: View, canvas: Canvas) -> Block | None:
     return Notes([block.bad + (f" In {of - held} of {of} runs." if of > 1 else ""), *block.reading], "bad")
 
 
-def _along(view: View, block: declare.Curve, *keys: str) -> list[tuple[ArmView, list[list[Spread]]]]:
+def _along(view: View, block: declare.Curve, *keys: str) -> list[tuple[ArmView, Records]]:
     """Return, of each arm, the named fields of a note's records, or of what was logged."""
     found = []
     for arm in _arms(view, block):
         rows = records(arm, block.of) if block.of else arm.curves
-        columns = [[spread(row.get(key)) if key in row else NONE for key in keys] for row in rows]
-        known = [row for row in columns if all(math.isfinite(x[0]) for x in row)]
-        every = max(1, math.ceil(len(known) / MOST_STEPS))
-        kept = [row for i, row in enumerate(known) if i % every == 0 or i == len(known) - 1]
-        if kept:
-            found.append((arm, kept))
+        values = np.array([[spread(row.get(key)) for key in keys] for row in rows]).reshape(-1, len(keys), 3)
+        known = values[np.isfinite(values[..., 0]).all(axis=1)]
+        if len(known):
+            every = math.ceil(len(known) / MOST_STEPS)
+            found.append((arm, known[np.unique([*range(0, len(known), every), len(known) - 1])]))
     return found
 
 
 @draw.register
 def _(block: declare.Curve, view: View, canvas: Canvas) -> Block | None:
-    lines = [(arm, rows) for arm, rows in _along(view, block, block.x, block.y) if len(rows) > 1]
+    found = _along(view, block, block.x, block.y)
+    lines = [(arm, rows[:, 0, 0].tolist(), rows[:, 1]) for arm, rows in found if len(rows) > 1]
     if not lines:
         return None
-    ranged = any(y[1] < y[2] for _, rows in lines for _, y in rows)
-    series = [
-        Series(
-            [x[0] for x, _ in rows],
-            [y[0] for _, y in rows],
-            arm.index,
-            low=[y[1] for _, y in rows] if ranged else (),
-            high=[y[2] for _, y in rows] if ranged else (),
-        )
-        for arm, rows in lines
-    ]
+    ranged = any((y[:, 1] < y[:, 2]).any() for _, _, y in lines)
+    series = [Series(x, y[:, 0], arm.index, *(y[:, 1:].T if ranged else ())) for arm, x, y in lines]
     small = "median and range over seeds" if ranged else ""
     x_title, y_title = (name.rpartition("/")[2].replace("_", " ") for name in (block.x, block.y))
     columns = [Column("Arm"), *numeric(x_title.capitalize()), *numeric(y_title.capitalize(), small=small)]
     body = [
-        (Cell(arm.title, key=arm_key(arm)), _shown(x[0]), cell(y[0], interval(*y[1:]) if y[1] < y[2] else ""))
-        for arm, rows in lines
-        for x, y in rows
+        (arm_cell(arm), _shown(at), spread_cell(value))
+        for arm, x, y in lines
+        for at, value in zip(x, y.tolist(), strict=True)
     ]
-    alt = f"{block.title}. " + "; ".join(
-        f"{arm.title}: from {number(rows[0][1][0])} at {x_title} {number(rows[0][0][0], plain=True)} to "
-        f"{number(rows[-1][1][0])} at {number(rows[-1][0][0], plain=True)}"
-        for arm, rows in lines
+    aloud = (
+        f"{arm.title}: from {number(y[0, 0])} at {x_title} {number(x[0], plain=True)} to "
+        f"{number(y[-1, 0])} at {number(x[-1], plain=True)}"
+        for arm, x, y in lines
     )
-    reading = [*block.reading, *["The line is the median over seeds, the shade their range."] * ranged]
-    keys = [arm_key(arm) for arm, _ in lines] if len(lines) > 1 else []
-    svg = canvas.curves(series, x_title, y_title)
-    return Figure(block.title, svg, alt, Table(block.title, columns, body), keys, reading)
+    reading = ["The line is the median over seeds, the shade their range."] * ranged
+    keys = [arm_key(arm) for arm, *_ in lines] if len(lines) > 1 else []
+    return _figure(block, canvas.curves(series, x_title, y_title), aloud, columns, body, keys=keys, reading=reading)
 
 
 @draw.register
 def _(block: declare.Path, view: View, canvas: Canvas) -> Block | None:
-    lines = _along(view, block, block.by, block.x, block.y)
+    lines = [(arm, rows[..., 0].tolist()) for arm, rows in _along(view, block, block.by, block.x, block.y)]
     if not lines:
         return None
     points = [
-        Point(x[0], y[0], NONE[:2], NONE[:2], arm.index, small=i < len(rows) - 1)
+        Point(x, y, NONE[:2], NONE[:2], arm.index, small=i < len(rows) - 1)
         for arm, rows in lines
         for i, (_, x, y) in enumerate(rows)
     ]
-    series = [Series([x[0] for _, x, _ in rows], [y[0] for *_, y in rows], arm.index) for arm, rows in lines]
-    titles = [name.replace("_", " ") for name in (block.by, block.x, block.y)]
-    body = [
-        (Cell(arm.title, key=arm_key(arm)), _shown(at[0]), cell(x[0]), cell(y[0]))
-        for arm, rows in lines
-        for at, x, y in rows
-    ]
-    alt = f"{block.title}. " + "; ".join(
-        f"{arm.title} ends at {titles[1]} {number(rows[-1][1][0])}, {titles[2]} {number(rows[-1][2][0])}"
-        for arm, rows in lines
+    series = [Series([x for _, x, _ in rows], [y for *_, y in rows], arm.index) for arm, rows in lines]
+    by, x_title, y_title = (name.replace("_", " ") for name in (block.by, block.x, block.y))
+    body = [(arm_cell(arm), _shown(at), cell(x), cell(y)) for arm, rows in lines for at, x, y in rows]
+    aloud = (
+        f"{arm.title} ends at {x_title} {number(rows[-1][1])}, {y_title} {number(rows[-1][2])}" for arm, rows in lines
     )
-    columns = [Column("Arm"), *numeric(*(title.capitalize() for title in titles))]
-    svg = canvas.front(points, titles[1], titles[2], lines=series)
-    reading = [*block.reading, f"Small marks are one {titles[0]} each, the large one ends the line."]
+    columns = [Column("Arm"), *numeric(by.capitalize(), x_title.capitalize(), y_title.capitalize())]
+    svg = canvas.front(points, x_title, y_title, lines=series)
+    reading = [f"Small marks are one {by} each, the large one ends the line."]
     keys = [arm_key(arm) for arm, _ in lines]
-    return Figure(block.title, svg, alt, Table(block.title, columns, body), keys, reading)
+    return _figure(block, svg, aloud, columns, body, keys=keys, reading=reading)
 
 
 # -- distributions and the unit table ---------------------------------------------------------------------------------
 
 
-def _remedy(view: View) -> ArmView | None:
-    return next((arm for arm in view.arms if arm.role == "remedy"), None) or next(iter(view.arms), None)
-
-
 @draw.register
 def _(block: declare.Histogram, view: View, canvas: Canvas) -> Block | None:
-    arm = _remedy(view)
+    arm = view.remedy
     if arm is None:
         return None
-    note = noted(arm, block.of)
+    note = noted(arm.notes, block.of)
     if note is not None:
-        edges, counts = (noted_in(note, "edges"), noted_in(note, "counts"))
+        edges, counts = noted(note, "edges"), noted(note, "counts")
         if not isinstance(edges, list) or not isinstance(counts, list) or len(edges) != len(counts) + 1:
             raise InputError(f"note {block.of} of {arm.name}", "n + 1 edges and n counts", "run again")
         n, seeds = sum(counts), " Of the first seed." if len(view.seeds) > 1 else ""
     else:
-        values = np.concatenate([column for _, column in view.table.columns(arm.name, block.of)] or [np.zeros(0)])
-        values = values[np.isfinite(values)]
+        values = view.table.values(arm.name, block.of)[block.of]
         if len(values) < 2:
             return None
         found, cut = np.histogram(values, bins=min(16, max(4, math.ceil(math.sqrt(len(values))))))
         edges, counts, n, seeds = cut.tolist(), found.tolist(), len(values), " Of all seeds." * (len(view.seeds) > 1)
     shares = [count_ / n if n else 0.0 for count_ in counts]
     body = [
-        (ends(a, b), cell(share, plural(int(c), view.unit_kind)) if c else DASH)
+        (ends(a, b), cell(share, small=plural(int(c), view.unit_kind)) if c else DASH)
         for (a, b), c, share in zip(itertools.pairwise(edges), counts, shares, strict=True)
     ]
     what, share = (block.x or block.title).capitalize(), f"share of {view.unit_kind}s"
@@ -615,15 +624,14 @@ def _(block: declare.Histogram, view: View, canvas: Canvas) -> Block | None:
 
 @draw.register
 def _(block: declare.Scatter, view: View, canvas: Canvas) -> Block | None:
-    from scipy.stats import rankdata
+    import polars as pl
 
-    arm, found = _remedy(view), [np.zeros((0, 2))]
-    for (_, x), (_, y) in zip(*(view.table.columns(arm.name, m) for m in block.names), strict=True) if arm else ():
-        ok = np.isfinite(x) & np.isfinite(y)
-        if ok.any():
-            found.append(np.column_stack([(rankdata(v[ok]) - 0.5) / ok.sum() for v in (x, y)]))
-    points = np.concatenate(found)
-    if len(points) < 2 or arm is None:
+    arm, metrics = view.remedy, tuple(block.names)
+    if arm is None:
+        return None
+    ranks = ((pl.col(metrics).rank() - 0.5) / pl.col(metrics).count()).over("seed")
+    points = view.table.values(arm.name, *metrics).select(ranks).to_numpy()
+    if len(points) < 2:
         return None
     titles = [f"rank of {name}" for name in block.names.values()]
     body = []
@@ -631,97 +639,84 @@ def _(block: declare.Scatter, view: View, canvas: Canvas) -> Block | None:
         own = points[(points[:, 0] >= low) & (points[:, 0] < high), 1]
         if len(own):
             middle = np.quantile(own, [0.5, 0.25, 0.75]).tolist()
-            body.append((ends(low, high), count(len(own)), cell(middle[0], interval(*middle[1:]))))
+            body.append((ends(low, high), count(len(own)), cell(*middle)))
     columns = [*numeric(titles[0].capitalize()), *numeric(f"{view.unit_kind.capitalize()}s")]
     columns += numeric(titles[1].capitalize(), small="median, quartiles")
-    alt = f"{block.title}. " + "; ".join(f"{a.text}: median {c.text}" for a, _, c in body)
-    reading = [*block.reading, f"One dot a {view.unit_kind}, ranked from 0 to 1 within its seed."]
+    aloud = (f"{a.text}: median {c.text}" for a, _, c in body)
+    reading = [f"One dot a {view.unit_kind}, ranked from 0 to 1 within its seed."]
     svg = canvas.dots(points.tolist(), *titles, index=arm.index)
-    return Figure(block.title, svg, alt, Table(block.title, columns, body), (), reading)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Map:
-    """Means and sizes by row and column; None where fewer than five stand behind one."""
-
-    title: str
-    cells: Mapping[tuple[str, str], tuple[float, float] | None]
+    return _figure(block, svg, aloud, columns, body, reading=reading)
 
 
 @draw.register
 def _(block: declare.Heat, view: View, canvas: Canvas) -> Block | None:
     maps = _maps_of_notes(view, block) or _maps_of_units(view, block)
-    figures = [_heat(block, one, view, canvas) for one in maps[: 2 * MOST_HEATS]]
+    figures = [_heat(block, name, cells, view, canvas) for name, cells in maps[: 2 * MOST_HEATS]]
     return Grid(figures) if figures else None
 
 
-def _maps_of_notes(view: View, block: declare.Heat) -> list[_Map]:
-    found: dict[str, dict[tuple[str, str], tuple[float, float] | None]] = {}
-    arm = _remedy(view)
-    if arm is not None:
-        for row in records(arm, block.of, block.rows, block.columns):
-            if row[block.rows] is None:
-                continue  # all rows together
+def _maps_of_notes(view: View, block: declare.Heat) -> list[tuple[str, Means]]:
+    found: dict[str, Means] = {}
+    for row in records(view.remedy, block.of, block.rows, block.columns) if view.remedy else ():
+        if row[block.rows] is not None:  # else all rows together
             name = ", ".join(str(row.get(key)) for key in block.split)
             value, n = spread(row.get(block.value))[0], spread(row.get(block.n))[0]
-            own = found.setdefault(name, {})
-            own[str(row[block.rows]), str(row[block.columns])] = (value, n) if math.isfinite(value) else None
-    return [_Map(name, cells) for name, cells in found.items()]
+            place = str(row[block.rows]), str(row[block.columns])
+            found.setdefault(name, {})[place] = (value, n) if math.isfinite(value) else None
+    return list(found.items())
 
 
-def _maps_of_units(view: View, block: declare.Heat) -> list[_Map]:
+def _maps_of_units(view: View, block: declare.Heat) -> list[tuple[str, Means]]:
     shown = [arm for arm in view.arms if arm.role in ("baseline", "remedy")]
     tables = view.table.means([arm.name for arm in shown], block.of, (block.rows, block.columns))
     return [
-        _Map(f"{metric.rpartition('/')[2]}: {lower(arm.title)}", cells)
+        (f"{metric.rpartition('/')[2]}: {lower(arm.title)}", cells)
         for metric in dict.fromkeys(metric for _, metric in tables)
         for arm in shown
         if (cells := tables.get((arm.name, metric)))
     ]
 
 
-def _heat(block: declare.Heat, one: _Map, view: View, canvas: Canvas) -> Figure:
+def _heat(block: declare.Heat, name: str, means: Means, view: View, canvas: Canvas) -> Figure:
     size: dict[str, float] = {}
-    for (_, column), known in one.cells.items():
+    for (_, column), known in means.items():
         size[column] = size.get(column, 0.0) + (known[1] if known else 0.0)
-    columns, rows = sorted(size, key=lambda c: (-size[c], c)), list(dict.fromkeys(r for r, _ in one.cells))
+    columns, rows = sorted(size, key=lambda c: (-size[c], c)), list(dict.fromkeys(r for r, _ in means))
     rows.sort(key=lambda r: (len(r), r))
-    whole = {r: _mean([k for (row, _), k in one.cells.items() if row == r and k]) for r in rows}
-    away = {key: known[0] - whole[key[0]] if known else math.nan for key, known in one.cells.items()}
+    whole = {}
+    for r in rows:
+        own = [k for (row, _), k in means.items() if row == r and k]
+        whole[r] = sum(value * n for value, n in own) / (sum(n for _, n in own) or math.nan)
+    away = {key: known[0] - whole[key[0]] if known else math.nan for key, known in means.items()}
     apart = {r: _width([away.get((r, c), math.nan) for c in columns]) for r in rows}
     if len(rows) > MOST_CLIENTS:  # those with the largest gaps first
         rows.sort(key=lambda r: -apart[r] if math.isfinite(apart[r]) else math.inf)
-    few = f"fewer than {FEWEST}"
     shades, body = [], []
     for r in rows:
         line = []
         for c in columns:
-            known = one.cells.get((r, c))
-            n = number(int(known[1])) if known else f"< {FEWEST}" if (r, c) in one.cells else "none"
+            known = means.get((r, c))
+            n = number(int(known[1])) if known else f"< {FEWEST}" if (r, c) in means else "none"
             line.append(Shade(away.get((r, c), math.nan), n))
+            few = f"fewer than {FEWEST}" if (r, c) in means else "none"
             texts = [cell(known[0]), cell(away[r, c], sign=True)] if known else [DASH] * 2
             body.append((Cell(r), Cell(c), count(int(known[1])) if known else Cell(few, numeric=True), *texts))
         shades.append((r, line[:MOST_GROUPS]))
-    title = f"{block.title}: {one.title}" if one.title else block.title
     svg = canvas.heat(shades[:MOST_CLIENTS], columns[:MOST_GROUPS], STEPS)
     names = [Column(block.rows.capitalize()), Column(block.columns.capitalize())]
     names += numeric(f"{view.unit_kind.capitalize()}s", "Share", "Minus all of the row")
-    alt = f"{title}. " + "; ".join(f"{a.text}, {b.text}: {e.text} of {n.text}" for a, b, n, _, e in body)
+    aloud = (f"{a.text}, {b.text}: {e.text} of {n.text}" for a, b, n, _, e in body)
     seed = f"Seed {view.seeds[0]} of {len(view.seeds)}. " if len(view.seeds) > 1 else ""
     widest = max((w for w in apart.values() if math.isfinite(w)), default=math.nan)
-    reading = [*block.reading, f"{seed}The largest gap inside a {block.rows} is {number(widest)}."]
+    reading = [f"{seed}The largest gap inside a {block.rows} is {number(widest)}."]
     if len(rows) > MOST_CLIENTS or len(columns) > MOST_GROUPS:
         drawn = (
             f"{min(len(rows), MOST_CLIENTS)} of {len(rows)} rows and {min(len(columns), MOST_GROUPS)} of {len(columns)}"
         )
         reading.append(f"Drawn: {drawn} columns; the table has all.")
     keys = [Key(f"more than all of the {block.rows}", 1, "s"), Key("less", 2, "s")]
-    return Figure(title, svg, alt, Table(title, names, body), keys, reading)
-
-
-def _mean(known: Sequence[tuple[float, float]]) -> float:
-    total = sum(n for _, n in known)
-    return sum(value * n for value, n in known) / total if total else math.nan
+    title = f"{block.title}: {name}" if name else block.title
+    return _figure(block, svg, aloud, names, body, keys=keys, reading=reading, title=title)
 
 
 def _width(values: Sequence[float]) -> float:
@@ -731,8 +726,8 @@ def _width(values: Sequence[float]) -> float:
 
 @draw.register
 def _(block: declare.Picture, view: View, canvas: Canvas) -> Block | None:
-    arm = _remedy(view)
-    name = noted(arm, block.of) if arm else None
+    arm = view.remedy
+    name = noted(arm.notes, block.of) if arm else None
     file = next((p for p in (place / "artifacts" / str(name) for place in view.places) if p.is_file()), None)
     if not isinstance(name, str) or file is None:
         return None

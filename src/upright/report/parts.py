@@ -1,7 +1,7 @@
 """What a page is made of: blocks that one template draws, for every kind of page.
 
-A block is data. Text in it is plain text that the template escapes; only `Figure.svg` is markup, and it comes from
-`upright.report.plots`.
+A block is data; the template draws it by the name of its class. Text in it is plain text that the template escapes;
+only `Figure.svg` is markup, and it comes from `upright.report.plots`, where text is escaped.
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import ClassVar
-
-from markupsafe import Markup
 
 from upright.evidence.verdict import TAGS
 from upright.report.plots import colour_of, marker_of
@@ -74,20 +71,27 @@ class Cell:
     code: bool = False
 
 
-def cell(value: float, small: str = "", *, digits: int = 3, sign: bool = False, verdict: str | None = None) -> Cell:
-    """Return a cell that holds a number and sorts by it; NaN sorts last."""
+def cell(
+    value: float,
+    low: float = math.nan,
+    high: float = math.nan,
+    *,
+    small: str = "",
+    sign: bool = False,
+    verdict: str | None = None,
+) -> Cell:
+    """Return a cell that holds a number, its interval or another small line, and sorts by the number, NaN last."""
+    small = interval(low, high, sign=sign) if math.isfinite(low) else small
     order = None if math.isnan(value) else value
-    return Cell(number(value, digits, sign=sign), small, order, tag(verdict) if verdict else None, numeric=True)
+    return Cell(number(value, sign=sign), small, order, tag(verdict) if verdict else None, numeric=True)
 
 
 DASH = Cell("–", numeric=True)  # what does not apply, or is not stored
 
 
-def given(value: float, *, digits: int = 3, plain: bool = False) -> Cell:
-    """Return a cell for a number that a folder may leave out."""
-    if math.isnan(value):
-        return DASH
-    return Cell(number(value, digits, plain=plain), order=value, numeric=True)
+def given(value: float) -> Cell:
+    """Return a cell for a setting that a folder may leave out, without needless zeros."""
+    return DASH if math.isnan(value) else Cell(number(value, plain=True), order=value, numeric=True)
 
 
 def count(n: int | None) -> Cell:
@@ -95,9 +99,9 @@ def count(n: int | None) -> Cell:
     return Cell("" if n is None else number(n), order=n, numeric=True)
 
 
-def ends(low: float, high: float, *, sign: bool = False) -> Cell:
+def ends(low: float, high: float) -> Cell:
     """Return a cell for an interval, which sorts by its lower end."""
-    return Cell(interval(low, high, sign=sign), order=low if math.isfinite(low) else None, numeric=True)
+    return Cell(interval(low, high), order=low if math.isfinite(low) else None, numeric=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +143,6 @@ def numeric(*titles: str, small: str = "") -> list[Column]:
 class Table:
     """A table that scrolls in its own container."""
 
-    kind: ClassVar[str] = "table"
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
@@ -151,7 +154,6 @@ class Table:
 class Prose:
     """Paragraphs."""
 
-    kind: ClassVar[str] = "prose"
     paragraphs: Sequence[str]
     muted: bool = False
     lead: bool = False
@@ -161,7 +163,6 @@ class Prose:
 class Facts:
     """Terms with their values; long terms take a line each."""
 
-    kind: ClassVar[str] = "facts"
     items: Sequence[tuple[str, str]]
     long: bool = False
     title: str = ""
@@ -172,7 +173,6 @@ class Facts:
 class Notes:
     """A list of remarks."""
 
-    kind: ClassVar[str] = "notes"
     items: Sequence[str]
     tone: str = "same"
     title: str = ""
@@ -182,16 +182,13 @@ class Notes:
 class Code:
     """A command, with a button that copies it."""
 
-    kind: ClassVar[str] = "code"
     text: str
-    copy: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
     """A plot, what it says in words, and the table behind it."""
 
-    kind: ClassVar[str] = "figure"
     title: str
     svg: str
     alt: str
@@ -199,17 +196,11 @@ class Figure:
     keys: Sequence[Key] = ()
     reading: Sequence[str] = ()
 
-    @property
-    def markup(self) -> Markup:
-        """The plot as markup: matplotlib's output, whose text nodes are escaped."""
-        return Markup(self.svg)
-
 
 @dataclasses.dataclass(frozen=True)
 class Image:
     """A picture inside the page, with its size in bytes."""
 
-    kind: ClassVar[str] = "image"
     title: str
     source: str
     size: int
@@ -220,26 +211,22 @@ class Image:
 class Grid:
     """Figures side by side where there is room; `beside`: a table and a figure, two columns of one row."""
 
-    kind: ClassVar[str] = "grid"
     figures: Sequence[Block]
     beside: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Details:
-    """Blocks that are folded on a screen and open in print, unless `paper` says that the page has them already."""
+    """Blocks that are folded."""
 
-    kind: ClassVar[str] = "details"
     summary: str
     blocks: Sequence[Block]
-    paper: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Link:
     """A relative link to another report."""
 
-    kind: ClassVar[str] = "link"
     href: str
     text: str
 
@@ -248,7 +235,6 @@ class Link:
 class Verdict:
     """The card: one word, one sentence, its lines, and what to do next."""
 
-    kind: ClassVar[str] = "verdict"
     tag: Tag
     sentence: str
     facts: Sequence[tuple[str, str]] = ()
@@ -278,4 +264,3 @@ class Page:
     title: str
     over: str
     sections: Sequence[Section]
-    footer: str = ""

@@ -7,7 +7,6 @@ CSS variables. Equal input gives equal bytes.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import math
@@ -18,12 +17,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
 
-from upright.evidence.records import Level
 from upright.report.text import hundredths, number, shorten, two_lines
 
 __all__ = ["COLOURS", "MARKERS", "Canvas", "Mark", "Point", "Row", "Series", "Shade", "colour_of", "marker_of"]
@@ -31,6 +31,8 @@ __all__ = ["COLOURS", "MARKERS", "Canvas", "Mark", "Point", "Row", "Series", "Sh
 WIDTH = 360
 FONT = 11.0
 PAD = 3.0
+
+Numbers = Sequence[float] | NDArray[np.float64]
 
 # name of a CSS variable -> what matplotlib draws; the values mean nothing and occur nowhere else
 COLOURS = {
@@ -74,11 +76,6 @@ class Row:
     text: str = ""
     band: tuple[float, float] | None = None
 
-    @property
-    def heading(self) -> bool:
-        """Whether this row only names those below it."""
-        return not self.marks
-
 
 @dataclasses.dataclass(frozen=True)
 class Point:
@@ -96,11 +93,11 @@ class Point:
 class Series:
     """One curve, with a shaded range where `low` and `high` are given."""
 
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Numbers
+    y: Numbers
     index: int
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
+    low: Numbers = ()
+    high: Numbers = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,29 +108,14 @@ class Shade:
     text: str
 
 
-@dataclasses.dataclass
-class _Frame:
-    """Axes that are drawn into, and the plot that they became."""
-
-    ax: Axes
-    svg: str = ""
-
-
 class Canvas:
     """Draws figures whose ids differ from one another, so that any number of them share a page."""
 
-    def __init__(self, prefix: str = "g") -> None:
-        self.prefix, self.count = prefix, 0
+    def __init__(self) -> None:
+        self.count = 0
 
     def rows(
-        self,
-        rows: Sequence[Row],
-        xlabel: str,
-        *,
-        bars: bool = False,
-        zero: bool = False,
-        margin: float = 0.0,
-        limits: tuple[float, float] | None = None,
+        self, rows: Sequence[Row], xlabel: str, *, bars: bool = False, zero: bool = False, margin: float = 0.0
     ) -> str:
         """Draw intervals (or bars from zero) under one another.
 
@@ -145,74 +127,36 @@ class Canvas:
             Draw the line at zero.
         margin : float
             Half-width of the band around zero that counts as equal.
-        limits : pair of float, optional
-            Of the x axis; by default they hold every interval.
         """
         step, head, top, bottom = 36.0, 26.0, 2.0, 40.0
-        height = top + bottom + sum(head if row.heading else step for row in rows)
-        fig, ax = _axes(height, left=8, right=12, top=top, bottom=bottom)
-        span = height - top - bottom
+        span = sum(step if row.marks else head for row in rows)
+        fig, ax = _axes(top + span + bottom, left=8, right=12, top=top, bottom=bottom)
+        low, high = _limits(rows, zero or bars, margin)
         ax.set_ylim(span, 0)
-        ax.set_xlim(*(limits or _limits(rows, zero or bars, margin)))
-        low, high = ax.get_xlim()
-        y = 0.0
+        ax.set_xlim(low, high)
+        across, y = ax.get_yaxis_transform(), 0.0
         for row in rows:
-            if row.heading:
-                _text(ax, 0, y + head - 9, row.label, weight="bold")
+            if not row.marks:
+                _text(ax, 0, y + head - 9, row.label, transform=across, fontweight="bold")
                 y += head
                 continue
-            _text(ax, 0, y + 11, row.label)
-            _text(ax, 1, y + 11, row.text, align="right", colour="soft")
+            _text(ax, 0, y + 11, row.label, transform=across)
+            _text(ax, 1, y + 11, row.text, "soft", transform=across, ha="right")
             # band and zero are drawn beside the marks only: behind the labels they would be clutter
             if margin > 0:
-                ax.fill_between(
-                    (max(-margin, low), min(margin, high)), y + 17, y + 31, color=COLOURS["band"], linewidth=0
-                )
+                ends = max(-margin, low), min(margin, high)
+                ax.fill_between(ends, y + 17, y + 31, color=COLOURS["band"], linewidth=0)
             if zero or (bars and low < 0):
                 ax.plot([0, 0], [y + 17, y + 31], color=COLOURS["soft"], linewidth=1, solid_capstyle="butt")
-            self._row(ax, row, y + 24, bars)
+            if row.band is not None:
+                ax.fill_between(row.band, y + 18, y + 30, color=COLOURS["band"], linewidth=0)
+            marks = [mark for mark in row.marks if math.isfinite(mark.value)]
+            (_bars if bars else _marks)(ax, marks, y + 24)
             y += step
         _finish(ax, xlabel)
         ax.yaxis.set_visible(False)
         ax.spines["left"].set_visible(False)
-        return self._svg(fig, height)
-
-    @staticmethod
-    def _row(ax: Axes, row: Row, y: float, bars: bool) -> None:
-        if row.band is not None:
-            ax.fill_between(row.band, y - 6, y + 6, color=COLOURS["band"], linewidth=0)
-        seen = [mark for mark in row.marks if math.isfinite(mark.value)]
-        if len(seen) == 2 and not bars:
-            ax.plot([mark.value for mark in seen], [y, y], color=COLOURS["line"], linewidth=3, solid_capstyle="round")
-        for k, mark in enumerate(seen):
-            at = y + (k - (len(seen) - 1) / 2) * 5.0 if len(seen) > 1 and not bars else y
-            colour = COLOURS[colour_of(mark.index)]
-            if bars:
-                ax.barh(y, mark.value, height=9, color=colour, linewidth=0)
-            if math.isfinite(mark.low) and math.isfinite(mark.high):
-                ink = COLOURS["ink"] if bars else colour
-                ax.plot(
-                    [mark.low, mark.high],
-                    [at, at],
-                    color=ink,
-                    linewidth=1.6 if not bars else 1.2,
-                    solid_capstyle="butt",
-                )
-                if bars:
-                    for end in (mark.low, mark.high):
-                        ax.plot([end, end], [y - 3, y + 3], color=ink, linewidth=1.2, solid_capstyle="butt")
-            if not bars:
-                face = COLOURS["paper"] if mark.hollow else colour
-                ax.plot(
-                    [mark.value],
-                    [at],
-                    marker=mark.shape or marker_of(mark.index),
-                    markersize=7,
-                    color=face,
-                    markeredgecolor=colour,
-                    markeredgewidth=1.5,
-                    linestyle="none",
-                )
+        return self._svg(fig)
 
     def front(
         self,
@@ -235,59 +179,50 @@ class Canvas:
         strip : float
             Shade heights from 0 to this one; NaN shades none.
         """
-        with self._frame(300.0, xlabel, ylabel) as frame:
-            ax = frame.ax
-            if strip > 0:
-                ax.axhspan(0.0, strip, color=COLOURS["band"], linewidth=0, zorder=0)
-            for line in lines:
-                ax.plot(line.x, line.y, color=COLOURS[colour_of(line.index)], linewidth=1.0, alpha=0.7, zorder=3)
-            for point in points:
-                if math.isfinite(point.x) and math.isfinite(point.y):
-                    _cross(ax, point)
-            ax.margins(0.08)
-            if strip > 0 or (y_from_zero and ax.get_ylim()[0] < 0):
-                ax.set_ylim(bottom=0)
-        return frame.svg
+        fig, ax = _frame(300.0, xlabel, ylabel)
+        if strip > 0:
+            ax.axhspan(0.0, strip, color=COLOURS["band"], linewidth=0, zorder=0)
+        for line in lines:
+            ax.plot(line.x, line.y, color=COLOURS[colour_of(line.index)], linewidth=1.0, alpha=0.7, zorder=3)
+        for point in points:
+            if math.isfinite(point.x) and math.isfinite(point.y):
+                _cross(ax, point)
+        ax.margins(0.08)
+        if strip > 0 or (y_from_zero and ax.get_ylim()[0] < 0):
+            ax.set_ylim(bottom=0)
+        return self._svg(fig)
 
     def curves(self, series: Sequence[Series], xlabel: str, ylabel: str) -> str:
         """Draw curves by step, each with its arm's marker at the end."""
-        with self._frame(260.0, xlabel, ylabel) as frame:
-            for one in series:
-                # the remedy is drawn over the others; a marker at the end names the arm without colour
-                colour, above = COLOURS[colour_of(one.index)], 4 if one.index == 1 else 3
-                if one.low:
-                    frame.ax.fill_between(one.x, one.low, one.high, color=colour, alpha=0.2, linewidth=0)
-                frame.ax.plot(one.x, one.y, color=colour, linewidth=1.8, zorder=above)
-                end = (one.x[-1:], one.y[-1:], marker_of(one.index))
-                frame.ax.plot(*end, markersize=7, color=colour, zorder=above)
-            frame.ax.margins(x=0.03, y=0.06)
-        return frame.svg
+        fig, ax = _frame(260.0, xlabel, ylabel)
+        for one in series:
+            # the remedy is drawn over the others; a marker at the end names the arm without colour
+            colour, above = COLOURS[colour_of(one.index)], 4 if one.index == 1 else 3
+            if len(one.low):
+                ax.fill_between(one.x, one.low, one.high, color=colour, alpha=0.2, linewidth=0)
+            ax.plot(one.x, one.y, color=colour, linewidth=1.8, zorder=above)
+            ax.plot(one.x[-1:], one.y[-1:], marker_of(one.index), markersize=7, color=colour, zorder=above)
+        ax.margins(x=0.03, y=0.06)
+        return self._svg(fig)
 
     def histogram(self, edges: Sequence[float], heights: Sequence[float], index: int, xlabel: str, ylabel: str) -> str:
         """Draw a filled histogram of n + 1 edges and n heights."""
-        with self._frame(240.0, xlabel, ylabel) as frame:
-            colour, paper = COLOURS[colour_of(index)], COLOURS["paper"]
-            frame.ax.stairs(list(heights), list(edges), fill=True, facecolor=colour, edgecolor=paper, linewidth=1)
-            frame.ax.margins(x=0.02, y=0.06)
-            frame.ax.set_ylim(bottom=0)
-        return frame.svg
-
-    def plane(self, points: Sequence[Point], x: Level, y: Level, **more: Any) -> str:
-        """Draw points in a plane whose axes are called as the levels x and y are."""
-        across = "← better" if x.better == "lower" else "better →"
-        up = {"lower": " (better ↓)", "higher": " (better ↑)"}.get(y.better, "")
-        xlabel, ylabel = f"{shorten(x.label, 36)} ({across})", shorten(y.label, 40) + up
-        return self.front(points, xlabel, ylabel, y_from_zero=y.better == "lower", **more)
+        fig, ax = _frame(240.0, xlabel, ylabel)
+        colour, paper = COLOURS[colour_of(index)], COLOURS["paper"]
+        ax.stairs(heights, edges, fill=True, facecolor=colour, edgecolor=paper, linewidth=1)
+        ax.margins(x=0.02, y=0.06)
+        ax.set_ylim(bottom=0)
+        return self._svg(fig)
 
     def dots(self, points: Sequence[Sequence[float]], xlabel: str, ylabel: str, *, index: int = 1) -> str:
         """Draw points (P, 2) in [0, 1] x [0, 1]."""
-        with self._frame(300.0, xlabel, ylabel) as frame:
-            x, y = zip(*points, strict=True)
-            size, colour = 5.5 if len(points) <= 150 else 4.0, COLOURS[colour_of(index)]
-            frame.ax.plot(x, y, "o", markersize=size, color=colour, alpha=0.5, markeredgewidth=0)
-            frame.ax.set_xlim(-0.02, 1.02)
-            frame.ax.set_ylim(-0.02, 1.02)
-        return frame.svg
+        fig, ax = _frame(300.0, xlabel, ylabel)
+        x, y = zip(*points, strict=True)
+        size, colour = 5.5 if len(points) <= 150 else 4.0, COLOURS[colour_of(index)]
+        ax.plot(x, y, "o", markersize=size, color=colour, alpha=0.5, markeredgewidth=0)
+        ax.set_xlim(-0.02, 1.02)
+        ax.set_ylim(-0.02, 1.02)
+        return self._svg(fig)
 
     def heat(self, rows: Sequence[tuple[str, Sequence[Shade]]], columns: Sequence[str], steps: Sequence[float]) -> str:
         """Draw rows of cells, shaded by the sign of the distance and by how many of the steps it reaches."""
@@ -297,42 +232,52 @@ class Canvas:
         ax.set_axis_off()
         ax.set_xlim(0, WIDTH)
         ax.set_ylim(height, 0)
-
-        def say(x: float, y: float, text: str, ink: str = "ink", align: str = "center") -> None:
-            ax.text(x, y, text, ha=align, va="center", fontsize=FONT, color=COLOURS[ink], parse_math=False)
-
+        middle = {"ha": "center", "va": "center"}
         for j, name in enumerate(columns):
             lines = two_lines(name, max(int(wide / 7.6), 4))
             for k, line in enumerate(lines):
-                say(left + (j + 0.5) * wide, head - 9 - 13 * (len(lines) - 1 - k), line)
+                _text(ax, left + (j + 0.5) * wide, head - 9 - 13 * (len(lines) - 1 - k), line, **middle)
         for i, (name, cells) in enumerate(rows):
             y = head + i * step
-            say(4, y + step / 2, shorten(name, 12), align="left")
+            _text(ax, 4, y + step / 2, shorten(name, 12), va="center")
             for j, one in enumerate(cells):
                 x = left + j * wide
                 shade = sum(abs(one.away) >= size for size in steps) if math.isfinite(one.away) else 0
                 colour = COLOURS[colour_of(1 if one.away > 0 else 2)]
-                box = Rectangle((x + 1, y + 1), wide - 2, step - 2, facecolor=colour, alpha=0.13 * shade, linewidth=0)
-                ax.add_patch(box)
-                edge = Rectangle((x + 1, y + 1), wide - 2, step - 2, fill=False, edgecolor=COLOURS["line"])
-                edge.set_linewidth(0.8)
-                ax.add_patch(edge)
-                say(x + wide / 2, y + 11, hundredths(one.away))
-                say(x + wide / 2, y + 24, one.text, "soft")
-        return self._svg(fig, height)
+                box = (x + 1, y + 1), wide - 2, step - 2
+                ax.add_patch(Rectangle(*box, facecolor=colour, alpha=0.13 * shade, linewidth=0))
+                ax.add_patch(Rectangle(*box, fill=False, edgecolor=COLOURS["line"], linewidth=0.8))
+                _text(ax, x + wide / 2, y + 11, hundredths(one.away), **middle)
+                _text(ax, x + wide / 2, y + 24, one.text, "soft", **middle)
+        return self._svg(fig)
 
-    @contextlib.contextmanager
-    def _frame(self, height: float, xlabel: str, ylabel: str) -> Iterator[_Frame]:
-        fig, ax = _axes(height, left=46, right=12, top=26, bottom=40)
-        frame = _Frame(ax)
-        yield frame
-        _finish(ax, xlabel)
-        _vertical(ax, ylabel, height)
-        frame.svg = self._svg(fig, height)
-
-    def _svg(self, fig: Figure, height: float) -> str:
+    def _svg(self, fig: Figure) -> str:
         self.count += 1
-        return _render(fig, height, f"{self.prefix}{self.count}-")
+        return _render(fig, f"g{self.count}-")
+
+
+def _bars(ax: Axes, marks: Sequence[Mark], y: float) -> None:
+    """Draw bars from zero with their intervals."""
+    for mark in marks:
+        ax.barh(y, mark.value, height=9, color=COLOURS[colour_of(mark.index)], linewidth=0)
+        ends = [mark.low, mark.high]
+        if all(map(math.isfinite, ends)):
+            ink: dict[str, Any] = {"color": COLOURS["ink"], "linewidth": 1.2, "solid_capstyle": "butt"}
+            ax.plot(ends, [y, y], **ink)
+            for end in ends:
+                ax.plot([end, end], [y - 3, y + 3], **ink)
+
+
+def _marks(ax: Axes, marks: Sequence[Mark], y: float) -> None:
+    """Draw marks with their intervals, those of one row above one another; two are joined by a line."""
+    if len(marks) == 2:
+        ax.plot([mark.value for mark in marks], [y, y], color=COLOURS["line"], linewidth=3, solid_capstyle="round")
+    for k, mark in enumerate(marks):
+        at, colour = y + (k - (len(marks) - 1) / 2) * 5.0, COLOURS[colour_of(mark.index)]
+        if math.isfinite(mark.low) and math.isfinite(mark.high):
+            ax.plot([mark.low, mark.high], [at, at], color=colour, linewidth=1.6, solid_capstyle="butt")
+        shape, face = mark.shape or marker_of(mark.index), COLOURS["paper"] if mark.hollow else colour
+        ax.plot([mark.value], [at], shape, markersize=7, color=face, markeredgecolor=colour, markeredgewidth=1.5)
 
 
 def _cross(ax: Axes, point: Point) -> None:
@@ -358,22 +303,19 @@ def _axes(height: float, *, left: float, right: float, top: float, bottom: float
     return fig, ax
 
 
-def _text(
-    ax: Axes, x: float, y: float, text: str, *, align: str = "left", weight: str = "normal", colour: str = "ink"
-) -> None:
+def _frame(height: float, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """Return axes with a grid, and their titles beside their ends."""
+    fig, ax = _axes(height, left=46, right=12, top=26, bottom=40)
+    _finish(ax, xlabel)
+    ax.grid(True, color=COLOURS["line"], linewidth=0.6)
+    # upright letters above the axis read better than turned ones beside it
+    fig.text(8 / WIDTH, 1 - 12 / height, ylabel, fontsize=FONT, color=COLOURS["ink"], parse_math=False)
+    return fig, ax
+
+
+def _text(ax: Axes, x: float, y: float, text: str, colour: str = "ink", **more: Any) -> None:
     if text:
-        ax.text(
-            x,
-            y,
-            text,
-            transform=ax.get_yaxis_transform(),
-            horizontalalignment=align,
-            verticalalignment="baseline",
-            fontsize=FONT,
-            fontweight=weight,
-            color=COLOURS[colour],
-            parse_math=False,
-        )
+        ax.text(x, y, text, fontsize=FONT, color=COLOURS[colour], parse_math=False, **more)
 
 
 def _finish(ax: Axes, xlabel: str) -> None:
@@ -383,25 +325,12 @@ def _finish(ax: Axes, xlabel: str) -> None:
         ax.spines[side].set_color(COLOURS["line"])
         ax.spines[side].set_linewidth(1)
     ax.tick_params(labelsize=FONT, labelcolor=COLOURS["soft"], color=COLOURS["line"], length=4, width=1)
-    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 6, plain=True)))
     # the label is set at the axis' left end, where a narrow page has room for a long one
     ax.set_xlabel(xlabel, loc="left", fontsize=FONT, color=COLOURS["ink"], labelpad=4, parse_math=False)
     ax.set_axisbelow(True)
-
-
-def _vertical(ax: Axes, ylabel: str, height: float) -> None:
-    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
-    ax.grid(True, color=COLOURS["line"], linewidth=0.6)
-    # upright letters above the axis read better than turned ones beside it
-    figure = ax.get_figure(root=True)
-    if figure is not None:
-        figure.text(8 / WIDTH, 1 - 12 / height, ylabel, fontsize=FONT, color=COLOURS["ink"], parse_math=False)
-
-
-def _tick(value: float) -> str:
-    return number(value, 6, plain=True)
 
 
 def _limits(rows: Sequence[Row], zero: bool, margin: float) -> tuple[float, float]:
@@ -417,7 +346,7 @@ def _limits(rows: Sequence[Row], zero: bool, margin: float) -> tuple[float, floa
     return left, high if zero and low < 0 == high else high + pad
 
 
-def _render(fig: Figure, height: float, prefix: str) -> str:
+def _render(fig: Figure, prefix: str) -> str:
     buffer = io.StringIO()
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "upright"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
@@ -454,7 +383,7 @@ def _render(fig: Figure, height: float, prefix: str) -> str:
             if child.tag in {"style", "metadata"} or (child.tag in {"defs", "g"} and _empty(child)):
                 parent.remove(child)
     root.attrib.clear()
-    root.set("viewBox", f"0 0 {WIDTH} {height:g}")
+    root.set("viewBox", f"0 0 {WIDTH} {72 * fig.get_figheight():g}")
     root.set("aria-hidden", "true")
     root.set("focusable", "false")
     for node in root.iter():

@@ -5,35 +5,33 @@ Nothing is computed here: every number of a report was computed by the run and i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from upright import declare
 from upright.contract import InputError
-from upright.evidence.records import Difference, Level, Null
+from upright.evidence.records import Difference, Level
+from upright.experiment.folders import read_json
 from upright.experiment.notes import merge_curves
-from upright.experiment.summary import ArmFacts, Kind, Summary, again, summary_file
+from upright.experiment.registry import declared_of
+from upright.experiment.summary import ArmFacts, Summary, again, summary_file
 from upright.report.table import UnitTable
 from upright.report.text import metric_title, printable, shorten
 
-__all__ = ["ArmView", "Difference", "Level", "Null", "RunRecord", "View", "read_folder"]
+__all__ = ["ArmView", "RunRecord", "View", "printed", "read_folder"]
 
 
-@dataclasses.dataclass(frozen=True)
-class ArmView:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArmView(ArmFacts):
     """One arm as a report draws it; ``index`` fixes colour and marker, 0 is the baseline and 1 the remedy."""
 
-    name: str
-    title: str
-    role: str
-    index: int
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    totals: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    curves: Sequence[Mapping[str, Any]] = ()
+    index: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,69 +39,80 @@ class RunRecord:
     """What one run folder holds beside its evidence."""
 
     folder: Path
-    seed: int | None
     status: Mapping[str, Any]
     config: Mapping[str, Any]
-    log: tuple[Mapping[str, Any], ...]
+    log: Sequence[Mapping[str, Any]]
     unread_lines: int
 
 
-@dataclasses.dataclass(frozen=True)
-class View:
-    """A folder, read; arms of a sweep stand in ``swept`` alone, so that only fronts show them."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class View(Summary):
+    """A folder, read: its summary, and its run folders; arms of a sweep stand apart, so that only fronts show them."""
 
-    kind: Kind
     folder: Path
-    method: str
-    title: str
-    mends: str
-    data: Mapping[str, Any]
     arms: tuple[ArmView, ...]
-    seeds: tuple[int, ...]
-    evidence: Mapping[str, Any]
-    levels: tuple[Level, ...]
-    differences: tuple[Difference, ...]
-    swept: tuple[Level, ...]
-    warnings: tuple[str, ...]
-    deviations: tuple[str, ...]
-    runs: tuple[RunRecord, ...]
-    missing_runs: tuple[str, ...]
-    stored: Summary
-    swept_field: str
-    sweep: Mapping[str, float]
-    table: UnitTable
+    swept: tuple[ArmFacts, ...]
+    folders: tuple[RunRecord, ...]
 
-    def arm(self, name: str) -> ArmView | None:
-        """Return an arm by name, None when the folder does not list it."""
-        return next((arm for arm in self.arms if arm.name == name), None)
+    def arm(self, name: str) -> ArmView:
+        """Return an arm by name; grey and without a title when the folder does not list it."""
+        return next((arm for arm in self.arms if arm.name == name), ArmView(name=name, title=name))
 
-    def arm_title(self, name: str) -> str:
-        """Return how to write an arm; its name when the folder does not list it."""
-        arm = self.arm(name)
-        return arm.title if arm else name
+    @property
+    def remedy(self) -> ArmView | None:
+        """The remedy, or the first arm where none is one."""
+        return next((arm for arm in self.arms if arm.role == "remedy"), next(iter(self.arms), None))
 
-    def index_of(self, name: str) -> int:
-        """Return the colour of an arm; that of the baseline when the folder does not list it."""
-        arm = self.arm(name)
-        return arm.index if arm else 0
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """``config.json`` of the first run that has one."""
+        return next((run.config for run in self.folders if run.config), {})
 
-    def strength(self, arm: ArmView) -> float:
-        """Return an arm's own value of the swept setting, else the configured one; NaN when neither is stored."""
-        config: Any = next((run.config for run in self.runs if run.config), {})
-        method = (config.get("resolved") or {}).get("method") or {}
-        value = arm.settings.get(self.swept_field, method.get(self.swept_field))
-        return float(value) if isinstance(value, int | float) else math.nan
+    @property
+    def status(self) -> Mapping[str, Any]:
+        """``run.json`` of the first run that has one."""
+        return next((run.status for run in self.folders if run.status), {})
 
     @property
     def places(self) -> tuple[Path, ...]:
         """The folder, and those of its runs."""
-        return tuple(self.table.places)
+        return tuple(dict.fromkeys((self.folder, *(run.folder for run in self.folders))))
 
-    def find(self, statistic: str, group: str | None = None) -> list[Level]:
-        """Return the levels of one statistic and group in the order of the arms."""
-        order = {arm.name: i for i, arm in enumerate(self.arms)}
-        rows = [row for row in self.levels if row.statistic == statistic and row.group == group]
-        return sorted(rows, key=lambda row: order.get(row.arm, len(order)))
+    @property
+    def table(self) -> UnitTable:
+        """Values of units."""
+        return UnitTable(self.places)
+
+    @cached_property
+    def _whole(self) -> dict[tuple[str, str], Level]:
+        return {(row.arm, row.statistic): row for row in self.evidence.levels if row.group is None}
+
+    def level(self, arm: str, statistic: str) -> Level | None:
+        """Return a statistic of an arm, or of a strength of one, over all units; None where it is not stored."""
+        return self._whole.get((arm, statistic))
+
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """Levels of the arms that are no other strength of one."""
+        swept = {arm.name for arm in self.swept}
+        return tuple(row for row in self.evidence.levels if row.arm not in swept)
+
+    @cached_property
+    def declared(self) -> Sequence[declare.Block]:
+        """What the method or audit declares to be shown; nothing where it is not installed."""
+        spec = declared_of(self.method)
+        return spec.report if spec else ()
+
+    @property
+    def limits(self) -> Sequence[str]:
+        """What the method or audit says that it does not show."""
+        spec = declared_of(self.method)
+        return spec.limits if spec else ()
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """The remedy minus every other arm."""
+        return self.evidence.differences
 
     def metric_title(self, metric: str) -> str:
         """Return how the evidence's own labels write a metric, else what can be made of its name."""
@@ -115,8 +124,7 @@ class View:
     @property
     def verdict(self) -> Mapping[str, Any]:
         """The stored verdict; empty when there is none."""
-        found = self.evidence.get("verdict")
-        return found if isinstance(found, Mapping) else {}
+        return self.evidence.verdict
 
     @property
     def primary(self) -> str:
@@ -129,14 +137,19 @@ class View:
         return str(self.verdict.get("cost_statistic") or "")
 
     @property
+    def n_units(self) -> int | None:
+        """How many units were counted; None where that is not stored."""
+        return self.evidence.facts.get("n_units")
+
+    @property
     def unit_kind(self) -> str:
         """What is counted: ``user``, ``row`` ..."""
-        return str(self.evidence.get("unit_kind", "unit"))
+        return str(self.evidence.facts.get("unit_kind", "unit"))
 
     @property
     def confidence(self) -> float:
         """Coverage of every interval."""
-        return float(self.evidence.get("confidence", 0.95))
+        return float(self.evidence.facts.get("confidence", 0.95))
 
 
 def read_folder(folder: Path) -> View:
@@ -155,122 +168,55 @@ def read_folder(folder: Path) -> View:
             "name the folder that `upright run` or `upright audit` printed",
         )
     file = summary_file(folder)
-    if file.is_file():
-        row = _json(file)
-        return _view(folder, Summary.read(row, f"{folder.name}/{file.name}", lambda: again(folder)))
-    status = _json(folder / "run.json").get("status") if (folder / "run.json").is_file() else None
-    raise InputError(
-        f"{folder.name}: no summary.json" + (f"; its run is {status!r}" if status else ""),
-        "a folder with summary.json (a finished run or an audit) or comparison.json",
-        "resume the run until it is done" if status else "name the folder that a verb of upright wrote",
-    )
-
-
-def _view(folder: Path, found: Summary) -> View:
-    runs, missing = _runs(folder, found)
-    others = {arm.name: arm for arm in found.arms if arm.role == "sweep"}
-    field, sweep = _swept(others.values())
-    levels, e = found.evidence.levels, found.evidence
-    return View(
-        kind=found.kind,
-        folder=folder,
-        method=found.method,
-        title=found.title or found.method or "audit",
-        mends=found.mends,
-        data=found.data,
-        arms=_arms(found, runs),
-        seeds=found.seeds or tuple(r.seed for r in runs if r.seed is not None),
-        evidence={**e.facts, "verdict": e.verdict, "alone": e.alone, "headline": e.headline},
-        levels=tuple(row for row in levels if row.arm not in others),
-        differences=e.differences,
-        swept=tuple(row for row in levels if row.arm in others),
-        warnings=found.warnings,
-        deviations=found.deviations,
-        runs=runs,
-        missing_runs=missing,
-        stored=found,
-        swept_field=field,
-        sweep=sweep,
-        table=UnitTable((folder, *(run.folder for run in runs if run.folder != folder))),
-    )
-
-
-def _swept(arms: Iterable[ArmFacts]) -> tuple[str, dict[str, float]]:
-    """Return the setting that a sweep varies and its value in each sweep arm."""
-    field, found = "", {}
-    for arm in arms:
-        for key, value in arm.settings.items():
-            if isinstance(value, int | float) and f"{value:g}" == arm.name.partition("@")[2]:
-                field, found[arm.name] = str(key), float(value)
-    return field, found
+    if not file.is_file():
+        status = _json(folder / "run.json").get("status")
+        raise InputError(
+            f"{folder.name}: no summary.json" + (f"; its run is {status!r}" if status else ""),
+            "a folder with summary.json (a finished run or an audit) or comparison.json",
+            "resume the run until it is done" if status else "name the folder that a verb of upright wrote",
+        )
+    found = Summary.read(_json(file), f"{folder.name}/{file.name}", lambda: again(folder))
+    # runs stand beside their comparison; inside it when somebody moved them together
+    beside = (next(filter(Path.is_dir, (folder.parent / name, folder / name)), None) for name in found.runs)
+    runs = tuple(map(_run, filter(None, beside) if found.runs else [folder]))
+    own = {
+        "title": found.title or found.method or "audit",
+        "arms": _arms(found, runs),
+        "seeds": found.seeds or tuple(run.status["seed"] for run in runs if "seed" in run.status),
+    }
+    swept = tuple(arm for arm in found.arms if arm.role == "sweep")
+    return View(**{**vars(found), **own}, folder=folder, swept=swept, folders=runs)
 
 
 def _arms(found: Summary, runs: Sequence[RunRecord]) -> tuple[ArmView, ...]:
     listed = [arm for arm in found.arms if arm.role != "sweep"]
     # the baseline is always grey and the remedy always blue, wherever they stand in the list
-    rest = iter(range(2, 2 + len(listed)))
-    taken: set[int] = set()
+    fixed, rest = {"baseline": 0, "remedy": 1}, itertools.count(2)
     logged = merge_curves([run.log for run in runs])
     views = list[ArmView]()
     for arm in listed:
-        fixed = 1 if len(listed) == 1 else {"baseline": 0, "remedy": 1}.get(arm.role)
-        index = fixed if fixed is not None and fixed not in taken else next(rest)
-        taken.add(index)
+        index = 1 if len(listed) == 1 else fixed.pop(arm.role, None)
         title, audited = arm.title or arm.name, found.kind == "audit"
-        notes = {**arm.notes, **found.audit} if audited and not views else arm.notes  # facts of what was audited
-        views.append(
-            ArmView(
-                arm.name,
-                title[:1].upper() + title[1:],
-                "" if audited else arm.role,
-                index,
-                arm.settings,
-                notes,
-                arm.totals,
-                arm.curves or logged.get(arm.name, ()),
-            )
-        )
+        own = {
+            "title": title[:1].upper() + title[1:],
+            "role": "" if audited else arm.role,
+            "notes": {**arm.notes, **found.audit} if audited and not views else arm.notes,  # facts of what was audited
+            "curves": arm.curves or logged.get(arm.name, ()),
+        }
+        views.append(ArmView(**{**vars(arm), **own}, index=next(rest) if index is None else index))
     return tuple(views)
 
 
-def _runs(folder: Path, summary: Summary) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:
-    if not summary.runs:
-        return (_run(folder),), ()
-    found, missing = [], []
-    for name in summary.runs:
-        # runs stand beside their comparison; inside it when somebody moved them together
-        place = next((p for p in (folder.parent / name, folder / name) if p.is_dir()), None)
-        if place is None:
-            missing.append(Path(name).name)
-        else:
-            found.append(_run(place))
-    return tuple(found), tuple(missing)
-
-
 def _run(folder: Path) -> RunRecord:
-    status, config = _optional(folder / "run.json"), _optional(folder / "config.json")
-    log, unread = _lines(folder / "metrics.jsonl")
-    seed = status.get("seed")
-    return RunRecord(folder, seed if isinstance(seed, int) else None, status, config, log, unread)
-
-
-def _lines(path: Path) -> tuple[tuple[Mapping[str, Any], ...], int]:
-    """Read a log whose last line a killed process may have left half written; count what cannot be read."""
-    if not path.is_file():
-        return (), 0
-    rows, unread = [], 0
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.strip():
-            continue
-        try:
-            row = printed(json.loads(line))
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            unread += 1
-    return tuple(rows), unread
+    """Read a run; count the lines of its log that cannot be read: a killed process may have left one half written."""
+    log = folder / "metrics.jsonl"
+    lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()] if log.is_file() else []
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            rows.append(printed(json.loads(line)))
+    rows = [row for row in rows if isinstance(row, dict)]
+    return RunRecord(folder, _json(folder / "run.json"), _json(folder / "config.json"), rows, len(lines) - len(rows))
 
 
 def printed(value: Any, longest: int | None = None) -> Any:
@@ -283,17 +229,9 @@ def printed(value: Any, longest: int | None = None) -> Any:
     return [printed(v, longest) for v in value] if isinstance(value, list) else value
 
 
-def _optional(path: Path) -> Mapping[str, Any]:
-    return _json(path) if path.is_file() else {}
-
-
 def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        found = printed(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise InputError(
-            f"{path.name} is not JSON: {error}", "the file as upright wrote it", "restore it, or run again"
-        ) from error
+    """Read a JSON object; empty where there is none."""
+    found = printed(read_json(path)) if path.is_file() else {}
     if not isinstance(found, dict):
         raise InputError(f"{path.name} holds {type(found).__name__}", "a JSON object", "restore it, or run again")
     return found

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from upright.contract import InputError
-from upright.evidence.records import Difference, Level
 from upright.experiment.folders import read_json
+from upright.report.read import View, read_folder
 from upright.report.text import NARROW, interval, number, plural
 
 __all__ = ["results_page", "study_page"]
@@ -53,30 +51,26 @@ def results_page(results: Path) -> str:
         When a summary cannot be read, or its verdict is of an older version.
     """
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
-    for path in sorted(results.glob("*/summary.json")):
-        summary = read_json(path)
-        if summary["evidence"].get("verdict"):
-            rows.append(_row(path.parent.name, summary))
+    views = [read_folder(path.parent) for path in sorted(results.glob("*/summary.json"))]
+    rows += [_row(view) for view in views if view.verdict]
     table = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     return "\n".join([HEAD, "", *table]) + "\n"
 
 
 def study_page(folder: Path) -> str:
     """Return the README of a study as text, from its ``summary.json`` and ``config.json``."""
-    summary = read_json(folder / "summary.json")
-    said, data = summary["evidence"]["verdict"], summary["data"]
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    evidence, lines = summary["evidence"], said["lines"]
+    view = read_folder(folder)
+    said = view.verdict
     words = {"effect": "Effect", "due": "Due to the method", "price": "Price", "rivals": "Rivals"}
-    told = [f"* **{title}**: {lines[key]}." for key, title in words.items() if lines.get(key)]
-    size = f"{evidence['n_seeds']} seeds, {plural(evidence['n_units'], evidence['unit_kind'])}"
+    told = [f"* **{title}**: {said['lines'][key]}." for key, title in words.items() if said["lines"].get(key)]
+    size = f"{len(view.seeds)} seeds, {plural(view.n_units or 0, view.unit_kind)}"
     parts = [
-        f"# {summary['title']} on {data['name']}: {folder.name}",
+        f"# {view.title} on {view.data['name']}: {folder.name}",
         "Written by `make results`; do not edit.",
         f"**{said['title'][:1].upper()}{said['title'][1:]}.** {said['sentence'].replace('->', '→')}",
         "\n".join(told),
         f"What to do next: {' '.join(said['next_steps'])}",
-        f"Mends {summary['mends']}; {size}; {evidence['resampling']}.",
+        f"Mends {view.mends}; {size}; {view.evidence.facts['resampling']}.",
         f"`upright report results/{folder.name}` draws every number of this folder.",
     ]
     if said.get("from_stored_intervals"):
@@ -85,36 +79,33 @@ def study_page(folder: Path) -> str:
         parts.append("How it was run: [notes.md](notes.md).")
     if (folder / "environment.json").is_file() and "stopping" in (env := read_json(folder / "environment.json")):
         parts.append(f"Trained when {env['stopping']}")
-    if config.get("command"):
-        parts.append(f"To repeat it:\n\n```\n{config['command']}\n```")
+    if view.config.get("command"):
+        parts.append(f"To repeat it:\n\n```\n{view.config['command']}\n```")
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _row(name: str, summary: Mapping[str, Any]) -> tuple[str, ...]:
-    evidence = summary["evidence"]
-    said = evidence["verdict"]
+def _row(view: View) -> tuple[str, ...]:
+    name, said = view.folder.name, view.verdict
     if "title" not in said:
         raise InputError(f"{name}: a verdict of an older version", "one with a title", "publish the study again")
     mark = " (from stored intervals)" if said.get("from_stored_intervals") else ""
     return (
         f"[{name}](results/{name})",
         f"**{said['title']}**{mark}",
-        f"{evidence['n_seeds']} × {plural(evidence['n_units'], evidence['unit_kind'])}",
-        _change(summary, said["primary"], percent=True),
+        f"{len(view.seeds)} × {plural(view.n_units or 0, view.unit_kind)}",
+        _change(view, view.primary, percent=True),
         said["lines"]["due"],
-        _change(summary, said["cost_statistic"]),
+        _change(view, view.cost_statistic),
     )
 
 
-def _change(summary: Mapping[str, Any], statistic: str, percent: bool = False) -> str:
+def _change(view: View, statistic: str, percent: bool = False) -> str:
     """Write a statistic over all units: without and with the remedy, in percent, the change and its interval."""
-    evidence, arm = summary["evidence"], {a["role"]: a["name"] for a in summary["arms"]}
-    levels = [Level.read(row) for row in evidence["levels"] if row["statistic"] == statistic]
-    changes = [Difference.read(row) for row in evidence["differences"] if row["statistic"] == statistic]
-    before, after = (
-        next(row for row in levels if row.arm == arm[role] and row.group is None) for role in ("baseline", "remedy")
-    )
-    change = next(row for row in changes if (row.arm, row.against) == (after.arm, before.arm))
+    changes = (row for row in view.differences if row.statistic == statistic)
+    change = next(row for row in changes if view.arm(row.against).role == "baseline")
+    before, after = view.level(change.against, statistic), view.level(change.arm, statistic)
+    if before is None or after is None:
+        raise InputError(f"{view.folder.name}: no level of {statistic}", "one of each arm", "publish the study again")
     share = 100 * (after.value - before.value) / abs(before.value) if abs(before.value) > change.margin else math.nan
     return (
         f"{before.label}: {number(before.value)} → {number(after.value)}"

@@ -5,12 +5,25 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from upright import declare
-from upright.report.kinds import arm_key, changes_of, draw, intervals_figure, levels_of, panel, spread
+from upright.evidence.records import Difference, Level
+from upright.report.kinds import (
+    arm_cell,
+    arm_key,
+    changes_of,
+    draw,
+    intervals_figure,
+    levels_of,
+    panel,
+    spread,
+    spread_cell,
+)
 from upright.report.parts import (
+    DASH,
     Block,
     Cell,
     Code,
@@ -30,13 +43,12 @@ from upright.report.parts import (
     tag,
 )
 from upright.report.plots import Canvas
-from upright.report.read import ArmView, Difference, Level, RunRecord, View
+from upright.report.read import ArmView, RunRecord, View
 from upright.report.text import (
     ROLES,
     attack_title,
     duration,
     flatten,
-    interval,
     lower,
     metric_title,
     number,
@@ -46,7 +58,7 @@ from upright.report.text import (
     shorten,
 )
 
-__all__ = ["Declared", "costs", "first_screen", "folds", "limits", "verdict_card", "verdict_tag", "word_tag"]
+__all__ = ["costs", "every_number", "headline", "level_cell", "limits", "report_sections", "verdict_card", "word_tag"]
 
 LEAKS = ("leakage", "worst_leakage")
 MOST_COMPARED = 6  # rows of an audit's first table
@@ -62,12 +74,18 @@ LINES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Declared:
-    """What a method or an audit declares about its report."""
-
-    report: Sequence[declare.Block] = ()
-    limits: Sequence[str] = ()
+def report_sections(view: View, canvas: Canvas) -> list[Section]:
+    """Return the sections of a report: the verdict and who gets what are open, the rest is folded."""
+    first, figure = headline(view, canvas)
+    table = _arms_table(view) if view.differences else _compared(view, MOST_COMPARED)
+    beside: list[Block] = [block for block in (table, figure) if block]
+    card: list[Block] = [verdict_card(view), *([Grid(beside, beside=True)] if beside else [])]
+    shown = [Section("verdict", "Verdict", card), _who(view, canvas)]
+    blocks = panel(view, canvas, [block for block in view.declared if block is not first])
+    named = "What is shown" if view.kind == "audit" else f"What {view.title} did"
+    folds = [Section("panel", named, blocks, named) if blocks else None, every_number(view), _training(view, canvas)]
+    folds += [_conditions(view), _worst(view), _auditor(view)]
+    return [*filter(None, shown), *(dataclasses.replace(fold, folded=True) for fold in folds if fold)]
 
 
 # -- the verdict ------------------------------------------------------------------------------------------------------
@@ -84,8 +102,7 @@ def verdict_tag(view: View) -> Tag:
 def verdict_card(view: View, name: str = "") -> Verdict:
     """Return the stored verdict as it is; nothing is judged here."""
     said = view.verdict
-    stored = said.get("lines")
-    lines: Mapping[str, Any] = stored if isinstance(stored, Mapping) else {}
+    lines: Mapping[str, Any] = said.get("lines") or {}
     sentence = str(said.get("sentence") or "This folder stores no verdict.")
     facts = [
         (title, str(lines[key]))
@@ -98,35 +115,27 @@ def verdict_card(view: View, name: str = "") -> Verdict:
     return Verdict(verdict_tag(view), sentence, facts, [str(step) for step in said.get("next_steps") or ()], name)
 
 
-def first_screen(view: View, canvas: Canvas, declared: Declared) -> Section:
-    """Return the card, a table of arms or of what was compared, and the one plot that carries the verdict."""
-    table = _arms_table(view) if view.differences else _compared(view, MOST_COMPARED)
-    figure = headline(view, canvas, declared)
-    beside: list[Block] = [block for block in (table, figure) if block]
-    return Section("verdict", "Verdict", [verdict_card(view), *([Grid(beside, beside=True)] if beside else [])])
-
-
-def headline(view: View, canvas: Canvas, declared: Declared) -> Block | None:
-    """Return the first declared block that draws a figure, else what decides."""
-    for block in declared.report:
+def headline(view: View, canvas: Canvas) -> tuple[declare.Block | None, Figure | None]:
+    """Return the first declared block that draws a figure, with it; else what decides."""
+    for block in view.declared:
         found = draw(block, view, canvas)
         if isinstance(found, Figure):
-            return found
-    lines = changes_of(view, view.primary) or levels_of(view, view.primary) or _grouped(view)
-    return intervals_figure(view, canvas, lines, declare.Signed(lines[0].of)) if lines else None
+            return block, found
+    grouped = (levels_of(view, f"{name}=*") for name in _means_by_group(view))
+    lines = changes_of(view, view.primary) or levels_of(view, view.primary) or next(grouped, [])
+    return None, intervals_figure(view, canvas, lines, declare.Signed(lines[0].of)) if lines else None
 
 
-def _grouped(view: View) -> list[Any]:
+def _means_by_group(view: View) -> list[str]:
+    """Return the statistics that are means by group, those of what decides first."""
     names = dict.fromkeys(row.statistic for row in view.levels if row.name == "mean" and row.group is not None)
     deciding = f"mean:{view.primary.partition(':')[2]}"
-    first = next(iter(sorted(names, key=lambda name: name != deciding)), "")
-    return levels_of(view, f"{first}=*") if first else []
+    return sorted(names, key=lambda name: name != deciding)
 
 
 def _arms_table(view: View) -> Table:
     """Return what decides and what it costs for each arm, and how it stands beside no remedy and beside the remedy."""
-    at = {(row.statistic, row.arm): row for row in view.levels if row.group is None}
-    alone = {row.arm: row for row in view.stored.evidence.alone}
+    alone = {row.arm: row for row in view.evidence.alone}
     own = {row.against: row for row in view.differences if row.statistic == view.primary}
     remedy = next((row.arm for row in own.values()), "")
     none = next((row for row in own.values() if row.role == "baseline"), None)
@@ -135,26 +144,24 @@ def _arms_table(view: View) -> Table:
         next((row.label for row in view.levels if row.statistic == s), s) for s in (view.primary, view.cost_statistic)
     )
     for arm in view.arms:
-        effect, paid = at.get((view.primary, arm.name)), at.get((view.cost_statistic, arm.name))
+        effect, paid = view.level(arm.name, view.primary), view.level(arm.name, view.cost_statistic)
         change = none if arm.name == remedy else alone.get(arm.name)
         gained = tag(change.verdict) if change else None
-        words = [word_tag(view)] if arm.name == remedy else []
-        words += [tag(str(beside[arm.name]))] if arm.name in beside else []
+        word = tag(str(beside[arm.name])) if arm.name in beside else None
+        word = word_tag(view) if arm.name == remedy else word
         body.append(
             (
-                Cell(arm.title, ROLES.get(arm.role, arm.role), key=arm_key(arm)),
-                dataclasses.replace(_level(effect), tag=gained),
-                _level(paid),
-                Cell("", tag=words[0]) if words else Cell("–"),
+                arm_cell(arm, role=True),
+                dataclasses.replace(level_cell(effect), tag=gained),
+                level_cell(paid),
+                Cell("", tag=word) if word else Cell("–"),
             )
         )
-    title = view.arm_title(remedy)
+    title = view.arm(remedy).title
     columns = [Column("Arm"), Column(shorten(primary, 30), "tag: against no remedy", True)]
     columns += [Column(shorten(cost, 30), numeric=True), Column(f"{title} against it")]
-    n, kind = view.evidence.get("n_units"), view.unit_kind
-    reading = [
-        f"{percent(view.confidence)} intervals over {plural(len(view.seeds), 'seed')} and {plural(n or 0, kind)}."
-    ]
+    size = f"{plural(len(view.seeds), 'seed')} and {plural(view.n_units or 0, view.unit_kind)}"
+    reading = [f"{percent(view.confidence)} intervals over {size}."]
     return Table("Arms: what decides, and what it costs", columns, body, reading=reading)
 
 
@@ -165,15 +172,14 @@ def word_tag(view: View) -> Tag:
     return dataclasses.replace(verdict_tag(view), word=lacking + word)
 
 
-def _level(row: Level | None) -> Cell:
-    if row is None:
-        return Cell("–", numeric=True)
-    return cell(row.value, interval(row.low, row.high) if math.isfinite(row.low) else "")
+def level_cell(row: Level | None) -> Cell:
+    """Return a level with its interval; a dash where there is none."""
+    return cell(row.value, row.low, row.high) if row else DASH
 
 
 def _compared(view: View, most: int | None = None) -> Table | None:
     """Return what an audit compared with chance, shown or not; what decides first."""
-    headline = view.stored.evidence.headline
+    headline = view.evidence.headline
     deciding = headline.name if headline else ""
     rows = sorted((row for row in view.levels if math.isfinite(row.p)), key=lambda row: row.name != deciding)
     if not rows:
@@ -181,7 +187,7 @@ def _compared(view: View, most: int | None = None) -> Table | None:
     body = [
         (
             Cell(label_of(row)),
-            cell(row.value, interval(row.low, row.high)),
+            level_cell(row),
             Cell(
                 "",
                 f"p = {number(row.p, 4)}"
@@ -200,14 +206,11 @@ def _compared(view: View, most: int | None = None) -> Table | None:
 # -- who gets what ----------------------------------------------------------------------------------------------------
 
 
-def who(view: View, canvas: Canvas, declared: Declared) -> Section | None:
+def _who(view: View, canvas: Canvas) -> Section | None:
     """Return means by group and of the worst tenth, whatever decides."""
-    names = dict.fromkeys(row.statistic for row in view.levels if row.name == "mean" and row.group is not None)
-    deciding = f"mean:{view.primary.partition(':')[2]}"
-    if any(block.of.startswith("mean:*") for block in declared.report[:1]):
-        names = {}  # they stand beside the verdict
+    beside_the_verdict = any(block.of.startswith("mean:*") for block in view.declared[:1])
     figures = []
-    for name in sorted(names, key=lambda name: name != deciding)[:2]:
+    for name in [] if beside_the_verdict else _means_by_group(view)[:2]:
         lines = levels_of(view, f"{name}=*")
         groups = {line.group for line in lines}
         kind = declare.Dumbbell if len(groups) <= 3 and len(view.arms) > 1 else declare.Intervals
@@ -217,22 +220,12 @@ def who(view: View, canvas: Canvas, declared: Declared) -> Section | None:
         lines = levels_of(view, name)
         reading = [f"The tenth of {view.unit_kind}s with the lowest values, whatever their group."]
         figures.append(intervals_figure(view, canvas, lines, declare.Intervals(lines[0].of, reading=reading)))
-    n = view.evidence.get("n_units")
-    title = f"Who gets what: {number(n)} {view.unit_kind}s" if isinstance(n, int) else "Who gets what"
+    size = f": {number(view.n_units)} {view.unit_kind}s" if view.n_units is not None else ""
+    title = f"Who gets what{size}"
     return Section("units", title, [Grid(figures)], "Who gets what") if figures else None
 
 
 # -- folds ------------------------------------------------------------------------------------------------------------
-
-
-def folds(view: View, canvas: Canvas, declared: Declared) -> list[Section]:
-    """Return what is folded: the method's blocks, every statistic, curves, conditions, the worst units, the auditor."""
-    shown = next((block for block in declared.report if isinstance(draw(block, view, Canvas()), Figure)), None)
-    blocks = panel(view, canvas, [block for block in declared.report if block is not shown])
-    named = "What is shown" if view.kind == "audit" else f"What {view.title} did"
-    parts: list[Section | None] = [Section("panel", named, blocks, named) if blocks else None]
-    parts += [every_number(view), _training(view, canvas), _conditions(view), _worst(view), auditor(view, declared)]
-    return [dataclasses.replace(part, folded=True) for part in parts if part]
 
 
 def label_of(row: Level | Difference) -> str:
@@ -263,7 +256,10 @@ def every_number(view: View) -> Section:
     )
     blocks += deciding
     if view.differences:
-        blocks.append(Prose([_not_significant(view)]))
+        words = [row.verdict for row in view.differences]
+        counted = f"{number(words.count('undecided'))} are undecided and {number(words.count('none'))} are none that"
+        text = f"Of {plural(len(words), 'difference')}, {counted} matters."
+        blocks.append(Prose([f"{text} An undecided difference is not evidence of equality."]))
     if singles:  # a dozen attacks of two statistics would bury the handful of rows that decide
         blocks.append(Details("Every attack by itself", singles))
     if totals := _totals(view):
@@ -272,7 +268,7 @@ def every_number(view: View) -> Section:
 
 
 def _resampling(view: View) -> str:
-    e, text = view.evidence, f"Every interval covers {percent(view.confidence)}."
+    e, text = view.evidence.facts, f"Every interval covers {percent(view.confidence)}."
     if view.kind == "audit":
         return f"{text} Those of what was compared are adjusted for all of it; docs/design/evidence.md says how."
     how = str(e.get("resampling") or "").strip().rstrip(".")
@@ -280,40 +276,32 @@ def _resampling(view: View) -> str:
     return f"{text} {how[:1].upper()}{how[1:]}." if how else text + drawn
 
 
-def _not_significant(view: View) -> str:
-    words = [row.verdict for row in view.differences]
-    return (
-        f"Of {plural(len(words), 'difference')}, {number(words.count('undecided'))} are undecided and "
-        f"{number(words.count('none'))} are none that matters. An undecided difference is not evidence of equality."
-    )
-
-
-def _by_arm(arms: Sequence[ArmView]) -> list[Column]:
-    return [Column(arm.title, numeric=True, key=arm_key(arm)) for arm in arms]
+def _table_by_arm(
+    view: View,
+    caption: str,
+    head: str,
+    rows: Sequence[tuple[Cell, Mapping[str, Cell]]],
+    column: Callable[[ArmView], Column] = lambda arm: Column(arm.title, numeric=True, key=arm_key(arm)),
+) -> Table | None:
+    """Return a table of rows, each a head and a cell by arm, with a column for each arm that has any."""
+    arms = [arm for arm in view.arms if any(arm.name in cells for _, cells in rows)]
+    body = [[first, *(cells.get(arm.name, Cell("", numeric=True)) for arm in arms)] for first, cells in rows]
+    return Table(caption, [Column(head), *map(column, arms)], body) if body else None
 
 
 def _level_table(view: View, single: bool) -> Table | None:
     """Return a row for each statistic and group, a column for each arm."""
-    keyed: dict[tuple[str, str | None], dict[str, Level]] = {}
+    keyed: dict[tuple[str, str | None], list[Level]] = {}
     for row in view.levels:
         if _is_single(row) == single:
-            keyed.setdefault((row.statistic, row.group), {})[row.arm] = row
-    keyed = {key: found for key, found in keyed.items() if any(math.isfinite(row.value) for row in found.values())}
-    if not keyed:
-        return None
-    arms = [arm for arm in view.arms if any(arm.name in found for found in keyed.values())]
-    body = []
-    for found in keyed.values():
-        rows = list(found.values())
-        line = [Cell(label_of(rows[0]), _counted(rows))]
-        for arm in arms:
-            there = found.get(arm.name)
-            ends = interval(there.low, there.high) if there and math.isfinite(there.low) else ""
-            line.append(cell(there.value, ends) if there else Cell("", numeric=True))
-        body.append(line)
+            keyed.setdefault((row.statistic, row.group), []).append(row)
+    rows = [
+        (Cell(label_of(found[0]), _counted(found)), {row.arm: level_cell(row) for row in found})
+        for found in keyed.values()
+        if any(math.isfinite(row.value) for row in found)
+    ]
     which = " of single attacks" if single else ""
-    columns = [Column("Statistic"), *_by_arm(arms)]
-    return Table(f"Levels{which} with {percent(view.confidence)} intervals", columns, body)
+    return _table_by_arm(view, f"Levels{which} with {percent(view.confidence)} intervals", "Statistic", rows)
 
 
 def _counted(rows: Sequence[Level]) -> str:
@@ -329,42 +317,32 @@ def _counted(rows: Sequence[Level]) -> str:
 
 def _difference_table(view: View, single: bool) -> Table | None:
     """Return a row for each statistic, a column for each control."""
-    keyed: dict[tuple[str, str], dict[str, Difference]] = {}
+    keyed: dict[tuple[str, str], list[Difference]] = {}
     for row in view.differences:
         if _is_single(row) == single and row.verdict != "undefined":
-            keyed.setdefault((row.statistic, row.label), {})[row.against] = row
-    if not keyed:
-        return None
-    against = [arm for arm in view.arms if any(arm.name in found for found in keyed.values())]
-    columns = [Column("Statistic")]
-    columns += [Column(f"minus {lower(a.title)}", ROLES.get(a.role, a.role), True, arm_key(a)) for a in against]
-    body = []
+            keyed.setdefault((row.statistic, row.label), []).append(row)
+    rows = []
     for found in keyed.values():
-        first = next(iter(found.values()))
-        line = [Cell(label_of(first), f"{first.direction} is better; margin {number(first.margin, plain=True)}")]
-        for arm in against:
-            there = found.get(arm.name)
-            ends = interval(there.low, there.high, sign=True) if there else ""
-            line.append(cell(there.value, ends, sign=True, verdict=there.verdict) if there else Cell("", numeric=True))
-        body.append(line)
+        first = found[0]
+        small = f"{first.direction} is better; margin {number(first.margin, plain=True)}"
+        cells = {x.against: cell(x.value, x.low, x.high, sign=True, verdict=x.verdict) for x in found}
+        rows.append((Cell(label_of(first), small), cells))
+
+    def column(arm: ArmView) -> Column:
+        return Column(f"minus {lower(arm.title)}", ROLES.get(arm.role, arm.role), True, arm_key(arm))
+
     which = " of single attacks" if single else ""
-    name = view.arm_title(view.differences[0].arm)
-    return Table(f"Paired differences{which}: {name} minus each other arm", columns, body)
+    name = view.arm(view.differences[0].arm).title if rows else ""
+    caption = f"Paired differences{which}: {name} minus each other arm"
+    return _table_by_arm(view, caption, "Statistic", rows, column)
 
 
 def _totals(view: View) -> Table | None:
-    names = list(dict.fromkeys(name for arm in view.arms for name in arm.totals))
-    arms = [arm for arm in view.arms if arm.totals]
-    if not names:
-        return None
-    body = []
-    for name in names:
-        found = [spread(arm.totals.get(name)) for arm in arms]
-        cells = [cell(x[0], interval(x[1], x[2]) if x[1] < x[2] else "") for x in found]
-        body.append([Cell(metric_title(name)), *cells])
+    arms, rows = [arm for arm in view.arms if arm.totals], []
+    for name in dict.fromkeys(name for arm in arms for name in arm.totals):
+        rows.append((Cell(metric_title(name)), {arm.name: spread_cell(spread(arm.totals.get(name))) for arm in arms}))
     seeds = " (median and range over seeds)" if len(view.seeds) > 1 else ""
-    columns = [Column("Quantity"), *_by_arm(arms)]
-    return Table(f"Quantities of the whole result, without interval{seeds}", columns, body)
+    return _table_by_arm(view, f"Quantities of the whole result, without interval{seeds}", "Quantity", rows)
 
 
 def _training(view: View, canvas: Canvas) -> Section | None:
@@ -405,12 +383,11 @@ def _weaknesses(view: View) -> list[str]:
             f"Undefined for {plural(n, view.unit_kind)}, who are left out of the means and counted here: "
             f"{'; '.join(metrics)}."
         )
-    if unread := sum(run.unread_lines for run in view.runs):
+    if unread := sum(run.unread_lines for run in view.folders):
         found.append(f"{plural(unread, 'line')} of metrics.jsonl could not be read; the curves lack them.")
-    if view.missing_runs:
-        found.append(
-            f"Not beside the comparison, so without curves, cost and settings here: {', '.join(view.missing_runs)}."
-        )
+    read = {run.folder.name for run in view.folders}
+    if missing := [place.name for place in map(Path, view.runs) if place.name not in read]:
+        found.append(f"Not beside the comparison, so without curves, cost and settings here: {', '.join(missing)}.")
     return found
 
 
@@ -418,8 +395,8 @@ def _worst(view: View) -> Section | None:
     """Return the units that are served worst, by id; never of a study that was published, nor of records to forget."""
     metrics = [text.split(":")[1] for text in (view.primary, view.cost_statistic) if text.startswith("mean:")]
     metrics += [row.metric for row in view.levels if row.name == "mean" and row.group is None]
-    arm = next((arm for arm in view.arms if arm.role == "remedy"), None) or next(iter(view.arms), None)
-    published = view.kind != "audit" and not any(run.status for run in view.runs)
+    arm = view.remedy
+    published = view.kind != "audit" and not any(run.status for run in view.folders)
     if published or arm is None or view.table.has("by_set"):
         return None
     for metric in metrics:
@@ -437,13 +414,13 @@ def _worst(view: View) -> Section | None:
 # -- for the auditor --------------------------------------------------------------------------------------------------
 
 
-def auditor(view: View, declared: Declared) -> Section:
+def _auditor(view: View) -> Section:
     """Return question, settings, environment, deviations, how to repeat it, and limits."""
     blocks: list[Block] = [Facts(_asked(view))]
     if len(view.arms) > 1 and view.kind != "audit":
         body = [
             (
-                Cell(arm.title, arm.name, key=arm_key(arm)),
+                arm_cell(arm, arm.name),
                 Cell(ROLES.get(arm.role, arm.role)),
                 Cell("  ".join(f"{k}={plain(v)}" for k, v in flatten(arm.settings).items() if k), code=True),
             )
@@ -455,7 +432,7 @@ def auditor(view: View, declared: Declared) -> Section:
     blocks += [*_configuration(view), *_environment(view)]
     if view.deviations or view.kind != "audit":
         blocks.append(Notes(view.deviations or ["None in force."], title="Deviations from the paper in force"))
-    return Section("auditor", "For the auditor", [*blocks, *_repeat(view), limits(view, declared.limits)])
+    return Section("auditor", "For the auditor", [*blocks, *_repeat(view), limits(view, view.limits)])
 
 
 def _asked(view: View) -> list[tuple[str, str]]:
@@ -472,30 +449,30 @@ def _asked(view: View) -> list[tuple[str, str]]:
 
 
 def _configuration(view: View) -> list[Block]:
-    config = next((run.config for run in view.runs if run.config), {})
-    passed, resolved = flatten(config.get("passed") or {}), flatten(config.get("resolved") or {})
     blocks: list[Block] = []
-    for title, settings in (("Settings as passed", passed), ("Settings as resolved", resolved)):
+    preset = f", preset {plain(view.config['preset'])}" if view.config.get("preset") else ""
+    for kind in ("passed", "resolved"):
+        settings = flatten(view.config.get(kind) or {})
         rows = [(Cell(key, code=True), Cell(plain(value), code=True)) for key, value in settings.items() if key]
         if rows:
-            preset = f", preset {plain(config['preset'])}" if config.get("preset") else ""
-            blocks.append(Table(f"{title}{preset}", (Column("Setting"), Column("Value")), rows, False))
+            blocks.append(Table(f"Settings as {kind}{preset}", (Column("Setting"), Column("Value")), rows, False))
     return blocks
 
 
 def _environment(view: View) -> list[Block]:
-    first = next((run.status for run in view.runs if run.status), {})
-    env = first.get("environment") if isinstance(first.get("environment"), Mapping) else {}
-    facts = [("Started", _moment(first["started"]))] if first.get("started") else []
-    over = [_moment(run.status["finished"]) for run in view.runs if run.status.get("finished")]
-    facts += [("Finished", max(over))] if over else []
-    facts += costs(view.runs)
-    facts += [(key.capitalize(), str(env[key])) for key in ("python", "platform") if env and env.get(key)]
-    facts += [("Data, SHA-256", str(view.data["fingerprint"]))] if view.data.get("fingerprint") else []
-    packages = env.get("packages") if env else None
-    if isinstance(packages, Mapping) and packages:
-        facts.append(("Packages", ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))))
-    return [Facts(facts, title="Environment and cost")] if facts else []
+    env = view.status.get("environment") or {}
+    packages = sorted((env.get("packages") or {}).items())
+    facts = [
+        ("Started", _moment(view.status.get("started") or "")),
+        ("Finished", max((_moment(run.status.get("finished") or "") for run in view.folders), default="")),
+        *costs(view.folders),
+        ("Python", env.get("python")),
+        ("Platform", env.get("platform")),
+        ("Data, SHA-256", view.data.get("fingerprint")),
+        ("Packages", ", ".join(f"{name} {version}" for name, version in packages)),
+    ]
+    known = [(term, str(value)) for term, value in facts if value]
+    return [Facts(known, title="Environment and cost")] if known else []
 
 
 def _moment(text: Any) -> str:
@@ -514,7 +491,7 @@ def costs(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
 
 
 def _repeat(view: View) -> list[Block]:
-    stored = [str(run.status["command"]) for run in view.runs if run.status.get("command")]
+    stored = [str(run.status["command"]) for run in view.folders if run.status.get("command")]
     commands = list(dict.fromkeys(stored))
     if not commands:
         return []

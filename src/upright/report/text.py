@@ -9,7 +9,6 @@ from typing import Any
 
 __all__ = [
     "ROLES",
-    "attack_parts",
     "attack_title",
     "duration",
     "flatten",
@@ -124,21 +123,16 @@ def metric_title(metric: str) -> str:
     return f"{title}, {protocol.replace('_', ' ')}" if protocol else title
 
 
-def attack_parts(attack: str) -> tuple[str, str, str]:
-    """Take ``embedding/mlp/cross`` apart: *user embeddings*, *neural network*, *cross-fitted*; "" for what lacks.
+def attack_title(attack: str) -> str:
+    """Write an attack's name: ``embedding/mlp/cross`` is *neural network on user embeddings, cross-fitted*.
 
     A group's name may hold a slash as well: without a known attacker it stays whole.
     """
     surface, attacker, protocol = [*attack.split("/", 2), "", ""][:3]
     if attacker not in ATTACKERS:
-        return SURFACES.get(attack, attack), "", ""
-    return SURFACES.get(surface, surface), ATTACKERS.get(attacker, attacker), PROTOCOLS.get(protocol, protocol)
-
-
-def attack_title(attack: str) -> str:
-    """Write an attack's name: ``embedding/mlp/cross`` is *neural network on user embeddings, cross-fitted*."""
-    surface, attacker, protocol = attack_parts(attack)
-    return (f"{attacker} on {surface}" if attacker else surface) + (f", {protocol}" if protocol else "")
+        return SURFACES.get(attack, attack)
+    title = f"{ATTACKERS[attacker]} on {SURFACES.get(surface, surface)}"
+    return f"{title}, {PROTOCOLS.get(protocol, protocol)}" if protocol else title
 
 
 def shorten(text: str, size: int = 40) -> str:
