@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ BUDGETS = {
     "federation": 1_100,
     "recommendation": 2_100,
     "models": 1_300,
-    "tasks": 3_640,  # aims at 3,400
+    "tasks": 3_690,  # aims at 3,400
     "methods": 3_600,
     "ledger.py": 400,
 }
@@ -61,3 +63,12 @@ def test_a_floor_keeps_its_budget(name):
         len(path.read_text(encoding="utf-8").splitlines()) for part in name.split("+") for path in files_of(part)
     )
     assert lines <= 1.1 * BUDGETS[name]
+
+
+@pytest.mark.parametrize("floor", ["methods", "tasks"])
+def test_a_declaration_is_read_without_what_is_heavy(floor):
+    # catches: a typo that is answered after torch or scikit-learn were loaded
+    names = [f"upright.{floor}.{path.stem}" for path in files_of(floor)]
+    code = f"import sys, {', '.join(names)}; print([m for m in ('torch._C', 'sklearn', 'pandas') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -115,7 +115,7 @@ def _broken_line(user, p):
 
 BAD = [
     (_empty, "f.jsonl without a record",
-     "JSON lines with question and answer, prompt and completion, messages, or text", "check the file"),
+     "JSON lines with question and answer, prompt and completion, instruction and output, messages, or text", "check the file"),
     (_overlap, "record 4 of forget is record x7 of retain (1 shared)", "forget and retain without a common record",
      "take the shared records out of retain"),
     (_held_out_is_retained, "record 20 of retain is record 20 of holdout (14 shared)",
@@ -148,7 +148,7 @@ BAD = [
      "a loss of records alone, such as npo, simnpo, ga or grad_diff",
      "train with upright.language.trainer.UnlearnTrainer, which takes its options"),
     (_below_a_file, "--out new: file above it is a file", "a folder", "name another one"),
-    (_broken_line, r"f.jsonl, line 2: .*", "one JSON object a line", "correct that line"),
+    (_broken_line, r"f.jsonl line 2: .*", "one JSON object a line, or one array of objects", "correct that line"),
 ]  # fmt: skip
 
 

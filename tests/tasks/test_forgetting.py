@@ -362,7 +362,7 @@ def test_bad_input_is_refused_in_three_parts_and_makes_no_folder(home, tmp_path)
         ({"forget": tmp_path / "none.jsonl"}, "none.jsonl cannot be read", "check the path"),
         ({"model": "nowhere"}, "no folder nowhere", "check the path"),
         ({"reference": tmp_path}, "without config.json", "check the path"),
-        ({"template": "jinja"}, "ForgettingConfig.template = 'jinja'", "name one of them"),
+        ({"template": "jinja"}, "ForgettingConfig.template = 'jinja'", "set template to a value of that kind"),
         ({"template": "chat"}, "chat template", ""),
         ({"batch_size": 0}, "batch_size = 0", "raise it"),
         ({"draws": 1}, "draws = 1", "at least 2"),

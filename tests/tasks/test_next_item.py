@@ -13,7 +13,7 @@ from upright.data.catalogue import load_split
 from upright.data.interactions import read_interactions
 from upright.experiment.folders import ArmRun
 from upright.experiment.registry import load_method
-from upright.experiment.runner import resolve
+from upright.experiment.config import resolve
 from upright.models.recommenders import build
 from upright.tasks.next_item import READER, NextItem, NextItemConfig
 
@@ -90,7 +90,7 @@ def test_defaults_are_those_of_the_reader():
     assert {READER[name]: getattr(NextItemConfig(), name) for name in READER} == {
         argument: reader[argument].default for argument in READER.values()
     }
-    assert set(READER.values()) == set(reader) - {"path"}
+    assert set(READER.values()) == set(reader) - {"source"}
     assert NextItemConfig().reader_options() == {}
 
 

@@ -299,5 +299,5 @@ def test_attributes_come_from_a_file_of_their_own(tmp_path):
     with pytest.raises(InputError, match="none of its users"):
         PrivateNextItem.load(config)
     users.write_text("person,gender\nu1,F\nu1,M\n")
-    with pytest.raises(InputError, match="more than one row"):
+    with pytest.raises(InputError, match="again"):
         PrivateNextItem.load(config)

@@ -77,12 +77,13 @@ def _command(kind: str) -> click.Command:
             check_syntax(fail_if)
         margins = read_margins(margin)
         from upright.api import audit
-        from upright.report import build_report
 
         settings = {name: value for name, value in given.items() if value is not None and name != first}
         files = given[first] if several else [given[first]]
         command = shlex.join(["upright", *sys.argv[1:]])
         result = audit(kind, *files, out=out, seed=seed, margins=margins, command=command, **settings)
+        from upright.report import build_report
+
         finish(result.summary, result.folder, build_report(result.folder), as_json, fail_if)
 
     return click.Command(kind, params=params, callback=run, help=doc)

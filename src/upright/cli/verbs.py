@@ -187,20 +187,25 @@ def run(
             "leave the other options out, or start a new run",
         )
     with _stoppable() as known:
+        from upright.experiment.config import parse_assignments, resolve
+        from upright.experiment.registry import load_method
+
+        passed = parse_assignments(settings or [])
+        if name is not None:
+            resolve(load_method(name), passed, preset, data)  # a typo is answered before anything heavy is loaded
         from upright.api import Result
-        from upright.experiment.config import parse_assignments
         from upright.experiment.runner import Ask, resume_all, run_seeds
-        from upright.report import build_report
 
         if resume:
             folders, comparison = resume_all(resume, data_dir=data_dir, quiet=False)
         else:
-            passed = parse_assignments(settings or [])
             some = arms.split(",") if arms else None
             ask = Ask(str(name), data=data, settings=passed, preset=preset, arms=some, sweep=sweep, **judged)
             folders, comparison = run_seeds(ask, range(seed, seed + seeds), out=out, data_dir=data_dir, quiet=False)
         known += folders
         target = comparison or folders[0]
+        from upright.report import build_report
+
         finish(Result(target).summary, target, build_report(target), as_json, fail_if)
 
 

@@ -262,11 +262,11 @@ def _file(path: Path, encoding: str) -> Columns:
 
 def _start(path: Path) -> tuple[bytes | None, bytes]:
     """Return the bytes of a compressed file, and the first ones of any."""
-    import pyarrow as pa
-
     if path.suffix.lower() not in (".gz", ".zst", ".bz2"):
         with path.open("rb") as handle:
             return None, handle.read(_HEAD)
+    import pyarrow as pa
+
     try:
         data = pa.input_stream(path, compression="detect").read()
     except (OSError, pa.ArrowException) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import importlib
 import inspect
 import itertools
 import json
@@ -12,9 +13,9 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_type_hints
 
-from upright.contract import Config, InputError, accepted, reading
+from upright.contract import Config, InputError, MethodSpec, accepted, reading
 
-__all__ = ["describe", "parse_assignments", "suggest", "to_config"]
+__all__ = ["describe", "parse_assignments", "resolve", "suggest", "to_config"]
 
 C = TypeVar("C", bound=Config)
 
@@ -63,6 +64,37 @@ def _loads(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def resolve(
+    spec: MethodSpec, passed: Mapping[str, Any], preset: str = "full", data: str | None = None
+) -> tuple[Config, Config]:
+    """Return the method's and the task's config from a preset and the settings that were passed.
+
+    A key belongs to the method or to the task; ``task.key`` says which.
+
+    Raises
+    ------
+    InputError
+        For an unknown preset, key or value.
+    """
+    if preset not in spec.presets:
+        raise InputError(f"preset {preset!r}", ", ".join(spec.presets), suggest(preset, list(spec.presets)))
+    module, _, name = spec.task.partition(":")
+    task_type = getattr(importlib.import_module(module), name).Config
+    own, other = set(spec.config.__dataclass_fields__), set(task_type.__dataclass_fields__)  # type: ignore[attr-defined]
+    method_settings = dict(spec.presets[preset].get("method", {}))
+    task_settings = dict(spec.presets[preset].get("task", {})) | ({"data": data} if data else {})
+    for key, value in passed.items():
+        name = key.removeprefix("task.")
+        if key in own:
+            method_settings[key] = value
+        elif name in other:
+            task_settings[name] = value
+        else:
+            known = sorted(own | other if name == key else other)
+            raise InputError(f"unknown key {key!r}", ", ".join(known), suggest(name, known))
+    return to_config(spec.config, method_settings), to_config(task_type, task_settings)
 
 
 def parse_assignments(pairs: Sequence[str]) -> dict[str, str]:

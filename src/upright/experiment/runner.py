@@ -19,7 +19,7 @@ from upright.evidence.bootstrap import DRAWS
 from upright.evidence.compute import evidence, require_margins
 from upright.evidence.statistics import computable
 from upright.evidence.units import Block, Units, read_units, write_units
-from upright.experiment.config import suggest, to_config
+from upright.experiment.config import resolve, suggest
 from upright.experiment.folders import ArmRun, RunFolder, read_json, write_json
 from upright.experiment.notes import merge_notes
 from upright.experiment.places import require_folder
@@ -34,7 +34,6 @@ __all__ = [
     "evidence_of",
     "execute",
     "new_folder",
-    "resolve",
     "resume_all",
     "run_seeds",
     "run_task",
@@ -53,36 +52,6 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, folders: Sequence[Path]) -> None:
         super().__init__()
         self.folders = list(folders)
-
-
-def resolve(
-    spec: MethodSpec, passed: Mapping[str, Any], preset: str = "full", data: str | None = None
-) -> tuple[Config, Config]:
-    """Return the method's and the task's config from a preset and the settings that were passed.
-
-    A key belongs to the method or to the task; ``task.key`` says which.
-
-    Raises
-    ------
-    InputError
-        For an unknown preset, key or value.
-    """
-    if preset not in spec.presets:
-        raise InputError(f"preset {preset!r}", ", ".join(spec.presets), suggest(preset, list(spec.presets)))
-    task_type = load_object(spec.task).Config
-    own, other = set(spec.config.__dataclass_fields__), set(task_type.__dataclass_fields__)  # type: ignore[attr-defined]
-    method_settings = dict(spec.presets[preset].get("method", {}))
-    task_settings = dict(spec.presets[preset].get("task", {})) | ({"data": data} if data else {})
-    for key, value in passed.items():
-        name = key.removeprefix("task.")
-        if key in own:
-            method_settings[key] = value
-        elif name in other:
-            task_settings[name] = value
-        else:
-            known = sorted(own | other if name == key else other)
-            raise InputError(f"unknown key {key!r}", ", ".join(known), suggest(name, known))
-    return to_config(spec.config, method_settings), to_config(task_type, task_settings)
 
 
 @dataclasses.dataclass(frozen=True)

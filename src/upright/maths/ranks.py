@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import ks_2samp
 
 __all__ = ["auc", "ks_null", "ks_p", "rank_sides", "weighted_rank_correlation", "widest"]
 
@@ -146,6 +145,8 @@ def ks_null(one: Array, two: Array, flips: NDArray[np.int8]) -> Array:
 
 def ks_p(one: Array, two: Array) -> float:
     """Return the p of the two-sample Kolmogorov-Smirnov test, exact up to 10,000 values where scipy can compute it."""
+    from scipy.stats import ks_2samp  # half a second, which a typo need not wait for
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # it goes over to the asymptotic p by itself
         return min(float(ks_2samp(one, two, method="auto").pvalue), 1.0)

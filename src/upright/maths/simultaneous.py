@@ -33,8 +33,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
-from scipy.stats import t as student
+from scipy.special import ndtri, stdtrit
 
 __all__ = [
     "BUCKETS",
@@ -64,8 +63,8 @@ PERMUTATIONS = 1_999
 MOST, BUCKETS = 5_000, 2_000
 TIE, ROUNDING = 1e-5, 1e-9  # differences of T that float32 makes, and of values, beside the largest, that float64 makes
 FEWEST = 6  # clusters of a group, below which changing signs cannot judge it
-Z = float(norm.ppf(1 - LEVEL / 2))
-POWER = float(norm.ppf(0.8))
+Z = float(ndtri(1 - LEVEL / 2))
+POWER = float(ndtri(0.8))
 #: two units of different folds train the attacker that scores the other, so that each pair counts twice
 CROSS_FITTED = 2.0**0.5
 
@@ -74,7 +73,7 @@ def stretch(n: Any) -> Any:
     """Return ``sqrt(n / (n - 1)) t(n - 1) / z``: by how much few things understate their spread; 1 for a single one."""
     n = np.asarray(n, dtype=np.float64)
     m = np.maximum(n, 1.0 + 1e-9)
-    return np.where(n > 1, np.sqrt(m / (m - 1)) * student.ppf(1 - LEVEL / 2, m - 1) / Z, 1.0)[()]
+    return np.where(n > 1, np.sqrt(m / (m - 1)) * stdtrit(m - 1, 1 - LEVEL / 2) / Z, 1.0)[()]
 
 
 def kish_count(n: Array) -> Any:
@@ -522,6 +521,8 @@ def compare_aucs(
     Comparisons
         Values are ``AUC - 1/2``, NaN for a column without both sides at some seed; ``sizes`` has shape (P, 1, K).
     """
+    from scipy.stats import rankdata  # half a second, which a typo need not wait for
+
     seeds, units, k = scores.shape
     # of the AUC under moved labels, under changed signs, and of its own error
     part, signed, errors = np.zeros((3, units, k))

@@ -52,20 +52,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import lazy_loader as lazy
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
-from upright.classification import controls, rivals
-from upright.classification.estimator import FedFACTClassifier
-from upright.classification.fitting import Fitted, fit_table
 from upright.classification.gaps import gaps
 from upright.classification.inputs import one_hot
-from upright.classification.post import FairPost
-from upright.classification.silos import silos_of
-from upright.classification.training import FedAvg, FedFACTTraining, Trained, cost_sensitive_loss, settings_of, trained
 from upright.contract import (
     Arm,
     Config,
@@ -84,6 +78,25 @@ from upright.declare import Front, Heat, Holds, Intervals, Noted
 from upright.federation.rounds import drive, from_tensors, rounds, to_tensors
 from upright.maths.parity.program import Constraint
 from upright.maths.parity.site import Site
+
+if TYPE_CHECKING:
+    from upright.classification import controls, rivals
+    from upright.classification import estimator as estimators
+    from upright.classification import fitting as fits
+    from upright.classification import post as posts
+    from upright.classification import silos as silo
+    from upright.classification import training as federated
+    from upright.classification.estimator import FedFACTClassifier
+    from upright.classification.post import FairPost
+    from upright.classification.training import cost_sensitive_loss
+else:
+    controls = lazy.load("upright.classification.controls", suppress_warning=True)
+    rivals = lazy.load("upright.classification.rivals", suppress_warning=True)
+    federated = lazy.load("upright.classification.training", suppress_warning=True)
+    posts = lazy.load("upright.classification.post", suppress_warning=True)
+    silo = lazy.load("upright.classification.silos", suppress_warning=True)
+    estimators = lazy.load("upright.classification.estimator", suppress_warning=True)
+    fits = lazy.load("upright.classification.fitting", suppress_warning=True)
 
 __all__ = ["FairPost", "FedFACTClassifier", "FedFACTConfig", "cost_sensitive_loss", "run"]
 
@@ -170,8 +183,8 @@ def base_model(t: Any, config: FedFACTConfig, run: Run) -> dict[str, Any]:
     """Train by federated averaging (step 1); returns the parameters of the best round and its log loss."""
     x, y, _, client = t.part(run, "train")
     held, labels, _, _ = t.part(run, "valid")
-    silos = silos_of(x, y, np.array(t.clients)[client])
-    settings = settings_of(
+    silos = silo.silos_of(x, y, np.array(t.clients)[client])
+    settings = federated.settings_of(
         silos,
         classes=len(t.classes),
         rounds=config.rounds,
@@ -185,12 +198,12 @@ def base_model(t: Any, config: FedFACTConfig, run: Run) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     alone = run.silent()
     with alone.training(config, epochs=config.rounds, kept=kept) as epochs:
-        for _, (state, _) in zip(epochs, rounds(FedAvg(settings), silos), strict=False):
+        for _, (state, _) in zip(epochs, rounds(federated.FedAvg(settings), silos), strict=False):
             if epochs.due:
-                p = trained(state, {}).predict_proba(held)
+                p = federated.trained(state, {}).predict_proba(held)
                 loss = float(-np.log(np.clip(p[np.arange(len(p)), labels], 1e-12, None)).mean())
                 epochs.log(**{"valid/loss": loss, "valid/accuracy": float((p.argmax(1) == labels).mean())})
-                kept["parameters"] = trained(state, {}).parameters()
+                kept["parameters"] = federated.trained(state, {}).parameters()
                 epochs.check(-loss, least=1e-6)
     return {
         "parameters": to_tensors(kept["parameters"]),
@@ -203,7 +216,7 @@ def base_model(t: Any, config: FedFACTConfig, run: Run) -> dict[str, Any]:
     }
 
 
-def _fit_post(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> tuple[Fitted, Any]:
+def _fit_post(t: Any, config: FedFACTConfig, run: Run, model: federated.Trained) -> tuple[fits.Fitted, Any]:
     """Solve the program on calibration rows (steps 2 and 3); returns it and the model of groups when blind."""
     x, y, group, client = t.part(run, "valid")
     group = _shuffled(config, run, group, client)
@@ -211,11 +224,13 @@ def _fit_post(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> tuple[
     if config.blind:
         rows, _, own, sites = t.part(run, "train")
         own = _shuffled(config, run, own, sites)
+        from sklearn.linear_model import LogisticRegression
+
         blind = LogisticRegression(max_iter=500).fit(_beside(rows, sites, len(t.clients)), own)
         members = {"group": blind.predict_proba(_beside(x, client, len(t.clients)))}
     one = config.constraint(t.config.criterion)
     asked = config.tolerances() != (np.inf, np.inf)  # without a constraint the decisions are the model's own
-    fitted = fit_table(
+    fitted = fits.fit_table(
         model.predict_proba(x),
         {"group": group},
         {"group": [str(g) for g in t.groups]},
@@ -249,7 +264,7 @@ def _beside(x: Array, client: Ints, clients: int) -> Array:
     return np.hstack([x, one_hot(client, clients)])
 
 
-def _post(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> Decider:
+def _post(t: Any, config: FedFACTConfig, run: Run, model: federated.Trained) -> Decider:
     """Post-processing (steps 2 to 4)."""
     fitted, blind = _fit_post(t, config, run, model)
     table = fitted.table
@@ -294,8 +309,8 @@ def _train(t: Any, config: FedFACTConfig, run: Run) -> Decider:
     x, y, group, client = t.part(run, "train")
     group = _shuffled(config, run, group, client)
     names = np.array(t.clients)
-    silos = silos_of(x, y, names[client], [group], [list(range(len(t.groups)))])
-    settings = settings_of(
+    silos = silo.silos_of(x, y, names[client], [group], [list(range(len(t.groups)))])
+    settings = federated.settings_of(
         silos,
         classes=len(t.classes),
         rounds=config.fair_rounds,
@@ -310,7 +325,7 @@ def _train(t: Any, config: FedFACTConfig, run: Run) -> Decider:
         seed=stream(run.seed, "model"),
     )
     if config.remedy == "train":
-        algorithm: Any = FedFACTTraining([config.constraint(t.config.criterion)], settings, list(t.clients))
+        algorithm: Any = federated.FedFACTTraining([config.constraint(t.config.criterion)], settings, list(t.clients))
     elif config.remedy == "fairfed":
         algorithm = rivals.FairFed(settings, t.config.criterion, beta=config.fairfed_beta)
     else:
@@ -324,7 +339,7 @@ def _train(t: Any, config: FedFACTConfig, run: Run) -> Decider:
         run.log(entry["round"], **{k: float(v) for k, v in entry.items() if isinstance(v, int | float)})
     for text in state.get("unreached", []):
         run.warn(f"arm {run.arm}: {text}")
-    model = trained(state, privates)
+    model = federated.trained(state, privates)
 
     def rule(x: Array, group: Ints, client: Ints) -> Array:
         p = model.predict_proba(x, names[client])
@@ -333,7 +348,7 @@ def _train(t: Any, config: FedFACTConfig, run: Run) -> Decider:
     return Decider(rule)
 
 
-def _rival(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> Decider:
+def _rival(t: Any, config: FedFACTConfig, run: Run, model: federated.Trained) -> Decider:
     """Return one of the remedies that FedFACT is compared with."""
     x, y, group, client = t.part(run, "valid")
     p = model.predict_proba(x)
@@ -371,13 +386,15 @@ def _rival(t: Any, config: FedFACTConfig, run: Run, model: Trained) -> Decider:
         decide = controls.thresholds(p, y, group, t.config.criterion)
         return Decider(lambda x, g, k: decide(model.predict_proba(x), g))
     rows, labels, own, _ = t.part(run, "train")
+    from sklearn.linear_model import LogisticRegression
+
     draw = controls.reductions(
         rows, labels, own, t.config.criterion, config.tolerances()[0], LogisticRegression(C=1e3, max_iter=500)
     )
     return Decider(lambda x, g, k: draw(x))
 
 
-def _looked_at(t: Any, config: FedFACTConfig, run: Run, model: Trained, found: Decider) -> None:
+def _looked_at(t: Any, config: FedFACTConfig, run: Run, model: federated.Trained, found: Decider) -> None:
     """Note gaps and accuracy on calibration rows, and whose decisions changed."""
     x, y, group, client = t.part(run, "valid")
     h = found.decide(x, group, client)
@@ -579,7 +596,7 @@ def run(task: Task, config: FedFACTConfig, run: Run) -> Decider:
         run.warn("there is one group: nobody to compare, and nothing is constrained")
     key = {k: config.as_dict()[k] for k in _BASE}
     base = run.shared("base", key, lambda: base_model(t, config, run))
-    model = Trained.of(from_tensors(base["parameters"]))
+    model = federated.Trained.of(from_tensors(base["parameters"]))
     for entry in base["curve"]:
         run.log(int(entry["round"]), **{k: float(v) for k, v in entry.items() if k != "round"})
     if not base["converged"]:
@@ -594,3 +611,11 @@ def run(task: Task, config: FedFACTConfig, run: Run) -> Decider:
     if config.tolerances() == (np.inf, np.inf):
         run.note("counts", t.counts(run))
     return found
+
+
+def __getattr__(name: str) -> Any:
+    """Return what a native door is made of, loaded when it is asked for."""
+    home = {"FairPost": posts, "FedFACTClassifier": estimators, "cost_sensitive_loss": federated}.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(home, name)

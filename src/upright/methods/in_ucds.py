@@ -48,13 +48,12 @@ reduction of (B, d) a step more than the backbone.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import lazy_loader as lazy
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from torch import nn
 
 from upright.contract import (
     Arm,
@@ -69,8 +68,6 @@ from upright.contract import (
     method,
 )
 from upright.declare import Front, Holds, Noted, Signed
-from upright.recommendation.pairs import batches, loss_name, pair_loss
-from upright.recommendation.pull import UserPullLoss
 from upright.recommendation.sets import (
     ConstrainedDominantSets,
     Similarity,
@@ -79,6 +76,17 @@ from upright.recommendation.sets import (
     rows_to_one,
     similarities,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from upright.recommendation import pairs, pull
+    from upright.recommendation.pull import UserPullLoss
+else:
+    torch = lazy.load("torch")
+    pairs = lazy.load("upright.recommendation.pairs", suppress_warning=True)
+    pull = lazy.load("upright.recommendation.pull", suppress_warning=True)
 
 __all__ = ["ConstrainedDominantSets", "InUCDSConfig", "UserPullLoss", "official_neighbours", "run", "similarities"]
 
@@ -297,16 +305,16 @@ def run(task: Task, config: InUCDSConfig, run: Run) -> nn.Module:
     t: Any = task
     model: Any = t.model(run)
     weights, zero = neighbour_weights(t, config, run)  # steps 1 to 3
-    pull = UserPullLoss(weights, config.lam, zero_targets=zero, zero_mass=config.neighbour_mass)
+    loss = pull.UserPullLoss(weights, config.lam, zero_targets=zero, zero_mass=config.neighbour_mass)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     key = f"ndcg@{t.config.k}"
     with run.training(config, model=model, optimiser=optimiser) as epochs:
         for epoch in epochs:
             total = pulled = 0.0
-            for batch in batches(t, run, epoch, config.batch_size):
+            for batch in pairs.batches(t, run, epoch, config.batch_size):
                 users, items = model.tables()  # (U, d), (I, d)
-                rec, decay = pair_loss(model, users, items, batch, loss_name(t), config.weight_decay)
-                fair = pull(users, batch[0])  # step 4
+                rec, decay = pairs.pair_loss(model, users, items, batch, pairs.loss_name(t), config.weight_decay)
+                fair = loss(users, batch[0])  # step 4
                 optimiser.zero_grad(set_to_none=True)
                 (rec + decay + fair).backward()
                 optimiser.step()
@@ -324,3 +332,11 @@ def run(task: Task, config: InUCDSConfig, run: Run) -> nn.Module:
     groups = {str(g): float(norm[t.groups == g].mean()) for g in np.unique(t.groups)}
     run.note("embedding_norm", groups)
     return model  # type: ignore[no-any-return]
+
+
+def __getattr__(name: str) -> Any:
+    """Return what a native door is made of, loaded when it is asked for."""
+    home = {"UserPullLoss": pull}.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(home, name)

@@ -62,10 +62,10 @@ import dataclasses
 import math
 import tempfile
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import lazy_loader as lazy
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from upright.contract import (
@@ -83,10 +83,21 @@ from upright.contract import (
     stream,
 )
 from upright.declare import Curve, Front, Histogram, Intervals, Noted, Path, Scatter, Signed
-from upright.language.difficulty import Difficulty, mrd, score_difficulty
-from upright.language.effort import updates_to_forget
-from upright.language.encoding import Encoded
-from upright.language.sampling import MRDSampler, effective_sample_size, sampling_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from upright.language import difficulty as difficulties
+    from upright.language import effort as efforts
+    from upright.language import sampling as samplers
+    from upright.language.difficulty import Difficulty, mrd, score_difficulty
+    from upright.language.encoding import Encoded
+    from upright.language.sampling import MRDSampler
+else:
+    torch = lazy.load("torch")
+    difficulties = lazy.load("upright.language.difficulty", suppress_warning=True)
+    efforts = lazy.load("upright.language.effort", suppress_warning=True)
+    samplers = lazy.load("upright.language.sampling", suppress_warning=True)
 
 __all__ = ["Difficulty", "MRDConfig", "MRDSampler", "Unlearned", "mrd", "run", "score_difficulty"]
 
@@ -186,7 +197,7 @@ def _before(t: Any, config: MRDConfig, run: Run, forget: list[Encoded]) -> dict[
 
     def make() -> dict[str, Any]:
         model, _ = t.model(run, "original")
-        found = score_difficulty(model, forget, **scoring(config, run.seed))
+        found = difficulties.score_difficulty(model, forget, **scoring(config, run.seed))
         return {
             "mrd": torch.from_numpy(found.mrd),
             "nll": torch.from_numpy(found.nll),
@@ -211,7 +222,7 @@ def _effort(t: Any, config: MRDConfig, run: Run, forget: list[Encoded]) -> dict[
         with run.progress(2 * len(forget), "effort of each record") as advance:
             return {
                 name: torch.from_numpy(
-                    updates_to_forget(
+                    efforts.updates_to_forget(
                         model,
                         forget,
                         levels,
@@ -256,7 +267,7 @@ def unlearn(t: Any, config: MRDConfig, run: Run, forget: list[Encoded], before: 
     def rescored(now: Any) -> Array:
         if config.sampling == "length":
             return sizes(config, run, np.ones(len(tokens)), np.ones(len(tokens)), tokens)
-        found = score_difficulty(now, forget, **scoring(config, run.seed))
+        found = difficulties.score_difficulty(now, forget, **scoring(config, run.seed))
         return sizes(config, run, found.mrd, found.nll, tokens)
 
     weighted: dict[str, Any] = (
@@ -335,9 +346,9 @@ def _notes(run: Run, config: MRDConfig, trainer: Any) -> None:
 
     rows, history = [], trainer.difficulty_history
     for epoch, score in history:
-        p = sampling_weights(score, tau=config.tau, floor=config.floor)
+        p = samplers.sampling_weights(score, tau=config.tau, floor=config.floor)
         constant = np.ptp(score) == 0 or np.ptp(history[0][1]) == 0
-        size = effective_sample_size(p)
+        size = samplers.effective_sample_size(p)
         rows.append(
             {
                 "epoch": int(epoch),
@@ -549,3 +560,16 @@ def run(task: Task, config: MRDConfig, run: Run) -> Unlearned:
     known = [k for k in _CHOSEN_BY if k in seen and np.isfinite(seen[k]).any()]
     run.note("valid", {k: float(np.nanmean(seen[k])) for k in known})
     return found
+
+
+def __getattr__(name: str) -> Any:
+    """Return what a native door is made of, loaded when it is asked for."""
+    home = {
+        "Difficulty": difficulties,
+        "mrd": difficulties,
+        "score_difficulty": difficulties,
+        "MRDSampler": samplers,
+    }.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(home, name)

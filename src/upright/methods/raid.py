@@ -53,17 +53,25 @@ support points); a step costs one gather of the batch's users more.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import lazy_loader as lazy
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from upright.contract import Arm, NonNegativeFloat, PositiveFloat, PositiveInt, Range, Run, Task, Training, method
 from upright.declare import Changes, Curve, Front, Histogram, Holds, Intervals, Noted
-from upright.recommendation.controls import Adversary, WithUsers, exposed, matched_noise
-from upright.recommendation.defence import BarycenterDefense, Variant
-from upright.recommendation.pairs import batches, loss_name, pair_loss
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from upright.recommendation import controls, defence, pairs
+    from upright.recommendation.defence import BarycenterDefense
+else:
+    torch = lazy.load("torch")
+    pairs = lazy.load("upright.recommendation.pairs", suppress_warning=True)
+    controls = lazy.load("upright.recommendation.controls", suppress_warning=True)
+    defence = lazy.load("upright.recommendation.defence", suppress_warning=True)
 
 __all__ = ["BarycenterDefense", "RAIDConfig", "run"]
 
@@ -80,7 +88,7 @@ class RAIDConfig(Training):
     """Transport to the barycenter in training; matching of class means; gradient reversal against an adversary;
     Gaussian noise that costs as much validation NDCG as transport at the same alpha; transport of the finished table
     by the share alpha, at most all the way."""
-    variant: Variant = "sliced"
+    variant: Literal["free", "bures", "sliced", "mean", "mmd"] = "sliced"
     """Transport: `sliced`, `bures`, `free`, or `mmd` (no transport, a kernel distance between classes)."""
     constraint: Literal["none", "lagrange", "coupled"] = "none"
     """`none` keeps alpha; `lagrange` moves it so that utility stays within `tau` of the reference; `coupled` lets the
@@ -112,9 +120,9 @@ def reference(t: Any, config: RAIDConfig, run: Run) -> dict[str, Any]:
     with alone.training(config, model=model, optimiser=optimiser) as epochs:
         for epoch in epochs:
             total = 0.0
-            for batch in batches(t, run, epoch, config.batch_size):
+            for batch in pairs.batches(t, run, epoch, config.batch_size):
                 users, items = model.tables()
-                rec, decay = pair_loss(model, users, items, batch, loss_name(t), config.weight_decay)
+                rec, decay = pairs.pair_loss(model, users, items, batch, pairs.loss_name(t), config.weight_decay)
                 optimiser.zero_grad(set_to_none=True)
                 (rec + decay).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
@@ -134,7 +142,7 @@ def reference(t: Any, config: RAIDConfig, run: Run) -> dict[str, Any]:
     }
 
 
-def _defences(t: Any, config: RAIDConfig, run: Run) -> list[BarycenterDefense]:
+def _defences(t: Any, config: RAIDConfig, run: Run) -> list[defence.BarycenterDefense]:
     """One defence a term of the attribute."""
     found = []
     for number, labels in enumerate(t.known_labels(run)):
@@ -144,7 +152,7 @@ def _defences(t: Any, config: RAIDConfig, run: Run) -> list[BarycenterDefense]:
             labels[known] = labels[run.rng("placebo", "labels", number).permutation(known)]
         variant = "mean" if config.defence == "mean" else config.variant
         found.append(
-            BarycenterDefense(
+            defence.BarycenterDefense(
                 labels,
                 fit=~t.held_out(run),
                 method=variant,
@@ -196,7 +204,9 @@ def _couple(guards: list[Any], model: Any, users: Tensor, items: Tensor, batch: 
         if getattr(guard, "fresh", False):
             served, fixed = users.shape[1], items.detach()
             guard.couple(
-                lambda target, w=served, i=fixed: pair_loss(model, target[:, -w:].to(i.dtype), i, batch, kind, 0.0)[0]
+                lambda target, w=served, i=fixed: pairs.pair_loss(
+                    model, target[:, -w:].to(i.dtype), i, batch, kind, 0.0
+                )[0]
             )
 
 
@@ -208,7 +218,7 @@ def _afterwards(t: Any, model: Any, config: RAIDConfig, run: Run) -> nn.Module:
     if config.defence == "after":
         for guard in _defences(t, config, run):
             table = guard.transport(table, step=min(1.0, config.alpha))
-        moved = WithUsers(model, table)
+        moved = controls.WithUsers(model, table)
         run.note("valid", float(np.nanmean(t.score(moved, "valid", run).values[key])))
         run.note("movement", movement(model.tables()[0].detach(), moved.tables()[0].detach()))
         return moved
@@ -222,13 +232,13 @@ def _afterwards(t: Any, model: Any, config: RAIDConfig, run: Run) -> nn.Module:
     target = run.shared("utility", twin.as_dict(), utility_of_twin)["valid"]
 
     def utility(moved: Tensor) -> float:
-        return float(np.nanmean(t.score(WithUsers(model, moved), "valid", run).values[key]))
+        return float(np.nanmean(t.score(controls.WithUsers(model, moved), "valid", run).values[key]))
 
-    table, size = matched_noise(table, utility, target, run.torch_rng("noise"))
+    table, size = controls.matched_noise(table, utility, target, run.torch_rng("noise"))
     run.note("noise", size)
     run.note("valid", utility(table))
     run.note("valid_wanted", target)
-    return WithUsers(model, table)
+    return controls.WithUsers(model, table)
 
 
 _ONLY = ("remedy",)
@@ -374,7 +384,7 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
     guards: list[Any] = _defences(t, config, run)
     if config.defence == "reversal":
         guards = [
-            Adversary(d.fitted, len(d.classes), exposed(model), run.torch_rng("adversary", n))
+            controls.Adversary(d.fitted, len(d.classes), controls.exposed(model), run.torch_rng("adversary", n))
             for n, d in enumerate(guards)
         ]
     own = {"alpha": config.alpha, "valid": -1.0}
@@ -385,13 +395,13 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
         alpha_end = own["alpha"]
         for epoch in epochs:
             total = moved = 0.0
-            for batch in batches(t, run, start + epoch, config.batch_size):
+            for batch in pairs.batches(t, run, start + epoch, config.batch_size):
                 users, items = model.tables()
-                rec, decay = pair_loss(model, users, items, batch, loss_name(t), config.weight_decay)
-                held = exposed(model, users)  # (U, d)
+                rec, decay = pairs.pair_loss(model, users, items, batch, pairs.loss_name(t), config.weight_decay)
+                held = controls.exposed(model, users)  # (U, d)
                 guard_loss: Tensor = sum((g.step(held, batch[0]) for g in guards), start=held.sum() * 0.0)  # steps 2, 3
                 if config.constraint == "coupled" and config.defence == "transport":
-                    _couple(guards, model, users, items, batch, loss_name(t))
+                    _couple(guards, model, users, items, batch, pairs.loss_name(t))
                 optimiser.zero_grad(set_to_none=True)
                 (rec + decay + own["alpha"] * guard_loss).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
@@ -419,3 +429,11 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
     with torch.no_grad():
         run.note("movement", movement(before, model.tables()[0].detach()))
     return model  # type: ignore[no-any-return]
+
+
+def __getattr__(name: str) -> Any:
+    """Return what a native door is made of, loaded when it is asked for."""
+    home = {"BarycenterDefense": defence}.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(home, name)

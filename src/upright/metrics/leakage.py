@@ -34,7 +34,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from upright.contract import InputError, stream
 from upright.maths import ranks
@@ -131,6 +130,8 @@ def rank_values(found: Sequence[AttackScores], classes: Sequence[Any]) -> dict[s
         ``attack/<surface>/<attacker>/<protocol>/<class>``, of two classes the second, which says all; NaN for users
         that are not scored.
     """
+    from scipy.stats import rankdata  # half a second, which a typo need not wait for
+
     values = {}
     for one in found:
         table = np.full(one.scores.shape, np.nan)

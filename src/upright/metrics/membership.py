@@ -33,7 +33,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from upright.contract import InputError, Metric
 from upright.evidence.statistics import SET
@@ -379,6 +378,8 @@ def _sides(units: Units) -> NDArray[np.int64]:
 
 def _standings(scores: Array, forget: Bools) -> Array:
     """Return what each sample adds to the mean that is ``AUC - 1/2`` at its seed, shape (S, U)."""
+    from scipy.stats import rankdata  # half a second, which a typo need not wait for
+
     out = np.full_like(scores, np.nan)
     for s, row in enumerate(scores):
         ok = np.flatnonzero(~np.isnan(row))

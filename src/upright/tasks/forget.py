@@ -26,10 +26,10 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import lazy_loader as lazy
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from upright.contract import (
@@ -46,12 +46,22 @@ from upright.contract import (
 )
 from upright.data.catalogue import cache_dir
 from upright.data.forget import Record, fingerprint, read_records, refuse_overlap, tofu_records, unique_records
-from upright.language.encoding import Encoded, Template, encode_all, refuse_mismatch
-from upright.language.evaluation import Speaker, score_records
-from upright.language.pretraining import teach
 from upright.metrics import forgetting, membership
-from upright.models.hub import load_language_model, smollm2
-from upright.models.tiny import tiny_llama, tiny_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from upright.language import encoding, evaluation, pretraining
+    from upright.language.encoding import Encoded
+    from upright.models import hub
+    from upright.models import tiny as tiny_models
+else:
+    torch = lazy.load("torch")
+    encoding = lazy.load("upright.language.encoding", suppress_warning=True)
+    evaluation = lazy.load("upright.language.evaluation", suppress_warning=True)
+    pretraining = lazy.load("upright.language.pretraining", suppress_warning=True)
+    hub = lazy.load("upright.models.hub", suppress_warning=True)
+    tiny_models = lazy.load("upright.models.tiny", suppress_warning=True)
 
 __all__ = ["Forget", "ForgetConfig", "Sets"]
 
@@ -102,7 +112,7 @@ class ForgetConfig(Config):
     """Held-out records that are scored; 0 leaves membership out."""
     generate: bool = True
     """Whether answers are written, for ROUGE-L; without it utility has two parts."""
-    template: Template = "auto"
+    template: Literal["auto", "chat", "plain"] = "auto"
     """How a prompt is written: the tokenizer's chat template, plainly, or the first where there is one."""
     precision: Literal["float32", "float64"] = "float32"
     """Of the weights."""
@@ -241,13 +251,14 @@ class Forget:
         if c.model not in ("tiny", "smollm2"):
             if which == "reference" and not c.reference:
                 raise InputError("no reference model", "task.reference = FOLDER", "leave out what needs one")
-            model, tokenizer = load_language_model(c.model if which == "original" else c.reference, dtype=kind)
-            refuse_mismatch(tokenizer, model)
+            model, tokenizer = hub.load_language_model(c.model if which == "original" else c.reference, dtype=kind)
+            encoding.refuse_mismatch(tokenizer, model)
             return model, tokenizer
         sets = self.sets(run)
         taught = [*sets.retain, *(sets.forget if which == "original" else ())]
         model, tokenizer = self._untaught(run, kind)
-        encoded = encode_all(tokenizer, taught, template=c.template, context=model.config.max_position_embeddings)
+        context = model.config.max_position_embeddings
+        encoded = encoding.encode_all(tokenizer, taught, template=c.template, context=context)
         key = {"which": which, "seed": run.seed, "records": fingerprint(taught), "torch": torch.__version__,
                **{k: c.as_dict()[k] for k in ("model", "authors", "forget_authors", "epochs", "learning_rate",
                                               "batch_size", "hidden", "layers", "vocabulary", "context",
@@ -255,8 +266,15 @@ class Forget:
 
         def make() -> dict[str, Any]:
             with run.progress(c.epochs, f"teaching the {which}") as advance:
-                curve = teach(model, encoded, epochs=c.epochs, batch_size=c.batch_size, seed=stream(run.seed, "teach"),
-                              learning_rate=c.learning_rate, advance=advance)  # fmt: skip
+                curve = pretraining.teach(
+                    model,
+                    encoded,
+                    epochs=c.epochs,
+                    batch_size=c.batch_size,
+                    seed=stream(run.seed, "teach"),
+                    learning_rate=c.learning_rate,
+                    advance=advance,
+                )
             return {"weights": model.state_dict(), "curve": curve}
 
         found = run.shared(which, key, lambda: _cached(key, make) if self._caches else make())
@@ -266,10 +284,10 @@ class Forget:
     def _untaught(self, run: Run, kind: torch.dtype) -> tuple[Any, Any]:
         c = self.config
         if c.model == "smollm2":
-            return load_language_model(smollm2(), dtype=kind)
+            return hub.load_language_model(hub.smollm2(), dtype=kind)
         every = self._known if self._given is None else (*self._given.forget, *self._given.retain)
-        tokenizer = tiny_tokenizer([f"{r.prompt}\n{r.answer}" for r in every], vocabulary=c.vocabulary)
-        model = tiny_llama(tokenizer, hidden=c.hidden, layers=c.layers, context=c.context,
+        tokenizer = tiny_models.tiny_tokenizer([f"{r.prompt}\n{r.answer}" for r in every], vocabulary=c.vocabulary)
+        model = tiny_models.tiny_llama(tokenizer, hidden=c.hidden, layers=c.layers, context=c.context,
                            seed=stream(run.seed, "weights") % 2**31)  # fmt: skip
         return model.to(kind), tokenizer
 
@@ -279,7 +297,7 @@ class Forget:
             model, tokenizer = self.model(run, "original")
             context = getattr(model.config, "max_position_embeddings", None)
             records = getattr(self.sets(run), which)
-            self._encoded[which, run.seed] = encode_all(
+            self._encoded[which, run.seed] = encoding.encode_all(
                 tokenizer, records, template=self.config.template, context=context
             )
         return list(self._encoded[which, run.seed])
@@ -306,11 +324,13 @@ class Forget:
         """Let `score` see the test records; the runner calls it after every arm is trained."""
         self._open = True
 
-    def speaker(self, model: Any, run: Run) -> Speaker:
+    def speaker(self, model: Any, run: Run) -> evaluation.Speaker:
         """Return what asks a model in this task's template."""
         if (("original", run.seed)) not in self._models:
             self.model(run, "original")
-        return Speaker(model, self._models["original", run.seed][1], template=self.config.template, batch_size=32)
+        return evaluation.Speaker(
+            model, self._models["original", run.seed][1], template=self.config.template, batch_size=32
+        )
 
     def score(self, result: Any, split: Literal["valid", "test"], run: Run) -> UnitScores:
         """Score a model record by record.
@@ -359,7 +379,7 @@ class Forget:
                 for r in getattr(chosen, side)]  # fmt: skip
 
     def _scores(
-        self, speaker: Speaker, records: tuple[Record, ...], name: str, split: str, run: Run
+        self, speaker: evaluation.Speaker, records: tuple[Record, ...], name: str, split: str, run: Run
     ) -> dict[str, Array]:
         """Scores of one set; with a reference also the attack that uses one, and the gap to it."""
         base = None
@@ -369,7 +389,7 @@ class Forget:
                 self._at_reference[key] = self.speaker(self.model(run, "reference")[0], run).read(records)
             base = self._at_reference[key]
         side: Any = name
-        found = dict(score_records(speaker, records, side=side, reference=base, rouge=self.config.generate))
+        found = dict(evaluation.score_records(speaker, records, side=side, reference=base, rouge=self.config.generate))
         if name == "forget" and base is not None:
             found["forget_gap"] = np.abs(found["forget_probability"] - np.exp(-base.mean_nll))
             found["forget_loss_gap"] = np.abs(-found["mia_loss"] - base.mean_nll)

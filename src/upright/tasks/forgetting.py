@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
+from scipy.special import ndtr, ndtri
 
 from upright.contract import Arm, Config, File, InputError, Metric, PositiveInt, UnitScores, audit
 from upright.data.forget import Record, fingerprint, read_records, refuse_overlap, unique_records
@@ -430,6 +430,8 @@ def _beyond_reference(boot: Bootstrap, levels: Levels) -> list[tuple[float, Leve
     The distance D of the truth ratios has another law than a difference. So its place among the permutations, which
     are the same, is written as a normal score and joins the others in the maximum.
     """
+    from scipy.stats import rankdata  # half a second, which a typo need not wait for
+
     metrics = {KNOWN: "the reference"}
     metrics |= {
         m: "the reference" if (f"membership:{m}", RETRAIN) in levels else "1/2" for m in _scored(boot.units, YOURS)
@@ -442,8 +444,8 @@ def _beyond_reference(boot: Bootstrap, levels: Levels) -> list[tuple[float, Leve
         distance = parse(truth.statistic, boot, METRICS)
         size, *_ = distance.null(YOURS, None) or (size,)
         n = len(size)
-        score = np.append(score, norm.isf((1 + (size >= truth.value - 1e-12).sum()) / (1 + n) / 2))
-        top = np.maximum(top, norm.isf((n + 1 - rankdata(size, "min")) / n / 2))
+        score = np.append(score, -ndtri((1 + (size >= truth.value - 1e-12).sum()) / (1 + n) / 2))
+        top = np.maximum(top, -ndtri((n + 1 - rankdata(size, "min")) / n / 2))
     critical = max(float(np.quantile(top, 1 - LEVEL, method="higher")), Z)
     p = (1 + (top[:, None] >= score - 1e-9).sum(0)) / (1 + len(top))
     own, error = slice(len(metrics)), found.detectable / (found.critical + POWER)
@@ -452,7 +454,7 @@ def _beyond_reference(boot: Bootstrap, levels: Levels) -> list[tuple[float, Leve
     least = (critical + POWER) * error
     pairs = _pairs(dataclasses.replace(found, low=low, high=high, p=p[own], detectable=least), metrics, levels)
     if truth is not None and len(size):
-        drawn, far = distance.draws(YOURS, None), float(np.quantile(size, 1 - 2 * norm.sf(critical)))
+        drawn, far = distance.draws(YOURS, None), float(np.quantile(size, 1 - 2 * ndtr(-critical)))
         near, top_end = drawn.interval(critical)
         if truth.value > 1 - 1e-9:  # no draw differs
             near = float(wilson(1.0, truth.n_clusters or truth.n_units, critical)[0])

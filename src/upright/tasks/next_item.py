@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import lazy_loader as lazy
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -22,7 +22,14 @@ from upright.contract import Config, InputError, Metric, NonNegativeInt, Positiv
 from upright.data.catalogue import CATALOGUE, load_split
 from upright.data.interactions import Interactions, Split, synthetic
 from upright.metrics import ranking
-from upright.models.recommenders import build
+
+if TYPE_CHECKING:
+    import torch
+
+    from upright.models import recommenders
+else:
+    torch = lazy.load("torch")
+    recommenders = lazy.load("upright.models.recommenders", suppress_warning=True)
 
 __all__ = ["ADVANTAGED", "DISADVANTAGED", "NextItem", "NextItemConfig", "activity_groups", "activity_score"]
 
@@ -222,7 +229,7 @@ class NextItem:
     def model(self, run: Run) -> Any:
         """Return a fresh backbone, initialised from the stream ``init`` that all arms share."""
         c = self.config
-        return build(
+        return recommenders.build(
             c.backbone, self.n_users, self.n_items, self.seen, c.dim, c.layers, run.torch_rng("init"),
             getattr(torch, c.precision),
         )  # fmt: skip

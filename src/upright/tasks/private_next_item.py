@@ -21,10 +21,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import lazy_loader as lazy
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -34,6 +34,11 @@ from upright.metrics import ranking
 from upright.metrics.attacks import attack
 from upright.metrics.leakage import rank_values
 from upright.tasks.next_item import NextItem, NextItemConfig
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = lazy.load("torch")
 
 __all__ = ["GROUPING", "PrivateNextItem", "PrivateNextItemConfig", "classes_of"]
 
