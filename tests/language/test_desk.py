@@ -115,7 +115,8 @@ def _broken_line(user, p):
 
 BAD = [
     (_empty, "f.jsonl without a record",
-     "JSON lines with question and answer, prompt and completion, instruction and output, messages, or text", "check the file"),
+     "JSON lines with question and answer, prompt and completion, instruction and output, messages, or text",
+     "check the file"),
     (_overlap, "record 4 of forget is record x7 of retain (1 shared)", "forget and retain without a common record",
      "take the shared records out of retain"),
     (_held_out_is_retained, "record 20 of retain is record 20 of holdout (14 shared)",

@@ -11,9 +11,9 @@ import pytest
 from upright.contract import InputError
 from upright.data.catalogue import load_split
 from upright.data.interactions import read_interactions
+from upright.experiment.config import resolve
 from upright.experiment.folders import ArmRun
 from upright.experiment.registry import load_method
-from upright.experiment.config import resolve
 from upright.models.recommenders import build
 from upright.tasks.next_item import READER, NextItem, NextItemConfig
 

@@ -18,7 +18,7 @@ from upright.evidence.units import Units
 from upright.evidence.verdict import audit_verdict, effect_of, verdict
 from upright.maths.intervals import percentile
 from upright.maths.resampling import Draws, front_distance
-from upright.maths.simultaneous import LEVEL, POWER, ROUNDING, Comparisons, Z
+from upright.maths.simultaneous import LEVEL, POWER, ROUNDING, Comparisons, Z, dense_codes
 
 __all__ = ["difference_of", "evidence", "level_of", "margins_of", "pair_levels", "said_again"]
 
@@ -207,7 +207,7 @@ def level_of(one: Statistic, arm: str, cell: str | None) -> Level:
     """Return a cell of a statistic of one arm."""
     have, should = one.count(arm, cell)
     n = int(have.any(0).sum())
-    clusters = len(np.unique(one.units.cluster[have.any(0)]))
+    clusters = len(dense_codes(one.units.cluster[have.any(0)])[0])
     chance, more, value = one.chance(arm, cell), one.facts(arm, cell), one.draws(arm, cell).value
     span, inside = one.about.high - one.about.low, (one.about.low, one.about.high)
     ranges = {"mean": inside, "worst_decile": inside, "gini": (0.0, 1.0), "gap": (-span, span), "abs_gap": (0.0, span)}

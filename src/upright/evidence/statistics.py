@@ -56,6 +56,7 @@ from upright.maths.simultaneous import (
     Z,
     compare_aucs,
     compare_groups,
+    dense_codes,
     random_signs,
     rate_bounds,
 )
@@ -138,7 +139,8 @@ class Statistic(ABC):
         """Return which units it is of, shape (S, U)."""
         found = np.ones((len(self.units.seeds), len(self.units.units)), dtype=bool)
         if cell is not None:
-            found = np.asarray(self.units.by[str(self.grouping)] == cell)
+            names, codes = self.units.codes(str(self.grouping))
+            found = codes == (names.index(cell) if cell in names else len(names))
         return found & np.isin(self.units.by[SET], self.sets) if self.sets and SET in self.units.by else found
 
     def values(self, arm: str, cell: str | None = None) -> Array:
@@ -747,7 +749,7 @@ class RankCorrelation(Statistic):
         keys = rng.random((PERMUTATIONS, len(self.units.units)), dtype=np.float32)  # the same moves at all seeds
         for v in self.complete(arm, cell).transpose(1, 0, 2):
             ok = np.flatnonzero(~np.isnan(v[0]))
-            ids, at = np.unique(self.units.cluster[ok], return_inverse=True)
+            ids, at = dense_codes(self.units.cluster[ok])
             if len(ids) < FEWEST:  # nothing can be judged
                 continue
             a, b = ranks.rank_sides(*v[:, ok])

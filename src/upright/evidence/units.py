@@ -7,6 +7,7 @@ On disk it is long (Parquet, zstd): ``run, arm, seed, split, unit_kind, unit, cl
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +67,12 @@ class Units:
             )
         leading = {seed: _names(have[self.arms[0], seed]) for seed in self.seeds}
         self.unit_kind = blocks[0].scores.unit_kind
-        self.units = sorted(set().union(*leading.values()), key=lambda u: (len(u), u))
+        by_length: dict[int, list[str]] = {}
+        for unit in dict.fromkeys(itertools.chain.from_iterable(leading.values())):
+            by_length.setdefault(len(unit), []).append(unit)
+        self.units = [unit for length in sorted(by_length) for unit in sorted(by_length[length])]
         self.metrics = list(dict.fromkeys(m for b in blocks for m in b.scores.values))
-        place = {u: i for i, u in enumerate(self.units)}
-        usual = {seed: np.array([place[u] for u in own], dtype=np.int64) for seed, own in leading.items()}
+        usual = {seed: self._places(own) for seed, own in leading.items()}
         shape = (len(self.seeds), len(self.units))
         self._values = {(a, m): np.full(shape, np.nan) for a in self.arms for m in self.metrics}
         self.by: dict[str, NDArray[Any]] = {}
@@ -84,7 +87,7 @@ class Units:
                     f"each {scores.unit_kind} once, the same ones in every arm, so that differences are paired",
                     "return NaN for a unit where a metric is not defined, instead of leaving it out",
                 )
-            at = usual[seed] if own == first else np.array([place[u] for u in own], dtype=np.int64)
+            at = usual[seed] if own == first else self._places(own)
             for metric, values in scores.values.items():
                 self._values[arm, metric][row, at] = np.asarray(values, dtype=np.float64)
             for name, labels in scores.by.items():
@@ -107,6 +110,12 @@ class Units:
             alone = [f"\0{u}" if x is None else x for u, x in zip(self.units, cluster, strict=True)]
             self.cluster = np.unique(np.array(alone, dtype=str), return_inverse=True)[1].astype(np.int64)
         self.n_clusters = int(self.cluster.max(initial=-1)) + 1
+
+    def _places(self, own: list[str]) -> Codes:
+        if own == self.units:
+            return np.arange(len(own))
+        place = {unit: i for i, unit in enumerate(self.units)}
+        return np.array([place[u] for u in own], dtype=np.int64)
 
     @property
     def clustered(self) -> bool:
@@ -148,7 +157,7 @@ class Units:
             labels = [str(g) for g in self.by[grouping].ravel()]
             found = sorted(set(labels) - {""})
             place = {"": -1} | {g: i for i, g in enumerate(found)}
-            flat = np.fromiter((place[g] for g in labels), dtype=np.int64, count=len(labels))
+            flat = np.fromiter(map(place.__getitem__, labels), dtype=np.int64, count=len(labels))
             self._codes[grouping] = found, flat.reshape(self.by[grouping].shape)  # (seeds, units)
         return self._codes[grouping]
 

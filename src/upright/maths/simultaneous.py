@@ -48,6 +48,7 @@ __all__ = [
     "auc_bound",
     "compare_aucs",
     "compare_groups",
+    "dense_codes",
     "kish_count",
     "newcombe",
     "random_signs",
@@ -80,6 +81,19 @@ def kish_count(n: Array) -> Any:
     """Return ``(sum n)^2 / sum n^2`` over the first axis: how many equal clusters unequal ones are worth."""
     total = n.sum(0)
     return np.divide(total**2, (n**2).sum(0), out=np.zeros(np.shape(total)), where=total > 0)[()]
+
+
+def dense_codes(codes: Codes) -> tuple[Codes, Codes]:
+    """Return the distinct codes, ascending, and the place of each among them; linear in their number and their largest.
+
+    Parameters
+    ----------
+    codes : ndarray of int64, shape (n,)
+        At least 0.
+    """
+    seen = np.zeros(int(codes.max(initial=-1)) + 1, dtype=bool)
+    seen[codes] = True
+    return np.flatnonzero(seen), (np.cumsum(seen) - 1)[codes]
 
 
 def wilson(rate: Any, n: Any, z: float) -> tuple[Any, Any]:
@@ -116,12 +130,18 @@ def rate_bounds(values: Array, cell: Codes, cluster: Codes, cells: int) -> Array
     x, at = values[ok], cell[ok]
     n = np.bincount(at, minlength=cells)
     rate = _ratio(np.bincount(at, x, cells), n)
-    _, first, own = np.unique(at * (cluster.max() + 1) + cluster[ok], return_index=True, return_inverse=True)
+    clusters, own = dense_codes(cluster[ok])
+    alone, plain = len(clusters) == len(own), bool(((x == 0) | (x == 1)).all())
+    if alone and plain:
+        return np.stack([n, rate, *wilson(rate, np.where(n > 0, n, np.nan), Z)])
+    first = own = np.arange(len(own)) if alone else own
+    if not alone:
+        _, first, own = np.unique(at * len(clusters) + own, return_index=True, return_inverse=True)
     size, at = np.bincount(own), at[first]  # of each cluster in each cell
     part = np.bincount(own, x) - rate[at] * size
     worth = _ratio(np.square(n), np.bincount(at, np.square(size), cells))
     error = stretch(np.maximum(worth, 2.0)) * _ratio(np.sqrt(np.bincount(at, np.square(part), cells)), n)
-    if not np.isin(x, (0, 1)).all():
+    if not plain:
         return np.stack([n, rate, np.maximum(rate - Z * error, 0.0), np.minimum(rate + Z * error, 1.0)])
     spread = rate * (1 - rate)
     together = np.where((spread > 0) & (error > 0), spread / np.maximum(error, 1e-12) ** 2, worth)
@@ -250,7 +270,7 @@ class _Stratum:
     """Sums of one stratum: clusters c, groups g, metrics m; and what follows from them."""
 
     def __init__(self, x: Array, group: Codes, cluster: Codes, groups: int) -> None:
-        self.ids, at = np.unique(cluster, return_inverse=True)
+        self.ids, at = dense_codes(cluster)
         code, size = at * groups + group, len(self.ids) * groups
         self.count = np.bincount(code, minlength=size).reshape(-1, groups).astype(np.float64)  # (C, G)
         sums = [np.bincount(code, v, size) for v in x.T]
@@ -301,7 +321,7 @@ class _Moves:
     def __init__(
         self, group: Codes, home: Codes, cluster: Codes, groups: int, inside: bool, draws: int, rng: np.random.Generator
     ) -> None:
-        names, code = np.unique(cluster, return_inverse=True)
+        names, code = dense_codes(cluster)
         label, block = np.zeros(len(names), dtype=np.int64), np.zeros(len(names), dtype=np.int64)
         label[code], block[code] = group, (home if inside else 0)
         self.groups, self.label, self.names = groups, label, names
@@ -554,7 +574,7 @@ def compare_aucs(
                     errors[r[side], a] += (placed - placed.mean()) / total
     taking = np.flatnonzero(((label >= 0) & ~np.isnan(scores).all(-1)).any(0))
     taking = taking if len(taking) else np.arange(units)  # nobody is scored: every value is NaN
-    ids, at = np.unique(cluster[taking], return_inverse=True)
+    ids, at = dense_codes(cluster[taking])
     sums, own_sums = np.zeros((2, len(ids), k))
     np.add.at(sums, at, part[taking])
     np.add.at(own_sums, at, errors[taking])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,11 +103,9 @@ def suppress_small(labels: Sequence[str], counted: NDArray[np.bool_]) -> tuple[l
     suppressed : list of str
         Names of these groups.
     """
-    all_labels = np.asarray(labels, dtype=str)
-    names, place = np.unique(all_labels, return_inverse=True)
-    size = np.bincount(place, weights=counted, minlength=len(names))
-    small = [str(name) for name in names[size < FEWEST] if name]
-    return ["" if label in small else str(label) for label in all_labels], small
+    size = Counter(itertools.compress(labels, counted))
+    small = sorted(name for name in set(labels) if name and size[name] < FEWEST)
+    return ["" if label in small else label for label in labels] if small else list(labels), small
 
 
 def require_named(given: Mapping[str, str | None], tables: Sequence[Columns]) -> None:

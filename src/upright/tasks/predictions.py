@@ -315,8 +315,9 @@ def read_cases(config: PredictionsConfig, groupings: Mapping[str, tuple[str, ...
     groups: dict[str, list[str]] = {}
     for name, columns in groupings.items():
         own = [parts[column].to_list() for column in columns]
-        joined = [" and ".join(part) if all(part) else "" for part in zip(*own, strict=True)]
-        groups[name] = joined if len(columns) > 1 else own[0]
+        groups[name] = own[0]
+        if len(columns) > 1:
+            groups[name] = [" and ".join(part) if all(part) else "" for part in zip(*own, strict=True)]
         without = groups[name].count("")
         if without:
             what = f"{plural(without, 'row')} without a group of {' and '.join(map(repr, columns))}"
