@@ -1,4 +1,4 @@
-# make demo    set up and build the demonstration report
+# make demo    set up and build the demonstration report     make demo-full   with six seeds
 # make test    set up and run the tests          make test-all   with the slow ones, and the lowest versions
 PY      := .venv/bin/python
 PIP     := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 JOBS ?= 2
 PYTEST := -n $(JOBS) --dist worksteal
 
-.PHONY: setup test test-all test-minimum lint demo results clean
+.PHONY: setup test test-all test-minimum lint demo demo-full results clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,9 @@ test-minimum: .venv-min/.installed
 
 demo: $(STAMP)
 	.venv/bin/upright demo
+
+demo-full: $(STAMP)
+	.venv/bin/upright demo --full --out demo-full
 
 results: $(STAMP)
 	$(PY) -m upright.report.results

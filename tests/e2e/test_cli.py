@@ -76,6 +76,16 @@ def test_report_compare_export_and_prune(finished: Path, tmp_path: Path) -> None
         (["run", "in_ucds", "--set", "lam"], "--set key=value"),
         (["run", "in_ucds", "--preset", "huge"], "quick, full"),
         (["run", "in_ucd"], "did you mean 'in_ucds'?"),
+        (["run", "in_ucds", "--sedes", "6"], "did you mean --seeds?"),
+        (["run", "in_ucds", "--lamb", "6"], "did you mean --lam?"),
+        (["run", "in_ucds", "--lam"], "--lam without a value"),
+        (["run", "in_ucds", "--lam", "1", "--lam=2"], "--lam given twice"),
+        (["run", "in_ucds", "log.csv"], "write --data log.csv"),
+        (["run", "in_ucds", "--budget", "-1"], "accepted:"),
+        (["lst"], "did you mean list?"),
+        (["audit", "rankin"], "did you mean ranking?"),
+        (["audit", "ranking", "a.csv", "--helt-out", "b.csv"], "did you mean --held-out?"),
+        (["audit", "ranking"], "see "),
         (["run", "u2a"], "planned"),
         (["run"], "give one of the two"),
         (["run", "in_ucds", "--data", "no_such.csv"], "no_such.csv"),
@@ -110,6 +120,19 @@ def test_list_and_show_are_machine_readable() -> None:
     shown = json.loads(upright("show", "in_ucds", "--json").stdout)
     assert all(field["doc"] for table in shown["settings"].values() for field in table)
     assert len(shown["deviations"]) == 8
+
+
+def test_settings_are_options_and_stand_in_the_help(tmp_path: Path) -> None:
+    # catches: a setting that only --set knows, and a help that does not name it
+    words = ["run", "in_ucds", "--data", "synthetic", "--preset", "quick", "--arms", "none,in_ucds", "--json"]
+    done = upright(*words, "--epochs", "1", "--group-share=0.3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    resolved = json.loads(next(tmp_path.glob("runs/*/config.json")).read_text())["resolved"]
+    assert (resolved["method"]["epochs"], resolved["task"]["group_share"]) == (1, 0.3)
+    assert "in_ucds · seed 0 · arm 2/2 in_ucds · " in done.stderr  # a line an arm, away from a terminal
+    shown = upright("run", "in_ucds", "--help", cwd=tmp_path).stdout
+    assert "lam = 0.003   [float >= 0]" in shown
+    assert max(len(line) for line in shown.splitlines()[:40]) <= 80
 
 
 def test_doctor_reports_the_interpreter() -> None:
@@ -304,7 +327,7 @@ def test_ctrl_c_in_the_second_seed_names_both_and_they_are_compared(tmp_path: Pa
     status, said = interrupt(words, tmp_path, "runs/*-s1/checkpoints/none.last.pt")
     assert status == 130
     first, second = sorted(p.relative_to(tmp_path) for p in tmp_path.glob("runs/*"))
-    assert said == f"stopped; go on with `upright run --resume {first} --resume {second}`\n"
+    assert said.splitlines()[-1] == f"stopped; go on with `upright run --resume {first} --resume {second}`"
     done = upright(*shlex.split(said.split("`")[1])[1:], "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     comparison = Path(json.loads(done.stdout)["folder"])
@@ -335,7 +358,7 @@ def test_ctrl_c_names_no_folder_that_is_not_there(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(place, stop)
     done = CliRunner().invoke(app, words)
-    assert (done.exit_code, done.stderr) == (130, said + "\n")
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (130, said)
 
 
 def test_resume_refuses_settings_of_another_run(tmp_path, capsys, monkeypatch):

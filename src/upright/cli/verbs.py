@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from upright import __version__
 from upright.cli.audit import AuditGroup
 from upright.cli.forget import forget_app
+from upright.cli.options import RunCommand, explain, read_settings, settings_text
 from upright.contract import InputError
 from upright.evidence.gate import check_syntax, example
 from upright.experiment.terminal import last_lines, levels_table, paragraphs, table
@@ -106,12 +108,13 @@ def show(name: str, as_json: Json = False) -> None:
     spec = load_method(name)
     tables = {"method": describe(spec.config), "task": describe(load_object(spec.task).Config)}
     arms = [{"name": a.name, "role": a.role, "title": a.title} for a in spec.arms]
-    lines = [f"{spec.title}: mends {spec.mends}", "", _table(arms, ["name", "role", "title"])]
-    for owner, rows in tables.items():
-        lines += ["", f"settings of the {owner} (--set key=value)"]
-        for row in rows:  # a name that the method has too is the method's, unless it says task.
-            both = owner == "task" and any(row["name"] == own["name"] for own in tables["method"])
-            lines += [f"  {'task.' * both}{row['name']} = {row['default']!r}   [{row['type']}]", f"      {row['doc']}"]
+    lines = [
+        f"{spec.title}: mends {spec.mends}",
+        "",
+        _table(arms, ["name", "role", "title"]),
+        "",
+        settings_text(tables),
+    ]
     lines += ["", "deviations from the paper", *[f"  {d}" for d in deviations(spec)]]
     found = {
         "name": name,
@@ -139,14 +142,14 @@ def _stoppable(again: str | None = None) -> Iterator[list[Path]]:
         raise typer.Exit(130) from None
 
 
-@app.command()
+@app.command(cls=RunCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run(
+    ctx: typer.Context,
     name: Annotated[str | None, typer.Argument(help="Method.")] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="Name in the catalogue, or a CSV, TSV or Parquet file; --set user_column=NAME and others "
-            "say how to read it."
+            help="Name in the catalogue, or a file of yours; --user COLUMN, --item, --value, --time name its columns."
         ),
     ] = None,
     data_dir: DataDir = None,
@@ -169,7 +172,10 @@ def run(
     fail_if: FailRun = None,
     as_json: Json = False,
 ) -> None:
-    """Train a method with its controls, score it once, and write the report."""
+    """Train a method with its controls, score it once, and write the report.
+
+    Every setting of the method and of its task is an option too: upright run METHOD --help lists them.
+    """
     if fail_if is not None:
         check_syntax(fail_if)  # before hours of training, not after
     if (name is None) == (not resume):
@@ -178,9 +184,18 @@ def run(
             f"method {name!r} and {given or 'no --resume'}", "a method, or --resume FOLDER", "give one of the two"
         )
     judged = _judged(margin, budget)
-    if resume and (
-        settings or data or arms or sweep or margin or budget is not None or preset != "full" or (seeds, seed) != (1, 0)
-    ):
+    asked = (
+        settings,
+        ctx.args,
+        data,
+        arms,
+        sweep,
+        margin,
+        budget is not None,
+        preset != "full",
+        (seeds, seed) != (1, 0),
+    )
+    if resume and any(asked):
         raise InputError(
             "--resume together with settings of a run",
             "--resume alone: a run goes on with its own settings",
@@ -190,9 +205,11 @@ def run(
         from upright.experiment.config import parse_assignments, resolve
         from upright.experiment.registry import load_method
 
-        passed = parse_assignments(settings or [])
+        passed: dict[str, Any] = dict(parse_assignments(settings or []))
         if name is not None:
-            resolve(load_method(name), passed, preset, data)  # a typo is answered before anything heavy is loaded
+            spec = load_method(name)
+            passed |= read_settings(spec, ctx)
+            resolve(spec, passed, preset, data)  # a typo is answered before anything heavy is loaded
         from upright.api import Result
         from upright.experiment.runner import Ask, resume_all, run_seeds
 
@@ -297,13 +314,15 @@ def check(name: str, as_json: Json = False) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demonstration.")] = Path("demo"),
     data_dir: DataDir = None,
+    full: Annotated[bool, typer.Option("--full", help="Six seeds, which can show that a remedy works.")] = False,
 ) -> None:
     """Run every built method in its quick preset on real data and write one page."""
+    typer.echo(f"On two cores this takes about {14 if full else 3} minutes; a second call computes nothing.", err=True)
     from upright.experiment.demo import run_demo
     from upright.report import build_demo, build_report
 
-    with _stoppable(shlex.join(["upright", "demo", "--out", str(out)])):
-        folders = run_demo(out, data_dir)
+    with _stoppable(shlex.join(["upright", "demo", "--out", str(out), *["--full"] * full])):
+        folders = run_demo(out, data_dir, 6 if full else 1)
         for folder in folders:
             build_report(folder)
         page = build_demo(folders, out / "index.html", "What upright shows")
@@ -385,7 +404,9 @@ def data_verify(name: str, data_dir: DataDir = None) -> None:
 def main() -> None:
     """Run the command line; a person never sees a bare traceback."""
     try:
-        app(standalone_mode=True)
+        sys.exit(app(standalone_mode=False))
+    except click.ClickException as error:
+        sys.exit(explain(error))
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

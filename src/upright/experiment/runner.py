@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,18 @@ class Ask:
 
 
 def run_task(
-    spec: MethodSpec, task: Any, config: Config, folder: RunFolder | None, ask: Ask, *, quiet: bool = True
+    spec: MethodSpec,
+    task: Any,
+    config: Config,
+    folder: RunFolder | None,
+    ask: Ask,
+    *,
+    quiet: bool = True,
+    later: int = 0,
 ) -> tuple[list[Block], list[ArmFacts], list[str]]:
     """Train every arm, with a sweep at every strength that the method declares, then score each once on test.
+
+    Away from a terminal each arm is a line with the time that is left, also for as many `later` runs.
 
     Returns
     -------
@@ -124,12 +134,18 @@ def run_task(
     """
     _require_arms(spec, ask.arms)
     chosen, left = _fitting(spec, task, ask.arms)
-    trained = []
-    for arm in [*chosen, *(_swept(spec, config, chosen, ask.arm_settings) if ask.sweep else [])]:
+    trained, start = [], time.monotonic()
+    arms = [*chosen, *(_swept(spec, config, chosen, ask.arm_settings) if ask.sweep else [])]
+    for i, arm in enumerate(arms, start=1):
         settings = {**ask.arm_settings.get(arm.name.partition("@")[0], {}), **arm.settings}
         arm_run = ArmRun(folder, ask.seed, arm.name, quiet=quiet)
         result = spec.run(task, config.replace(**settings), arm_run)
         trained.append((arm, settings, arm_run, result))
+        if not quiet and not sys.stderr.isatty():
+            spent = time.monotonic() - start
+            rest = spent / i * (len(arms) - i + later * len(arms))
+            words = f"{spec.name} · seed {ask.seed} · arm {i}/{len(arms)} {arm.name} · {spent / 60:.1f} min"
+            print(f"{words} · about {rest / 60:.1f} min left", file=sys.stderr, flush=True)
     task.open_test()
     blocks, facts, warnings = [], [], left
     name = folder.path.name if folder is not None else "memory"
@@ -199,7 +215,13 @@ def _require_arms(spec: MethodSpec, arms: Sequence[str] | None) -> None:
 
 
 def execute(
-    ask: Ask, *, out: Path = Path("runs"), folder: Path | None = None, data_dir: str | None = None, quiet: bool = True
+    ask: Ask,
+    *,
+    out: Path = Path("runs"),
+    folder: Path | None = None,
+    data_dir: str | None = None,
+    quiet: bool = True,
+    later: int = 0,
 ) -> Path:
     """Run one method at one seed and return its folder; a folder with a checkpoint is resumed.
 
@@ -233,7 +255,7 @@ def execute(
         run_folder = RunFolder(path)
         write_json(file, asked)
         with run_folder.running(method=ask.method, seed=ask.seed, command=_command(ask, task_config)):
-            blocks, facts, warnings = run_task(spec, task, config, run_folder, ask, quiet=quiet)
+            blocks, facts, warnings = run_task(spec, task, config, run_folder, ask, quiet=quiet, later=later)
             write_units(path / "units.parquet", blocks, "test")
             unfit = [arm.name for arm in spec.arms if arm.unfit and arm.unfit(task)]
             found = Summary(
@@ -362,9 +384,9 @@ def run_seeds(
     """Run seeds and compare them; returns the run folders and, for more than one, the comparison's folder."""
     folders: list[Path] = []
     try:
-        for seed in seeds:
-            own = dataclasses.replace(ask, seed=seed)
-            folders.append(execute(own, out=out, data_dir=data_dir, quiet=quiet))
+        for i, seed in enumerate(seeds, start=1):
+            own, later = dataclasses.replace(ask, seed=seed), len(seeds) - i
+            folders.append(execute(own, out=out, data_dir=data_dir, quiet=quiet, later=later))
         return folders, _compared(folders, out)
     except KeyboardInterrupt as stop:
         raise Stopped([*folders, *getattr(stop, "folders", [])]) from stop

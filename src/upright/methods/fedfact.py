@@ -54,7 +54,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import lazy_loader as lazy
 import numpy as np
 from numpy.typing import NDArray
 
@@ -76,6 +75,7 @@ from upright.contract import (
 )
 from upright.declare import Front, Heat, Holds, Intervals, Noted
 from upright.federation.rounds import drive, from_tensors, rounds, to_tensors
+from upright.lazy import LazyModule
 from upright.maths.parity.program import Constraint
 from upright.maths.parity.site import Site
 
@@ -90,13 +90,13 @@ if TYPE_CHECKING:
     from upright.classification.post import FairPost
     from upright.classification.training import cost_sensitive_loss
 else:
-    controls = lazy.load("upright.classification.controls", suppress_warning=True)
-    rivals = lazy.load("upright.classification.rivals", suppress_warning=True)
-    federated = lazy.load("upright.classification.training", suppress_warning=True)
-    posts = lazy.load("upright.classification.post", suppress_warning=True)
-    silo = lazy.load("upright.classification.silos", suppress_warning=True)
-    estimators = lazy.load("upright.classification.estimator", suppress_warning=True)
-    fits = lazy.load("upright.classification.fitting", suppress_warning=True)
+    controls = LazyModule("upright.classification.controls")
+    rivals = LazyModule("upright.classification.rivals")
+    federated = LazyModule("upright.classification.training")
+    posts = LazyModule("upright.classification.post")
+    silo = LazyModule("upright.classification.silos")
+    estimators = LazyModule("upright.classification.estimator")
+    fits = LazyModule("upright.classification.fitting")
 
 __all__ = ["FairPost", "FedFACTClassifier", "FedFACTConfig", "cost_sensitive_loss", "run"]
 

@@ -50,7 +50,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import lazy_loader as lazy
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
@@ -68,6 +67,7 @@ from upright.contract import (
     method,
 )
 from upright.declare import Front, Holds, Noted, Signed
+from upright.lazy import LazyModule
 from upright.recommendation.sets import (
     ConstrainedDominantSets,
     Similarity,
@@ -84,9 +84,9 @@ if TYPE_CHECKING:
     from upright.recommendation import pairs, pull
     from upright.recommendation.pull import UserPullLoss
 else:
-    torch = lazy.load("torch")
-    pairs = lazy.load("upright.recommendation.pairs", suppress_warning=True)
-    pull = lazy.load("upright.recommendation.pull", suppress_warning=True)
+    torch = LazyModule("torch")
+    pairs = LazyModule("upright.recommendation.pairs")
+    pull = LazyModule("upright.recommendation.pull")
 
 __all__ = ["ConstrainedDominantSets", "InUCDSConfig", "UserPullLoss", "official_neighbours", "run", "similarities"]
 

@@ -64,7 +64,6 @@ import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import lazy_loader as lazy
 import numpy as np
 from numpy.typing import NDArray
 
@@ -83,6 +82,7 @@ from upright.contract import (
     stream,
 )
 from upright.declare import Curve, Front, Histogram, Intervals, Noted, Path, Scatter, Signed
+from upright.lazy import LazyModule
 
 if TYPE_CHECKING:
     import torch
@@ -94,10 +94,10 @@ if TYPE_CHECKING:
     from upright.language.encoding import Encoded
     from upright.language.sampling import MRDSampler
 else:
-    torch = lazy.load("torch")
-    difficulties = lazy.load("upright.language.difficulty", suppress_warning=True)
-    efforts = lazy.load("upright.language.effort", suppress_warning=True)
-    samplers = lazy.load("upright.language.sampling", suppress_warning=True)
+    torch = LazyModule("torch")
+    difficulties = LazyModule("upright.language.difficulty")
+    efforts = LazyModule("upright.language.effort")
+    samplers = LazyModule("upright.language.sampling")
 
 __all__ = ["Difficulty", "MRDConfig", "MRDSampler", "Unlearned", "mrd", "run", "score_difficulty"]
 

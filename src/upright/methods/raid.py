@@ -55,11 +55,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import lazy_loader as lazy
 import numpy as np
 
 from upright.contract import Arm, NonNegativeFloat, PositiveFloat, PositiveInt, Range, Run, Task, Training, method
 from upright.declare import Changes, Curve, Front, Histogram, Holds, Intervals, Noted
+from upright.lazy import LazyModule
 
 if TYPE_CHECKING:
     import torch
@@ -68,10 +68,10 @@ if TYPE_CHECKING:
     from upright.recommendation import controls, defence, pairs
     from upright.recommendation.defence import BarycenterDefense
 else:
-    torch = lazy.load("torch")
-    pairs = lazy.load("upright.recommendation.pairs", suppress_warning=True)
-    controls = lazy.load("upright.recommendation.controls", suppress_warning=True)
-    defence = lazy.load("upright.recommendation.defence", suppress_warning=True)
+    torch = LazyModule("torch")
+    pairs = LazyModule("upright.recommendation.pairs")
+    controls = LazyModule("upright.recommendation.controls")
+    defence = LazyModule("upright.recommendation.defence")
 
 __all__ = ["BarycenterDefense", "RAIDConfig", "run"]
 

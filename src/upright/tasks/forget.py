@@ -28,7 +28,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import lazy_loader as lazy
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,6 +45,7 @@ from upright.contract import (
 )
 from upright.data.catalogue import cache_dir
 from upright.data.forget import Record, fingerprint, read_records, refuse_overlap, tofu_records, unique_records
+from upright.lazy import LazyModule
 from upright.metrics import forgetting, membership
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ if TYPE_CHECKING:
     from upright.models import hub
     from upright.models import tiny as tiny_models
 else:
-    torch = lazy.load("torch")
-    encoding = lazy.load("upright.language.encoding", suppress_warning=True)
-    evaluation = lazy.load("upright.language.evaluation", suppress_warning=True)
-    pretraining = lazy.load("upright.language.pretraining", suppress_warning=True)
-    hub = lazy.load("upright.models.hub", suppress_warning=True)
-    tiny_models = lazy.load("upright.models.tiny", suppress_warning=True)
+    torch = LazyModule("torch")
+    encoding = LazyModule("upright.language.encoding")
+    evaluation = LazyModule("upright.language.evaluation")
+    pretraining = LazyModule("upright.language.pretraining")
+    hub = LazyModule("upright.models.hub")
+    tiny_models = LazyModule("upright.models.tiny")
 
 __all__ = ["Forget", "ForgetConfig", "Sets"]
 

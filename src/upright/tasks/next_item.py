@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import lazy_loader as lazy
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
@@ -21,6 +20,7 @@ from scipy import sparse
 from upright.contract import Config, InputError, Metric, NonNegativeInt, PositiveInt, Range, Run, UnitScores, stream
 from upright.data.catalogue import CATALOGUE, load_split
 from upright.data.interactions import Interactions, Split, synthetic
+from upright.lazy import LazyModule
 from upright.metrics import ranking
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from upright.models import recommenders
 else:
-    torch = lazy.load("torch")
-    recommenders = lazy.load("upright.models.recommenders", suppress_warning=True)
+    torch = LazyModule("torch")
+    recommenders = LazyModule("upright.models.recommenders")
 
 __all__ = ["ADVANTAGED", "DISADVANTAGED", "NextItem", "NextItemConfig", "activity_groups", "activity_score"]
 

@@ -23,13 +23,13 @@ import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import lazy_loader as lazy
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
 from upright.contract import InputError, Metric, NonNegativeInt, PositiveInt, Range, Run, UnitScores, stream
 from upright.data.interactions import Split, read_user_columns, synthetic
+from upright.lazy import LazyModule
 from upright.metrics import ranking
 from upright.metrics.attacks import attack
 from upright.metrics.leakage import rank_values
@@ -38,7 +38,7 @@ from upright.tasks.next_item import NextItem, NextItemConfig
 if TYPE_CHECKING:
     import torch
 else:
-    torch = lazy.load("torch")
+    torch = LazyModule("torch")
 
 __all__ = ["GROUPING", "PrivateNextItem", "PrivateNextItemConfig", "classes_of"]
 

@@ -1,0 +1,108 @@
+"""Options that the command line does not declare itself: settings of a method as options, and errors in three parts."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+import typer
+from typer.core import TyperCommand
+
+from upright.contract import InputError, MethodSpec
+
+__all__ = ["RunCommand", "explain", "read_settings", "settings_text"]
+
+#: option -> setting of a task that reads a person's file
+COLUMNS = {name: f"{name}_column" for name in ("user", "item", "value", "time")}
+
+
+def read_settings(spec: MethodSpec, ctx: click.Context) -> dict[str, str]:
+    """Read ``--lam 0.1 --user COLUMN``: settings of a method or its task as options.
+
+    Raises
+    ------
+    InputError
+        For a word that is no option, an option without a value or given twice.
+    """
+    from upright.experiment.registry import load_object
+
+    found: dict[str, str] = {}
+    configs: tuple[Any, ...] = (spec.config, load_object(spec.task).Config)
+    known = {f"--{name.replace('_', '-')}" for config in configs for name in config.__dataclass_fields__}
+    known |= {f"--{name}" for name, own in COLUMNS.items() if f"--{own.replace('_', '-')}" in known}
+    left = list(ctx.args)
+    while left:
+        option, equals, value = left.pop(0).partition("=")
+        if not option.startswith("--"):
+            got = f"{option!r} beside the method {spec.name!r}"
+            raise InputError(got, "options", f"write --data {option}, if it is your data")
+        if option.replace("_", "-") not in known and not option.startswith("--task."):
+            names = sorted(known | {name for param in ctx.command.params for name in param.opts})
+            near = difflib.get_close_matches(option, names, n=1)
+            todo = f"did you mean {near[0]}?" if near else f"see upright run {spec.name} --help"
+            raise InputError(f"no option {option}", ", ".join(names), todo)
+        if not equals:
+            if not left or left[0].startswith("--"):
+                raise InputError(f"{option} without a value", "--setting VALUE", f"upright run {spec.name} --help")
+            value = left.pop(0)
+        key = option[2:].replace("-", "_")
+        key = COLUMNS.get(key, key)
+        if key in found:
+            raise InputError(f"{option} given twice", "each setting once", "keep one of them")
+        found[key] = value
+    return found
+
+
+def settings_text(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return the settings of a method and its task, as ``upright show`` and the help of ``run`` list them."""
+    lines: list[str] = []
+    for owner, rows in tables.items():
+        lines += ["", f"settings of the {owner} (--set key=value, or --key value)"]
+        for row in rows:  # a name that the method has too is the method's, unless it says task.
+            both = owner == "task" and any(row["name"] == own["name"] for own in tables["method"])
+            lines += [f"  {'task.' * both}{row['name']} = {row['default']!r}   [{row['type']}]", f"      {row['doc']}"]
+    return "\n".join(lines[1:])
+
+
+class RunCommand(TyperCommand):
+    """``upright run``, whose help lists the settings of the method that is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the words: help is asked for before the name is read."""
+        ctx.meta["upright.words"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help, with the settings of the method."""
+        from upright.experiment.config import describe
+        from upright.experiment.registry import find, load_method, load_object
+
+        text, known = super().get_help(ctx), find()
+        name = next((word for word in ctx.meta.get("upright.words", ()) if word in known), None)
+        if name is None:
+            return f"{text}\n\nMethods: {', '.join(known)}. An example: upright run {next(iter(known))} --seeds 6"
+        spec = load_method(name)
+        tables = {"method": describe(spec.config), "task": describe(load_object(spec.task).Config)}
+        return f"{text}\n\n{settings_text(tables)}"
+
+
+def explain(error: click.ClickException) -> int:
+    """Print what the parser refused in three parts, with the nearest name, and return the exit status."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return error.exit_code
+    ctx, said = getattr(error, "ctx", None), error.format_message()
+    names: list[str] = []
+    if ctx and isinstance(error, click.NoSuchOption):
+        names = [name for param in ctx.command.params for name in param.opts if name.startswith("--")]
+    elif ctx and isinstance(ctx.command, click.Group):
+        names = ctx.command.list_commands(ctx)
+    near = difflib.get_close_matches(re.sub(r"^[^']*'([^']*)'.*$", r"\1", said), names, n=1)
+    path = ctx.command_path if ctx else "upright"
+    todo = f"did you mean {near[0]}?" if near else f"see {path} --help"
+    got = re.sub(r"[. (]*Did you mean.*$", "", said).rstrip(".")
+    typer.echo(f"error: {InputError(got, ', '.join(names) or 'what the help lists', todo)}", err=True)
+    return 2
