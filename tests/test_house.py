@@ -18,12 +18,12 @@ BUDGETS = {
     "contract.py": 475,  # aims at 400
     "declare.py": 200,
     "cli+api.py": 1_030,  # aims at 950
-    "experiment": 2_470,  # aims at 1,900
+    "experiment": 2_490,  # aims at 1,900
     "report": 2_750,  # aims at 2,400
     "evidence": 2_160,  # aims at 950
     "data": 3_570,  # until one reader serves all
     "metrics": 2_200,
-    "classification": 2_840,
+    "classification": 2_860,
     "language": 6_400,
     "maths": 4_900,
     "federation": 1_100,

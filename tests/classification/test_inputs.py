@@ -10,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upright.classification import inputs
+from upright.classification.estimator import FedFACTClassifier
+from upright.classification.post import FairPost
+from upright.classification.post import FairPost
 from upright.contract import InputError
 
 GOOD = np.array([[0.2, 0.8], [0.5, 0.5], [1.0, 0.0]])
@@ -206,3 +209,18 @@ def test_one_hot_gives_nobody_to_a_negative_code():
 def test_some_names_the_first_few():
     assert inputs.some(["a", "b"]) == "'a', 'b'"
     assert inputs.some([1, 2, 3], most=2) == "1, 2 and 1 more"
+
+
+def test_rows_of_different_indices_are_not_matched_by_position():
+    # catches: groups of one order beside features of another
+    X = pd.DataFrame({"x": np.arange(40.0) % 7}, index=range(100, 140))
+    y, group = pd.Series(np.arange(40) % 2, index=X.index), pd.Series(["f", "m"] * 20, index=X.index)
+    shuffled = group.sample(frac=1, random_state=0)
+    with pytest.raises(InputError, match="sensitive_features has another index than X"):
+        FedFACTClassifier().fit(X, y, sensitive_features=shuffled)
+    fitted = FedFACTClassifier().fit(X, y, sensitive_features=shuffled.loc[X.index])
+    with pytest.raises(InputError, match="sensitive_features has another index than X"):
+        fitted.predict(X, sensitive_features=shuffled)
+    proba = pd.DataFrame(np.full((40, 2), 0.5), index=X.index)
+    with pytest.raises(InputError, match="sensitive_features has another index than proba"):
+        FairPost().fit(proba, y, sensitive_features=shuffled)

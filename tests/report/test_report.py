@@ -373,6 +373,9 @@ def test_demo_links_to_reports_that_exist_and_repeats_their_verdicts(sample, tmp
 
 def _only_failed(sample: ModuleType, folder: Path) -> None:
     (folder / "summary.json").unlink()
+    sample.edit(folder, lambda s: s.update(status="running"), "run.json")
+    with pytest.raises(InputError, match="interrupted"):
+        read_folder(folder)  # nobody holds its lock
     sample.edit(folder, lambda s: s.update(status="failed"), "run.json")
 
 

@@ -15,7 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from upright.classification.gaps import gaps
-from upright.classification.inputs import as_codes, as_features, one_hot, some
+from upright.classification.inputs import as_codes, as_features, one_hot, require_one_index, some
 from upright.classification.post import FairPost
 from upright.contract import InputError
 from upright.maths.parity.constraints import Constraint
@@ -129,6 +129,7 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
         InputError
             For input that does not fit together.
         """
+        require_one_index(X=X, y=y, sensitive_features=sensitive_features, clients=clients, sample_weight=sample_weight)
         checked, y = validate_data(self, X, y, dtype=None, ensure_all_finite=False, skip_check_array=False)
         check_classification_targets(y)
         y = np.asarray(y)
@@ -228,6 +229,7 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
 
     def predict_proba(self, X: Any, *, sensitive_features: Any = None, clients: Any = None) -> Array:
         """Return the probability of each decision, shape (n, m); without groups the estimator's own probabilities."""
+        require_one_index(X=X, sensitive_features=sensitive_features, clients=clients)
         X = self._ready(X)
         p = self._proba(X)
         if self.post_ is None:
@@ -237,6 +239,7 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
 
     def predict(self, X: Any, *, sensitive_features: Any = None, clients: Any = None) -> NDArray[Any]:
         """Return decisions, shape (n,)."""
+        require_one_index(X=X, sensitive_features=sensitive_features, clients=clients)
         X = self._ready(X)
         if self.post_ is None:
             return np.asarray(self.classes_[self._proba(X).argmax(1)])

@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 
 from upright.contract import InputError
 
-__all__ = ["as_codes", "as_features", "as_labels", "as_probabilities", "classes_in", "one_hot", "some"]
+__all__ = [
+    "as_codes",
+    "as_features",
+    "as_labels",
+    "as_probabilities",
+    "classes_in",
+    "one_hot",
+    "require_one_index",
+    "some",
+]
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -37,6 +46,22 @@ def _missing(values: Any) -> NDArray[np.bool_]:
             return True
 
     return np.array([absent(v) for v in values.tolist()], dtype=bool)
+
+
+def require_one_index(**given: Any) -> None:
+    """Refuse pandas objects of different indices: their rows would be matched by position.
+
+    Raises
+    ------
+    InputError
+        With the names of the two that differ first.
+    """
+    indexed = {name: value.index for name, value in given.items() if hasattr(getattr(value, "index", None), "equals")}
+    first = next(iter(indexed), "")
+    for name, index in indexed.items():
+        if not index.equals(indexed[first]):
+            got = f"{name} has another index than {first}, so that their rows may not be the same"
+            raise InputError(got, "objects with one index, or arrays", f"pass {name}.loc[{first}.index]")
 
 
 def as_probabilities(given: Any, classes: int | None = None) -> Array:

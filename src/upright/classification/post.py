@@ -12,7 +12,16 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from upright.classification.fitting import Fitted, fit_table, named_constraints
-from upright.classification.inputs import Ints, as_codes, as_features, as_labels, as_probabilities, classes_in, some
+from upright.classification.inputs import (
+    Ints,
+    as_codes,
+    as_features,
+    as_labels,
+    as_probabilities,
+    classes_in,
+    require_one_index,
+    some,
+)
 from upright.contract import InputError
 
 __all__ = ["FairPost"]
@@ -126,6 +135,8 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
         InputError
             For everything that is wrong with the input.
         """
+        given = {"sensitive_features": sensitive_features, "clients": clients, "sample_weight": sample_weight}
+        require_one_index(proba=proba, y=y, **given)
         p = as_probabilities(proba)
         n, m = p.shape
         found = list(range(m)) if y is None else classes_in(y, n)

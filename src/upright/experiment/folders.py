@@ -21,7 +21,7 @@ from upright.contract import InputError, stream
 from upright.experiment.notes import suppress_few
 from upright.experiment.training import Epochs
 
-__all__ = ["ArmRun", "RunFolder", "environment", "plain", "prune", "read_json", "read_log", "write_json"]
+__all__ = ["ArmRun", "RunFolder", "environment", "plain", "prune", "read_json", "read_log", "run_status", "write_json"]
 
 MOST_PICTURE = 300_000  # bytes; a report holds its pictures
 PACKAGES = ("upright", "torch", "numpy", "scipy", "polars", "pyarrow")
@@ -183,6 +183,20 @@ class RunFolder:
             record["cpu_s"] += round(time.process_time() - cpu, 3)
             write_json(file, record)
             lock.close()
+
+
+def run_status(folder: Path) -> str | None:
+    """Return the status of a run, ``interrupted`` where nobody holds the lock of one that says it is running."""
+    import fcntl
+
+    if not (folder / "run.json").is_file():
+        return None
+    status = str(read_json(folder / "run.json").get("status"))
+    if status == "running":
+        with (folder / ".lock").open("a") as lock, contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return "interrupted"
+    return status
 
 
 def _now() -> str:

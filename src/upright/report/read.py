@@ -17,7 +17,7 @@ from typing import Any
 from upright import declare
 from upright.contract import InputError
 from upright.evidence.records import Difference, Level
-from upright.experiment.folders import read_json
+from upright.experiment.folders import read_json, run_status
 from upright.experiment.notes import merge_curves
 from upright.experiment.registry import declared_of
 from upright.experiment.summary import ArmFacts, Summary, again, summary_file
@@ -169,7 +169,7 @@ def read_folder(folder: Path) -> View:
         )
     file = summary_file(folder)
     if not file.is_file():
-        status = _json(folder / "run.json").get("status")
+        status = run_status(folder)
         raise InputError(
             f"{folder.name}: no summary.json" + (f"; its run is {status!r}" if status else ""),
             "a folder with summary.json (a finished run or an audit) or comparison.json",
