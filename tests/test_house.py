@@ -17,11 +17,11 @@ ABOVE = ["cli", "api.py", "evidence", "experiment", "report"]
 BUDGETS = {
     "contract.py": 475,  # aims at 400
     "declare.py": 200,
-    "cli+api.py": 1_030,  # aims at 950
-    "experiment": 2_490,  # aims at 1,900
+    "cli+api.py": 1_070,  # aims at 950
+    "experiment": 2_500,  # aims at 1,900
     "report": 2_750,  # aims at 2,400
     "evidence": 2_160,  # aims at 950
-    "data": 3_570,  # until one reader serves all
+    "data": 3_600,  # aims at 2,600
     "metrics": 2_200,
     "classification": 2_860,
     "language": 6_400,
@@ -29,7 +29,7 @@ BUDGETS = {
     "federation": 1_100,
     "recommendation": 2_100,
     "models": 1_300,
-    "tasks": 3_690,  # aims at 3,400
+    "tasks": 3_710,  # aims at 3,400
     "methods": 3_600,
     "ledger.py": 400,
 }

@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from upright.contract import InputError
+
 __all__ = ["Result", "audit", "check", "compare", "load", "run"]
 
 
@@ -155,7 +157,11 @@ def audit(
     from upright.experiment.audit import file_fields, run_audit
     from upright.experiment.registry import load_audit
 
-    first = file_fields(load_audit(kind).config)[0]
+    config = load_audit(kind).config
+    first = file_fields(config)[0]
+    if len(files) > 1 and "tuple" not in str(config.__annotations__[first]):
+        got = f"{len(files)} files for {first!r}"
+        raise InputError(got, "one; the others by name", f"upright audit {kind} --help lists them")
     given = {first: files[0] if len(files) == 1 else files} if files else {}
     options: dict[str, Any] = {"seed": seed, "margins": margins, "draws": draws, "command": command}
     return Result(run_audit(kind, {**given, **settings}, out=Path(out), **options))

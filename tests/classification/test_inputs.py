@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from upright.classification import inputs
 from upright.classification.estimator import FedFACTClassifier
 from upright.classification.post import FairPost
-from upright.classification.post import FairPost
 from upright.contract import InputError
 
 GOOD = np.array([[0.2, 0.8], [0.5, 0.5], [1.0, 0.0]])

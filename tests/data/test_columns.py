@@ -113,6 +113,16 @@ FOREIGN = {
         "l.jsonl", '{"user": "a", "items": [3, 4], "scores": [0.5, 0.1]}\n', LISTS,
         {"lists": True}, [("a", "3", 0.5), ("a", "4", 0.1)],
     ),
+    "RecBole, a sequence a row": (
+        "l.inter", "user_id:token\titem_id_list:token_seq\na\tx y\nb\tz x\n", LISTS, {"lists": True},
+        [("a", "x", 1.0), ("a", "y", 2.0), ("b", "z", 1.0)],
+    ),
+    "lists between bars": (
+        "l.csv", "user,recommendations\na,x|y\nb,z\n", LISTS, {"lists": True}, [("a", "x", 1.0), ("a", "y", 2.0)],
+    ),
+    "names with commas, a row an item": (
+        "l.csv", 'user,items\na,"Lock, Stock"\na,Star Wars\n', LISTS, {"lists": True}, [("a", "Lock, Stock")],
+    ),
     "a list as text": (
         "l.csv", "user,items\na,\"['x', 'y']\"\n", LISTS, {"lists": True}, [("a", "x", 1.0), ("a", "y", 2.0)],
     ),

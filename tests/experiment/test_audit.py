@@ -76,16 +76,24 @@ FILES = {
     "bm25.run": "q1 Q0 d1 1 3.2 t\n",
     "cases.csv": "sex,truth,prediction\nf,1,1\n",
     "forget.jsonl": '{"question": "q", "answer": "a"}\n',
+    "sets.inter": "user_id:token\titem_id_list:token_seq\na\tx y\nb\tz x\n",
+    "a.qrels": "q1 0 d1 1\n",
+    "ids.csv": "user\na\nb\n",
+    "shares.csv": "region,y_true,p_low,p_high\neast,low,0.4,0.6\n",
 }
 PROPOSED = [
     (["lists.csv"], "ranking lists.csv --held-out HELD_OUT.csv"),
     (["held.csv", "lists.csv", "people.csv", "goods.csv"],
      "ranking lists.csv --held-out held.csv --users people.csv --items goods.csv"),
     (["bm25.run"], "ranking bm25.run --held-out HELD_OUT.csv"),
-    (["cases.csv"], "predictions cases.csv --group COLUMN --prediction prediction"),
+    (["cases.csv"], "predictions cases.csv --group sex --prediction prediction"),
     (["v.npy", "people.csv"], "embeddings v.npy --labels people.csv"),
     (["forget.jsonl"], "forgetting MODEL --forget forget.jsonl --retain RETAIN.jsonl"),
     (["model", "forget.jsonl"], "forgetting model --forget forget.jsonl --retain RETAIN.jsonl"),
+    (["sets.inter", "people.csv", "held.csv"], "ranking sets.inter --held-out held.csv --users people.csv"),
+    (["a.qrels", "bm25.run"], "ranking bm25.run --held-out a.qrels"),
+    (["v.npy", "people.csv", "ids.csv"], "embeddings v.npy --labels people.csv --ids ids.csv"),
+    (["shares.csv"], "predictions shares.csv --group region --proba p_low,p_high --label y_true"),
 ]  # fmt: skip
 
 
@@ -97,6 +105,18 @@ def test_a_look_at_files_proposes_the_command(tmp_path, monkeypatch, files, comm
         Path(name).write_text(text)
     np.save("v.npy", np.zeros((2, 2)))
     Path("model").mkdir()
-    assert shlex.join(propose(files)) == f"upright audit {command}"
+    Path("model", "config.json").write_text("{}")
+    command += " --label truth" * ("cases.csv" in files)
+    assert (shlex.join(propose(files)[0]), propose(files)[1]) == (f"upright audit {command}", [])
     done = CliRunner().invoke(get_command(app), ["audit", *files])
     assert done.stdout.strip() == f"upright audit {command}"
+
+
+def test_files_that_tell_nothing_are_not_guessed_at(tmp_path, monkeypatch):
+    # catches: a command that cannot fit, and a file that vanishes from one
+    monkeypatch.chdir(tmp_path)
+    Path("odd.csv").write_text("a,b\n1,2\n")
+    Path("lists.csv").write_text(FILES["lists.csv"])
+    with pytest.raises(InputError, match="nothing that tells what it is"):
+        propose(["odd.csv"])
+    assert propose(["odd.csv", "lists.csv"])[1] == ["odd.csv"]

@@ -14,6 +14,7 @@ from upright.data.interactions import synthetic
 from upright.experiment.folders import ArmRun, RunFolder
 from upright.methods import raid
 from upright.methods.raid import RAIDConfig
+from upright.recommendation import controls, defence
 from upright.recommendation.controls import Adversary, WithUsers
 from upright.recommendation.defence import BarycenterDefense
 from upright.tasks.private_next_item import PrivateNextItem
@@ -32,15 +33,15 @@ def same_weights(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def spy(monkeypatch, name):
+def spy(monkeypatch, name, home=defence):
     """Count and keep what a function of the module returns."""
-    found, real = [], getattr(raid, name)
+    found, real = [], getattr(home, name)
 
     def counting(*args, **options):
         found.append(real(*args, **options))
         return found[-1]
 
-    monkeypatch.setattr(raid, name, counting)
+    monkeypatch.setattr(home, name, counting)
     return found
 
 
@@ -168,7 +169,7 @@ def test_random_labels_move_among_known_users_and_keep_sizes(monkeypatch):
 
 
 def test_mean_and_reversal_are_what_they_say(monkeypatch):
-    made = spy(monkeypatch, "Adversary")
+    made = spy(monkeypatch, "Adversary", controls)
     train(defence="reversal")
     assert isinstance(made[0], Adversary)
     guards = spy(monkeypatch, "BarycenterDefense")
@@ -320,7 +321,7 @@ def test_the_reference_stops_on_validation_and_keeps_its_best_state():
 
 def test_arms_of_a_folder_share_the_reference_and_other_first_phases_do_not(tmp_path, monkeypatch):
     # catches a reference for each arm (seven times the work), and one that is shared although it was trained otherwise
-    found = spy(monkeypatch, "reference")
+    found = spy(monkeypatch, "reference", raid)
     folder = RunFolder(tmp_path / "run")
     for arm in SPEC.arms:
         train(arm=arm.name, folder=folder, **arm.settings)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import hmean, ks_2samp
 from sklearn.metrics import roc_auc_score
@@ -92,8 +92,10 @@ def test_utility_of_a_broken_model():
     assert fg.model_utility(parts | {"more": 7.0}) == pytest.approx(0.5)
 
 
+@pytest.mark.filterwarnings("ignore:ks_2samp")
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**31 - 1), st.integers(2, 40), st.integers(2, 40))
+@example(seed=4185, n=5, m=5)  # its exact p is 1 + 1e-16, which scipy gives up on
+@given(seed=st.integers(0, 2**31 - 1), n=st.integers(2, 40), m=st.integers(2, 40))
 def test_forget_quality_equals_its_definition_and_ignores_the_direction_of_the_ratio(seed, n, m):
     # catches: a one-sided test, D from other functions, a result that depends on r or 1 / r
     rng = np.random.default_rng(seed)

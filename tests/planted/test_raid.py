@@ -18,7 +18,7 @@ from upright.maths.resampling import average
 from upright.methods import raid
 from upright.metrics import attacks
 from upright.metrics.leakage import leakage
-from upright.recommendation import controls, maps
+from upright.recommendation import controls, defence, maps
 from upright.recommendation.defence import BarycenterDefense
 from upright.tasks.private_next_item import PrivateNextItem
 
@@ -122,7 +122,9 @@ def attacker_scored_on_its_training_users(patch):
 
 
 def hold_out_ignored_by_the_defence(patch):
-    patch.setattr(raid, "BarycenterDefense", lambda labels, fit=None, **options: BarycenterDefense(labels, **options))
+    patch.setattr(
+        defence, "BarycenterDefense", lambda labels, fit=None, **options: BarycenterDefense(labels, **options)
+    )
 
 
 def signed_gaps_averaged_over_classes(patch):
@@ -144,7 +146,7 @@ def checkpoints_chosen_on_test(patch):
 
 
 def weights_by_class_size(patch):
-    patch.setattr(raid, "BarycenterDefense", lambda labels, **options: BarycenterDefense(
+    patch.setattr(defence, "BarycenterDefense", lambda labels, **options: BarycenterDefense(
         labels, **options | {"weights": "proportional"}
     ))  # fmt: skip
 

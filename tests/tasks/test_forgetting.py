@@ -364,7 +364,7 @@ def test_bad_input_is_refused_in_three_parts_and_makes_no_folder(home, tmp_path)
         ({"reference": tmp_path}, "without config.json", "check the path"),
         ({"template": "jinja"}, "ForgettingConfig.template = 'jinja'", "set template to a value of that kind"),
         ({"template": "chat"}, "chat template", ""),
-        ({"batch_size": 0}, "batch_size = 0", "raise it"),
+        ({"batch_size": 0}, "batch_size = 0", "set batch_size"),
         ({"draws": 1}, "draws = 1", "at least 2"),
     ]
     for options, got, todo in cases:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,18 @@ class AuditGroup(TyperGroup):
         if cmd_name in self.list_commands(ctx):
             return _command(cmd_name)
         if not Path(cmd_name.partition("::")[0]).exists():
+            if re.search(r"[./]", cmd_name):
+                raise InputError(f"no file {cmd_name}", "a kind of audit, or files", "check the path")
             return None
-        rest = click.Argument(["more"], nargs=-1)
-        return click.Command(
-            cmd_name, params=[rest], callback=lambda more: typer.echo(shlex.join(propose([cmd_name, *more])))
-        )
+
+        def look(more: Sequence[str], encoding: str) -> None:
+            words, unused = propose([cmd_name, *more], encoding)
+            typer.echo(shlex.join(words))
+            if unused:
+                typer.echo(f"not used: {', '.join(unused)}", err=True)
+
+        rest, encoding = click.Argument(["more"], nargs=-1), click.Option(["--encoding"], default="utf-8")
+        return click.Command(cmd_name, params=[rest, encoding], callback=look)
 
 
 def _command(kind: str) -> click.Command:
@@ -96,8 +104,8 @@ def _plain(value: Any) -> str:
 # -- a look at files ------------------------------------------------------------------------------------------------
 
 
-def propose(files: Sequence[str]) -> list[str]:
-    """Return the words of the command that fits some files, in capitals what a person has to name.
+def propose(files: Sequence[str], encoding: str = "utf-8") -> tuple[list[str], list[str]]:
+    """Return the words of the command that fits some files, in capitals what a person has to name, and unused files.
 
     Raises
     ------
@@ -105,52 +113,77 @@ def propose(files: Sequence[str]) -> list[str]:
         For files that no audit takes.
     """
     from upright.data.arrays import ARRAYS, file_and_name
-    from upright.data.columns import ALIASES, open_columns
 
-    tables: dict[str, set[str]] = {}
-    arrays, models = list[str](), list[str]()
+    found: dict[str, list[str]] = {}
+    headers: dict[str, list[str]] = {}
     for file in files:
         path = file_and_name(file)[0]
         if path.is_dir():
-            models.append(file)
+            role = "model" if (path / "config.json").is_file() else ""
         elif path.suffix.lower() in ARRAYS:
-            arrays.append(file)
+            role = "vectors"
         else:
-            header = [name.lower().replace("_", "") for name in open_columns(path).header]
-            known = {
-                n for n, words in ALIASES.items() if any(h in (w, f"{w}id", f"{w}s") for h in header for w in words)
-            }
-            tables[file] = {*known, *header}
-    if models:
-        return ["upright", "audit", "forgetting", models[0], *_records(list(tables))]
-    if arrays:
-        return ["upright", "audit", "embeddings", *arrays, "--labels", *(list(tables) or ["LABELS.csv"])[:1]]
-    lists = [file for file, own in tables.items() if "item" in own and own & {"rank", "score", "user"}]
-    if lists:
-        lists.sort(key=lambda file: not tables[file] & {"rank", "score"})
-        return ["upright", "audit", "ranking", lists[0], *_beside(lists[1:], tables)]
-    asked = next(iter(tables), None)
-    if asked is not None and {"question", "prompt", "messages", "instruction"} & tables[asked]:
-        return ["upright", "audit", "forgetting", "MODEL", *_records(list(tables))]
-    if asked is not None:
-        words = ["upright", "audit", "predictions", asked, "--group", "COLUMN", "--prediction"]
-        return [
-            *words,
-            next((own for own in ("prediction", "predicted", "decision") if own in tables[asked]), "COLUMN"),
+            role, headers[file] = _role(path, encoding)
+        found.setdefault(role, []).append(file)
+
+    def take(role: str, usual: str = "") -> list[str]:
+        own = found.get(role, [])
+        return [own.pop(0)] if own else [usual] * bool(usual)
+
+    def option(name: str, role: str, usual: str = "") -> list[str]:
+        own = take(role, usual)
+        return [name, *own] if own else []
+
+    if {"model", "records"} & found.keys():
+        words = ["forgetting", *take("model", "MODEL"), *option("--forget", "records", "FORGET.jsonl")]
+        words += option("--retain", "records", "RETAIN.jsonl")
+    elif "vectors" in found:
+        words = [
+            "embeddings",
+            *found.pop("vectors"),
+            *option("--labels", "users", "LABELS.csv"),
+            *option("--ids", "ids"),
         ]
-    raise InputError("no file", "tables, vectors or the folder of a model", "name your files")
+    elif {"lists", "pairs"} & found.keys():
+        words = ["ranking", *(take("lists") or take("pairs")), *option("--held-out", "pairs", "HELD_OUT.csv")]
+        words += [*option("--users", "users"), *option("--items", "items")]
+    elif "cases" in found:
+        file = found["cases"].pop(0)
+        words = ["predictions", file, *_columns_of_cases(headers[file])]
+    else:
+        got = f"{', '.join(map(repr, files))}: nothing that tells what it is"
+        raise InputError(got, "lists, vectors, decisions, or the folder of a model", "see upright audit --help")
+    return ["upright", "audit", *words], [file for own in found.values() for file in own]
 
 
-def _records(files: list[str]) -> list[str]:
-    forget, retain = [*files, "FORGET.jsonl", "RETAIN.jsonl"][:2] if len(files) != 1 else (files[0], "RETAIN.jsonl")
-    return ["--forget", forget, "--retain", retain]
+def _role(path: Path, encoding: str) -> tuple[str, list[str]]:
+    """Return what a table is for, and the names of its columns."""
+    from upright.data.columns import known_names, open_columns
+
+    header = open_columns(path, encoding).header
+    names, folded = known_names(header), {own.lower() for own in header}
+    if folded & {"question", "messages", "instruction"} or {"prompt", "completion"} <= folded:
+        return "records", header
+    if _columns_of_cases(header)[2:] and "item" not in names:
+        return "cases", header
+    if "item" in names or sum(own.rpartition("_")[2].isdigit() for own in header) > 1:
+        ordered = {"rank", "score"} & names or "item" not in names or "items" in names
+        return "lists" if "user" in names and ordered else "pairs" if "user" in names else "items", header
+    if "user" in names or len(header) == 1:
+        return ("users" if len(header) > 1 else "ids"), header
+    return "", header
 
 
-def _beside(held_out: Sequence[str], tables: Mapping[str, set[str]]) -> list[str]:
-    words = ["--held-out", *(held_out or ["HELD_OUT.csv"])[:1]]
-    for file, own in tables.items():
-        if "item" not in own and "user" in own:
-            words += ["--users", file]
-        elif "item" in own and "count" in own and "user" not in own:
-            words += ["--items", file]
-    return words
+def _columns_of_cases(header: Sequence[str]) -> list[str]:
+    """Return options that name columns of decisions, those that are found."""
+
+    def named(option: str, *words: str) -> list[str]:
+        own = next((own for own in header if own.lower() in words), None)
+        return [option, own] if own else []
+
+    shares = [own for own in header if re.match(r"(p|prob|proba)_", own.lower())]
+    decided = named("--prediction", "prediction", "predicted", "decision", "decided", "y_pred")
+    decided = decided or (["--proba", ",".join(shares)] if len(shares) > 1 else [])
+    decided = decided or named("--score", "score", "probability", "y_score")
+    group = named("--group", "group", "sex", "gender", "race", "ethnicity", "region") or ["--group", "COLUMN"]
+    return [*group, *decided, *(named("--label", "label", "truth", "y_true", "target", "outcome") if decided else [])]

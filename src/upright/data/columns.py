@@ -25,6 +25,7 @@ import json
 import logging
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,17 @@ from numpy.typing import NDArray
 
 from upright.contract import InputError
 
-__all__ = ["MISSING", "Column", "Columns", "code_ids", "json_rows", "open_columns", "read_columns", "some"]
+__all__ = [
+    "MISSING",
+    "Column",
+    "Columns",
+    "code_ids",
+    "json_rows",
+    "known_names",
+    "open_columns",
+    "read_columns",
+    "some",
+]
 
 Ints = NDArray[np.int64]
 MISSING = ("", "nan", "null")
@@ -240,7 +251,8 @@ def _frame(source: Any) -> Columns:
 
 def _file(path: Path, encoding: str) -> Columns:
     if not path.is_file():
-        raise InputError(f"no file {path}", "a table: CSV, TSV, Parquet, JSON lines and others", "check the path")
+        got = f"{path} is a folder" if path.is_dir() else f"no file {path}"
+        raise InputError(got, "a table: CSV, TSV, Parquet, JSON lines and others", "check the path")
     data, start = _start(path)
     if not start.strip():
         raise _empty(path.name)
@@ -525,6 +537,13 @@ def _match(table: Columns, wanted: Mapping[str, Column], names: Mapping[str, str
     return found
 
 
+def known_names(header: Sequence[str]) -> set[str]:
+    """Return which usual names a header has: ``user``, ``item``, ``rank`` ..., and ``items`` for a column of lists."""
+    folded = {_fold(own) for own in header}
+    found = {name for name, words in _FOLDED.items() if folded & {*words}}
+    return found | ({"item", "items"} if folded & _list_names() else set())
+
+
 def _lacking(
     table: Columns,
     lacking: Sequence[str],
@@ -540,7 +559,7 @@ def _lacking(
         inside = [own for own in left if asked and asked in own]
         close = left[(near or inside)[0]] if near or inside else "COLUMN"
         option = wanted[name].option or f"--{name}"
-        paste.append(f"{option}{'' if option.endswith('=') else ' '}{close}")
+        paste.append(f"{option}{'' if option.endswith('=') else ' '}{shlex.quote(close)}")
     what = " and no column ".join(repr(names.get(name) or name) for name in lacking)
     columns = ", ".join(map(repr, table.header[:40])) + (" ..." if len(table.header) > 40 else "")
     return table.refuse_header(f"has no column {what}", f"its columns are {columns}", f"name them: {' '.join(paste)}")
@@ -556,14 +575,21 @@ def _unfold(table: Columns, names: Mapping[str, str | None]) -> Columns:
         table = _exploded(table, structs[:1], ranked=False)
         frame = table.frame.unnest(structs[0])
         table = dataclasses.replace(table, frame=frame, header=frame.columns)
-    item = names.get("item") or next((own for own in table.header if _fold(own) in _items()), None)
+    item = names.get("item") or next(
+        (own for own in table.header if _fold(own) in {*_FOLDED["item"], *_list_names()}), None
+    )
     if item is None:
         return _narrow(table)
     if item in table.header and isinstance(table.frame[item].dtype, pl.String):
-        text = table.frame[item].str.strip_chars()
-        if (text.str.starts_with("[") & text.str.ends_with("]")).fill_null(False).any():
-            parsed = text.str.strip_chars("[]").str.replace_all(r"['\"\s]", "").str.split(",")
-            table = dataclasses.replace(table, frame=table.frame.with_columns(parsed.alias(item)))
+        text = table.frame[item].fill_null("").str.strip_chars()
+        inner = text.str.replace_all(r"^\[|\]$|['\"]", "")
+        brackets = bool((text.str.starts_with("[") & text.str.ends_with("]")).any())
+        mark = next((m for m in (",", "|", ";", " ") if inner.str.contains(m, literal=True).any()), ",")
+        user = names.get("user") or next((own for own in table.header if _fold(own) in _FOLDED["user"]), None)
+        once = user in table.header and bool(table.frame[user].is_unique().all())  # a row a user is no row an item
+        if brackets or (once and _fold(item) in _list_names()):
+            split = inner.str.replace_all(r"\s*,\s*", ",").str.split(mark)
+            table = dataclasses.replace(table, frame=table.frame.with_columns(split.alias(item)))
     if item not in table.header or not isinstance(table.frame[item].dtype, pl.List | pl.Array):
         return table
     if "item" not in names:
@@ -574,8 +600,10 @@ def _unfold(table: Columns, names: Mapping[str, str | None]) -> Columns:
     return _exploded(table, [item, *(name for name in lists if name != item)], ranked=not scored)
 
 
-def _items() -> set[str]:
-    return {*_FOLDED["item"], *(f"{word}s" for word in ITEM), *(f"{word}idlist" for word in ITEM)}
+def _list_names() -> set[str]:
+    """Return folded names of columns that hold a list of items."""
+    words = {f"{word}{end}" for word in ITEM for end in ("s", "ids", "list", "idlist")}
+    return {*words, "recommendations", "recommended", "recs", "list"}
 
 
 def _exploded(table: Columns, lists: Sequence[str], ranked: bool) -> Columns:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,8 @@ def fingerprint(records: Iterable[Record]) -> str:
     return hashlib.sha256("\n".join(sorted(digest(r) for r in records)).encode()).hexdigest()
 
 
-def read_records(path: str | Path) -> list[Record]:
-    """Read records from JSON lines or one JSON array, plain or compressed.
+def read_records(path: Any) -> list[Record]:
+    """Read records from JSON lines or one JSON array, plain or compressed; from another table or a data frame as well.
 
     Raises
     ------
@@ -84,13 +85,17 @@ def read_records(path: str | Path) -> list[Record]:
         When the file is missing, empty, no UTF-8 or no JSON, or a record has unknown keys, no known shape, or an empty
         answer. The line is named.
     """
-    from upright.data.columns import json_rows
+    from upright.data.columns import json_rows, open_columns
 
-    file = Path(path)
-    found = enumerate(json_rows(file))
-    rows = [_record(value, f"{file.name} {word} {number}", str(i)) for i, (word, number, value) in found]
+    if isinstance(path, str | Path) and not re.search(r"\.(csv|tsv|parquet|pq)(\.\w+)?$", str(path), re.IGNORECASE):
+        name, found = Path(path).name, json_rows(Path(path))
+    else:
+        table = open_columns(path)
+        cells = ({k: v for k, v in row.items() if v is not None} for row in table.frame.to_dicts())
+        name, found = table.name, (("row", i, row) for i, row in enumerate(cells, start=1))
+    rows = [_record(value, f"{name} {word} {number}", str(i)) for i, (word, number, value) in enumerate(found)]
     if not rows:
-        raise InputError(f"{file.name} without a record", f"JSON lines with {_SHAPES}", "check the file")
+        raise InputError(f"{name} without a record", f"JSON lines with {_SHAPES}", "check the file")
     return rows
 
 
@@ -110,7 +115,7 @@ def _record(value: Any, where: str, number: str) -> Record:
         prompt, answer = "", _text(value, "text", where)
     elif "instruction" in value:
         prompt, answer = _text(value, "instruction", where), _text(value, "output", where)
-        more = _text(value, "input", where) if "input" in value else ""
+        more = _text(value, "input", where) if value.get("input") is not None else ""
         prompt = f"{prompt}\n\n{more}" if more else prompt
     else:
         pair = ("question", "answer") if "question" in value else ("prompt", "completion")

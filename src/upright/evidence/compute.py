@@ -294,6 +294,8 @@ def pair_levels(
         _, m, *pair = found.of[k]
         first, second = (groups[g] for g in (reversed(pair) if found.value[k] < 0 else pair))
         about, cell = metrics[m], f"{first} minus {second}"
+        numbers, span = found.numbers(k), about.high - about.low  # no gap is larger than its metric is wide
+        numbers |= {end: float(np.clip(numbers[end], -span, span)) for end in ("low", "high")}
         levels.append(
             Level(
                 statistic=f"gap:{about.name}:{grouping}",
@@ -304,7 +306,7 @@ def pair_levels(
                 arm=arm,
                 better="none",
                 n_units=sum(sizes[about.name, g] for g in (first, second)),
-                **found.numbers(k),
+                **numbers,
             )
         )
     return levels

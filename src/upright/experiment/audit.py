@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import math
 import shlex
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -81,6 +82,7 @@ def run_audit(
     """
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
         raise InputError(f"draws = {draws!r}", "a whole number of at least 2", "set draws to at least 2")
+    since = time.time(), time.process_time()
     spec = load_audit(kind)
     files = file_fields(spec.config)
     one = settings.get(files[0])
@@ -88,6 +90,11 @@ def run_audit(
     config = to_config(spec.config, {**settings, files[0]: (one,)} if alone else settings)
     require_folder(out)
     answer: Answer = spec.read(config, seed=seed, draws=draws, margins=margins or {})
+    for name, margin in (margins or {}).items():
+        about = answer.metrics.get(name or next(iter(answer.compared), ""), next(iter(answer.metrics.values())))
+        if margin > about.high - about.low:
+            got = f"--margin {f'{name}={margin}'.lstrip('=')}"
+            raise InputError(got, f"at most {about.high - about.low:g}", "name the smallest change that matters")
     units = Units([Block(f"audit_{kind}", YOURS, seed, answer.scores)])
     found, groups = _evidence(answer, units, margins, draws, seed)
 
@@ -100,7 +107,7 @@ def run_audit(
     method, run = f"audit_{kind}", RunFolder(path)
     arms = [(YOURS, "baseline", answer.arm_title, answer.scores)]
     arms += [(name, "reference", title, scores) for name, title, scores in answer.others]
-    with run.running(method=method, seed=seed, command=repeat):
+    with run.running(method=method, seed=seed, command=repeat, since=since):
         passed = {"passed": given, "resolved": {"audit": resolved}, "method": method, "seed": seed}
         write_json(path / "config.json", passed | {"arms": [name for name, *_ in arms]})
         write_units(path / "units.parquet", [Block(method, name, seed, scores) for name, _, _, scores in arms], "test")

@@ -46,6 +46,9 @@ def to_config(cls: type[C], settings: Mapping[str, Any]) -> C:
                 f"{cls.__name__}.{key} = {value!r}", accepted(hints[key]), f"set {key} to a value of that kind"
             )
         values[key] = found[0]
+    needed = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]  # type: ignore[arg-type]
+    if lacking := [name for name in needed if name not in values]:
+        raise InputError(f"{cls.__name__} without {', '.join(lacking)}", ", ".join(known), f"give {lacking[0]}")
     return cls(**values)
 
 

@@ -137,8 +137,13 @@ class RunFolder:
             (path / name).mkdir(exist_ok=True)
 
     @contextlib.contextmanager
-    def running(self, *, method: str, seed: int, command: str) -> Iterator[None]:
-        """Hold the lock and keep ``run.json`` true: ``running``, then ``done``, ``failed`` or ``killed``."""
+    def running(
+        self, *, method: str, seed: int, command: str, since: tuple[float, float] | None = None
+    ) -> Iterator[None]:
+        """Hold the lock and keep ``run.json`` true: ``running``, then ``done``, ``failed`` or ``killed``.
+
+        ``since`` is the time and the processor time at which the work began, where that was before the folder.
+        """
         import fcntl
 
         lock = (self.path / ".lock").open("a")
@@ -153,14 +158,14 @@ class RunFolder:
             ) from None
         file = self.path / "run.json"
         before = read_json(file) if file.exists() else {}
-        start, cpu = time.time(), time.process_time()
+        start, cpu = since or (time.time(), time.process_time())
         record: dict[str, Any] = {
             "schema": 1,
             "status": "running",
             "method": method,
             "seed": seed,
             "pid": os.getpid(),
-            "started": before.get("started") or _now(),
+            "started": before.get("started") or _now(start),
             "resumed": int(before.get("resumed", -1)) + 1,
             "finished": None,
             "wall_s": before.get("wall_s") or 0.0,
@@ -199,8 +204,8 @@ def run_status(folder: Path) -> str | None:
     return status
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def _now(at: float | None = None) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
 def _public_traceback(error: BaseException) -> str:

@@ -43,7 +43,7 @@ from upright.evidence.verdict import Verdict, audit_verdict
 from upright.maths.simultaneous import LEVEL, POWER, Comparisons, Z, wilson
 from upright.metrics import forgetting as metrics_of
 from upright.metrics import membership
-from upright.tasks.answers import YOURS, Answer, plural, suppress_small
+from upright.tasks.answers import YOURS, Answer, name_of, plural, suppress_small
 
 __all__ = ["NO_REFERENCE", "ForgettingConfig", "forgetting_evidence", "read_forgetting"]
 
@@ -172,11 +172,17 @@ def read_forgetting(config: ForgettingConfig, *, seed: int, draws: int, margins:
     warnings: list[str] = []
     files = {side: getattr(config, side) for side in ("forget", "retain", "holdout")}
     files = {side: path for side, path in files.items() if path is not None}
-    sets = {side: _records(Path(path), side, warnings) for side, path in files.items()}
+    sets = {side: _records(path, side, warnings) for side, path in files.items()}
     refuse_overlap(**sets)
     if config.generate:
         metrics_of.rouge_l_recall(["a"], ["a"])  # says now, not after an hour, that a package is missing
+    for name, folder in (("model", config.model), ("reference", config.reference)):
+        if folder is not None and not isinstance(folder, str | Path):
+            raise InputError(f"{name} of type {type(folder).__name__}", "a folder", "save it with save_pretrained")
     model, reference = Path(config.model), config.reference
+    if reference is not None and Path(reference).resolve() == model.resolve():
+        todo = "name a model that was trained without the forgotten records"
+        raise InputError(f"{model.name} as its own reference", "another model", todo)
     values, other = _ask(model, reference, sets, config.template, config.generate, config.batch_size)
     arms = [(YOURS, values)] + ([(RETRAIN, other)] if other is not None else [])
     lost = [m for m in values if all(np.isnan(own.get(m, np.array([np.nan]))).all() for _, own in arms)]
@@ -212,14 +218,14 @@ def read_forgetting(config: ForgettingConfig, *, seed: int, draws: int, margins:
 # -- files and models -----------------------------------------------------------------------------------------------
 
 
-def _records(path: Path, side: str, warnings: list[str]) -> list[Record]:
+def _records(path: Any, side: str, warnings: list[str]) -> list[Record]:
     """Read one set without repetitions."""
     records, again = unique_records(read_records(path))
     if again:
-        warnings.append(f"{path.name}: {plural(again, 'repeated record')} left out.")
+        warnings.append(f"{name_of(path)}: {plural(again, 'repeated record')} left out.")
     if len(records) < FEWEST:
         raise InputError(
-            f"{path.name} with {plural(len(records), 'record')}",
+            f"{name_of(path)} with {plural(len(records), 'record')}",
             f"{FEWEST} different records or more",
             f"audit the {side} sets of several requests together: fewer records show nothing",
         )
@@ -404,6 +410,9 @@ def _pairs(found: Comparisons, metrics: Mapping[str, str], levels: Levels) -> li
     """Return what a model shows of metrics beyond something, signed, each with its T."""
     pairs = []
     for k, (m, beyond) in enumerate(metrics.items()):
+        numbers = found.numbers(k, turn=False)
+        if beyond == "1/2":  # an AUC is at most 1
+            numbers |= {end: float(np.clip(numbers[end], -0.5, 0.5)) for end in ("low", "high")}
         own, other = (levels.get((f"membership:{m}", arm)) for arm in (YOURS, RETRAIN))
         level = Level(
             statistic=f"beyond:{m}",
@@ -411,7 +420,7 @@ def _pairs(found: Comparisons, metrics: Mapping[str, str], levels: Levels) -> li
             metric=m,
             arm=YOURS,
             n_units=(own or levels[f"mean:{m}", YOURS]).n_units,
-            **found.numbers(k, turn=False),
+            **numbers,
         )
         if own is not None:
             state = ("over-unlearned" if _is_over(level) else "told apart") if level.shown else "not told apart"

@@ -22,6 +22,7 @@ import dataclasses
 import itertools
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -59,6 +60,7 @@ _TITLES = {"predicted": "Decided", "true_positive": "True positive rate of", "fa
 _NAMES = ("disparity", "client_disparity", "mean_client_disparity")
 _SUM = 1e-3  # by how much rounded probabilities of a row may miss 1
 _TRUTH = {"false": "0", "true": "1"}
+_POSITIVE = ("1", "yes", "true", "y", "t", "positive", "pos")
 
 
 class PredictionsConfig(Config):
@@ -343,8 +345,12 @@ def read_cases(config: PredictionsConfig, groupings: Mapping[str, tuple[str, ...
         classes = known or ["0", "1"]
         if len(classes) != 2:
             raise InputError(f"{len(classes)} classes with --score", "two classes", "give --prediction or --proba")
-        up = classes.index(config.positive) if config.positive in classes else 1
-        h = np.eye(2)[np.where(cells.array("score") >= config.threshold, up, 1 - up)]
+        up = _class_of_high_scores(table.name, classes, config.positive)
+        above = cells.array("score") >= config.threshold
+        if above.all() or not above.any():
+            which = "Every" if above.all() else "No"
+            warnings.append(f"{which} score reaches the threshold of {config.threshold:g}, so all are decided alike.")
+        h = np.eye(2)[np.where(above, up, 1 - up)]
     elif decided is not None:
         decided = _booleans(decided, truth)
         classes = _ordered(list({*_few(table.name, str(config.prediction), decided, todo), *(known or ())}))
@@ -366,6 +372,15 @@ def read_cases(config: PredictionsConfig, groupings: Mapping[str, tuple[str, ...
         ids = read_columns(table, {"id": Column("id", unique=True)}, {"id": config.id})["id"].to_list()
     code = _code(table, str(config.label), truth, classes) if truth is not None else None
     return Cases(table.name, ids, groups, client, person, code, tuple(classes), h, tuple(warnings))
+
+
+def _class_of_high_scores(file: str, classes: Sequence[str], positive: str | None) -> int:
+    """Return the place of the class that high scores decide for; only usual words tell it by themselves."""
+    told = [positive] if positive in classes else [name for name in classes if name.lower() in _POSITIVE]
+    if len(told) != 1:
+        got = f"{file}: scores, and the classes {some(classes)}"
+        raise InputError(got, "the class that high scores decide for", f"write --positive {shlex.quote(classes[-1])}")
+    return classes.index(told[0])
 
 
 def _booleans(text: pl.Series, other: pl.Series | None) -> pl.Series:
@@ -634,6 +649,8 @@ def _ratio(rates: Mapping[str, float]) -> tuple[float, str] | None:
 def _inside(found: GroupFairness) -> str:
     """Say at which clients a gap is shown, adjusted for all of them, and how many of their cells are small."""
     inside: Any = found.inside
+    if not np.isfinite(inside.value).any():
+        return "not measured: no client has two groups to compare"
     shown = [one for one, shown in zip(inside.of, inside.shown, strict=True) if shown]
     homes = dict.fromkeys(h for h, m, *pair in shown if found.cells[0, m, h + 1, pair].min() >= FEWEST)
     words = [f"gap shown at {some([found.table.clients[h] for h in homes])}" if homes else "no gap shown"]

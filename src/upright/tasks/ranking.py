@@ -141,6 +141,12 @@ def _ranks(table: Columns, user: Ints, warnings: list[str]) -> Ints:
     rank: Ints = value.astype(np.int64) + int(low == 0)
     if low == 0:
         warnings.append(f"{table.name} counts ranks from 0; 0 is taken for the top.")
+        least = np.full(int(user.max()) + 1, np.inf)
+        np.minimum.at(least, user, value)
+        mixed = np.flatnonzero((least[user] == 1) & (value == 1))
+        if len(mixed) and (least == 1).sum() * 10 > len(least):
+            got = f"{(least == 1).sum()} lists begin with rank 1, {(least == 0).sum()} with 0"
+            raise table.refuse(mixed, got, "ranks that begin alike", "number all lists from 1, or all from 0")
     order = np.lexsort((np.arange(len(rank)), rank, user))
     same = np.append(False, (np.diff(user[order]) == 0) & (np.diff(rank[order]) == 0))
     if same.any():
@@ -507,6 +513,13 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
         want_user = np.array([user_code[one] for one in want_ids], dtype=np.int64)[want_user]
         want_item = rest[0]
         relevant = np.isin(given.user * len(every) + item, want_user * len(every) + want_item)
+        if not np.isin(want_item, item).any():
+            raise InputError(
+                f"no item of {wanted.name} is in {given.table.name}: {some(wanted['item'].head(3).to_list())} against "
+                f"{some(given.table['item'].head(3).to_list())}",
+                "items written alike in both files",
+                "write ids alike; a list in one cell needs brackets, [a, b], or a separator",
+            )
         if not relevant.any():
             warnings.append(
                 "No list holds any held-out item of its user: check that ids are written alike in both files."
