@@ -413,7 +413,7 @@ class MethodSpec:
     limits : sequence of str
         What a result does not say, in sentences.
     demo : mapping
-        ``data``, ``settings`` and ``arms`` of its part in `upright demo`; none where it is not shown.
+        ``data``, ``settings``, ``arms`` and published ``study`` of its part in `upright demo`; none: not shown.
     run : callable
         The marked function.
 

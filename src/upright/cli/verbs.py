@@ -317,7 +317,7 @@ def demo(
     full: Annotated[bool, typer.Option("--full", help="Six seeds, which can show that a remedy works.")] = False,
 ) -> None:
     """Run every built method in its quick preset on real data and write one page."""
-    typer.echo(f"On two cores this takes about {14 if full else 3} minutes; a second call computes nothing.", err=True)
+    typer.echo(f"On two cores this takes about {14 if full else 2} minutes; a second call computes nothing.", err=True)
     from upright.experiment.demo import run_demo
     from upright.report import build_demo, build_report
 

@@ -586,7 +586,12 @@ _LIMITS = [
     sweep={"global_tol": [0.0, 0.01, 0.02, 0.04, 0.08]},
     report=_REPORT,
     limits=_LIMITS,
-    demo={"data": "adult", "settings": {"group": "sex"}, "arms": ["none", "fedfact", "majority", "random", "train"]},
+    demo={
+        "data": "adult",
+        "settings": {"group": "sex"},
+        "arms": ["none", "fedfact", "majority", "random", "train"],
+        "study": "fedfact-adult-sex",
+    },
     tiny={"rounds": 6, "fair_rounds": 6, "local_steps": 5, "batch_size": 64, "global_tol": 0.02},
 )
 def run(task: Task, config: FedFACTConfig, run: Run) -> Decider:

@@ -297,7 +297,7 @@ _LIMITS = [
     tune={"lam": [0.0003, 0.003, 0.03]},
     report=_REPORT,
     limits=_LIMITS,
-    demo={"data": "ml100k", "settings": {"batch_size": 4096}},
+    demo={"data": "ml100k", "settings": {"batch_size": 4096}, "study": "in_ucds-bprmf-ml100k"},
     tiny={"epochs": 6, "check_every": 2, "batch_size": 256, "learning_rate": 0.01, "lam": 0.1},
 )
 def run(task: Task, config: InUCDSConfig, run: Run) -> nn.Module:

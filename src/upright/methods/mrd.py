@@ -527,6 +527,7 @@ _LIMITS = [
         "data": "tofu",
         "settings": {"effort": True},
         "arms": ["uniform", "mrd", "loss", "random", "original", "retrain"],
+        "study": "mrd-tofu-npo",
     },
     tiny={"epochs": 2, "most_probes": 2, "learning_rate": 1e-3, "refresh": 1, "effort": True, "effort_rate": 0.3},
 )

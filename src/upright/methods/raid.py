@@ -352,6 +352,7 @@ _LIMITS = [
         "data": "ml100k",
         "settings": {"batch_size": 4096, "attribute": "gender"},
         "arms": ["none", "raid", "mean", "random"],
+        "study": "raid-bprmf-gender",
     },
     tiny={
         "epochs": 4,

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import jinja2
 
 from upright.contract import InputError
+from upright.experiment.registry import declared_of
 from upright.report import sections
 from upright.report.parts import Grid, Image, Link, Page, Prose, Section
 from upright.report.plots import Canvas
@@ -105,7 +106,12 @@ def build_demo(folders: Sequence[Path], out: Path, title: str) -> Path:
         figures = [Grid((figure,))] if figure else []
         href = quote(Path(os.path.relpath(page.resolve(), target.resolve().parent)).as_posix())
         word = "Question:" if view.kind == "audit" else "Mends"
-        mends = Prose([f"{over_line(view)}. {f'{word} {view.mends}.' if view.mends else ''}"], muted=True)
+        about = [f"{over_line(view)}. {f'{word} {view.mends}.' if view.mends else ''}"]
+        study = getattr(declared_of(view.method), "demo", {}).get("study")
+        about += (
+            [f"The published study has six seeds or more: results/{study}."] if study and len(view.seeds) < 6 else []
+        )
+        mends = Prose(about, muted=True)
         card, link = sections.verdict_card(view), Link(href, "Open the whole report")
         parts.append(Section(f"report-{i + 1}", page_title(view), [mends, card, *figures, link]))
     count = plural(len(parts), "report")
