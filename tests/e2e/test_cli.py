@@ -133,6 +133,7 @@ def test_settings_are_options_and_stand_in_the_help(tmp_path: Path) -> None:
     shown = upright("run", "in_ucds", "--help", cwd=tmp_path).stdout
     assert "lam = 0.003   [float >= 0]" in shown
     assert max(len(line) for line in shown.splitlines()[:40]) <= 80
+    assert "\\[" not in shown
 
 
 def test_doctor_reports_the_interpreter() -> None:

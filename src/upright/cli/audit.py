@@ -67,7 +67,8 @@ def _command(kind: str) -> click.Command:
         usual = "" if row["default"] is None or "MISSING" in str(row["default"]) else f" [{_plain(row['default'])}]"
         needed = "MISSING" in str(row["default"])
         words = row["type"].replace("'", "").replace(" | ", "|").removesuffix(" or none")
-        metavar = words if "|" in words else words.split()[0].upper()
+        kinds = {"a": "FILE", "int": "N", "float": "X", "str": "NAME"}  # the first word of what is accepted
+        metavar = words if "|" in words else kinds.get(words.split()[0], "A,B,...")
         params.append(click.Option([option], required=needed, metavar=metavar, help=f"{shown}{usual}"))
     params += [
         click.Option(["--seed"], type=click.IntRange(min=0), default=0, help="Of everything that is drawn. [0]"),

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import click
 import typer
+import typer.core
 
 from upright import __version__
 from upright.cli.audit import AuditGroup
@@ -25,6 +26,7 @@ from upright.experiment.terminal import last_lines, levels_table, paragraphs, ta
 
 __all__ = ["app", "finish", "main", "read_margins"]
 
+typer.core.HAS_RICH = False  # else it escapes brackets for rich, which does not print the help
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
