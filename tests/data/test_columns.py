@@ -273,3 +273,11 @@ def test_a_million_rows_are_read_in_one_pass(tmp_path):
     found = read_columns(tmp_path / "a.csv", PAIRS)
     assert len(found) == n
     assert found["user"].n_unique() == 999
+
+
+def test_fixed_arrays_are_lists_and_nan_is_missing():
+    # catches: a bare error of the reading library; an age that nobody gave refused as infinite
+    frame = pl.DataFrame({"user": ["a", "b"], "items": pl.Series([[1, 2], [3, 4]], dtype=pl.Array(pl.Int64, 2))})
+    assert read_columns(frame, LISTS, lists=True).frame.rows()[0] == ("a", "1", 1.0)
+    ages = pd.DataFrame({"age": [30.0, float("nan")]})
+    assert np.isnan(read_columns(ages, {"age": Column("number", missing=True)}).array("age")).tolist() == [False, True]

@@ -126,6 +126,8 @@ def test_a_cut_is_a_sensitive_column(tmp_path):
     assert groups_of(table, ["age>50"]).tolist() == [
         "age>50" if age > 50 else "age<=50" for age in table.columns["age"]
     ]
+    ranges = load_table(write(tmp_path, GOOD), label="hired", sensitive="age:31,52").columns["age:31,52"]
+    assert ranges.tolist() == ["age<31", "age 31 to 52", "age 31 to 52", "age>=52", "age<31", "age>=52"]
     with pytest.raises(InputError, match="'job<3' cuts 'job', which is text"):
         groups_of(table, ["job<3"])
 

@@ -140,6 +140,17 @@ def test_several_columns_and_their_product(tmp_path):
     assert summary["evidence"]["headline"] == pairs[0]
 
 
+def test_numbers_are_cut_and_missing_ones_have_no_group(tmp_path):
+    # catches a bound on the wrong side, a number rounded in a name, and a missing number that becomes the largest
+    pay = [10.0, 1_234_567.0, 2_000_000.0, None] * 150
+    path = write(tmp_path, world() | {"pay": pay}, "cases.parquet")
+    summary, _ = audit(path, group="pay<=1234567,pay:1234567,2000000")
+    assert tables(summary, grouping="pay<_1234567")["groups"] == ["pay<=1234567", "pay>1234567"]
+    groups = ["pay 1234567 to 2000000", "pay<1234567", "pay>=2000000"]
+    assert tables(summary, grouping="pay_1234567,2000000")["groups"] == groups
+    assert level(summary, "mean:predicted/yes:pay<_1234567", "pay<=1234567")["n_units"] == 300
+
+
 def test_more_than_two_classes_and_a_chosen_one(tmp_path):
     # catches classes beyond two that are left out, and --positive that is ignored
     data = world()

@@ -159,7 +159,8 @@ def propose(files: Sequence[str], encoding: str = "utf-8") -> tuple[list[str], l
 
 def _role(path: Path, encoding: str) -> tuple[str, list[str]]:
     """Return what a table is for, and the names of its columns."""
-    from upright.data.columns import known_names, open_columns
+    from upright.data.columns import known_names
+    from upright.data.formats import open_columns
 
     header = open_columns(path, encoding).header
     names, folded = known_names(header), {own.lower() for own in header}

@@ -4,7 +4,7 @@
 ``.npy`` ``.npz``   read without pickle; ``FILE::NAME`` names one array of several
 ``.safetensors``    the only 2-D tensor, or ``FILE::NAME``
 ``.pt`` ``.pth``    a tensor, or ``FILE::NAME`` of a dictionary of them, under ``weights_only``
-tables              as `upright.data.columns` reads them: ids and one column a dimension, or one column of lists
+tables              as `upright.data.formats` opens them: ids and one column a dimension, or one column of lists
 ==================  =================================================================================================
 """
 
@@ -20,13 +20,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from upright.contract import InputError
-from upright.data.columns import Column, Columns, open_columns, read_columns
+from upright.data.columns import Column, read_columns
+from upright.data.formats import Columns, open_columns, some
 
 __all__ = ["ARRAYS", "file_and_name", "read_vectors"]
 
 Array = NDArray[np.float64]
 ARRAYS = (".npy", ".npz", ".safetensors", ".pt", ".pth")
-_SHOWN = 5  # rows named in a message
 
 
 def file_and_name(given: str | Path) -> tuple[Path, str]:
@@ -77,10 +77,9 @@ def _checked(raw: NDArray[Any], name: str) -> Array:
     values = raw.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
-        rows = ", ".join(map(str, bad[:_SHOWN])) + (f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else "")
         first = values[bad[0]][~np.isfinite(values[bad[0]])][0]
         raise InputError(
-            f"{name} holds {first} in row{'s' * (len(bad) > 1)} {rows} (the first row is 0)",
+            f"{name} holds {first} in row{'s' * (len(bad) > 1)} {some(bad.tolist())} (the first row is 0)",
             "finite numbers in every row",
             "find where the model diverged, or leave those users out",
         )
@@ -131,15 +130,15 @@ def _lists(table: Columns, column: pl.Series) -> Array:
 # -- arrays ---------------------------------------------------------------------------------------------------------
 
 
-def _one_of(path: Path, arrays: Mapping[str, Any], name: str) -> Any:
-    """Return the array that was named, or the only one of two dimensions."""
-    flat = [one for one, array in arrays.items() if len(array.shape) == 2]
-    if name not in arrays and (name or len(flat) != 1):
+def _choose_array(path: Path, shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
+    """Return the name of the array that was named, or of the only one of two dimensions."""
+    flat = [one for one, shape in shapes.items() if len(shape) == 2]
+    if name not in shapes and (name or len(flat) != 1):
         got = f"no array {name!r}" if name else f"{len(flat)} arrays of two dimensions"
-        names = ", ".join(f"{one!r} {tuple(array.shape)}" for one, array in arrays.items()) or "nothing"
+        names = ", ".join(f"{one!r} {shape}" for one, shape in shapes.items()) or "nothing"
         todo = f"name it: {path.name}::{flat[0] if flat else 'NAME'}"
         raise InputError(f"{path.name} holds {got}", f"one of its arrays: {names}", todo)
-    return arrays[name or flat[0]]
+    return name or flat[0]
 
 
 def _numpy(path: Path, name: str) -> NDArray[Any]:
@@ -147,7 +146,7 @@ def _numpy(path: Path, name: str) -> NDArray[Any]:
         warnings.simplefilter("ignore")  # of headers that Python 2 wrote
         try:
             found = np.load(path, allow_pickle=False)
-            arrays = None if isinstance(found, np.ndarray) else {one: found[one] for one in found.files}
+            arrays = {} if isinstance(found, np.ndarray) else {one: found[one] for one in found.files}
         except Exception as error:  # a damaged header ends in a dozen kinds, from TokenError to OverflowError
             with path.open("rb") as handle:
                 pickled = "allow_pickle" in str(error) or handle.read(1) == b"\x80"
@@ -156,7 +155,9 @@ def _numpy(path: Path, name: str) -> NDArray[Any]:
                 "arrays of numbers, read without pickle",
                 "save it with numpy.save as an array of floats",
             ) from None
-    return np.asarray(found if arrays is None else _one_of(path, arrays, name))
+    if isinstance(found, np.ndarray):
+        return found
+    return np.asarray(arrays[_choose_array(path, {one: array.shape for one, array in arrays.items()}, name)])
 
 
 def _safetensors(path: Path, name: str) -> NDArray[Any]:
@@ -164,23 +165,18 @@ def _safetensors(path: Path, name: str) -> NDArray[Any]:
 
     try:
         with safe_open(path, framework="np") as handle:
-            shapes = {one: _Shape(tuple(handle.get_slice(one).get_shape())) for one in handle.keys()}  # noqa: SIM118
-            chosen = next(one for one, shape in shapes.items() if shape is _one_of(path, shapes, name))
+            shapes = {one: tuple(handle.get_slice(one).get_shape()) for one in handle.keys()}  # noqa: SIM118
+            chosen = _choose_array(path, shapes, name)
             if handle.get_slice(chosen).get_dtype() == "BF16":  # numpy has none
                 from safetensors.torch import load_file
 
                 return np.asarray(load_file(path)[chosen].float().numpy())
             return np.asarray(handle.get_tensor(chosen))
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (SafetensorError, OSError, TypeError, ValueError):
         got = f"{path.name} is no whole safetensors file"
         raise InputError(got, "a .safetensors file of numbers", "export it again") from None
-
-
-class _Shape:
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
 
 
 def _torch(path: Path, name: str) -> NDArray[Any]:
@@ -193,7 +189,8 @@ def _torch(path: Path, name: str) -> NDArray[Any]:
         raise InputError(got, "a tensor, or a dictionary of tensors", "save the tensor alone with torch.save") from None
     arrays = found if isinstance(found, Mapping) else {"": found}
     arrays = {str(one): tensor for one, tensor in arrays.items() if isinstance(tensor, torch.Tensor)}
-    return np.asarray(_one_of(path, arrays, name).detach().float().numpy())
+    chosen = _choose_array(path, {one: tuple(tensor.shape) for one, tensor in arrays.items()}, name)
+    return np.asarray(arrays[chosen].detach().float().numpy())
 
 
 _READ = {".npy": _numpy, ".npz": _numpy, ".safetensors": _safetensors, ".pt": _torch, ".pth": _torch}

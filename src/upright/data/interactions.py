@@ -1,4 +1,4 @@
-"""Interaction logs: reading a person's file, k-core, the seeded 70/10/20 split and a planted synthetic world.
+"""Interaction logs: dense codes and original ids, a person's file, k-core, the 70/10/20 split, a planted world.
 
 Sizes of the split (as in the published splits of Epinions, Gowalla and MovieLens-100K, reproduced exactly)::
 
@@ -10,18 +10,20 @@ Sizes of the split (as in the published splits of Epinions, Gowalla and MovieLen
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 
 from upright.contract import InputError, stream
-from upright.data.log import Interactions, Split, fingerprint
 
 if TYPE_CHECKING:
-    from upright.data.columns import Columns
+    from upright.data.formats import Columns
 
 __all__ = [
     "Interactions",
@@ -33,6 +35,207 @@ __all__ = [
     "read_user_columns",
     "synthetic",
 ]
+
+# Without `eq=False` a comparison of two logs would compare arrays and raise.
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """One log of who met what, ids as dense 0-based codes.
+
+    Parameters
+    ----------
+    user, item : ndarray of int64, shape (N,)
+        Codes, ``0 <= user < n_users`` and ``0 <= item < n_items``.
+    value : ndarray of float64, shape (N,)
+        Rating, count or spend; 1.0 where a log has none. Finite.
+    time : ndarray of int64, shape (N,), or None
+        Whole numbers in the log's own unit.
+    n_users, n_items : int
+        Number of codes; parts of a split share them, so a code may be absent from one part.
+    user_ids, item_ids : tuple of str, length n_users and n_items
+        Original id of each code.
+
+    Raises
+    ------
+    InputError
+        When lengths disagree, a code lies outside its range or a value is not finite.
+    """
+
+    user: NDArray[np.int64]
+    item: NDArray[np.int64]
+    value: NDArray[np.float64]
+    time: NDArray[np.int64] | None
+    n_users: int
+    n_items: int
+    user_ids: tuple[str, ...]
+    item_ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.user), len(self.item), len(self.value), len(self.user if self.time is None else self.time)}
+        if len(lengths) != 1:
+            raise InputError(
+                f"columns of lengths {sorted(lengths)}",
+                "user, item, value and time of one length",
+                "pass one entry per interaction in each of them",
+            )
+        for word, codes, count, ids in (
+            ("user", self.user, self.n_users, self.user_ids),
+            ("item", self.item, self.n_items, self.item_ids),
+        ):
+            if len(ids) != count:
+                raise InputError(f"{len(ids)} {word}_ids for n_{word}s = {count}", "one id per code", "make them agree")
+            if len(codes) and (codes.min() < 0 or codes.max() >= count):
+                raise InputError(
+                    f"{word} codes from {codes.min()} to {codes.max()}",
+                    f"whole numbers from 0 to {count - 1}",
+                    f"raise n_{word}s, or code the ids densely (read_interactions does)",
+                )
+        if not np.isfinite(self.value).all():
+            raise InputError(
+                f"{int((~np.isfinite(self.value)).sum())} values that are NaN or infinite",
+                "finite numbers",
+                "repair or remove those rows first",
+            )
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def take(self, rows: NDArray[Any]) -> Interactions:
+        """Return the log of some rows, in the order given; codes and ids stay.
+
+        Parameters
+        ----------
+        rows : ndarray of int64, shape (M,), or of bool, shape (N,)
+            Row numbers or a mask.
+
+        Returns
+        -------
+        Interactions
+            M rows.
+        """
+        time = None if self.time is None else self.time[rows]
+        return dataclasses.replace(self, user=self.user[rows], item=self.item[rows], value=self.value[rows], time=time)
+
+    def csr(self) -> scipy.sparse.csr_array:
+        """Return ``R[u, i] = 1 if u met i, else 0`` as a sparse matrix.
+
+        Returns
+        -------
+        scipy.sparse.csr_array of float32, shape (n_users, n_items)
+            Column indices sorted; repeated pairs collapse to one 1.0.
+        """
+        matrix = scipy.sparse.coo_array(
+            (np.ones(len(self), dtype=np.float32), (self.user, self.item)), shape=(self.n_users, self.n_items)
+        ).tocsr()
+        matrix.sum_duplicates()
+        matrix.data.fill(1.0)
+        return matrix
+
+    def counts(self, axis: Literal["user", "item"]) -> NDArray[np.int64]:
+        """Return the number of rows of each user or item.
+
+        Parameters
+        ----------
+        axis : {"user", "item"}
+            What is counted.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_users,) or (n_items,)
+            Repeated pairs count each time.
+        """
+        if axis not in ("user", "item"):
+            raise InputError(f"axis = {axis!r}", "'user' or 'item'", "pass one of them")
+        codes, size = (self.user, self.n_users) if axis == "user" else (self.item, self.n_items)
+        return np.bincount(codes, minlength=size).astype(np.int64)
+
+
+def fingerprint(train: Interactions, valid: Interactions) -> str:
+    """SHA-256 over the arrays of train and valid; the test part is no argument, so it cannot matter.
+
+    Each array enters as its name, its length and its little-endian bytes, in the order of the log: reordering
+    the rows of train changes the fingerprint.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for part, log in (("train", train), ("valid", valid)):
+        for name, array, kind in (
+            ("user", log.user, "<i8"),
+            ("item", log.item, "<i8"),
+            ("value", log.value, "<f8"),
+            ("time", log.time, "<i8"),
+        ):
+            digest.update(f"{part}.{name}:{'none' if array is None else len(array)};".encode())
+            if array is not None:
+                digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Train, validation and test part of one log, with what is known about its users and items.
+
+    Parameters
+    ----------
+    train, valid, test : Interactions
+        Parts that share codes and ids, each in the row order of the log.
+    name, licence : str
+        Name of the data and its terms in words.
+    user_columns : mapping of column name to ndarray, shape (n_users,)
+        Attributes of each user code, for example ``gender``.
+    item_titles : tuple of str, length n_items, or None
+        Title of each item code.
+    notes : tuple of str
+        What was left out between the file and the split, in words.
+
+    Attributes
+    ----------
+    fingerprint : str
+        See `fingerprint`; computed, not passed.
+
+    Raises
+    ------
+    InputError
+        When the parts do not share one coding, or a column has the wrong length.
+    """
+
+    train: Interactions
+    valid: Interactions
+    test: Interactions
+    name: str
+    licence: str
+    user_columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    item_titles: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        sizes = {(part.n_users, part.n_items) for part in (self.train, self.valid, self.test)}
+        if len(sizes) != 1:
+            raise InputError(f"parts of sizes {sorted(sizes)} (users, items)", "one size", "code the parts together")
+        for name, column in self.user_columns.items():
+            if len(column) != self.n_users:
+                raise InputError(
+                    f"user column {name!r} of length {len(column)}", f"length {self.n_users}", "give one entry per user"
+                )
+        if self.item_titles is not None and len(self.item_titles) != self.n_items:
+            raise InputError(f"{len(self.item_titles)} item titles", f"{self.n_items}", "give one title per item")
+        object.__setattr__(self, "fingerprint", fingerprint(self.train, self.valid))
+
+    @property
+    def n_users(self) -> int:
+        """Number of user codes."""
+        return self.train.n_users
+
+    @property
+    def n_items(self) -> int:
+        """Number of item codes."""
+        return self.train.n_items
 
 
 def random_split(
@@ -119,10 +322,15 @@ def _compact(log: Interactions, rows: NDArray[np.int64]) -> Interactions:
     """Take rows and give the users and items that are left new dense codes in the old order."""
     users, user = np.unique(log.user[rows], return_inverse=True)
     items, item = np.unique(log.item[rows], return_inverse=True)
-    return Interactions(
-        user.astype(np.int64), item.astype(np.int64), log.value[rows], None if log.time is None else log.time[rows],
-        len(users), len(items), tuple(log.user_ids[u] for u in users), tuple(log.item_ids[i] for i in items),
-    )  # fmt: skip
+    return dataclasses.replace(
+        log.take(rows),
+        user=user.astype(np.int64),
+        item=item.astype(np.int64),
+        n_users=len(users),
+        n_items=len(items),
+        user_ids=tuple(log.user_ids[u] for u in users),
+        item_ids=tuple(log.item_ids[i] for i in items),
+    )
 
 
 def core_filter(log: Interactions, *, min_item: int = 5, min_user: int = 5) -> Interactions:
@@ -175,7 +383,7 @@ def read_interactions(
     min_item: int | None = None,
     encoding: str = "utf-8",
 ) -> Interactions:
-    """Read a person's log from a file or a data frame; `upright.data.columns` says which.
+    """Read a person's log from a file or a data frame; `upright.data.formats` says which.
 
     Parameters
     ----------
@@ -232,18 +440,9 @@ def read_interactions(
     items, item_ids = _codes(table, "item", ids)
     values = table.array("value").astype(np.float64) if "value" in table else np.ones(len(table))
     times = table.array("time").astype(np.int64) if "time" in table else None
-    keep, values = _merge_duplicates(table, users, items, values, times, duplicates)
-    table = table.take(keep)
-    log = Interactions(
-        users[keep],
-        items[keep],
-        values,
-        None if times is None else times[keep],
-        len(user_ids),
-        len(item_ids),
-        user_ids,
-        item_ids,
-    )
+    log = Interactions(users, items, values, times, len(user_ids), len(item_ids), user_ids, item_ids)
+    keep, values = _merge_duplicates(table, log, duplicates)
+    table, log = table.take(keep), dataclasses.replace(log.take(keep), value=values)
     rows = _core_rows(log, min_item or 1, min_user or 1)
     if not len(rows):
         raise InputError(
@@ -281,32 +480,23 @@ def _codes(table: Columns, name: str, ids: str) -> tuple[NDArray[np.int64], tupl
     return code_ids(table[name])
 
 
-def _merge_duplicates(
-    table: Columns,
-    user: NDArray[np.int64],
-    item: NDArray[np.int64],
-    value: NDArray[np.float64],
-    time: NDArray[np.int64] | None,
-    how: str,
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the entries to keep, in order, and their values."""
-    when = np.arange(len(user)) if time is None else time
-    order = np.lexsort((np.arange(len(user)), when, item, user))
+def _merge_duplicates(table: Columns, log: Interactions, how: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the rows to keep, in order, and their values."""
+    user, item, value = log.user, log.item, log.value
+    when = np.arange(len(log)) if log.time is None else log.time
+    order = np.lexsort((when, item, user))
     # Within a run of one pair the last entry is the latest in time, ties by file order.
     last = np.append((np.diff(user[order]) != 0) | (np.diff(item[order]) != 0), True)
     if last.all():
         return np.arange(len(user)), value
     if how == "error":
-        by_row = np.lexsort((np.arange(len(user)), item, user))
-        again = np.append(False, (np.diff(user[by_row]) == 0) & (np.diff(item[by_row]) == 0))
-        repeats = np.sort(by_row[again])
-        raise table.refuse(
-            repeats,
-            f"{len(repeats)} rows repeat an earlier pair of user and item",
-            "each pair once",
+        again = table.repeats("user", "item")
+        todo = (
             "pass duplicates='last' (--set duplicates=last) to keep the latest row of each pair, or duplicates='sum' "
-            "(--set duplicates=sum) to add their values",
+            "(--set duplicates=sum) to add their values"
         )
+        got = f"{len(again)} rows repeat an earlier pair of user and item"
+        raise table.refuse(again, got, "each pair once", todo)
     keep = order[last]
     starts = np.append(0, np.flatnonzero(last)[:-1] + 1)
     merged = np.add.reduceat(value[order], starts) if how == "sum" else value[keep]
@@ -416,13 +606,13 @@ def synthetic(
     item = ranking[chosen]
     value = 2.0 + rng.integers(0, 2, size=len(user)) + 2.0 * (community[user] == shelf[item])
     shuffled = rng.permutation(len(user))
-    log = Interactions(
-        user[shuffled], item[shuffled], value[shuffled], np.arange(len(user), dtype=np.int64), n_users, n_items,
-        tuple(f"u{u}" for u in range(n_users)), tuple(f"i{i}" for i in range(n_items)),
-    )  # fmt: skip
-    train, valid, test = random_split(log, seed=seed)
+    columns = user[shuffled], item[shuffled], value[shuffled], np.arange(len(user), dtype=np.int64)
+    ids = tuple(f"u{u}" for u in range(n_users)), tuple(f"i{i}" for i in range(n_items))
+    log = Interactions(*columns, n_users, n_items, *ids)
     return Split(
-        train, valid, test, name="synthetic", licence="none: drawn by upright.data.interactions.synthetic",
+        *random_split(log, seed=seed),
+        name="synthetic",
+        licence="none: drawn by upright.data.interactions.synthetic",
         user_columns={"community": community.astype(np.int64)},
         item_titles=tuple(f"item {rank} (community {c})" for rank, c in zip(item_rank, shelf, strict=True)),
-    )  # fmt: skip
+    )

@@ -104,10 +104,9 @@ def partition(
             f"{n} groups and {len(labels)} labels", "one of each a row, at least one row", "check the table"
         )
     if (column is not None) != (kind == "column"):
-        raise InputError(
-            f"kind = {kind!r} {'without' if column is None else 'with'} a column", "a column with kind='column' alone",
-            "pass the values of the column" if column is None else "leave the column out, or pass kind='column'",
-        )  # fmt: skip
+        todo = "pass the values of the column" if column is None else "leave the column out, or pass kind='column'"
+        got = f"kind = {kind!r} {'without' if column is None else 'with'} a column"
+        raise InputError(got, "a column with kind='column' alone", todo)
     if column is not None:
         return _by_column(column, n, n_clients)
     if n_clients is None or not 1 <= n_clients <= n:
@@ -184,7 +183,8 @@ def _dirichlet(
         # Groups are independent, and so is the condition on each: redrawing one group alone gives the same law as
         # redrawing all until every cell is large enough, with far fewer draws.
         for _ in range(MOST_DRAWS):
-            counts = _largest_remainder(_shares(n_clients, gamma, rng), len(rows))
+            # Above 1e12 a share differs from 1 / K by less than 1e-6 / K, and the sum of gammas could overflow.
+            counts = _largest_remainder(rng.dirichlet(np.full(n_clients, min(gamma, 1e12))), len(rows))
             if counts.min() >= least:
                 break
         else:
@@ -196,13 +196,6 @@ def _dirichlet(
             )
         _deal(rows, counts, rng, client)
     return client
-
-
-def _shares(n_clients: int, gamma: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return one draw of Dir(gamma, ..., gamma)."""
-    # Above 1e12 a share differs from 1 / K by less than 1e-6 / K, and the sum of gammas could overflow.
-    shares: NDArray[np.float64] = rng.dirichlet(np.full(n_clients, min(gamma, 1e12)))
-    return shares
 
 
 def _correlation(group: Codes, label: Codes, n_clients: int, rng: np.random.Generator) -> Codes:

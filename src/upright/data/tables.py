@@ -19,13 +19,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from upright.contract import InputError
-from upright.data.columns import MISSING, Column, Columns, open_columns, read_columns
-from upright.data.rows import cut_of
+from upright.data.columns import MISSING, Column, code_ids, read_columns, sort_names
+from upright.data.formats import Columns, open_columns
+from upright.data.tabular import cut_of
 
 __all__ = ["MAKERS", "READERS", "Raw", "read_table"]
 
 MOST_CLASSES = 50
 FEWEST_ROWS_OF_AN_ID = 20  # below, a column without repeats may well be a measurement
+_WEIGHT = "a sampling weight, no property of the person"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,24 +60,16 @@ class Raw:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _texts(series: pl.Series) -> NDArray[Any]:
-    """Return str objects, one object for each distinct text: a column costs 8 bytes a row."""
-    distinct = series.unique().sort()
-    codes = series.replace_strict(distinct, np.arange(len(distinct)), return_dtype=pl.Int64).to_numpy()
-    values: NDArray[Any] = np.array([*distinct.to_list(), None], dtype=object)[:-1]
-    texts: NDArray[Any] = values[codes]
-    return texts
-
-
-def _numbers(series: pl.Series) -> NDArray[np.float64]:
-    """Return float64, NaN for an empty cell."""
-    if series.dtype == pl.String:
-        series = series.replace({"": None})
-    return series.cast(pl.Float64).fill_null(float("nan")).to_numpy().astype(np.float64)
-
-
 def _arrays(frame: pl.DataFrame, numeric: Sequence[str]) -> dict[str, NDArray[Any]]:
-    return {name: _numbers(frame[name]) if name in numeric else _texts(frame[name]) for name in frame.columns}
+    """Return float64, NaN for an empty cell, and str objects, one for each distinct text: 8 bytes a row."""
+    found: dict[str, NDArray[Any]] = {}
+    for series in frame:
+        if series.name in numeric:
+            found[series.name] = series.cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy()
+        else:
+            codes, distinct = code_ids(series)
+            found[series.name] = np.array(distinct, dtype=object)[codes]
+    return found
 
 
 def _index(series: pl.Series, values: Sequence[str]) -> NDArray[np.int64]:
@@ -95,10 +89,8 @@ def _one_of(name: str, label: str | None, choices: Sequence[str]) -> str:
 
 def _no_header(path: Path, names: Sequence[str], separator: str = ",", skip: int = 0) -> pl.DataFrame:
     """Read a file without header as stripped text."""
-    frame = pl.read_csv(
-        path, has_header=False, separator=separator, new_columns=list(names), infer_schema=False, skip_rows=skip,
-        quote_char=None,
-    )  # fmt: skip
+    plain: dict[str, Any] = {"has_header": False, "infer_schema": False, "quote_char": None}
+    frame = pl.read_csv(path, separator=separator, new_columns=list(names), skip_rows=skip, **plain)
     return frame.with_columns(pl.all().fill_null("").str.strip_chars())
 
 
@@ -119,11 +111,9 @@ def _adult(folder: Path, label: str | None) -> Raw:
     read = pl.concat(parts).filter(pl.col("income") != "").with_columns(pl.col("income").str.strip_chars_end("."))
     frame = read.filter(~pl.any_horizontal(pl.all() == "?"))
     classes = ("<=50K", ">50K")
-    return Raw(
-        _arrays(frame, _ADULT_NUMBERS), _index(frame[name], classes), name, classes, ("sex", "race"),
-        {"fnlwgt": "a sampling weight, no property of the person"},
-        {"rows_read": len(read), "rows_dropped": {"a missing value": len(read) - len(frame)}},
-    )  # fmt: skip
+    columns, codes = _arrays(frame, _ADULT_NUMBERS), _index(frame[name], classes)
+    facts = {"rows_read": len(read), "rows_dropped": {"a missing value": len(read) - len(frame)}}
+    return Raw(columns, codes, name, classes, ("sex", "race"), {"fnlwgt": _WEIGHT}, facts)
 
 
 # -- COMPAS ---------------------------------------------------------------------------------------------------------
@@ -221,20 +211,16 @@ def _german(folder: Path, label: str | None) -> Raw:
     sex = pl.when(pl.col("status_sex").is_in(_GERMAN_FEMALE)).then(pl.lit("female")).otherwise(pl.lit("male"))
     frame = read.with_columns(sex.alias("sex"))
     for column, mapping in words.items():
-        plain = {code: {True: "yes", False: "no"}.get(word, word) for code, word in mapping.items()}
-        frame = frame.with_columns(
-            pl.col(column).replace_strict({code: str(word).strip() for code, word in plain.items()})
-        )
-    classes = ("bad", "good")
-    return Raw(
-        _arrays(frame, _GERMAN_NUMBERS), _index(frame[name], classes), name, classes, ("sex", "age<25"),
-        {"status_sex": "states the sex"},
-        {
-            "rows_read": len(read), "rows_dropped": {},
-            "caution": "Groemping (2019) found in the sources of these data that the code of status_sex called female "
-            "also holds single men: the sex derived from it is the usual one and is not reliable",
-        },
-    )  # fmt: skip
+        plain = {code: str({True: "yes", False: "no"}.get(word, word)).strip() for code, word in mapping.items()}
+        frame = frame.with_columns(pl.col(column).replace_strict(plain))
+    classes, aside = ("bad", "good"), {"status_sex": "states the sex"}
+    caution = (
+        "Groemping (2019) found in the sources of these data that the code of status_sex called female also holds "
+        "single men: the sex derived from it is the usual one and is not reliable"
+    )
+    facts = {"rows_read": len(read), "rows_dropped": {}, "caution": caution}
+    columns, codes = _arrays(frame, _GERMAN_NUMBERS), _index(frame[name], classes)
+    return Raw(columns, codes, name, classes, ("sex", "age<25"), aside, facts)
 
 
 # -- Census-Income KDD ----------------------------------------------------------------------------------------------
@@ -259,11 +245,9 @@ def _census_kdd(folder: Path, label: str | None) -> Raw:
     name = _one_of("census-kdd", label, ("income",))
     parts = ("census_income_1994_1995_train.csv", "census_income_1994_1995_test.csv")
     frame = pl.concat([_no_header(folder / part, _CENSUS) for part in parts])
-    return Raw(
-        _arrays(frame, _CENSUS_NUMBERS), _index(frame[name], ("- 50000.", "50000+.")), name, ("<=50K", ">50K"),
-        ("sex", "race"), {"instance_weight": "a sampling weight, no property of the person"},
-        {"rows_read": len(frame), "rows_dropped": {}},
-    )  # fmt: skip
+    columns, codes = _arrays(frame, _CENSUS_NUMBERS), _index(frame[name], ("- 50000.", "50000+."))
+    facts = {"rows_read": len(frame), "rows_dropped": {}}
+    return Raw(columns, codes, name, ("<=50K", ">50K"), ("sex", "race"), {"instance_weight": _WEIGHT}, facts)
 
 
 READERS: Mapping[str, Callable[[Path, str | None], Raw]] = {
@@ -313,12 +297,10 @@ def read_table(
         if not empty.any():
             continue
         if missing == "error":
+            todo = "fill in or delete those rows, pass missing='drop' to leave them out, or leave out a feature by drop"
+            accepted = "a label, a sensitive value and every number in each row"
             raise table.refuse(
-                np.flatnonzero(empty),
-                f"{int(empty.sum())} missing {name!r}",
-                "a label, a sensitive value and every number in each row",
-                "fill in or delete those rows, pass missing='drop' to leave them out, or leave out a feature by "
-                f"drop=({name!r},)",
+                np.flatnonzero(empty), f"{int(empty.sum())} missing {name!r}", accepted, f"{todo}=({name!r},)"
             )
         dropped[f"no {name}"] = int(empty.sum())
         table = table.take(np.flatnonzero(~empty))
@@ -337,9 +319,9 @@ def read_table(
 def _check_names(table: Columns, wanted: Mapping[str, Sequence[str]]) -> set[str]:
     """Refuse a column that is not there, and one with two purposes; return the sensitive columns."""
     header = table.header
-    cuts = [cut_of(column) if column not in header else None for column in wanted["sensitive"]]
-    named = [cut[0] if cut else column for column, cut in zip(wanted["sensitive"], cuts, strict=True)]
-    wanted = dict(wanted) | {"sensitive": named}
+    cuts = {name: None if name in header else cut_of(name) for name in wanted["sensitive"]}
+    named = [cut.column if cut else name for name, cut in cuts.items()]
+    wanted = {**wanted, "sensitive": named}
     for purpose, columns in wanted.items():
         absent = [column for column in columns if column not in header]
         if absent:
@@ -411,13 +393,9 @@ def _as_text(series: pl.Series) -> pl.Series:
 
 def _classes(series: pl.Series, file: str) -> tuple[str, ...]:
     """Return the distinct labels in order: of the numbers when all are, else of the text."""
-    values = [str(value) for value in series.unique().to_list()]
+    values = series.unique().to_list()
     if not 2 <= len(values) <= MOST_CLASSES:
-        raise InputError(
-            f"{file}: the label {series.name!r} has {len(values)} value{'s' * (len(values) != 1)}",
-            f"2 to {MOST_CLASSES} classes", "name another column as label, or put its values into classes",
-        )  # fmt: skip
-    try:
-        return tuple(sorted(values, key=lambda value: (float(value), value)))
-    except ValueError:
-        return tuple(sorted(values))
+        got = f"{file}: the label {series.name!r} has {len(values)} value{'s' * (len(values) != 1)}"
+        todo = "name another column as label, or put its values into classes"
+        raise InputError(got, f"2 to {MOST_CLASSES} classes", todo)
+    return tuple(sort_names(values))

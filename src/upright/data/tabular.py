@@ -7,7 +7,12 @@ categories and ranges on the rows that it is told to.
 
 from __future__ import annotations
 
+import difflib
+import hashlib
+import itertools
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,15 +20,151 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upright.contract import InputError, stream
-from upright.data.rows import Table, cut_of, known
 
 if TYPE_CHECKING:
     from upright.data.tables import Raw
 
-__all__ = ["Table", "encode", "groups_of", "load_table", "synthetic_table"]
+__all__ = ["Cut", "Table", "cut_of", "encode", "groups_of", "load_table", "synthetic_table"]
 
 MOST_VALUES = 10
+_CUT = re.compile(r"\s*(.*?[^\s<>])\s*(<=|>=|<|>)\s*([-+]?[0-9]+(?:\.[0-9]*)?)\s*")
 _OPPOSITE = {"<": ">=", "<=": ">", ">": "<=", ">=": "<"}
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows with a label and sensitive columns.
+
+    Parameters
+    ----------
+    name : str
+        Name in the catalogue, or of the file.
+    columns : mapping of column name to ndarray, shape (n,)
+        Every column, float64 or str objects. NaN only in numbers that are neither features nor sensitive.
+    features : tuple of str
+        Columns that may be features.
+    sensitive : tuple of str
+        Names of the sensitive columns, the first is the default.
+    label : ndarray of int64, shape (n,)
+        Index into `classes`.
+    classes : tuple of str
+        In order; of two, the last is the positive one.
+    facts : mapping
+        Rows read, rows dropped and why, columns left out of the features and why, licence; JSON-able.
+
+    Attributes
+    ----------
+    fingerprint : str
+        SHA-256 over everything but name and facts; computed, not passed.
+
+    Raises
+    ------
+    InputError
+        When a column has another length than the label, a named column is absent, or a label is no class.
+    """
+
+    name: str
+    columns: Mapping[str, NDArray[Any]]
+    features: tuple[str, ...]
+    sensitive: tuple[str, ...]
+    label: NDArray[np.int64]
+    classes: tuple[str, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, column in self.columns.items():
+            if np.shape(column) != (len(self.label),):
+                got, fits = f"column {name!r} of shape {np.shape(column)}", f"shape ({len(self.label)},) as the label"
+                raise InputError(got, fits, "give one value a row")
+        for name in (*self.features, *self.sensitive):
+            _known(self.columns, name)
+        if len(self.label) and not 0 <= self.label.min() <= self.label.max() < len(self.classes):
+            got = f"labels from {self.label.min()} to {self.label.max()}"
+            raise InputError(got, f"0 to {len(self.classes) - 1}", "give the index of a class in each row")
+        object.__setattr__(self, "fingerprint", _fingerprint(self))
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def _fingerprint(table: Table) -> str:
+    """SHA-256 of columns, choice of features, labels and classes, in their order."""
+    digest = hashlib.sha256(repr((table.features, table.sensitive, table.classes)).encode())
+    digest.update(np.ascontiguousarray(table.label, dtype="<i8").tobytes())
+    for name, column in table.columns.items():
+        digest.update(f";{name}:{len(column)}:{column.dtype.kind};".encode())
+        if column.dtype.kind == "f":
+            digest.update(np.ascontiguousarray(column, dtype="<f8").tobytes())
+        else:
+            texts = column.tolist()
+            # lengths too, so that ("ab", "c") and ("a", "bc") differ
+            digest.update(np.fromiter(map(len, texts), dtype="<i8", count=len(texts)).tobytes())
+            digest.update("".join(texts).encode())
+    return digest.hexdigest()
+
+
+def _known(columns: Mapping[str, Any], name: str) -> str:
+    """Return the name of a column that is there."""
+    if name not in columns:
+        close = difflib.get_close_matches(name, list(columns), n=2, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise InputError(f"no column {name!r}{hint}", ", ".join(map(repr, columns)), "name one of these columns")
+    return name
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Ranges of a column of numbers.
+
+    Parameters
+    ----------
+    column : str
+    bounds : tuple of float
+        Ascending.
+    ranges : tuple of str
+        Names, one more than bounds.
+    side : {"left", "right"}
+        Of which range a bound is the end: it belongs to the one below (left) or above (right).
+    name : str
+        As it was written, without blanks.
+    """
+
+    column: str
+    bounds: tuple[float, ...]
+    ranges: tuple[str, ...]
+    side: Literal["left", "right"]
+    name: str
+
+    def range_of(self, numbers: NDArray[np.float64]) -> NDArray[Any]:
+        """Return the name of the range of each number, as str objects; that of NaN means nothing."""
+        ranges: NDArray[Any] = np.array(self.ranges, dtype=object)
+        return np.asarray(ranges[np.searchsorted(self.bounds, numbers, self.side)])
+
+
+def cut_of(name: str) -> Cut | None:
+    """Read ``age<25`` (also ``<=``, ``>``, ``>=``), which gives two ranges, or ``age:25,45,65``, which gives four.
+
+    Returns
+    -------
+    Cut or None
+        None for a plain name.
+    """
+    if found := _CUT.fullmatch(name):
+        column, sign, at = found[1], found[2], float(found[3])
+        lower = sign if sign[0] == "<" else _OPPOSITE[sign]
+        pair = (f"{column}{lower}{at:.12g}", f"{column}{_OPPOSITE[lower]}{at:.12g}")
+        return Cut(column, (at,), pair, "right" if lower == "<" else "left", f"{column}{sign}{at:.12g}")
+    column, _, numbers = name.partition(":")
+    try:
+        bounds = tuple(sorted(float(bound) for bound in numbers.split(",")))
+    except ValueError:
+        return None
+    column = column.strip()
+    words = [f"{bound:.12g}" for bound in bounds]
+    inner = (f"{column} {low} to {high}" for low, high in itertools.pairwise(words))
+    ranges = (f"{column}<{words[0]}", *inner, f"{column}>={words[-1]}")
+    return Cut(column, bounds, ranges, "right", f"{column}:{','.join(words)}")
 
 
 # -- loading --------------------------------------------------------------------------------------------------------
@@ -61,8 +202,8 @@ def load_table(
     label : str or None
         Column of the label, needed for a file. Its classes stand in the order of their numbers, else of their text.
     sensitive : sequence of str
-        Sensitive columns, needed for a file; ``age<25`` (``<=``, ``>``, ``>=``) cuts a column of numbers in two and
-        takes the column itself out of the features. Named ones replace the defaults, which are features again then.
+        Sensitive columns, needed for a file; ``age<25`` cuts a column of numbers, as `cut_of` says, and takes the
+        column itself out of the features. Named ones replace the defaults, which are features again then.
     drop : sequence of str
         Columns to leave out altogether, default sensitive ones among them.
     positive : str or None
@@ -88,20 +229,11 @@ def load_table(
     from upright.data import catalogue, tables
 
     sensitive, drop, text, numbers = map(_names, (sensitive, drop, text, numbers))
-    if isinstance(name_or_path, str) and name_or_path in catalogue.CATALOGUE:
-        of_files = {"missing": missing != "error", "text": bool(text), "numbers": bool(numbers)}
-        given = [option for option, used in of_files.items() if used]
-        if given:
-            raise InputError(
-                f"{', '.join(given)} together with the data set {name_or_path!r}",
-                f"{', '.join(of_files)} with the path of a file only",
-                "leave them out, or give the path of your own file",
-            )
-        entry, folder = catalogue.checked(name_or_path, "table", data_dir)
-        return _table(entry.name, tables.READERS[entry.reader](folder, label), sensitive, drop, positive, entry.licence)
-    path = Path(name_or_path).expanduser()
-    if not path.exists() and not path.suffix and len(path.parts) == 1:
-        catalogue.checked(str(name_or_path), "table", data_dir)
+    of_files = {"missing": missing != "error", "text": bool(text), "numbers": bool(numbers)}
+    given = [option for option, used in of_files.items() if used]
+    entry, path = catalogue.entry_or_path(name_or_path, "table", data_dir, given)
+    if entry is not None:
+        return _table(entry.name, tables.READERS[entry.reader](path, label), sensitive, drop, positive, entry.licence)
     if label is None or not sensitive:
         raise InputError(
             f"{path.name} without {'label' if label is None else 'sensitive columns'}",
@@ -125,11 +257,12 @@ def _table(
 ) -> Table:
     """Choose the features and the order of classes."""
     for one in drop:
-        if known(raw.columns, one) == raw.label_name:
+        if _known(raw.columns, one) == raw.label_name:
             raise InputError(f"drop names the label {one!r}", "columns other than the label", "leave it out of drop")
     columns = {column: values for column, values in raw.columns.items() if column not in drop}
     spelled, hidden = [], {raw.label_name: "the label"}
-    usual = [one for one in raw.sensitive if one not in drop and (cut_of(one) or (one,))[0] not in drop]
+    bases = {one: cut.column if (cut := cut_of(one)) else one for one in raw.sensitive}
+    usual = [one for one, base in bases.items() if one not in drop and base not in drop]
     if not sensitive and not usual:
         raise InputError(f"{name} has no sensitive column", "one or more", "name them, or drop fewer columns")
     for one in sensitive or usual:
@@ -146,10 +279,8 @@ def _table(
     label, classes = raw.label, raw.classes
     if positive is not None:
         if len(classes) != 2 or positive not in classes:
-            raise InputError(
-                f"positive = {positive!r} for the classes {', '.join(map(repr, classes))}", "one of two classes",
-                "name one of the two, or leave positive out",
-            )  # fmt: skip
+            got = f"positive = {positive!r} for the classes {', '.join(map(repr, classes))}"
+            raise InputError(got, "one of two classes", "name one of the two, or leave positive out")
         if positive == classes[0]:
             label, classes = 1 - label, classes[::-1]
     facts = dict(raw.facts) | {"rows": len(label), "left_out_of_features": hidden, "licence": licence}
@@ -163,26 +294,18 @@ def _resolve(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[str, str, 
     """Return the name, the underlying column and the values of a column or of a cut through one."""
     cut = None if name in columns else cut_of(name)
     if cut is None:
-        values = columns[known(columns, name)]
-        empty = (
-            np.isnan(values) if values.dtype.kind == "f" else np.array([value == "" for value in values], dtype=bool)
-        )
-        if empty.any():
-            raise InputError(
-                f"{name!r} is empty in {int(empty.sum())} rows", "a value in every row",
-                "name it as sensitive when the file is loaded, with missing='drop'",
-            )  # fmt: skip
+        values = columns[_known(columns, name)]
+        empty = int((np.isnan(values) if values.dtype.kind == "f" else values == "").sum())
+        if empty:
+            todo = "name it as sensitive when the file is loaded, with missing='drop'"
+            raise InputError(f"{name!r} is empty in {empty} rows", "a value in every row", todo)
         return name, name, values
-    base, sign, at = cut
-    numbers = columns[known(columns, base)]
+    numbers = columns[_known(columns, cut.column)]
     if numbers.dtype.kind != "f" or not np.isfinite(numbers).all():
-        raise InputError(
-            f"{name!r} cuts {base!r}, which is {'text' if numbers.dtype.kind != 'f' else 'missing in some rows'}",
-            "a column of numbers without gaps", "name the column itself, or another",
-        )  # fmt: skip
-    inside = {"<": numbers < at, "<=": numbers <= at, ">": numbers > at, ">=": numbers >= at}[sign]
-    yes, no = f"{base}{sign}{at:.12g}", f"{base}{_OPPOSITE[sign]}{at:.12g}"
-    return yes, base, np.array([no, yes], dtype=object)[inside.astype(np.int64)]
+        what = "text" if numbers.dtype.kind != "f" else "missing in some rows"
+        got = f"{name!r} cuts {cut.column!r}, which is {what}"
+        raise InputError(got, "a column of numbers without gaps", "name the column itself, or another")
+    return cut.name, cut.column, cut.range_of(numbers)
 
 
 def groups_of(table: Table, names: Sequence[str]) -> NDArray[np.str_]:
@@ -233,17 +356,6 @@ def groups_of(table: Table, names: Sequence[str]) -> NDArray[np.str_]:
 # -- features -------------------------------------------------------------------------------------------------------
 
 
-def _checked_rows(table: Table, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    rows = np.asarray(rows)
-    if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows) or rows.min() < 0 or rows.max() >= len(table):
-        raise InputError(
-            f"rows of type {rows.dtype} and shape {rows.shape}",
-            f"row numbers from 0 to {len(table) - 1}, at least one",
-            "pass the numbers of the training rows (np.flatnonzero of a mask)",
-        )  # fmt: skip
-    return rows
-
-
 def encode(table: Table, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], list[str]]:
     """Encode all rows, fitted on some: ``(x - min) / (max - min)`` of numbers, ``[x = c]`` for each category c of text.
 
@@ -271,16 +383,18 @@ def encode(table: Table, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], 
     ---------
     No value of a row outside `rows` changes a name, or the features of another row.
     """
-    rows = _checked_rows(table, rows)
+    rows = np.asarray(rows)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows) or rows.min() < 0 or rows.max() >= len(table):
+        got, accepted = f"rows of type {rows.dtype} and shape {rows.shape}", f"row numbers from 0 to {len(table) - 1}"
+        todo = "pass the numbers of the training rows (np.flatnonzero of a mask)"
+        raise InputError(got, f"{accepted}, at least one", todo)
     plans: list[tuple[str, NDArray[Any], Any]] = []
     for name in table.features:
         values = table.columns[name]
         if values.dtype.kind == "f":
             if not np.isfinite(values).all():
-                raise InputError(
-                    f"{name!r} is missing or infinite in {int((~np.isfinite(values)).sum())} rows",
-                    "finite numbers", "fill the gaps, or leave the column out by drop",
-                )  # fmt: skip
+                got = f"{name!r} is missing or infinite in {int((~np.isfinite(values)).sum())} rows"
+                raise InputError(got, "finite numbers", "fill the gaps, or leave the column out by drop")
             low, high = values[rows].min(), values[rows].max()
             if low < high:
                 plans.append((name, values, (low, high)))
@@ -311,10 +425,8 @@ def _scaled(name: str, values: NDArray[np.float64], low: float, high: float, n_r
     with np.errstate(over="ignore"):
         scaled: NDArray[np.float64] = (values * shrink - low * shrink) / (high * shrink - low * shrink)
     if not np.isfinite(scaled).all():
-        raise InputError(
-            f"{name!r} spreads over {high - low:g} on {n_rows} rows, and other rows lie beyond all bounds",
-            "numbers of one scale", "correct the column, or leave it out by drop",
-        )  # fmt: skip
+        got = f"{name!r} spreads over {high - low:g} on {n_rows} rows, and other rows lie beyond all bounds"
+        raise InputError(got, "numbers of one scale", "correct the column, or leave it out by drop")
     return scaled
 
 
@@ -369,7 +481,8 @@ def synthetic_table(n: int, *, groups: int = 2, classes: int = 2, clients: int =
             raise InputError(f"{name} = {value}", f"a whole number from {least}", f"raise {name}")
     rng = np.random.default_rng(stream(seed, "table"))
     site = rng.integers(clients, size=n)
-    share = _shares(groups, clients)
+    weight = np.exp(0.6 * np.outer(_spread(clients), _spread(groups)))
+    share = weight / weight.sum(1, keepdims=True)  # P(a | k), shape (clients, groups)
     # inverse of the cumulative distribution, row by row
     group = (rng.random(n)[:, None] > share.cumsum(1)[site][:, :-1]).sum(1)
     columns: dict[str, NDArray[Any]] = {
@@ -391,13 +504,6 @@ def synthetic_table(n: int, *, groups: int = 2, classes: int = 2, clients: int =
     names = tuple(f"c{code}" for code in range(classes))
     columns["label"] = np.array(names, dtype=object)[label]
     return Table("synthetic", columns, ("x1", "x2", "noise", "kind"), ("group",), label, names, facts)
-
-
-def _shares(groups: int, clients: int) -> NDArray[np.float64]:
-    """Return P(a | k), shape (clients, groups)."""
-    weight = np.exp(0.6 * np.outer(_spread(clients), _spread(groups)))
-    shares: NDArray[np.float64] = weight / weight.sum(1, keepdims=True)
-    return shares
 
 
 def _code_of(column: NDArray[Any]) -> NDArray[np.int64]:

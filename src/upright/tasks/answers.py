@@ -6,16 +6,16 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.contract import InputError, Metric, UnitScores
-from upright.data.columns import Columns, open_columns
+from upright.contract import Metric, UnitScores
 from upright.evidence.units import FEWEST
 
-__all__ = ["FEWEST", "YOURS", "Answer", "mapped_names", "name_of", "plural", "suppress_small"]
+__all__ = ["FEWEST", "YOURS", "Answer", "name_of", "plural", "suppress_small"]
 
 YOURS = "yours"
 
@@ -76,25 +76,17 @@ def plural(n: int, word: str) -> str:
 
 def name_of(file: Any) -> str:
     """Return the name of a file, or what a data frame is called."""
-    from pathlib import Path
-
     return Path(file).name if isinstance(file, str | Path) else "the data frame"
 
 
-def mapped_names(file: Any, encoding: str, **names: str | None) -> tuple[Columns, dict[str, str | None]]:
-    """Open a table, and return which of the given names it has; other files of the audit may have the others."""
-    table = open_columns(file, encoding)
-    return table, {name: own for name, own in names.items() if own is not None and own in table.header}
-
-
-def suppress_small(labels: Sequence[str], counted: NDArray[np.bool_]) -> tuple[list[str], list[str]]:
+def suppress_small(labels: Sequence[str], counted: NDArray[np.bool_] | None = None) -> tuple[list[str], list[str]]:
     """Take the label from units of small groups.
 
     Parameters
     ----------
     labels : sequence of str, shape (U,)
-    counted : ndarray of bool, shape (U,)
-        Units with a defined value; the others do not make a group larger.
+    counted : ndarray of bool, shape (U,), optional
+        Units with a defined value; the others do not make a group larger. All by default.
 
     Returns
     -------
@@ -103,14 +95,6 @@ def suppress_small(labels: Sequence[str], counted: NDArray[np.bool_]) -> tuple[l
     suppressed : list of str
         Names of these groups.
     """
-    size = Counter(itertools.compress(labels, counted))
+    size = Counter(labels if counted is None else itertools.compress(labels, counted))
     small = sorted(name for name in set(labels) if name and size[name] < FEWEST)
     return ["" if label in small else label for label in labels] if small else list(labels), small
-
-
-def require_named(given: Mapping[str, str | None], tables: Sequence[Columns]) -> None:
-    """Refuse a name of a column that none of the tables has."""
-    for option, own in given.items():
-        if own is not None and not any(own in table.header for table in tables):
-            columns = "; ".join(f"{table.name}: {', '.join(map(repr, table.header))}" for table in tables)
-            raise InputError(f"no column {own!r} (--{option})", columns, "name a column of one of the files")

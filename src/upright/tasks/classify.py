@@ -43,7 +43,8 @@ from upright.contract import (
 )
 from upright.data.partition import counts_of, partition
 from upright.data.tabular import Table, encode, groups_of, load_table, synthetic_table
-from upright.maths.parity.rates import Criterion, names_of_strata, strata
+from upright.maths.parity.rates import Criterion, names_of_strata
+from upright.metrics.fairness import rates_of
 
 __all__ = ["Classify", "ClassifyConfig", "Layout"]
 
@@ -61,8 +62,8 @@ class ClassifyConfig(Config):
     positive: str | None = None
     """Which of two classes is the positive one."""
     group: str = ""
-    """Sensitive column; `sex*race` is their product, `age<25` cuts a number. Empty takes the first one of a named
-    table."""
+    """Sensitive column; `sex*race` is their product, `age<25` and `age:25,45,65` cut numbers. Empty takes the first one
+    of a named table."""
     drop: tuple[str, ...] = ()
     """Columns of the table that are no features."""
     missing: Literal["error", "drop"] = "error"
@@ -100,10 +101,8 @@ class ClassifyConfig(Config):
                 object.__setattr__(self, name, None)
         super().__post_init__()
         if (self.client_column is not None) != (self.partition == "column"):
-            raise InputError(
-                f"partition = {self.partition!r} with client_column = {self.client_column!r}",
-                "a client_column with partition='column' alone", "set both or neither",
-            )  # fmt: skip
+            got = f"partition = {self.partition!r} with client_column = {self.client_column!r}"
+            raise InputError(got, "a client_column with partition='column' alone", "set both or neither")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -167,19 +166,26 @@ class Classify:
         self._layouts: dict[int, Layout] = {}
         size = {str(g): int((self.group == i).sum()) for i, g in enumerate(self.groups)}
         self.facts = {
-            "name": table.name, "about": f"{config.group}, {config.criterion.replace('_', ' ')}",
-            "licence": table.facts.get("licence", ""), "rows": self.n,
-            "features": len(table.features), "group": " & ".join(names), "groups": size, "classes": list(self.classes),
-            "clients": len(self.clients), "criterion": config.criterion, "fingerprint": table.fingerprint,
-        }  # fmt: skip
+            "name": table.name,
+            "about": f"{config.group}, {config.criterion.replace('_', ' ')}",
+            "licence": table.facts.get("licence", ""),
+            "rows": self.n,
+            "features": len(table.features),
+            "group": " & ".join(names),
+            "groups": size,
+            "classes": list(self.classes),
+            "clients": len(self.clients),
+            "criterion": config.criterion,
+            "fingerprint": table.fingerprint,
+        }
         self.metrics = self.metrics_of({**config.as_dict(), "classes": self.classes})
 
     @staticmethod
     def metrics_of(settings: Mapping[str, Any]) -> dict[str, Metric]:
         """Return what the values mean; single rates need ``classes``."""
         title = str(settings["criterion"]).replace("_cells", ", every cell").replace("_", " ")
-        found = {"accuracy": Metric("accuracy", title="Accuracy"),
-                 "rate": Metric("rate", "lower", margin=0.01, title=title.capitalize())}  # fmt: skip
+        rate = Metric("rate", "lower", margin=0.01, title=title.capitalize())
+        found = {"accuracy": Metric("accuracy", title="Accuracy"), "rate": rate}
         for name in _rate_names(settings["criterion"], tuple(settings.get("classes", ()))):
             found[f"rate/{name}"] = Metric(f"rate/{name}", title=f"share decided {name}")
         return found
@@ -195,13 +201,15 @@ class Classify:
         """
         if config.data == "synthetic":
             return cls(synthetic_table(4000, clients=config.clients, seed=config.split_seed), config)
-        plain = config.group.split("*") if config.group else []
-        options: dict[str, Any] = {"label": config.label, "drop": config.drop, "positive": config.positive}
-        if plain:
-            options["sensitive"] = [p.strip() for p in plain]
-        if config.missing != "error":
-            options["missing"] = config.missing
-        table = load_table(config.data, data_dir=data_dir, **options)
+        table = load_table(
+            config.data,
+            data_dir=data_dir,
+            label=config.label,
+            sensitive=[part.strip() for part in config.group.split("*")] if config.group else (),
+            drop=config.drop,
+            positive=config.positive,
+            missing=config.missing,
+        )
         kept = tuple(f for f in table.features if f not in (config.client_column, config.person))
         return cls(dataclasses.replace(table, features=kept) if len(kept) < len(table.features) else table, config)
 
@@ -222,10 +230,15 @@ class Classify:
     def _laid_out(self, run: Run) -> Layout:
         c = self.config
         client = partition(
-            c.partition, group=self.group, label=self.label,
-            n_clients=None if c.partition == "column" else c.clients, rng=run.rng("partition"), gamma=c.gamma,
-            least=c.least, column=self._column,
-        )  # fmt: skip
+            c.partition,
+            group=self.group,
+            label=self.label,
+            n_clients=None if c.partition == "column" else c.clients,
+            rng=run.rng("partition"),
+            gamma=c.gamma,
+            least=c.least,
+            column=self._column,
+        )
         part = np.empty(self.n, dtype=object)
         rng = run.rng("split")
         for k in range(len(self.clients)):
@@ -237,19 +250,15 @@ class Classify:
         rows = {p: np.flatnonzero(part == p) for p in ("train", "valid", "test")}
         lost = [p for p, r in rows.items() if len(np.unique(self.label[r])) < len(self.classes)]
         if lost:
-            raise InputError(
-                f"{lost[0]} rows without one of the classes {', '.join(self.classes)}", "every class in every part",
-                "use more rows, or merge rare classes",
-            )  # fmt: skip
+            got = f"{lost[0]} rows without one of the classes {', '.join(self.classes)}"
+            raise InputError(got, "every class in every part", "use more rows, or merge rare classes")
         x, names = encode(self.table, self._table_rows[rows["train"]])
         return Layout(x[self._table_rows], client, rows, tuple(names))
 
     def counts(self, run: Run) -> list[dict[str, Any]]:
         """Return the number of rows of every client, group and class."""
-        table = counts_of(
-            self.layout(run).client, np.array(self.groups)[self.group], self.label, clients=self.clients,
-            classes=self.classes,
-        )  # fmt: skip
+        group = np.array(self.groups)[self.group]
+        table = counts_of(self.layout(run).client, group, self.label, clients=self.clients, classes=self.classes)
         return [
             {"client": row["client"], "group": row["group"], "label": name, "n": row[f"y={name}"]}
             for row in table
@@ -288,13 +297,11 @@ class Classify:
         rows = laid.rows[split]
         h = np.asarray(result.decide(laid.x[rows], self.group[rows], laid.client[rows]), dtype=np.float64)
         if h.shape != (len(rows), len(self.classes)) or not np.isfinite(h).all() or np.abs(h.sum(1) - 1).max() > 1e-6:
-            raise InputError(
-                f"decisions of shape {h.shape}", f"one distribution over {len(self.classes)} classes a row",
-                "return the probability of each decision",
-            )  # fmt: skip
+            accepted = f"one distribution over {len(self.classes)} classes a row"
+            raise InputError(f"decisions of shape {h.shape}", accepted, "return the probability of each decision")
         label = self.label[rows]
-        values = {"accuracy": h[np.arange(len(rows)), label], **rate_values(self.config.criterion, h, label,
-                                                                          self.classes)}  # fmt: skip
+        values = {"accuracy": h[np.arange(len(rows)), label]}
+        values |= rate_values(self.config.criterion, h, label, self.classes)
         by = {
             "group": np.array(self.groups)[self.group[rows]].tolist(),
             "client": np.array(self.clients)[laid.client[rows]].tolist(),
@@ -304,10 +311,14 @@ class Classify:
         return UnitScores("row", self._table_rows[rows].tolist(), values, by, cluster=person)
 
 
+def _compared(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the classes whose decisions are kept: of two, the last one says all."""
+    return classes[1:] if len(classes) == 2 else classes
+
+
 def _rate_names(criterion: Criterion, classes: tuple[str, ...]) -> list[str]:
     """Names of the rates of a criterion, in the order of strata and classes."""
-    kept = classes[1:] if len(classes) == 2 else classes
-    names = names_of_strata(criterion, classes)
+    kept, names = _compared(classes), names_of_strata(criterion, classes)
     return list(kept) if len(names) == 1 else [f"{c}, {s}" for s in names for c in kept]
 
 
@@ -320,11 +331,7 @@ def rate_values(criterion: Criterion, h: Array, label: Ints, classes: tuple[str,
         Decisions.
     label : int array, shape (n,)
     """
-    m = len(classes)
-    y = np.eye(m)[label]
-    kept = [1] if m == 2 else list(range(m))
-    values = []
-    for f in strata(criterion, y):
-        counted = np.broadcast_to(f, h.shape) > 0
-        values += [np.where(counted[:, j], h[:, j], np.nan) for j in kept]
+    found = rates_of(criterion, h, classes, _compared(classes), label)
+    kinds = dict.fromkeys(stratum for stratum, _ in found)
+    values = [found[stratum, one] for stratum in kinds for one in _compared(classes)]
     return dict(zip([f"rate/{n}" for n in _rate_names(criterion, classes)], values, strict=True))

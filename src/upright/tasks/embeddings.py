@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from upright.contract import Arm, Config, File, InputError, Metric, PositiveInt, Range, UnitScores, audit
 from upright.data.arrays import ARRAYS, file_and_name, read_vectors
-from upright.data.columns import Column, open_columns, read_columns, some
+from upright.data.columns import Column, read_columns
+from upright.data.formats import number_of, open_columns, some
 from upright.declare import Intervals, Noted
 from upright.evidence.bootstrap import DRAWS, Bootstrap
 from upright.evidence.compute import evidence, margins_of
@@ -166,7 +167,7 @@ def _read_labels(config: EmbeddingsConfig, aligned: str | None) -> _Labels:
 def _classes(text: pl.Series, file: str, attribute: str) -> tuple[str, ...]:
     """Return classes as text; whole numbers lose ``.0``, numbers of many values are refused."""
     known = [one for one in text.unique().to_list() if one]
-    numbers = {one: _number(one) for one in known}
+    numbers = {one: number_of(one) for one in known}
     if known and all(map(math.isfinite, numbers.values())):
         if len(set(numbers.values())) > MOST_VALUES:
             raise InputError(
@@ -181,13 +182,6 @@ def _classes(text: pl.Series, file: str, attribute: str) -> tuple[str, ...]:
         got = f"{file}: {attribute!r} has the class {some(slash)}"
         raise InputError(got, "classes without a slash, which parts the names of attacks", "rename those classes")
     return tuple(text.to_list())
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -499,10 +493,8 @@ def read_embeddings(config: EmbeddingsConfig, *, seed: int, draws: int, margins:
     margins_of({METRIC.name: METRIC.margin}, margins)  # before anything is trained
     chosen = tuple(dict.fromkeys(check_attackers(config.attackers)))
     files = name_tables(config.tables, config.name)
-    aligned_file = config.aligned if _is_table(config.aligned) else None
-    column = str(config.aligned) if config.aligned is not None and aligned_file is None else None
-    id_file = config.ids if _is_table(config.ids) else None
-    id_column = str(config.ids) if config.ids is not None and id_file is None else None
+    aligned_file, column = _file_or_column(config.aligned)
+    id_file, id_column = _file_or_column(config.ids)
     known = _read_labels(config, column)
     owners = _read_ids(id_file, config.encoding) if id_file is not None else None
     tables = {s: _read_table(source, id_column, id_file, owners, config.encoding) for s, source in files.items()}
@@ -582,9 +574,10 @@ def read_embeddings(config: EmbeddingsConfig, *, seed: int, draws: int, margins:
     )
 
 
-def _is_table(given: Any) -> bool:
-    """Whether what was given is a file or a data frame, and not the name of a column."""
-    return given is not None and (not isinstance(given, str | Path) or Path(given).is_file())
+def _file_or_column(given: Any) -> tuple[Any, str | None]:
+    """Return the file or data frame that was given, or the name of a column; None for the other."""
+    named = isinstance(given, str | Path) and not Path(given).is_file()
+    return (None, str(given)) if named else (given, None)
 
 
 def _read_table(

@@ -63,9 +63,10 @@ else:
     hub = LazyModule("upright.models.hub")
     tiny_models = LazyModule("upright.models.tiny")
 
-__all__ = ["Forget", "ForgetConfig", "Sets"]
+__all__ = ["Forget", "ForgetConfig", "Sets", "side_by_side"]
 
 Array = NDArray[np.float64]
+_NOT_TAUGHT = ("data", "reference", "scored_retain", "scored_holdout", "generate")  # settings that teaching ignores
 _OWN = (
     Metric("forget_gap", "lower", title="Forget gap"),
     Metric("forget_loss_gap", "lower", high=float("inf"), margin=0.1, title="Forget gap of the loss"),
@@ -124,10 +125,9 @@ class ForgetConfig(Config):
                 f"forget_authors = {self.forget_authors} of {self.authors}", "fewer than there are authors", "lower it"
             )
         if self.data != "tofu" and self.model in ("tiny", "smollm2") and self.reference:
-            raise InputError(
-                f"reference = {Path(self.reference).name!r} with model = {self.model!r}", "a reference with a model "
-                "folder alone", "leave it out: the reference is taught beside the model",
-            )  # fmt: skip
+            got = f"reference = {Path(self.reference).name!r} with model = {self.model!r}"
+            todo = "leave it out: the reference is taught beside the model"
+            raise InputError(got, "a reference with a model folder alone", todo)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,20 +167,23 @@ class Forget:
             known = every[: 20 * config.authors // 2] + every[800 - 20 * (config.authors - config.authors // 2) : 800]
             self._given: Sets | None = None
             self._known, self._unknown = tuple(known), tuple(every[800:])
-            size = {"forget": 20 * config.forget_authors, "holdout": len(self._unknown),
-                    "retain": len(known) - 20 * config.forget_authors}  # fmt: skip
+            gone = 20 * config.forget_authors
+            size = {"forget": gone, "holdout": len(self._unknown), "retain": len(known) - gone}
             name, licence = "TOFU, bundled part", "MIT"
         else:
             self._given, self._known, self._unknown = _read_folder(Path(config.data)), (), ()
-            size = {k: len(getattr(self._given, k)) for k in ("forget", "retain", "holdout")}
+            size = {name: len(records) for name, records in vars(self._given).items()}
             name, licence = Path(config.data).name, "yours"
-        everything = self._known if self._given is None else (*self._given.forget, *self._given.retain)
+        self._taught = self._known if self._given is None else (*self._given.forget, *self._given.retain)
+        reference = "taught the kept records alone" if self.has_reference else "none"
         self.facts = {
-            "name": name, "licence": licence, "records": size, "model": Path(config.model).name,
-            "reference": Path(config.reference).name if config.reference else (
-                "taught the kept records alone" if config.model in ("tiny", "smollm2") else "none"),
-            "fingerprint": fingerprint(everything),
-        }  # fmt: skip
+            "name": name,
+            "licence": licence,
+            "records": size,
+            "model": Path(config.model).name,
+            "reference": Path(config.reference).name if config.reference else reference,
+            "fingerprint": fingerprint(self._taught),
+        }
         self.metrics = self.metrics_of(config.as_dict())
 
     @staticmethod
@@ -205,10 +208,18 @@ class Forget:
     def tiny(cls, seed: int = 0, **changes: Any) -> Forget:
         """Return a task with eight authors and a model of 20,000 parameters, for tests and `upright check`."""
         settings: dict[str, Any] = {
-            "authors": 4, "forget_authors": 1, "epochs": 4, "hidden": 16, "layers": 1, "vocabulary": 320,
-            "context": 512, "scored_retain": 8, "scored_holdout": 8, "precision": "float64",
+            "authors": 4,
+            "forget_authors": 1,
+            "epochs": 4,
+            "hidden": 16,
+            "layers": 1,
+            "vocabulary": 320,
+            "context": 512,
+            "scored_retain": 8,
+            "scored_holdout": 8,
+            "precision": "float64",
             "learning_rate": 1e-2,
-        } | changes  # fmt: skip
+        } | changes
         return cls(ForgetConfig(**settings))
 
     # -- records and models ---------------------------------------------------------------------------------------
@@ -259,21 +270,14 @@ class Forget:
         model, tokenizer = self._untaught(run, kind)
         context = model.config.max_position_embeddings
         encoded = encoding.encode_all(tokenizer, taught, template=c.template, context=context)
-        key = {"which": which, "seed": run.seed, "records": fingerprint(taught), "torch": torch.__version__,
-               **{k: c.as_dict()[k] for k in ("model", "authors", "forget_authors", "epochs", "learning_rate",
-                                              "batch_size", "hidden", "layers", "vocabulary", "context",
-                                              "template", "precision")}}  # fmt: skip
+        key = {"which": which, "seed": run.seed, "records": fingerprint(taught), "torch": torch.__version__}
+        key |= {name: value for name, value in c.as_dict().items() if name not in _NOT_TAUGHT}
 
         def make() -> dict[str, Any]:
+            seed, steps = stream(run.seed, "teach"), {"epochs": c.epochs, "batch_size": c.batch_size}
             with run.progress(c.epochs, f"teaching the {which}") as advance:
                 curve = pretraining.teach(
-                    model,
-                    encoded,
-                    epochs=c.epochs,
-                    batch_size=c.batch_size,
-                    seed=stream(run.seed, "teach"),
-                    learning_rate=c.learning_rate,
-                    advance=advance,
+                    model, encoded, **steps, seed=seed, learning_rate=c.learning_rate, advance=advance
                 )
             return {"weights": model.state_dict(), "curve": curve}
 
@@ -285,10 +289,10 @@ class Forget:
         c = self.config
         if c.model == "smollm2":
             return hub.load_language_model(hub.smollm2(), dtype=kind)
-        every = self._known if self._given is None else (*self._given.forget, *self._given.retain)
-        tokenizer = tiny_models.tiny_tokenizer([f"{r.prompt}\n{r.answer}" for r in every], vocabulary=c.vocabulary)
-        model = tiny_models.tiny_llama(tokenizer, hidden=c.hidden, layers=c.layers, context=c.context,
-                           seed=stream(run.seed, "weights") % 2**31)  # fmt: skip
+        texts = [f"{r.prompt}\n{r.answer}" for r in self._taught]
+        tokenizer = tiny_models.tiny_tokenizer(texts, vocabulary=c.vocabulary)
+        seed = stream(run.seed, "weights") % 2**31
+        model = tiny_models.tiny_llama(tokenizer, hidden=c.hidden, layers=c.layers, context=c.context, seed=seed)
         return model.to(kind), tokenizer
 
     def encoded(self, run: Run, which: Literal["forget", "retain"]) -> list[Encoded]:
@@ -350,33 +354,21 @@ class Forget:
                 "the test split inside a method", "split='valid'", "select on validation; the runner scores"
             )
         chosen, speaker = self.scored(run, split), self.speaker(result.model, run)
-        names = ("forget", "retain", "holdout")
-        unit = [f"{name}/{r.id}" for name in names for r in getattr(chosen, name)]
-        values: dict[str, Array] = {}
-        first = 0
-        for name in names:
-            records: tuple[Record, ...] = getattr(chosen, name)
-            if records:
-                own = self._scores(speaker, records, name, split, run)
-                for metric, found in own.items():
-                    whole = values.setdefault(metric, np.full(len(unit), np.nan))
-                    whole[first : first + len(records)] = found
-            first += len(records)
+        sets: dict[str, tuple[Record, ...]] = vars(chosen)
+        unit = [f"{name}/{r.id}" for name, records in sets.items() for r in records]
+        found = [self._scores(speaker, r, name, split, run) if r else {} for name, r in sets.items()]
+        values = side_by_side(found, [len(records) for records in sets.values()])
         for metric, known in result.values.items():
             values[metric] = np.array([known.get(u.removeprefix("forget/"), np.nan) for u in unit])
-        by = {
-            "set": [u.partition("/")[0] for u in unit],
-            "difficulty": [result.difficulty.get(u.removeprefix("forget/"), "") if u.startswith("forget/") else ""
-                           for u in unit],
-        }  # fmt: skip
+        difficulty = {f"forget/{record}": third for record, third in result.difficulty.items()}
+        by = {"set": [u.partition("/")[0] for u in unit], "difficulty": [difficulty.get(u, "") for u in unit]}
         return UnitScores("record", unit, values, by, cluster=self.authors(chosen))
 
     def authors(self, chosen: Sets) -> list[str]:
         """Return what records of one author share, in the order of units: a number, since names are of the data."""
         every = (*self._known, *self._unknown, *chosen.forget, *chosen.retain, *chosen.holdout)
         place = {name: str(i) for i, name in enumerate(dict.fromkeys(r.author for r in every if r.author))}
-        return [place.get(r.author, f"{side}/{r.id}") for side in ("forget", "retain", "holdout")
-                for r in getattr(chosen, side)]  # fmt: skip
+        return [place.get(r.author, f"{side}/{r.id}") for side, records in vars(chosen).items() for r in records]
 
     def _scores(
         self, speaker: evaluation.Speaker, records: tuple[Record, ...], name: str, split: str, run: Run
@@ -396,19 +388,35 @@ class Forget:
         return found
 
 
+def side_by_side(found: Sequence[Mapping[str, Array]], sizes: Sequence[int]) -> dict[str, Array]:
+    """Return the scores of several sets under one another; a metric is NaN in sets that it is not of.
+
+    Parameters
+    ----------
+    found : sequence of mapping of metric to ndarray, one of each set
+    sizes : sequence of int
+        Records of each set.
+    """
+    ends = np.cumsum([0, *sizes])
+    whole: dict[str, Array] = {}
+    for own, begin, end in zip(found, ends[:-1], ends[1:], strict=True):
+        for metric, values in own.items():
+            whole.setdefault(metric, np.full(int(ends[-1]), np.nan))[begin:end] = values
+    return whole
+
+
 def _read_folder(folder: Path) -> Sets:
     """Read the sets of a user's folder and refuse what overlaps."""
     if not folder.is_dir():
         raise InputError(f"data {folder.name!r}", "tofu, or a folder with forget.jsonl and retain.jsonl", "check it")
-    found: dict[str, tuple[Record, ...]] = {"holdout": ()}
+    found: dict[str, tuple[Record, ...]] = {"forget": (), "retain": (), "holdout": ()}
     for name in ("forget", "retain", "holdout"):
         file = folder / f"{name}.jsonl"
         if file.is_file():
             found[name] = tuple(unique_records(read_records(file))[0])
         elif name != "holdout":
             raise InputError(f"{folder.name} without {name}.jsonl", "forget.jsonl and retain.jsonl", "add the file")
-    numbered = {k: tuple(dataclasses.replace(r, id=str(i)) for i, r in enumerate(found[k]))
-                for k in ("forget", "retain", "holdout")}  # fmt: skip
+    numbered = {k: tuple(dataclasses.replace(r, id=str(i)) for i, r in enumerate(own)) for k, own in found.items()}
     refuse_overlap(**numbered)
     return Sets(**numbered)
 

@@ -44,6 +44,7 @@ from upright.maths.simultaneous import LEVEL, POWER, Comparisons, Z, wilson
 from upright.metrics import forgetting as metrics_of
 from upright.metrics import membership
 from upright.tasks.answers import YOURS, Answer, name_of, plural, suppress_small
+from upright.tasks.forget import side_by_side
 
 __all__ = ["NO_REFERENCE", "ForgettingConfig", "forgetting_evidence", "read_forgetting"]
 
@@ -267,26 +268,18 @@ def _scores(
     reference: Mapping[str, Any],
     generate: bool,
 ) -> dict[str, Array]:
-    """Score every set; a metric is NaN in sets that it is not of."""
+    """Score every set."""
     from upright.language.evaluation import score_records
 
-    ends = np.cumsum([0, *(len(records) for records in sets.values())])
-    out: dict[str, Array] = {}
-    for (side, records), begin, end in zip(sets.items(), ends[:-1], ends[1:], strict=True):
+    found = []
+    for side, records in sets.items():
+        beside = None if side == "retain" else reference.get(side)
         kind: Any = side
-        found = score_records(
-            speaker,
-            records,
-            side=kind,
-            reading=own[side],
-            rouge=generate,
-            reference=None if side == "retain" else reference.get(side),
-        )
+        one = dict(score_records(speaker, records, side=kind, reading=own[side], rouge=generate, reference=beside))
         if side == "holdout":
-            found["holdout_probability"] = metrics_of.probability(own[side].mean_nll)
-        for metric, values in found.items():
-            out.setdefault(metric, np.full(int(ends[-1]), np.nan))[begin:end] = values
-    return out
+            one["holdout_probability"] = metrics_of.probability(own[side].mean_nll)
+        found.append(one)
+    return side_by_side(found, [len(records) for records in sets.values()])
 
 
 def _remarks(sets: Mapping[str, Sequence[Record]], lost: Sequence[str], reference: bool, holdout: bool) -> list[str]:
@@ -315,7 +308,7 @@ def _groupings(sets: Mapping[str, Sequence[Record]], warnings: list[str]) -> tup
         )
     names = [r.author for r in sets["forget"]]
     place = {name: str(i + 1) for i, name in enumerate(dict.fromkeys(n for n in names if n))}
-    labels, small = suppress_small([place.get(n, "") for n in names], np.ones(len(names), dtype=bool))
+    labels, small = suppress_small([place.get(n, "") for n in names])
     if small:
         warnings.append(f"{plural(len(small), 'author')} with fewer than {FEWEST} forgotten records not shown.")
     if any(labels):

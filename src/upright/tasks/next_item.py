@@ -38,11 +38,13 @@ Rule = Literal["value_sum", "count", "spend", "recency"]
 MIN_USERS = 2  # one alone cannot be resampled
 MIN_GROUP = 5  # users with a test item; the mean of fewer says too much about each, and draws may miss them all
 
+QUALITY: Mapping[str, str] = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit": "Hit rate"}
+
 #: setting -> argument of `read_interactions`; they describe a file and mean nothing for a named data set
 READER: Mapping[str, str] = {
-    "user_column": "user", "item_column": "item", "value_column": "value", "time_column": "time",
-    "min_user": "min_user", "min_item": "min_item", "duplicates": "duplicates", "ids": "ids", "encoding": "encoding",
-}  # fmt: skip
+    **{f"{name}_column": name for name in ("user", "item", "value", "time")},
+    **{name: name for name in ("min_user", "min_item", "duplicates", "ids", "encoding")},
+}
 
 
 class NextItemConfig(Config):
@@ -164,18 +166,25 @@ class NextItem:
         self.user_columns: Mapping[str, Any] = split.user_columns
         self._test, self._open = split.test, False
         self.facts = {
-            "name": split.name, "licence": split.licence, "users": self.n_users, "items": self.n_items,
-            "train": len(split.train.user), "valid": len(split.valid.user), "test": len(split.test.user),
+            "name": split.name,
+            "licence": split.licence,
+            "users": self.n_users,
+            "items": self.n_items,
+            "train": len(split.train),
+            "valid": len(split.valid),
+            "test": len(split.test),
             "fingerprint": split.fingerprint,
-        }  # fmt: skip
+        }
         self.metrics = self.metrics_of({"k": config.k, "matched": config.matched})
 
     @staticmethod
     def metrics_of(settings: Mapping[str, Any]) -> dict[str, Metric]:
         """Return what the task's values mean under some settings of the task."""
         k, matched = settings["k"], settings["matched"]
-        names = [f"ndcg@{k}", f"recall@{k}", f"mrr@{k}", f"hit@{k}", f"ndcg@{k}_matched{matched}", f"ndcg@{k}_sampled"]
-        return {name: Metric(name, title=_title(name)) for name in names}
+        titles = {f"{name}@{k}": f"{title}@{k}" for name, title in QUALITY.items()}
+        titles[f"ndcg@{k}_matched{matched}"] = f"NDCG@{k}, {matched} positives a user"
+        titles[f"ndcg@{k}_sampled"] = f"NDCG@{k}, one positive among 99 sampled negatives"
+        return {name: Metric(name, title=title) for name, title in titles.items()}
 
     @classmethod
     def load(cls, config: NextItemConfig, data_dir: str | None = None) -> NextItem:
@@ -228,11 +237,8 @@ class NextItem:
 
     def model(self, run: Run) -> Any:
         """Return a fresh backbone, initialised from the stream ``init`` that all arms share."""
-        c = self.config
-        return recommenders.build(
-            c.backbone, self.n_users, self.n_items, self.seen, c.dim, c.layers, run.torch_rng("init"),
-            getattr(torch, c.precision),
-        )  # fmt: skip
+        c, size, precision = self.config, (self.n_users, self.n_items), getattr(torch, self.config.precision)
+        return recommenders.build(c.backbone, *size, self.seen, c.dim, c.layers, run.torch_rng("init"), precision)
 
     def score(self, result: Any, split: Literal["valid", "test"], run: Run) -> UnitScores:
         """Score a model per user.
@@ -248,35 +254,46 @@ class NextItem:
         InputError
             When the test split is asked for before the runner opened it, or scores are NaN.
         """
-        c = self.config
+        quality = self.score_quality(result, split)
+        if split == "valid":
+            return quality
+        c, users, scores_of = self.config, np.arange(self.n_users), self.scores_of(result)
         relevant, seen = self.opened(split)
-        part = self._test if split == "test" else self.valid
-        users = np.arange(self.n_users)
-        with torch.no_grad():
-            scores_of = self.scores_of(result)
-            full = ranking.evaluate_full(scores_of, users, seen, relevant, ks=(c.k,))
-            values = {name: full[name] for name in self.metrics if name in full}
-            exposure = full[f"exposure@{c.k}"]
-            if split == "test":
-                # the draws are named by the split alone: every arm and seed meets the same candidates
-                draws = np.random.default_rng(stream(c.split_seed, "protocol", "matched"))
-                values[f"ndcg@{c.k}_matched{c.matched}"] = ranking.matched_positives(
-                    scores_of, users, seen, relevant, n=c.matched, draws=c.draws, rng=draws, k=c.k
-                )
-                draws = np.random.default_rng(stream(c.split_seed, "protocol", "sampled"))
-                values[f"ndcg@{c.k}_sampled"] = ranking.sampled_protocol(
-                    scores_of,
-                    users,
-                    seen,
-                    relevant,
-                    negatives=99,
-                    rng=draws,
-                    k=c.k,
-                    positive="first",
-                    first_item=_first(part),
-                )
-        totals = {f"coverage@{c.k}": ranking.coverage(exposure), f"gini_exposure@{c.k}": ranking.gini(exposure)}
-        return UnitScores("user", users.tolist(), values, {"activity": self.groups.tolist()}, totals)
+
+        # the draws are named by the split alone: every arm and seed meets the same candidates
+        def draws(protocol: str) -> np.random.Generator:
+            return np.random.default_rng(stream(c.split_seed, "protocol", protocol))
+
+        matched = ranking.matched_positives(
+            scores_of, users, seen, relevant, n=c.matched, draws=c.draws, rng=draws("matched"), k=c.k
+        )
+        sampled = ranking.sampled_protocol(
+            scores_of,
+            users,
+            seen,
+            relevant,
+            negatives=99,
+            rng=draws("sampled"),
+            k=c.k,
+            positive="first",
+            first_item=_first(self._test),
+        )
+        values = {**quality.values, f"ndcg@{c.k}_matched{c.matched}": matched, f"ndcg@{c.k}_sampled": sampled}
+        return dataclasses.replace(quality, values=values)
+
+    def score_quality(self, result: Any, split: Literal["valid", "test"]) -> UnitScores:
+        """Score the lists alone, full ranking; see `score`."""
+        relevant, seen = self.opened(split)
+        users, k = np.arange(self.n_users), self.config.k
+        full = ranking.evaluate_full(self.scores_of(result), users, seen, relevant, ks=(k,))
+        values = {name: full[name] for name in self.metrics if name in full}
+        exposure = full[f"exposure@{k}"]
+        totals = {f"coverage@{k}": ranking.coverage(exposure), f"gini_exposure@{k}": ranking.gini(exposure)}
+        return UnitScores("user", users.tolist(), values, self._by(), totals)
+
+    def _by(self) -> dict[str, list[str]]:
+        """Return the groups of users."""
+        return {"activity": self.groups.tolist()}
 
     def opened(self, split: Literal["valid", "test"]) -> tuple[sparse.csr_array, sparse.csr_array]:
         """Return relevant and seen items of a split, (U, I) each; see `score` for what is refused."""
@@ -286,7 +303,7 @@ class NextItem:
             raise InputError(
                 "the test split inside a method", "split='valid'", "select on validation; the runner scores"
             )
-        return self._test.csr(), _union(self.seen, self.valid.csr())
+        return self._test.csr(), (self.seen + self.valid.csr()).sign()
 
     @staticmethod
     def scores_of(result: Any) -> Callable[[NDArray[np.int64]], NDArray[Any]]:
@@ -306,10 +323,9 @@ def _require_users(task: NextItem, scored: NDArray[np.bool_]) -> None:
     """Refuse data whose groups cannot be compared; `scored`, shape (U,), marks users with a test item."""
     share, name = task.config.group_share, task.facts["name"]
     if task.n_users < MIN_USERS:
-        raise InputError(
-            f"{task.n_users} user{'s' * (task.n_users != 1)} in {name}", f"at least {MIN_USERS} users",
-            "check the column of users (--set user_column=NAME) and min_user, or use data with more users",
-        )  # fmt: skip
+        got, accepted = f"{task.n_users} user{'s' * (task.n_users != 1)} in {name}", f"at least {MIN_USERS} users"
+        todo = "check the column of users (--set user_column=NAME) and min_user, or use data with more users"
+        raise InputError(got, accepted, todo)
     size = {label: int((scored & (task.groups == label)).sum()) for label in (ADVANTAGED, DISADVANTAGED)}
     small = min(size, key=lambda label: size[label])
     if 0 < share < 1 and size[small] < MIN_GROUP:
@@ -317,22 +333,7 @@ def _require_users(task: NextItem, scored: NDArray[np.bool_]) -> None:
             f"group_share = {share:g} of {task.n_users} users in {name}: {size[small]} {small} with a test item",
             f"at least {MIN_GROUP} users with a test item in each group",
             "set group_share nearer to 0.5 or use data with more users; --set group_share=0 runs without groups",
-        )  # fmt: skip
-
-
-def _title(name: str) -> str:
-    base, _, rest = name.partition("@")
-    at, _, protocol = rest.partition("_")
-    words = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit": "Hit rate"}[base] + "@" + at
-    if protocol == "sampled":
-        return words + ", one positive among 99 sampled negatives"
-    return f"{words}, {protocol.removeprefix('matched')} positives a user" if protocol else words
-
-
-def _union(a: sparse.csr_array, b: sparse.csr_array) -> sparse.csr_array:
-    both = (a + b).tocsr()
-    both.data[:] = 1.0
-    return both
+        )
 
 
 def _first(part: Interactions) -> NDArray[np.int64]:

@@ -19,7 +19,6 @@ Classes, groups and clients are compared as text; whole numbers lose ``.0``, so 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import re
 import shlex
@@ -32,8 +31,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from upright.contract import Arm, Config, File, InputError, Metric, Range, UnitScores, audit
-from upright.data.columns import Column, Columns, open_columns, read_columns, some
-from upright.data.rows import cut_of
+from upright.data.columns import Column, read_columns, sort_names
+from upright.data.formats import Columns, open_columns, some
+from upright.data.tabular import cut_of
 from upright.declare import Heat, Intervals, Noted, Signed
 from upright.evidence.compute import evidence, margins_of, pair_levels
 from upright.evidence.records import Level
@@ -177,43 +177,16 @@ def groupings_of(group: str) -> dict[str, tuple[str, ...]]:
     return {f"group_{s}" if s in ("client", "label") else s: found[name] for name, s in safe.items()}
 
 
-def _cut(part: str, header: Sequence[str]) -> tuple[str, list[float]] | None:
-    """Return column and bounds of ``age<25`` or ``age:25,45``, None for the name of a column."""
-    if part in header:
-        return None
-    found = cut_of(part)
-    if found is not None:
-        return found[0], [found[2]]
-    column, colon, bounds = part.partition(":")
-    try:
-        return (column.strip(), sorted(float(bound) for bound in bounds.split(","))) if colon else None
-    except ValueError:
-        return None
-
-
 def _groups_of(table: Columns, part: str) -> pl.Series:
     """Return the group of each row, "" where there is none."""
-    cut = _cut(part, table.header)
+    cut = None if part in table.header else cut_of(part)
     if cut is None:
         text = read_columns(table, {part: Column("text", missing=True, option="--group")}, {part: part})[part]
-        _few(table.name, part, text, "cut it into ranges: --group 'COLUMN:25,45,65'".replace("COLUMN", part))
+        _few(table.name, part, text, f"cut it into ranges: --group '{part}:25,45,65'")
         return text
-    column, bounds = cut
-    values = read_columns(table, {column: Column("number", missing=True, option="--group")}, {column: column})
-    number = values.array(column)
-    found = cut_of(part)
-    if found is not None:
-        sign, at = found[1], found[2]
-        inside = {"<": number < at, "<=": number <= at, ">": number > at, ">=": number >= at}[sign]
-        other = {"<": ">=", "<=": ">", ">": "<=", ">=": "<"}[sign]
-        names = np.array([f"{column}{other}{at:g}", f"{column}{sign}{at:g}"])[inside.astype(np.int64)]
-    else:
-        edges = [
-            f"{column}<{bounds[0]:g}",
-            *(f"{column} {a:g} to {b:g}" for a, b in itertools.pairwise(bounds)),
-        ]
-        names = np.array([*edges, f"{column}>={bounds[-1]:g}"])[np.searchsorted(bounds, number, side="right")]
-    return pl.Series(part, np.where(np.isnan(number), "", names))
+    wanted = {cut.column: Column("number", missing=True, option="--group")}
+    number = read_columns(table, wanted, {cut.column: cut.column}).array(cut.column)
+    return pl.Series(part, np.where(np.isnan(number), "", cut.range_of(number)).tolist())
 
 
 def _few(file: str, column: str, text: pl.Series, todo: str) -> list[str]:
@@ -222,18 +195,7 @@ def _few(file: str, column: str, text: pl.Series, todo: str) -> list[str]:
     if len(found) > MOST_CLASSES:
         got = f"{file}: {column!r} has {len(found)} different values"
         raise InputError(got, f"at most {MOST_CLASSES}", todo)
-    return _ordered(found)
-
-
-def _ordered(names: Sequence[str]) -> list[str]:
-    def number(one: str) -> float:
-        try:
-            return float(one)
-        except ValueError:
-            return math.nan
-
-    plain = [number(one) for one in names]
-    return sorted(names, key=number) if all(math.isfinite(v) for v in plain) else sorted(names)
+    return sort_names(found)
 
 
 def _code(table: Columns, column: str, text: pl.Series, classes: Sequence[str]) -> Codes:
@@ -353,7 +315,7 @@ def read_cases(config: PredictionsConfig, groupings: Mapping[str, tuple[str, ...
         h = np.eye(2)[np.where(above, up, 1 - up)]
     elif decided is not None:
         decided = _booleans(decided, truth)
-        classes = _ordered(list({*_few(table.name, str(config.prediction), decided, todo), *(known or ())}))
+        classes = sort_names({*_few(table.name, str(config.prediction), decided, todo), *(known or ())})
         h = np.eye(len(classes))[_code(table, str(config.prediction), decided, classes)]
         if known is not None and not set(known) & set(decided.unique().to_list()):
             raise InputError(
@@ -549,7 +511,7 @@ def _groups(cases: Cases, warnings: list[str], groupings: Mapping[str, Sequence[
     """Return groupings that can be compared, without groups of fewer than five rows."""
     by: dict[str, Sequence[str]] = {}
     for name, labels in cases.groups.items():
-        clean, small = suppress_small(labels, np.ones(len(labels), dtype=bool))
+        clean, small = suppress_small(labels)
         if small:
             what = f"Groups of {_named(groupings[name])} with fewer than {FEWEST} rows take no part: {some(small)}."
             warnings.append(what)

@@ -30,10 +30,9 @@ from scipy import sparse
 from upright.contract import InputError, Metric, NonNegativeInt, PositiveInt, Range, Run, UnitScores, stream
 from upright.data.interactions import Split, read_user_columns, synthetic
 from upright.lazy import LazyModule
-from upright.metrics import ranking
 from upright.metrics.attacks import attack
 from upright.metrics.leakage import rank_values
-from upright.tasks.next_item import NextItem, NextItemConfig
+from upright.tasks.next_item import QUALITY, NextItem, NextItemConfig
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +78,20 @@ class PrivateNextItemConfig(NextItemConfig):
     attack_threads: PositiveInt = 1
     """Threads of one attack."""
 
+    def terms(self) -> list[list[str]]:
+        """Return the columns of each term of the attribute.
+
+        Raises
+        ------
+        InputError
+            For a term without a column.
+        """
+        found = [[p.strip() for p in term.split("*") if p.strip()] for term in self.attribute.split("+")]
+        if not all(found):
+            got, accepted = f"attribute = {self.attribute!r}", "names of columns, joined by * or +"
+            raise InputError(got, accepted, "name one attribute at least")
+        return found
+
 
 def classes_of(column: Any, cuts: tuple[float, ...] = (), merge_below: int = 0) -> NDArray[np.str_]:
     """Return the class of each user as text, "" where it is missing, shape (U,).
@@ -116,25 +129,19 @@ class PrivateNextItem(NextItem):
 
     def __init__(self, split: Split, config: PrivateNextItemConfig) -> None:
         super().__init__(split, config)
-        sums = [[p.strip() for p in term.split("*") if p.strip()] for term in config.attribute.split("+")]
-        if not all(sums):
-            raise InputError(
-                f"attribute = {config.attribute!r}", "names of columns, joined by * or +", "name one attribute at least"
-            )
+        sums = config.terms()
         for name in (n for term in sums for n in term):
             if name not in split.user_columns:
                 raise InputError(
                     f"attribute {name!r} of {split.name}",
                     ", ".join(sorted(split.user_columns)) or "data whose users have columns, or a file of them",
                     "name one of them, or several joined by * or +; or pass users_file=FILE with that column",
-                )  # fmt: skip
-        columns = [_product([classes_of(split.user_columns[n], config.cuts, config.merge_below) for n in term])
-                   for term in sums]  # fmt: skip
-        self.terms = columns
-        labels = _product(columns)
+                )
+        own = {n: classes_of(split.user_columns[n], config.cuts, config.merge_below) for term in sums for n in term}
+        terms = [_product([own[n] for n in term]) for term in sums]
         hidden = np.random.default_rng(stream(config.split_seed, "known")).random(self.n_users) >= config.known
-        self.labels = np.where(hidden, "", labels)  # (U,)
-        self.terms = [np.where(hidden, "", t) for t in self.terms]
+        self.labels = np.where(hidden, "", _product(terms))  # (U,)
+        self.terms = [np.where(hidden, "", term) for term in terms]
         self.classes = [str(c) for c in np.unique(self.labels[self.labels != ""])]
         size = {c: int((self.labels == c).sum()) for c in self.classes}
         for name, n in size.items() if len(self.classes) >= 2 else ():
@@ -146,12 +153,10 @@ class PrivateNextItem(NextItem):
                     f"{2 * config.folds} held-out users and {2 * config.folds} others of every class "
                     f"(holdout={config.holdout:g}, known={config.known:g}, attacked={config.attacked!r})",
                     "merge small classes (merge_below), lower folds, change holdout, or leave the class out",
-                )  # fmt: skip
+                )
         if "propagated" in config.surfaces and config.backbone != "lightgcn" and len(config.surfaces) == 1:
-            raise InputError(
-                f"surfaces = propagated with {config.backbone}", "a surface that the backbone has",
-                "take embedding: only lightgcn propagates",
-            )  # fmt: skip
+            got = f"surfaces = propagated with {config.backbone}"
+            raise InputError(got, "a surface that the backbone has", "take embedding: only lightgcn propagates")
         self.facts |= {"about": config.attribute, "attribute": config.attribute, "classes": size}
         self.metrics = self.metrics_of({**config.as_dict(), "classes": self.classes})
 
@@ -159,8 +164,7 @@ class PrivateNextItem(NextItem):
     def metrics_of(settings: Mapping[str, Any]) -> dict[str, Metric]:
         """Return what the values mean; metrics of single attacks need ``classes``."""
         k = settings["k"]
-        titles = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit": "Hit rate"}
-        found = {f"{n}@{k}": Metric(f"{n}@{k}", title=f"{t}@{k}") for n, t in titles.items()}
+        found = {f"{n}@{k}": Metric(f"{n}@{k}", title=f"{t}@{k}") for n, t in QUALITY.items()}
         found["attack"] = Metric("attack", "lower", 0.0, 0.5, 0.02, "Leakage")
         for surface in settings.get("surfaces", ()):
             for attacker in settings.get("attackers", ()):
@@ -174,9 +178,14 @@ class PrivateNextItem(NextItem):
     def tiny(cls, seed: int = 0, **changes: Any) -> PrivateNextItem:
         """Return a task on a small planted world whose communities are the attribute; float64."""
         settings: dict[str, Any] = {
-            "data": "synthetic", "precision": "float64", "dim": 8, "group_share": 0.2, "attribute": "community",
-            "attackers": ("logistic",), "folds": 3,
-        } | changes  # fmt: skip
+            "data": "synthetic",
+            "precision": "float64",
+            "dim": 8,
+            "group_share": 0.2,
+            "attribute": "community",
+            "attackers": ("logistic",),
+            "folds": 3,
+        } | changes
         return cls(synthetic(seed=seed, n_users=120, n_items=80), PrivateNextItemConfig(**settings))
 
     @classmethod
@@ -191,19 +200,13 @@ class PrivateNextItem(NextItem):
         """
         split = cls.split_of(config, data_dir)
         if config.users_file is not None:
-            names = [p.strip() for p in config.attribute.replace("+", "*").split("*") if p.strip()]
-            if not names:
-                raise InputError(
-                    f"attribute = {config.attribute!r}", "names of columns, joined by * or +",
-                    "name one attribute at least",
-                )  # fmt: skip
+            names = [name for term in config.terms() for name in term]
             read = read_user_columns(config.users_file, names, config.users_id)
             here = [u in next(iter(read.values())) for u in split.train.user_ids]
             if not any(here):
-                raise InputError(
-                    f"{config.users_file}: none of its users is in {split.name}", "ids written alike in both files",
-                    f"compare column {config.users_id!r} with the ids of the interactions",
-                )  # fmt: skip
+                got = f"{config.users_file}: none of its users is in {split.name}"
+                todo = f"compare column {config.users_id!r} with the ids of the interactions"
+                raise InputError(got, "ids written alike in both files", todo)
             columns = {n: _typed([read[n].get(u, "") for u in split.train.user_ids]) for n in names}
             split = dataclasses.replace(split, user_columns={**split.user_columns, **columns})
         return cls(split, config)
@@ -251,19 +254,10 @@ class PrivateNextItem(NextItem):
         quality = self.score_quality(result, split)
         if split == "valid":
             return quality
-        values = {**quality.values, **self._attacked(result, run)}
-        return UnitScores("user", quality.unit, values, {GROUPING: self.labels.tolist()}, quality.totals)
+        return dataclasses.replace(quality, values={**quality.values, **self._attacked(result, run)})
 
-    def score_quality(self, result: Any, split: Literal["valid", "test"]) -> UnitScores:
-        """Score the lists alone, full ranking."""
-        relevant, seen = self.opened(split)
-        users = np.arange(self.n_users)
-        k = self.config.k
-        full = ranking.evaluate_full(self.scores_of(result), users, seen, relevant, ks=(k,))
-        values = {name: full[name] for name in self.metrics if name in full}
-        exposure = full[f"exposure@{k}"]
-        totals = {f"coverage@{k}": ranking.coverage(exposure), f"gini_exposure@{k}": ranking.gini(exposure)}
-        return UnitScores("user", users.tolist(), values, {GROUPING: self.labels.tolist()}, totals)
+    def _by(self) -> dict[str, list[str]]:
+        return {GROUPING: self.labels.tolist()}
 
     def surfaces(self, result: Any) -> dict[str, Any]:
         """Return what the model exposes, one array of U rows a surface."""

@@ -26,19 +26,21 @@ import polars as pl
 from numpy.typing import NDArray
 
 from upright.contract import Config, File, InputError, Metric, PositiveInt, UnitScores, audit
-from upright.data.columns import Column, Columns, code_ids, read_columns, some
+from upright.data.columns import Column, code_ids, read_columns
+from upright.data.formats import Columns, open_columns, some
 from upright.declare import Intervals, Noted, Signed
 from upright.evidence.bootstrap import Bootstrap
 from upright.evidence.units import FEWEST, Block, Units
 from upright.maths.resampling import ratio_of_sums
 from upright.metrics.ranking import coverage, gini
-from upright.tasks.answers import YOURS, Answer, mapped_names, name_of, plural, require_named, suppress_small
+from upright.tasks.answers import YOURS, Answer, name_of, plural, suppress_small
 
 __all__ = ["BINS", "RankingConfig", "popularity_bins", "read_ranking"]
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Names = Mapping[str, str]  # the column of a file for user, item and value
 BINS = (("head", 0.2), ("mid", 0.3), ("tail", 0.5))  # name and share of the items
 
 
@@ -88,19 +90,34 @@ class Lists:
     warnings: list[str]
 
 
+def _open_files(config: RankingConfig) -> dict[str, tuple[Columns, Names]]:
+    """Return the table of each file that was given, and which of the named columns it has."""
+    given = {name: getattr(config, name) for name in ("lists", "held_out", "users", "items")}
+    tables = {name: open_columns(file, config.encoding) for name, file in given.items() if file is not None}
+    named = {name: own for name in ("user", "item", "value") if (own := getattr(config, name)) is not None}
+    for option, own in named.items():
+        if not any(own in table.header for table in tables.values()):
+            columns = "; ".join(f"{table.name}: {', '.join(map(repr, table.header))}" for table in tables.values())
+            raise InputError(f"no column {own!r} (--{option})", columns, "name a column of one of the files")
+    return {n: (table, {k: own for k, own in named.items() if own in table.header}) for n, table in tables.items()}
+
+
 def _pairs_once(table: Columns) -> None:
-    again = np.flatnonzero((~table.frame.select(pl.struct("user", "item")).to_series().is_first_distinct()).to_numpy())
+    again = table.repeats("user", "item")
     if len(again):
         got = f"{len(again)} rows repeat an earlier pair of user and item"
         raise table.refuse(again, got, "each pair once", "keep one row of each pair")
 
 
-def _read_lists(opened: Columns, names: Mapping[str, str | None], judged: bool) -> Lists:
-    score = {"score": names["value"]} if "value" in names else {}
+def _calling_value(name: str, names: Names) -> Names:
+    return {name if one == "value" else one: own for one, own in names.items()}
+
+
+def _read_lists(opened: Columns, names: Names, judged: bool) -> Lists:
     wanted = {"user": Column("id"), "item": Column("id"), "rank": Column("number", optional=True)}
     wanted |= {"score": Column("number", optional=True, option="--value")}
     wanted |= {} if judged else {"relevant": Column("flag", optional=True)}
-    table = read_columns(opened, wanted, {n: v for n, v in names.items() if n != "value"} | score, lists=True)
+    table = read_columns(opened, wanted, _calling_value("score", names), lists=True)
     if not judged and "relevant" not in table:
         raise InputError(
             f"{table.name} has no column 'relevant', and no held-out file was given",
@@ -165,11 +182,10 @@ def _ranks(table: Columns, user: Ints, warnings: list[str]) -> Ints:
     return rank
 
 
-def _read_held_out(opened: Columns, names: Mapping[str, str | None], least: float | None) -> Columns:
+def _read_held_out(opened: Columns, names: Names, least: float | None) -> Columns:
     """Return the relevant pairs; relevance of several degrees is refused unless it is said what counts."""
     wanted = {"user": Column("id"), "item": Column("id"), "grade": Column("number", optional=True, option="--value")}
-    grade = {"grade": names["value"]} if "value" in names else {}
-    table = read_columns(opened, wanted, {n: own for n, own in names.items() if n != "value"} | grade)
+    table = read_columns(opened, wanted, _calling_value("grade", names))
     if "grade" in table:
         value = table.array("grade").astype(np.float64)
         graded = np.flatnonzero((value != 0) & (value != 1))
@@ -185,7 +201,7 @@ def _read_held_out(opened: Columns, names: Mapping[str, str | None], least: floa
     return table
 
 
-def _read_groups(opened: Columns, names: Mapping[str, str | None], group: str | None, users: Sequence[str]) -> Any:
+def _read_groups(opened: Columns, names: Names, group: str | None, users: Sequence[str]) -> Any:
     """Return the group of each user, and warnings."""
     own = {name: column for name, column in names.items() if name == "user"}
     table = read_columns(opened, {"user": Column("id")}, own)
@@ -194,7 +210,7 @@ def _read_groups(opened: Columns, names: Mapping[str, str | None], group: str | 
     table = read_columns(
         opened, {"user": Column("id"), "group": Column("text", option="--group")}, {**own, "group": column}
     )
-    again = np.flatnonzero((~table["user"].is_first_distinct()).to_numpy())
+    again = table.repeats("user")
     if len(again):
         got = f"user {table['user'][int(again[0])]!r} has two groups"
         raise table.refuse(again, got, "one group a user", "keep one of them")
@@ -240,7 +256,7 @@ def popularity_bins(count: Array) -> list[str]:
     return [str(name) for name in names[place]]
 
 
-def _read_items(opened: Columns, names: Mapping[str, str | None]) -> Catalogue:
+def _read_items(opened: Columns, names: Names) -> Catalogue:
     """Return the items of a popularity file; a column ``bin`` takes the place of the bins by count."""
     wanted = {"item": Column("id", unique=True), "count": Column("number", optional=True)}
     wanted |= {"bin": Column("text", optional=True)}
@@ -465,10 +481,7 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
     k = config.k
     if config.group is not None and config.users is None:
         raise InputError(f"group {config.group!r} without a file of users", "both or none", "pass --users FILE")
-    named = {"user": config.user, "item": config.item, "value": config.value}
-    files = {name: getattr(config, name) for name in ("lists", "held_out", "users", "items")}
-    opened = {n: mapped_names(f, config.encoding, **named) for n, f in files.items() if f is not None}
-    require_named(named, [table for table, _ in opened.values()])
+    opened = _open_files(config)
     given = _read_lists(*opened["lists"], judged=config.held_out is not None)
     warnings, who = list(given.warnings), list(given.users)
     wanted = _read_held_out(*opened["held_out"], config.relevant_from) if config.held_out is not None else None
