@@ -424,3 +424,31 @@ def test_equal_rates_are_those_of_two_groups():
     # catches: "F over F" beside a ratio of 1
     assert _ratio({"F": 0.4, "M": 0.4}) == (1.0, "F over M")
     assert _ratio({"F": 0.4, "M": 0.5}) == (0.8, "F over M")
+
+
+def test_high_scores_decide_for_the_class_that_is_named(tmp_path):
+    # catches: scores of repayment that decide for default, because its name comes later in the alphabet
+    rng = np.random.default_rng(0)
+    truth = rng.random(400) < 0.5
+    data = {"sex": ["f", "m"] * 200, "score": 0.3 + 0.4 * truth + rng.normal(0, 0.05, 400)}
+    options = {"group": "sex", "score": "score", "label": "truth", "out": tmp_path / "audits", "draws": 50}
+    path = write(tmp_path, data | {"truth": np.where(truth, "ja", "nein")})
+    assert three(lambda: api.audit("predictions", path, **options))[2] == "write --positive nein"
+    told = api.audit("predictions", path, **options, positive="ja")
+    accuracy = {x["statistic"]: x["value"] for x in told.evidence["levels"]}["mean:accuracy"]
+    assert accuracy > 0.99
+    none = api.audit("predictions", path, **options, positive="ja", threshold=60)
+    assert any(w.startswith("No score reaches the threshold") for w in none.summary["warnings"])
+    plain = api.audit("predictions", write(tmp_path, data | {"truth": np.where(truth, "yes", "no")}), **options)
+    assert {x["statistic"]: x["value"] for x in plain.evidence["levels"]}["mean:accuracy"] == accuracy
+
+
+def test_rows_without_a_decision_are_dropped_and_counted_by_group(tmp_path):
+    # catches: rows that vanish, most of them of one group
+    data = {"age": [20, 30] * 30, "decided": ["", "", *["a", "b", "b"] * 19, "a"]}
+    path = write(tmp_path, data)
+    options = {"group": "age<25", "prediction": "decided", "out": tmp_path / "audits", "draws": 50}
+    assert three(lambda: api.audit("predictions", path, **options))[0].startswith("cases.csv lines 2 and 3: 2 missing")
+    found = api.audit("predictions", path, **options, missing="drop").summary
+    assert (found["data"]["rows"], found["evidence"]["headline"]["group"]) == (58, "age<25 minus age>=25")
+    assert "2 rows without 'decided' dropped: 1 of age<25, 1 of age>=25." in found["warnings"]

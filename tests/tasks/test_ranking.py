@@ -162,7 +162,7 @@ SAID = """
 lists | user,item,rank;a,y,1;a,x,4;b,y,1 | mrr@5 | 0.25 | 1 list skip a rank; the places skipped count as misses.
 lists | user,item,rank;a,x,1;b,y,1 | hit@5 | 1.0 | k = 5, but 2 of 2 lists are shorter (the shortest has 1 item)
 lists | user,item,rank,score;a,x,1,.1;a,w,2,.9;b,y,1,1 | mrr@5 | 1.0 | lists.csv has rank and score; rank orders
-held | user,item;a,X;b,Y | hit@5 | 0.0 | No list holds any held-out item of its user
+lists | user,item,rank;a,y,1;b,x,1 | hit@5 | 0.0 | No list holds any held-out item of its user
 held | user,item;a,x;b,x | hit@5 | 1.0 | 1 user of 3 without a held-out item: quality is not defined there.
 items | item,count;x,3;y,2;z,1 | hit@5 | 1.0 | 2 held-out rows of items that the file of items lacks
 """
@@ -479,6 +479,8 @@ lists | user,item,score;a,x,nan;b,x,1 | lists.csv line 2: 'score' is 'nan', not 
 lists | user,item,rank;a,x,1;b,q,1 | lists.csv line 3: 1 item not in items.csv: 'q' | \
     listed items that are all in the file of items | with count 0
 held | user,item;c,x | no user of held.csv is in lists.csv: 'c' | the same users | write ids alike
+held | user,item;a,X;b,Y | no item of held.csv is in lists.csv: 'X', 'Y' against 'x', 'y' | alike in both | brackets
+lists | user,item,rank;a,x,0;a,y,1;b,x,1;b,y,2 | lists.csv line 4: 1 lists begin with rank 1, 1 with 0 | alike | from 1
 held | user,itm;a,x | held.csv line 1 has no column 'item' | its columns | name them: --item itm
 users | user,group;a,g | users.csv has no group for 1 of 2 users: 'b' | a group for every user | 'unknown'
 users | user,group;a,g;b,h;a,h | users.csv line 4: user 'a' has two groups | one group a user | keep one
