@@ -61,7 +61,7 @@ MAKE["many"] = MAKE["vectors"].replace("n = 10_000", "n = 100_000")
 OURS = {
     "predictions": "audit predictions cases.csv --group group --label label --prediction prediction",
     "lists": "audit ranking lists.csv --held-out held.csv --users who.csv",
-    "vectors": "audit embeddings v.npy --labels labels.csv --attackers logistic,gbdt",
+    "vectors": "audit embeddings v.npy --labels labels.csv",
 }
 OURS["many"] = OURS["vectors"]
 PEER = {
@@ -83,8 +83,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
+from sklearn.neural_network import MLPClassifier
 x, y = np.load("v.npy"), (pl.read_csv("labels.csv")["sex"] == "m").to_numpy()
-for one in (LogisticRegression(max_iter=500), HistGradientBoostingClassifier()):
+for one in (LogisticRegression(max_iter=500), MLPClassifier(early_stopping=True), HistGradientBoostingClassifier()):
     print(roc_auc_score(y, cross_val_predict(one, x, y, cv=5, method="predict_proba")[:, 1]))
 """,
 }

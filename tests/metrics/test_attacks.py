@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from upright.contract import InputError
+from upright.metrics import attacks
 from upright.metrics.attacks import ATTACKERS, attack
 from upright.metrics.leakage import balanced_accuracy, leakage
 
@@ -254,3 +255,23 @@ def test_import_is_light():
     code = "import sys, upright.metrics.leakage; print(sorted({'sklearn', 'torch', 'pandas'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_attacker_learns_from_some_rows_and_scores_all(monkeypatch):
+    # catches: a limit that drops users from the score, or a rare class from what is learnt
+    sizes, real = [], attacks.fit_score
+
+    def counted(*args):
+        sizes.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(attacks, "fit_score", counted)
+    monkeypatch.setattr(attacks, "MOST_ROWS", 3_000)
+    rng = np.random.default_rng(0)
+    label = np.where(np.arange(6_000) < 20, "rare", "usual")
+    table = rng.normal(size=(6_000, 2)) + 3.0 * (label == "rare")[:, None]
+    (found,) = attacks.attack({"x": table}, label, attackers=["logistic"], folds=5)
+    assert np.isfinite(found.scores).all()
+    trained = [args[4] for args in sizes]
+    assert [len(rows) for rows in trained] == [3_000] * 5
+    assert all((label[rows] == "rare").sum() == 16 for rows in trained)

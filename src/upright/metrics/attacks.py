@@ -36,10 +36,21 @@ from numpy.typing import NDArray
 
 from upright.contract import InputError, stream
 
-__all__ = ["ATTACKERS", "AttackScores", "Coded", "attack", "check_counts", "check_surface", "code_labels", "fit_score"]
+__all__ = [
+    "ATTACKERS",
+    "MOST_ROWS",
+    "AttackScores",
+    "Coded",
+    "attack",
+    "check_counts",
+    "check_surface",
+    "code_labels",
+    "fit_score",
+]
 
 Surface = Any  # ndarray or scipy.sparse matrix, shape (U, d)
 Array = NDArray[np.float64]
+MOST_ROWS = 20_000  # that an attacker learns from: more add little to its AUC and much to its time
 
 WIDE = 512  # columns from which the attackers that need dense, narrow input get a decomposition
 COMPONENTS = 128
@@ -359,6 +370,15 @@ def check_mask(held_out: Any, n_users: int) -> NDArray[np.bool_]:
     return mask
 
 
+def _at_most(rows: NDArray[np.int64], coded: Coded, seed: int, name: str | int) -> NDArray[np.int64]:
+    """Return at most `MOST_ROWS` rows to learn from, those of rare classes among them."""
+    if len(rows) <= MOST_ROWS:
+        return rows
+    mixed = np.random.default_rng(stream(seed, "attack", "rows", name)).permutation(rows)
+    rare = np.bincount(coded.code[rows], minlength=len(coded.classes))[coded.code[mixed]] < MOST_ROWS // 100
+    return np.sort(np.concatenate([mixed[rare], mixed[~rare]])[:MOST_ROWS])
+
+
 def attack(
     surfaces: Mapping[str, Surface],
     labels: Iterable[Any],
@@ -373,7 +393,8 @@ def attack(
     """Attack every surface with every attacker under every protocol that the mask allows.
 
     Logistic regression sees every surface as it is. The other attackers see sparse or dense surfaces wider than 512
-    columns through a truncated SVD of 128 components, fitted on the training rows.
+    columns through a truncated SVD of 128 components, fitted on the training rows. An attacker learns from 20,000 rows
+    at most, drawn at random with those of rare classes; all users are scored.
 
     Parameters
     ----------
@@ -426,10 +447,14 @@ def attack(
     scored, aligned = np.flatnonzero(mask), np.flatnonzero(labelled & ~mask)
     fold = np.full(n, -1, dtype=np.int64)
     fold[scored] = stratified_folds(coded.code, scored, folds, stream(seed, "attack", "folds"))
-    plans = {"cross": [(scored[fold[scored] != f], scored[fold[scored] == f]) for f in range(folds)]}
+    plans = {
+        "cross": [
+            (_at_most(scored[fold[scored] != f], coded, seed, f), scored[fold[scored] == f]) for f in range(folds)
+        ]
+    }
     if aligned.size:
         check_counts(coded, labelled & ~mask, 2 * folds, "aligned")
-        plans["transfer"] = [(aligned, scored)]
+        plans["transfer"] = [(_at_most(aligned, coded, seed, "aligned"), scored)]
     found = []
     with threadpool_limits(limits=threads):
         for surface, table in tables.items():

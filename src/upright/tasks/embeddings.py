@@ -31,7 +31,7 @@ from upright.evidence.statistics import parse
 from upright.evidence.units import FEWEST, Block, Units
 from upright.evidence.verdict import audit_verdict
 from upright.maths.simultaneous import Comparisons
-from upright.metrics.attacks import AttackScores, Coded, attack, check_attackers, check_counts, code_labels
+from upright.metrics.attacks import MOST_ROWS, AttackScores, Coded, attack, check_attackers, check_counts, code_labels
 from upright.metrics.leakage import attack_curve, balanced_accuracy, rank_values
 from upright.tasks.answers import YOURS, Answer, name_of, plural
 
@@ -527,6 +527,9 @@ def read_embeddings(config: EmbeddingsConfig, *, seed: int, draws: int, margins:
             f"Rows of {', '.join(unnamed)} were matched to rows of {known.file} by position. If they stand in another "
             "order every number is wrong: pass --ids with the user of each row."
         )
+    most = int(scored.sum()) - int(scored.sum()) // config.folds
+    if most > MOST_ROWS:
+        warnings.append(f"Attackers learned from {MOST_ROWS} rows each, drawn of {most}; all users are scored.")
     counts = _counts(coded, scored, labelled & ~scored)
     named = next(iter(tables.values()))[0]
     name_of_data = named if len(files) == 1 else f"{named} and {len(files) - 1} more"
