@@ -55,6 +55,26 @@ def test_data_frames_give_what_their_file_gives(tmp_path, monkeypatch, make):
     assert from_frame.verdict in from_frame._repr_html_().replace("</b></p><p>", ". ") or from_frame.frame.height
 
 
+def test_python_values_are_taken_as_they_are(tmp_path):
+    # catches: a list that only a comma-separated text may be, ids that must lie in a file, rows matched in silence
+    rng = np.random.default_rng(0)
+    people = pl.DataFrame({"sex": ["f", "m"] * 40, "age": rng.integers(20, 60, 80), "yes": rng.integers(0, 2, 80)})
+    asked = {"prediction": "yes", "out": tmp_path, "draws": 20}
+    one = api.audit("predictions", people, group=["sex", "age:30,45"], **asked)
+    assert one.evidence == api.audit("predictions", people, group="sex,age:30,45", **asked).evidence
+    who, x = [f"u{i}" for i in range(80)], rng.normal(size=(80, 3))
+    known = {"attackers": ["logistic"], "out": tmp_path, "draws": 20, "repeats": 2}
+    labels = pl.DataFrame({"user": who[::-1], "sex": people["sex"]})
+    found = api.audit("embeddings", x, labels=labels, ids=who, **known)
+    assert found.summary["data"]["users"] == 80
+    bare = api.audit("embeddings", x, labels=labels.drop("user"), **known)
+    assert any("matched to rows of the data frame by position" in w for w in bare.summary["warnings"])
+    with pytest.raises(InputError, match="2 files for 'file'"):
+        api.audit("predictions", people, people, group="sex", **asked)
+    with pytest.raises(InputError, match="without file"):
+        api.audit("predictions", group="sex", **asked)
+
+
 def test_settings_are_refused_before_files_are_read(tmp_path):
     # catches: a typo that is found after hours, a kind that does not exist
     for kind, settings, got in (

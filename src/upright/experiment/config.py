@@ -56,6 +56,8 @@ def _readings(value: Any, hint: str) -> Iterator[Any]:
     """Yield what a value may mean: itself, what its text says, a tuple for a list, parts of ``a,b,c``."""
     for one in (value, _loads(value)) if isinstance(value, str) else (value,):
         yield tuple(one) if isinstance(one, list) and "tuple" in hint else one
+    if isinstance(value, list | tuple) and "tuple" not in hint and all(isinstance(one, str) for one in value):
+        yield ",".join(value)  # what a command line writes a,b,c
     if isinstance(value, str) and "tuple" in hint:  # a,b,c on a command line
         yield tuple(_loads(part.strip()) for part in value.split(",") if part.strip())
 

@@ -84,7 +84,10 @@ def _audit_lines(evidence: Mapping[str, Any]) -> list[str]:
     means = [x for x in levels if x["statistic"].startswith("mean:")]
     metric = next((x for x in means if x["metric"] == primary.split(":")[1]), levels[0])["metric"]
     own = [x for x in means if x["metric"] == metric]
-    names = ["all" if x["group"] is None else f"{x['grouping']} {x['group']}" for x in own]
+    several = len({x["arm"] for x in own}) > 1  # beside a reference each row says whose it is
+    names = [
+        ("all" if x["group"] is None else f"{x['grouping']} {x['group']}") + f" ({x['arm']})" * several for x in own
+    ]
     if not own:  # an audit of something else than means
         own = [x for x in levels if x["statistic"] == primary]
         names, metric = [x["label"] for x in own], "value"

@@ -132,7 +132,9 @@ def _name_table(one: Any) -> tuple[str, Any]:
 
 
 def _read_ids(source: Any, encoding: str) -> tuple[str, ...]:
-    """Return the ids in the column of users of a file, or in its only column."""
+    """Return the ids in the column of users of a file, or in its only column; or a sequence of them."""
+    if isinstance(source, list | tuple | pl.Series | np.ndarray):
+        source = pl.DataFrame({"user": list(source)}, strict=False)
     table = open_columns(source, encoding)
     names = {"user": table.header[0]} if len(table.header) == 1 else {}
     return tuple(read_columns(table, {"user": Column("id", unique=True)}, names)["user"].to_list())
@@ -522,7 +524,7 @@ def read_embeddings(config: EmbeddingsConfig, *, seed: int, draws: int, margins:
 
     warnings = _warnings(users, found, known.file, config.missing, held_out is None, bool(curve))
     unnamed = [name for name, _, ids in tables.values() if not ids]
-    if unnamed and known.users is not None:
+    if unnamed:
         warnings.append(
             f"Rows of {', '.join(unnamed)} were matched to rows of {known.file} by position. If they stand in another "
             "order every number is wrong: pass --ids with the user of each row."
