@@ -27,8 +27,8 @@ try:
     from upright.evidence.compute import evidence
     from upright.evidence.units import Block, Units, read_units
 except ImportError:
-    from upright.experiment.evidence import evidence
-    from upright.experiment.units import Block, Units, read_units
+    from upright.shell.evidence import evidence
+    from upright.shell.units import Block, Units, read_units
 from upright.contract import Arm, Metric, UnitScores
 
 if sys.argv[1] == "rows":

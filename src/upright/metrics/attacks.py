@@ -50,7 +50,7 @@ __all__ = [
 
 Surface = Any  # ndarray or scipy.sparse matrix, shape (U, d)
 Array = NDArray[np.float64]
-MOST_ROWS = 20_000  # that an attacker learns from: more add little to its AUC and much to its time
+MOST_ROWS = 20_000  # that an attacker learns from, for its time
 
 WIDE = 512  # columns from which the attackers that need dense, narrow input get a decomposition
 COMPONENTS = 128
