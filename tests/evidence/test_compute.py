@@ -11,10 +11,11 @@ import pytest
 from upright.contract import Arm, InputError, Metric, UnitScores
 from upright.evidence import statistics
 from upright.evidence.bootstrap import Bootstrap
-from upright.evidence.compute import _beside_rivals, _simultaneous, evidence, level_of, said_again
+from upright.evidence.compute import _beside_rivals, _simultaneous, evidence, level_of, pair_levels, said_again
 from upright.evidence.records import Difference
 from upright.evidence.statistics import parse
 from upright.evidence.units import Block, Units
+from upright.maths.simultaneous import compare_groups
 
 GAP = "abs_gap:m:g"
 TEXTS = [GAP, "mean:m", "mean:m:g", "mean:e", "gap:m:g", "worst_decile:m", "rank_correlation:m~e"]
@@ -209,3 +210,14 @@ def test_rivals_with_fronts_share_one_family_with_the_others() -> None:
     assert found["a", "cost"].value == 1.0
     assert found["a", "cost"].high - 1.0 == pytest.approx(found["b", "cost"].high, rel=0.05)
     assert found["b", "cost"].high > 2.3  # one of five, where one by itself has 1.96
+
+
+def test_no_end_of_a_gap_lies_beyond_what_its_metric_can_be():
+    # catches: an interval of a gap of MRR from -0.2 to 1.2, from two groups of six
+    value = np.array([0.0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0.5])[None, :, None]
+    group = np.repeat([0, 1], 6)[None]
+    found = compare_groups(value, group, np.arange(12), 2, rng=np.random.default_rng(0))
+    wide = dataclasses.replace(found, low=found.low - 1.0, high=found.high + 1.0)
+    about = {"arm": "yours", "groups": ["a", "b"], "metrics": [Metric("mrr")], "grouping": "g"}
+    (level,) = pair_levels(wide, **about, sizes={("mrr", "a"): 6, ("mrr", "b"): 6})
+    assert -1.0 <= level.low < level.high == 1.0

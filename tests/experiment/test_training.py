@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -129,3 +130,12 @@ def test_a_score_that_is_no_number_is_an_error_and_keeps_what_was_done(tmp_path)
     with pytest.raises(InputError, match="validation score of epoch 4 is NaN"):
         walk(run, Sizes(), lambda epoch: float("nan") if epoch > 2 else 1.0)
     assert run.restore("best")["epoch"] == 2
+
+
+def test_an_epoch_that_may_not_be_served_is_never_the_best(tmp_path):
+    # catches: a tie with the score of nothing at all, which would serve a phase before the defence
+    run = ArmRun(RunFolder(tmp_path / "a"), 0, "a")
+    with run.training(Sizes(), epochs=2) as epochs:
+        for _ in epochs:
+            assert not epochs.check(-math.inf, ties=True)
+    assert epochs.best_epoch == 0

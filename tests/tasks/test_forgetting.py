@@ -18,7 +18,9 @@ from upright import api
 from upright.cli import app
 from upright.contract import InputError, UnitScores, stream
 from upright.data.forget import read_records, tofu_records
+from upright.evidence.records import Level
 from upright.evidence.units import Block, Units, read_units
+from upright.maths.simultaneous import Comparisons
 from upright.metrics import forgetting as metrics_of
 from upright.metrics.membership import membership_auc, privleak
 from upright.models.tiny import tiny_llama, tiny_tokenizer
@@ -403,3 +405,12 @@ def test_repeated_records_count_once(home, tmp_path):
     summary = summary_of(run(home, forget=twice, generate=False, out=tmp_path))
     assert level(summary, "mean:forget_probability")["n_units"] == len(FORGET)
     assert any("14 repeated records left out" in w for w in summary["warnings"])
+
+
+def test_no_auc_lies_beyond_certainty():
+    # catches: an interval of an AUC beyond 1/2 that ends at 0.77
+    one = np.array([0.4])
+    found = Comparisons([(0, 0)], one, one - 1.2, one + 1.2, one, one, one, 2.0, one[None, None], one[None])
+    known = Level(statistic="membership:mia_loss", label="AUC", arm=module.YOURS, n_units=12)
+    ((_, level),) = module._pairs(found, {"mia_loss": "1/2"}, {("membership:mia_loss", module.YOURS): known})
+    assert (level.low, level.high) == (-0.5, 0.5)
