@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated, Literal
 
 import pytest
@@ -30,6 +31,9 @@ class Knobs(Config):
     """On or off."""
     name: str = "x"
     """Free."""
+    maybe: str | None = "y"
+    """Text or nothing."""
+    far: float = 1.0
     widths: tuple[int, ...] = (1, 2)
     """Layers."""
 
@@ -50,7 +54,12 @@ class Knobs(Config):
         ("kind", "b", "b"),
         ("flag", "true", True),
         ("flag", "False", False),
+        ("far", "inf", math.inf),
+        ("far", "-Infinity", -math.inf),
         ("name", "12", "12"),
+        ("name", "none", "none"),
+        ("maybe", "none", None),
+        ("maybe", "x", "x"),
         ("name", "true", "true"),
         ("widths", "[3, 4]", (3, 4)),
         ("widths", "3,4", (3, 4)),

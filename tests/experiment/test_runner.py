@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import signal
 import subprocess
@@ -94,9 +95,28 @@ def test_a_finished_folder_is_returned_as_it_is_and_refuses_other_settings(done)
     before = (done / "summary.json").stat().st_mtime_ns
     assert small(done) == done
     assert (done / "summary.json").stat().st_mtime_ns == before
-    for changes in ({"settings": {"lam": 0.5}}, {"seed": 1}, {"arms": ["none"]}):
-        with pytest.raises(InputError, match="other settings"):
+    for changes, name in (
+        ({"settings": {"lam": 0.5}}, "method.lam"),
+        ({"seed": 1}, "seed"),
+        ({"arms": ["none"]}, "arms"),
+    ):
+        with pytest.raises(InputError, match=f"other settings: .*{name}"):
             small(done, **changes)
+
+
+def test_a_default_that_has_changed_since_is_named_and_an_infinite_setting_is_kept(tmp_path):
+    # catches a resume that goes on with today's defaults, and infinity written as null
+    ask = Ask("in_ucds", data="synthetic", settings={"lam": math.inf})
+    config, task = resolve(load_method("in_ucds"), ask.settings, "full", "synthetic")
+    (tmp_path / "a").mkdir()
+    write_json(tmp_path / "a" / "config.json", ask.row(config, task))
+    again = Ask.read(tmp_path / "a")
+    assert resolve(load_method("in_ucds"), again.settings, "full", "synthetic") == (config, task)
+    stored = read_json(tmp_path / "a" / "config.json")
+    stored["resolved"]["method"]["epochs"] = -1
+    write_json(tmp_path / "a" / "config.json", stored)
+    with pytest.raises(InputError, match=r"other settings: method\.epochs\n"):
+        execute(again, folder=tmp_path / "a")
 
 
 def test_a_failed_run_keeps_its_folder_and_traceback(tmp_path, monkeypatch):

@@ -54,7 +54,8 @@ def to_config(cls: type[C], settings: Mapping[str, Any]) -> C:
 
 def _readings(value: Any, hint: str) -> Iterator[Any]:
     """Yield what a value may mean: itself, what its text says, a tuple for a list, parts of ``a,b,c``."""
-    for one in (value, _loads(value)) if isinstance(value, str) else (value,):
+    told = [value, _loads(value)] if isinstance(value, str) else [value]
+    for one in reversed(told) if told[-1] is None else told:  # none is no text where a field may be empty
         yield tuple(one) if isinstance(one, list) and "tuple" in hint else one
     if isinstance(value, list | tuple) and "tuple" not in hint and all(isinstance(one, str) for one in value):
         yield ",".join(value)  # what a command line writes a,b,c
@@ -66,7 +67,7 @@ def _loads(text: str) -> Any:
     if text.lower() in ("none", "null"):
         return None
     try:
-        return json.loads(text)
+        return float(text) if text.lower().lstrip("+-") in ("inf", "infinity") else json.loads(text)
     except ValueError:
         return {"true": True, "false": False}.get(text.lower(), text)
 

@@ -97,7 +97,8 @@ class Ask:
         row = dataclasses.asdict(self)
         row["passed"] = row.pop("settings")
         row["resolved"] = {"method": config.as_dict(), "task": task_config.as_dict()}
-        return dict(json.loads(json.dumps(row)))  # as it will be read
+        # as it will be read: JSON has no infinity, a setting may be one
+        return dict(json.loads(json.dumps(row), parse_constant=lambda word: word.replace("Infinity", "inf")))
 
     @classmethod
     def read(cls, folder: Path) -> Ask:
@@ -242,11 +243,11 @@ def execute(
     require_folder(out if folder is None else folder)
     path = folder or new_folder(out, ask.method, str(getattr(task_config, "data", "task")), ask.seed)
     asked, file, new = ask.row(config, task_config), path / "config.json", not path.exists()
-    if file.exists() and Ask.read(path).row(config, task_config) != asked:
+    if file.exists() and (other := _differing(path, asked)):
         raise InputError(
-            f"folder {path.name} holds a run with other settings",
-            "the same settings, to resume it",
-            "resume with `upright run --resume`, or choose another folder",
+            f"folder {path.name} holds a run with other settings: {other}",
+            "the same settings, to resume it; defaults may have changed between versions",
+            "resume with `upright run --resume` and the version that began it, or choose another folder",
         )
     if (path / "run.json").exists() and read_json(path / "run.json")["status"] == "done":
         return path
@@ -278,6 +279,16 @@ def execute(
     except KeyboardInterrupt as stop:
         raise Stopped([path]) from stop
     return path
+
+
+def _differing(path: Path, asked: Mapping[str, Any]) -> str:
+    """Name the settings of a run folder that are not those that are asked, passed or resolved to."""
+    Ask.read(path)
+    stored = read_json(path / "config.json")
+    names = [name for name, value in stored.items() if name in asked.keys() - {"resolved"} and value != asked[name]]
+    for part, values in stored["resolved"].items():
+        names += [f"{part}.{name}" for name, value in values.items() if value != asked["resolved"][part].get(name)]
+    return ", ".join(names)
 
 
 def _is_bare(path: Path) -> bool:
