@@ -354,6 +354,18 @@ def test_compare_takes_an_audit_beside_a_run(sample, tmp_path):
     assert "B: Audit of the ranked lists" in _Page(out).words
 
 
+def test_compare_takes_audits_of_one_kind_over_other_files_and_says_which(sample, tmp_path):
+    # catches: lists of two models that cannot be set side by side, or whose levels are not
+    a = sample.audit_folder(tmp_path / "a")
+    b = sample.edit(sample.audit_folder(tmp_path / "b"), lambda found: found["data"].update(fingerprint="x", name="b"))
+    page = _Page(build_compare([a, b], tmp_path / "out.html"))
+    assert "data.name" in page.words
+    assert "equal" in page.words  # the same levels
+    other = sample.edit(sample.audit_folder(tmp_path / "c"), lambda found: found.update(method="audit_predictions"))
+    with pytest.raises(InputError, match=r"data\.name"):
+        build_compare([b, other], tmp_path / "no.html")
+
+
 def test_demo_links_to_reports_that_exist_and_repeats_their_verdicts(sample, tmp_path):
     # catches: dead links, absolute paths, an index that says something else than its reports
     (tmp_path / "out").mkdir()

@@ -79,7 +79,8 @@ def build_compare(
         _verdicts(views, joined, canvas),
         *(dataclasses.replace(part, folded=True) for part in (sections.every_number(joined), _record(views))),
     ]
-    kinds = f"{number(len(views))} reports on {views[0].data.get('name', 'the same data')}"
+    on = dict.fromkeys(str(view.data.get("name", "the same data")) for view in views)
+    kinds = f"{number(len(views))} reports on {' and '.join(on)}"
     names = list(dict.fromkeys(view.title for view in views))
     title = " and ".join(names) if len(names) > 1 else f"{names[0]}, side by side"
     page = Page("compare", title, kinds, parts)
@@ -107,13 +108,16 @@ def _judged(view: View, margins: Mapping[str, float] | None, budget: float | Non
 def _comparable(views: Sequence[View]) -> None:
     first = views[0]
     for other in views[1:]:
+        alike = (
+            first.kind == other.kind == "audit" and first.method == other.method
+        )  # of other files, such as a model's
         for field, a, b in (
             ("data.name", first.data.get("name"), other.data.get("name")),
             ("data.fingerprint", first.data.get("fingerprint"), other.data.get("fingerprint")),
             ("evidence.unit_kind", first.unit_kind, other.unit_kind),
             ("evidence.confidence", first.confidence, other.confidence),
         ):
-            if a != b:
+            if a != b and not (alike and field.startswith("data")):
                 raise InputError(
                     f"{field} differs: {a!r} in {first.folder.name}, {b!r} in {other.folder.name}",
                     f"folders with the same {field}",
@@ -156,6 +160,7 @@ def _heads(views: Sequence[View]) -> list[Column]:
 def _differs(views: Sequence[View]) -> Section:
     sides = [
         flatten(view.config.get("resolved") or {})
+        | flatten({"data": {k: v for k, v in view.data.items() if k != "fingerprint"}} if view.kind == "audit" else {})
         | {
             "preset": view.config.get("preset"),
             "seeds": ", ".join(map(str, view.seeds)),
@@ -196,14 +201,17 @@ def _better(views: Sequence[View]) -> Table:
     """Return word, effect and price of each folder, and which one's point is better on each line."""
     first = next((view for view in views if view.primary), views[0])
     body = [[Cell("Word"), *(Cell("", tag=sections.word_tag(view)) for view in views), Cell("–")]]
-    for word, statistic in (("What decides", first.primary), ("What is paid", first.cost_statistic)):
+    lines = [("What decides", first.primary), ("What is paid", first.cost_statistic)]
+    means = [row.statistic for row in first.levels if row.name == "mean" and row.group is None]
+    # what decides in an audit is its own largest pair; levels over all units are what two audits share
+    for word, statistic in [("Level", one) for one in means] if first.kind == "audit" else lines:
         rows = [view.level(view.remedy.name, statistic) if view.remedy else None for view in views]
         if not statistic or not any(rows):
             continue
         label = next(row.label for row in rows if row)
         body.append([Cell(word, label), *(sections.level_cell(row) for row in rows), Cell(*_ranked(rows))])
     if len(body) == 1:
-        body.append([Cell("Levels"), *(Cell("–") for _ in views), Cell("see the levels below")])
+        body.append([Cell("Level"), *(Cell("–") for _ in views), Cell("see the levels below")])
     reading = [
         "Remedies of two reports are not paired with each other: overlapping intervals settle nothing, and intervals "
         "that do not overlap are a hint, not a test."
