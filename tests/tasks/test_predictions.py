@@ -12,12 +12,15 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from upright import api
 from upright.contract import InputError, stream
 from upright.evidence.gate import fail_if
 from upright.evidence.units import read_units
-from upright.metrics.fairness import Table, fairness_of, group_fairness
+from upright.maths.simultaneous import compare_groups
+from upright.metrics.fairness import Table, auc_values, fairness_of, group_fairness
 from upright.tasks import predictions
 from upright.tasks.predictions import CRITERIA_OF, _ratio, metrics_of, pairs_and_verdict
 
@@ -60,6 +63,54 @@ def tables(summary, criterion="demographic_parity", grouping="group"):
 
 
 # -- numbers ------------------------------------------------------------------------------------------------------
+
+
+def scored(n=3000, signal=0.0, seed=0):
+    """Scores that rank group f less well by `signal`, and are calibrated for nobody in particular."""
+    rng = np.random.default_rng(seed)
+    g, y = rng.choice(["f", "m"], n), rng.integers(0, 2, n)
+    z = rng.normal(size=n) + y * np.where(g == "f", 1.2 - signal, 1.2)
+    return {"sex": g, "truth": y, "score": np.round(stats.norm.cdf(z - 0.6), 4)}
+
+
+@pytest.mark.parametrize("signal", [0.0, 0.8])
+def test_scores_are_compared_by_group_beside_the_decisions(tmp_path, signal):
+    # catches scores that are read and then only thresholded
+    data = scored(signal=signal)
+    summary, _ = audit(write(tmp_path, data), label="truth", score="score", prediction=None)
+    gaps = {x["metric"]: x for x in summary["evidence"]["levels"] if x["statistic"].startswith("gap:")}
+    assert (gaps["roc_auc"]["low"] > 0) is (signal > 0)
+    for g in "fm":
+        own = data["sex"] == g
+        y, p = data["truth"][own], data["score"][own]
+        assert level(summary, "mean:roc_auc:group", g)["value"] == pytest.approx(roc_auc_score(y, p), abs=1e-9)
+        assert level(summary, "mean:brier:group", g)["value"] == pytest.approx(((p - y) ** 2).mean(), abs=1e-9)
+        assert level(summary, "mean:calibration:group", g)["value"] == pytest.approx((p - y).mean(), abs=1e-9)
+    assert fail_if(summary, 'gap_low["roc_auc"] > 0.02') is (signal > 0)
+
+
+def test_scores_outside_0_to_1_are_ranked_but_no_probabilities(tmp_path):
+    # catches a calibration of points on another scale
+    data = scored() | {"score": 300 + 550 * scored()["score"]}
+    summary, _ = audit(write(tmp_path, data), label="truth", score="score", threshold=600.0, prediction=None)
+    found = {x["metric"] for x in summary["evidence"]["levels"]}
+    assert "roc_auc" in found
+    assert not found & {"calibration", "brier"}
+
+
+@pytest.mark.slow
+def test_equal_areas_of_unlike_groups_are_called_unequal_in_at_most_5_percent():
+    # catches an error of areas that forgets that a group has few positives, or a permutation that mixes the classes
+    shown = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        g = (rng.random(900) < 0.25).astype(int)
+        y = rng.random(900) < np.where(g, 0.1, 0.5)
+        score = np.where(g, 3.0, 1.0) * (rng.normal(size=900) + y)
+        values = auc_values(score, y, g)[None, :, None]
+        seen = compare_groups(values, g[None], np.arange(900), 2, rng=rng, draws=499)
+        shown += int(seen.shown.any())
+    assert shown <= 300 * 0.05 + 2 * np.sqrt(300 * 0.05 * 0.95)
 
 
 def test_levels_are_what_they_were(tmp_path):

@@ -13,6 +13,10 @@ equalized odds       ``true_positive+false_         the same, and ``P(decided c 
 ``mean_client_disparity`` are its maximum and mean inside clients. ``gap`` is one pair of groups in one rate, adjusted
 for all pairs and rates: the largest beyond chance decides. `docs/audit-predictions.md` has files and errors.
 
+With labels and scores of one class, the groups of the first grouping are compared in accuracy and ROC AUC as well and,
+where the scores lie in [0, 1], in calibration (mean of score minus label) and Brier score; adjusted together, beside
+the criterion that decides.
+
 Classes, groups and clients are compared as text; whole numbers lose ``.0``, so that 1 and 1.0 are one class.
 """
 
@@ -30,7 +34,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from upright.contract import Arm, Config, File, InputError, Metric, Range, UnitScores, audit
+from upright.contract import Arm, Config, File, InputError, Metric, Range, UnitScores, audit, stream
 from upright.data.columns import Column, read_columns, sort_names
 from upright.data.formats import Columns, open_columns, some
 from upright.data.tabular import cut_of
@@ -40,7 +44,8 @@ from upright.evidence.records import Level
 from upright.evidence.units import FEWEST, Block, Units
 from upright.evidence.verdict import Verdict, audit_verdict
 from upright.maths.parity.rates import Criterion
-from upright.metrics.fairness import GroupFairness, Table, fairness_of, rates_of
+from upright.maths.simultaneous import compare_groups
+from upright.metrics.fairness import GroupFairness, Table, auc_values, fairness_of, rates_of
 from upright.tasks.answers import YOURS, Answer, plural, suppress_small
 
 __all__ = ["CRITERIA_OF", "PredictionsConfig", "metrics_of", "pairs_and_verdict", "read_predictions"]
@@ -56,6 +61,12 @@ CRITERIA_OF: Mapping[Criterion, tuple[str, str]] = {
 MOST_CLIENTS = 50  # in tables of rates, those with the largest gaps
 MOST_CLASSES = 50  # more different values are a quantity or an id
 MOST_ROWS = 100_000  # of a unit table of rows; above, it holds cells
+_QUALITY = {
+    "accuracy": Metric("accuracy", title="Accuracy"),
+    "roc_auc": Metric("roc_auc", title="ROC AUC"),
+    "brier": Metric("brier", "lower", title="Brier score"),
+    "calibration": Metric("calibration", low=-1.0, title="Score minus label"),
+}
 _TITLES = {"predicted": "Decided", "true_positive": "True positive rate of", "false_positive": "False positive rate of"}
 _NAMES = ("disparity", "client_disparity", "mean_client_disparity")
 _SUM = 1e-3  # by how much rounded probabilities of a row may miss 1
@@ -136,6 +147,8 @@ class Cases:
     classes : tuple of str
     h : ndarray, shape (n, m)
         Decisions: one-hot, or probabilities when they are randomised.
+    score : ndarray, shape (n,), optional
+        Of one class, `scored`: its place in `classes`.
     warnings : tuple of str
     """
 
@@ -147,6 +160,8 @@ class Cases:
     label: Codes | None
     classes: tuple[str, ...]
     h: Array
+    score: Array | None
+    scored: int
     warnings: tuple[str, ...]
 
 
@@ -293,9 +308,14 @@ def read_cases(config: PredictionsConfig, groupings: Mapping[str, tuple[str, ...
     truth = _booleans(cells["label"], decided) if config.label else None
     todo = "classes of labels and predictions, not numbers; probabilities go into --proba, scores into --score"
     known = _few(table.name, str(config.label), truth, todo) if truth is not None else None
+    score: Array | None = None
+    up = -1
     if config.proba is not None:
         of_class = _proba_columns(named_columns(config.proba), known)
         classes, h = list(of_class), _probabilities(table, list(of_class.values()))
+        if config.positive in classes or len(classes) == 2:
+            up = classes.index(config.positive) if config.positive in classes else 1
+            score = h[:, up]
         if not config.randomised:
             ties = int(((h == h.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
             if ties:
@@ -308,7 +328,8 @@ def read_cases(config: PredictionsConfig, groupings: Mapping[str, tuple[str, ...
         if len(classes) != 2:
             raise InputError(f"{len(classes)} classes with --score", "two classes", "give --prediction or --proba")
         up = _class_of_high_scores(table.name, classes, config.positive)
-        above = cells.array("score") >= config.threshold
+        score = cells.array("score")
+        above = score >= config.threshold
         if above.all() or not above.any():
             which = "Every" if above.all() else "No"
             warnings.append(f"{which} score reaches the threshold of {config.threshold:g}, so all are decided alike.")
@@ -333,7 +354,7 @@ def read_cases(config: PredictionsConfig, groupings: Mapping[str, tuple[str, ...
     if config.id is not None:  # which may be the column of persons as well
         ids = read_columns(table, {"id": Column("id", unique=True)}, {"id": config.id})["id"].to_list()
     code = _code(table, str(config.label), truth, classes) if truth is not None else None
-    return Cases(table.name, ids, groups, client, person, code, tuple(classes), h, tuple(warnings))
+    return Cases(table.name, ids, groups, client, person, code, tuple(classes), h, score, up, tuple(warnings))
 
 
 def _class_of_high_scores(file: str, classes: Sequence[str], positive: str | None) -> int:
@@ -367,6 +388,18 @@ def scores_of(cases: Cases, compared: Sequence[str]) -> dict[str, Array]:
     return values
 
 
+def quality_of(cases: Cases, group: Sequence[str]) -> dict[str, Array]:
+    """Return one value a row of ROC AUC, calibration and Brier score; the mean over a group is the group's."""
+    if cases.score is None or cases.label is None:
+        return {}
+    truth, score = cases.label == cases.scored, cases.score
+    groups = {name: i for i, name in enumerate(sorted({*group} - {""}))}
+    found = {"roc_auc": auc_values(score, truth, np.array([groups.get(name, -1) for name in group]), fewest=FEWEST)}
+    if score.min() >= 0.0 and score.max() <= 1.0:
+        found |= {"calibration": score - truth, "brier": (score - truth) ** 2}
+    return found if np.isfinite(found["roc_auc"]).any() else {k: v for k, v in found.items() if k != "roc_auc"}
+
+
 def unit_table(cases: Cases, by: Mapping[str, Sequence[str]], values: Mapping[str, Array]) -> UnitScores:
     """Return what ``units.parquet`` holds: every row, or of more than `MOST_ROWS` one unit a cell.
 
@@ -398,7 +431,9 @@ def unit_table(cases: Cases, by: Mapping[str, Sequence[str]], values: Mapping[st
                 "criterion asks that they are equal."
             ],
         ),
-        Signed("Gaps between groups, the one that decides first", "gap:*=*"),
+        Signed("Gaps between groups, the one that decides first", "gap:*/*:*=*"),
+        Intervals("Errors and scores by group", " ".join(f"mean:{name}:*=*" for name in _QUALITY)),
+        Signed("Gaps in errors and scores, adjusted together", " ".join(f"gap:{name}:*=*" for name in _QUALITY)),
         Heat("Share decided so", "fairness.0.by_group", split=("stratum", "class")),
         Noted(
             "Largest gap over all rows, and inside clients",
@@ -450,7 +485,8 @@ def read_predictions(config: PredictionsConfig, *, seed: int, draws: int, margin
         raise InputError(f"--positive {positive!r}", ", ".join(map(repr, cases.classes)), "name one of the classes")
     last = [cases.classes[-1]] if len(cases.classes) == 2 else list(cases.classes)
     compared = [positive] if positive is not None else last
-    values = scores_of(cases, compared)
+    scored, quality = quality_of(cases, by[next(iter(by))]), list[Level]()
+    values = scores_of(cases, compared) | scored
     if cases.client is not None:
         by["client"] = cases.client
     if cases.label is not None:
@@ -458,6 +494,7 @@ def read_predictions(config: PredictionsConfig, *, seed: int, draws: int, margin
     criteria = list(dict.fromkeys([criterion, *(CRITERIA_OF if cases.label is not None else ())]))
     scores, metrics = UnitScores("row", cases.ids, values, by, cluster=cases.person), metrics_of([*values])
     units = Units([Block("", YOURS, seed, scores)])
+    grouping = next(iter(left))
     statistics = _statistics([*left], criteria, compared, units)
     arms = [Arm(YOURS, "baseline", title="your decisions")]
     found = evidence(units, arms=arms, statistics=statistics, metrics=metrics, draws=draws, seed=seed)
@@ -472,7 +509,6 @@ def read_predictions(config: PredictionsConfig, *, seed: int, draws: int, margin
     found["levels"] = [
         row for row in found["levels"] if row["statistic"] not in few and not (row["group"] and _is_few(row["n_units"]))
     ]
-    grouping = next(iter(left))
     pairs, said = pairs_and_verdict(tables[grouping, criterion], grouping, metrics, margins)
     beside = {key: pairs_and_verdict(one, key[0], metrics, {})[1] for key, one in tables.items()}
     others = []
@@ -481,8 +517,11 @@ def read_predictions(config: PredictionsConfig, *, seed: int, draws: int, margin
         if (name, c) != (grouping, criterion) and top:
             asked = f"{c.replace('_', ' ')} of {_named(groupings[name])}"
             others.append(f"{asked}: {one.title}, {top.label} {top.value:.3f}")
+    if scored:
+        quality, how = _compare_quality(units, grouping, metrics, found["levels"], seed)
+        others.append(f"errors and scores: {how}")
     said = dataclasses.replace(said, lines={**said.lines, **({"also asked": "; ".join(others)} if others else {})})
-    found["levels"] += [level.row() for level in pairs]
+    found["levels"] += [level.row() for level in [*pairs, *quality]]
     found["headline"] = said.headline.row() if pairs and said.headline else None
     found["verdict"] = said.row() | ({} if pairs else {"primary": statistics[0]})
     if len(cases.h) > MOST_ROWS:
@@ -538,9 +577,12 @@ def _statistics(left: Sequence[str], criteria: Sequence[Criterion], compared: Se
     """Return what the evidence holds: rates by group of the deciding criterion first, for that is drawn beside it."""
     names = _NAMES if "client" in units.by else _NAMES[:1]
     kinds = dict.fromkeys(kind for c in criteria for kind in CRITERIA_OF[c][0].split("+"))
-    rates = [f"{kind}/{one}" for kind in kinds for one in compared] + ["accuracy"] * ("accuracy" in units.metrics)
+    rates = [f"{kind}/{one}" for kind in kinds for one in compared] + [
+        m for m in _QUALITY if m in units.metrics and m != "roc_auc"
+    ]
     found = [f"{name}:{CRITERIA_OF[c][0]}:{g}" for g in left for c in criteria for name in names]
-    return found + [f"mean:{m}:{g}" for g in left for m in rates] + [f"mean:{m}" for m in rates]
+    found += [f"mean:{m}:{g}" for g in left for m in rates] + [f"mean:{m}" for m in rates]
+    return found + [f"mean:roc_auc:{left[0]}"] * ("roc_auc" in units.metrics)  # areas are those of its groups
 
 
 def metrics_of(names: Sequence[str]) -> dict[str, Metric]:
@@ -548,7 +590,7 @@ def metrics_of(names: Sequence[str]) -> dict[str, Metric]:
     found = {prefix: Metric(prefix, "lower", title=title) for prefix, title in CRITERIA_OF.values()}
     for name in names:
         kind, _, one = name.partition("/")
-        found[name] = Metric(name, title=f"{_TITLES[kind]} {one!r}" if one else "Accuracy")
+        found[name] = Metric(name, title=f"{_TITLES[kind]} {one!r}") if one else _QUALITY[name]
     return found
 
 
@@ -598,6 +640,22 @@ def pairs_and_verdict(
     )
     clients = {"clients": _inside(found)} if found.inside else {}
     return levels, dataclasses.replace(said, lines={**said.lines, **clients})
+
+
+def _compare_quality(
+    units: Units, grouping: str, metrics: Mapping[str, Metric], rows: Sequence[Mapping[str, Any]], seed: int
+) -> tuple[list[Level], str]:
+    """Return every pair of groups in errors and scores, adjusted for all of them, and what they show."""
+    names = [name for name in _QUALITY if name in units.metrics]
+    groups, group = units.codes(grouping)
+    values = np.stack([units.values(YOURS, name) for name in names], axis=-1)
+    rng = np.random.default_rng(stream(seed, "evidence", "null", "quality"))
+    seen = compare_groups(values, group, units.cluster, len(groups), rng=rng)
+    sizes = {(row["metric"], row["group"]): row["n_units"] for row in rows if row["grouping"] == grouping}
+    about = [metrics[name] for name in names]
+    levels = pair_levels(seen, arm=YOURS, groups=groups, metrics=about, grouping=grouping, sizes=sizes)
+    said = audit_verdict("gap shown", levels, margin={name: metrics[name].margin for name in names}, unit="row")
+    return levels, f"{said.title}, {levels[0].label} {levels[0].value:.3f}" if levels else ""
 
 
 def _ratio(rates: Mapping[str, float]) -> tuple[float, str] | None:
