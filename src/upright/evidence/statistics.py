@@ -5,6 +5,8 @@
 ``worst_decile``            mean of the lowest tenth of the units at a seed, averaged over seeds
 ``gini``                    Gini over the units at a seed, averaged over seeds
 ``gap``, ``abs_gap``        mean of the first group minus the second; its size
+``effect``                  written ``a~b`` for two groupings of two groups: mean over the groups of b of the gap in a
+``dominance``               likewise: size of the effect of a over b minus that of b over a, signs kept from the data
 ``leakage``                 of an attack, mean over classes c of ``|AUC_c - 1/2|``; of several, the strongest
 ``worst_leakage``           the same with the worst class instead of the mean
 ``disparity``               ``max over metrics and pairs (g, g') of |r_g - r_g'|`` at a seed, averaged over seeds;
@@ -267,6 +269,69 @@ class Gap(Means):
         found = super().chance(arm, cell)
         low, high = self.drawn(arm, cell, signed=True).interval()
         return found if self.signed or not low <= 0 <= high else {**found, "low": min(found["low"], 0.0)}
+
+
+@statistic("effect", "none", paired=False, signed=True, words="{title}: effect of {a}, {first} minus {second}")
+class Effect(Means):
+    """Mean over the groups of b of the first group of a minus the second: one margin of a table of two by two."""
+
+    def __init__(self, boot: Bootstrap, text: str, metrics: Mapping[str, Metric]) -> None:
+        super().__init__(boot, text.rpartition(":")[0], metrics)
+        self.text, self.grouping = text, text.rpartition(":")[2]
+        self.sides = {name: self.units.codes(name) for name in self.grouping.split("~")}
+
+    @classmethod
+    def known(cls, units: Units, metric: str, grouping: str) -> bool:
+        names = grouping.split("~")
+        two = len(names) == 2 and all(name in units.by and len(units.groups(name)) == 2 for name in names)
+        return two and metric in units.metrics
+
+    def cells(self) -> list[str | None]:
+        return [None]
+
+    def inside(self, cell: str | None) -> Bools:
+        return np.asarray(np.all([codes >= 0 for _, codes in self.sides.values()], axis=0))
+
+    def label(self, cell: str | None) -> str:
+        a, b = self.sides
+        first, second = self.sides[a][0]
+        title = self.about.title or self.about.name
+        return self.words.format(title=title, a=a, b=b, first=first, second=second)
+
+    def table(self, arm: str) -> tuple[Array, list[Bools]]:
+        """Return sums and counts of the four cells under every draw, shape (8, 1 + D, S), and who is in each."""
+        values, (a, b) = self.values(arm), (codes for _, codes in self.sides.values())
+        cells = [np.where((a == i) & (b == j), values, np.nan) for i in (0, 1) for j in (0, 1)]
+        return np.concatenate([self.boot.mean_sums(x) for x in cells]), [~np.isnan(x) for x in cells]
+
+    def drawn(self, arm: str, cell: str | None) -> Draws:
+        pieces, sides = self.table(arm)
+        return self.boot.draws(lambda p, w: _effects(p, w)[0], pieces, *sides)
+
+    def null(self, arm: str, cell: str | None) -> Moved | None:
+        """Labels of a change places inside the groups of b, whole clusters at once."""
+        (_, a), (_, b) = self.sides.values()
+        values, rng = self.values(arm)[..., None], self.boot.null_rng("effect")
+        return compare_groups(values, a, self.units.cluster, 2, rng=rng, place=b).averaged[:, 0], None, []
+
+
+@statistic("dominance", "none", paired=False, signed=True, words="{title}: effect of {a} minus that of {b}, sizes")
+class Dominance(Effect):
+    """Size of the effect of a minus the size of that of b; judged by its interval alone."""
+
+    def drawn(self, arm: str, cell: str | None) -> Draws:
+        pieces, sides = self.table(arm)
+        a, b = np.sign(_effects(pieces[:, :1], np.ones((1, pieces.shape[-1]))))[:, 0]
+        return self.boot.draws(lambda p, w: np.asarray([a, -b] @ _effects(p, w)), pieces, *sides)
+
+    def null(self, arm: str, cell: str | None) -> Moved | None:
+        return None
+
+
+def _effects(pieces: Array, weights: Array) -> Array:
+    """Return the effects of a and of b under each draw, shape (2, d), of sums of their four cells (8, d, S)."""
+    mean = np.array([ratio_of_sums(pieces[k : k + 2], weights) for k in (0, 2, 4, 6)]).reshape(2, 2, -1)
+    return np.array([(mean[0] - mean[1]).mean(0), (mean[:, 0] - mean[:, 1]).mean(0)])
 
 
 @statistic("worst_decile", words="{title}, worst tenth", function=staticmethod(intervals.worst_decile))
