@@ -121,21 +121,18 @@ def test_every_metric_is_on_the_page() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_a_page_that_is_complete(name: str) -> None:
-    # catches: a method without page or example; a setting, default, arm or deviation that the page does not name
+    # catches: a method without page or example, an arm that the page does not name; and, since the page leaves them to
+    # `upright show`, a setting that does not say what it means, or no deviations
     page = text(ROOT / "docs" / "methods" / f"{name}.md")
     assert (ROOT / "examples" / f"{name}.py").exists()
     spec = load_method(name)
-    table = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page, re.M))
-    for field in describe(spec.config):
-        assert table.get(field["name"], "missing").strip(" `") == str(field["default"]), field["name"]
+    assert f"$ upright show {name}" in page
     for arm in spec.arms:
         assert f"| `{arm.name}` | {arm.role} |" in page
-    for deviation in deviations(spec):
-        assert f"| {deviation.split('.')[0]} |" in page
+    assert deviations(spec)
+    assert not [f["name"] for c in (spec.config, load_object(spec.task).Config) for f in describe(c) if not f["doc"]]
     module = spec.task.partition(":")[0]
-    task_page = text(ROOT / "docs" / "tasks" / f"{module.rpartition('.')[2]}.md")
-    for field in describe(load_object(spec.task).Config):
-        assert f"`{field['name']}`" in task_page, field["name"]
+    assert (ROOT / "docs" / "tasks" / f"{module.rpartition('.')[2]}.md").exists()
 
 
 def test_readme_lists_the_methods_in_their_state() -> None:
