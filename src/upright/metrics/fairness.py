@@ -126,6 +126,9 @@ def auc_values(score: Array, positive: NDArray[np.bool_], group: Codes, *, fewes
 def gap_of(rates: ArrayLike, masses: ArrayLike | None = None, *, gap: Gap = "pairwise") -> Array:
     """Return the largest gap of plain rates.
 
+    >>> float(gap_of([[[0.8], [0.7]], [[0.1], [0.5]]]))  # equalized odds: 0.1 of true positives, 0.4 of false ones
+    0.4
+
     ``pairwise``: ``max_{s, j} (max_g R_sgj - min_g R_sgj)``. ``average``: ``max_{s, g, j} |R_sgj - Rbar_sj|`` with
     ``Rbar_sj = sum_g P_sgj R_sgj / sum_g P_sgj`` over groups with a rate.
 
@@ -293,6 +296,17 @@ def group_fairness(
     seed: int = 0,
 ) -> GroupFairness:
     """Compare groups in the rates of a criterion, over all rows and at every client.
+
+    Gaps lie in [0, 1], lower is fairer. Parity over all rows does not imply parity inside clients, nor the other way
+    round. Where labels come from earlier decisions, criteria that take them as true do not see what was unfair in them.
+    For two classes the gaps are `demographic_parity_difference` and `equalized_odds_difference` of Fairlearn.
+
+    >>> granted = [6, 2, 1, 3]  # of 10 women and 10 men at the first client, then at the second
+    >>> decisions = [int(i < k) for k in granted for i in range(10)]
+    >>> groups, clients = (["women"] * 10 + ["men"] * 10) * 2, ["first"] * 20 + ["second"] * 20
+    >>> found = group_fairness(decisions, groups, clients=clients)
+    >>> [(gap["client"], round(gap["value"], 4), gap["first"], gap["shown"]) for gap in found.gaps]
+    [(None, 0.1, 'women', False), ('first', 0.4, 'women', False), ('second', 0.2, 'men', False)]
 
     Parameters
     ----------
