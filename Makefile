@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 JOBS ?= 2
 PYTEST := -n $(JOBS) --dist worksteal
 
-.PHONY: setup test test-all test-minimum lint demo demo-full results clean
+.PHONY: setup test test-all test-minimum lint demo demo-full results docs clean
 
 setup: $(STAMP)
 
@@ -57,6 +57,9 @@ demo-full: $(STAMP)
 
 results: $(STAMP)
 	$(PY) -m upright.report.results
+
+docs: $(STAMP)
+	$(PY) docs/make_metrics.py
 
 clean:
 	rm -rf .venv-min dist build .pytest_cache .mypy_cache .ruff_cache

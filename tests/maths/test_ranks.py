@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp, rankdata, spearmanr
+from sklearn.metrics import roc_auc_score
 
 from upright.maths import ranks
 
@@ -73,3 +74,27 @@ def test_distance_and_p_are_those_of_scipy():
     test, (_, first, second) = ks_2samp(v, u), ranks.widest(v, u)
     assert (abs(first - second), ranks.ks_p(v, u)) == pytest.approx((test.statistic, test.pvalue))
     assert ranks.ks_p(v, v) == 1.0
+
+
+def test_values_of_an_area_have_its_mean_and_the_error_of_delong():
+    # catches ties that count whole, sides exchanged, and rows of another group that are ranked along
+    rng = np.random.default_rng(3)
+    group, y = rng.integers(-1, 2, 300), rng.random(300) < 0.3
+    score = np.round(rng.normal(size=300) + y, 1)
+    found = ranks.auc_values(score, y, group)
+    assert np.isnan(found[group < 0]).all()
+    for g in (0, 1):
+        own = group == g
+        up, down = score[own & y], score[own & ~y]
+        wins = (up[:, None] > down) + 0.5 * (up[:, None] == down)
+        area = roc_auc_score(y[own], score[own])
+        errors = sum(((v - area) ** 2).sum() / len(v) ** 2 for v in (wins.mean(1), wins.mean(0)))
+        assert found[own].mean() == pytest.approx(area, abs=1e-12)
+        assert ((found[own] - area) ** 2).sum() / own.sum() ** 2 == pytest.approx(errors, rel=1e-9)
+
+
+def test_an_area_of_few_rows_of_a_class_is_not_measured():
+    # catches an area that rests on four people
+    y = np.arange(40) < 4
+    assert np.isnan(ranks.auc_values(np.arange(40.0), y, np.zeros(40, dtype=int))).all()
+    assert np.isfinite(ranks.auc_values(np.arange(40.0), y, np.zeros(40, dtype=int), fewest=4)).all()

@@ -8,12 +8,11 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import roc_auc_score
 
 from upright.contract import InputError, stream
 from upright.maths.parity import rates as parity
 from upright.maths.simultaneous import rate_bounds
-from upright.metrics.fairness import auc_values, gap_of, group_fairness
+from upright.metrics.fairness import gap_of, group_fairness
 
 STRATA = {"true_positive": lambda y, j: y == j, "false_positive": lambda y, j: y != j, "predicted": lambda y, j: True}
 
@@ -288,30 +287,3 @@ def test_bad_input_is_refused_in_three_parts():
     assert refused(h, g, observations=0)[1] == "share in (0, 1], observations of at least 1, delta in (0, 1)"
     with pytest.raises(InputError, match="gap = 'average' without masses"):
         gap_of(np.zeros((1, 2, 2)), gap="average")
-
-
-# -- areas as means ---------------------------------------------------------------------------------------------------
-
-
-def test_values_of_an_area_have_its_mean_and_the_error_of_delong():
-    # catches ties that count whole, sides exchanged, and rows of another group that are ranked along
-    rng = np.random.default_rng(3)
-    group, y = rng.integers(-1, 2, 300), rng.random(300) < 0.3
-    score = np.round(rng.normal(size=300) + y, 1)
-    found = auc_values(score, y, group)
-    assert np.isnan(found[group < 0]).all()
-    for g in (0, 1):
-        own = group == g
-        up, down = score[own & y], score[own & ~y]
-        wins = (up[:, None] > down) + 0.5 * (up[:, None] == down)
-        area = roc_auc_score(y[own], score[own])
-        errors = sum(((v - area) ** 2).sum() / len(v) ** 2 for v in (wins.mean(1), wins.mean(0)))
-        assert found[own].mean() == pytest.approx(area, abs=1e-12)
-        assert ((found[own] - area) ** 2).sum() / own.sum() ** 2 == pytest.approx(errors, rel=1e-9)
-
-
-def test_an_area_of_few_rows_of_a_class_is_not_measured():
-    # catches an area that rests on four people
-    y = np.arange(40) < 4
-    assert np.isnan(auc_values(np.arange(40.0), y, np.zeros(40, dtype=int))).all()
-    assert np.isfinite(auc_values(np.arange(40.0), y, np.zeros(40, dtype=int), fewest=4)).all()

@@ -19,8 +19,9 @@ from upright import api
 from upright.contract import InputError, stream
 from upright.evidence.gate import fail_if
 from upright.evidence.units import read_units
+from upright.maths.ranks import auc_values
 from upright.maths.simultaneous import compare_groups
-from upright.metrics.fairness import Table, auc_values, fairness_of, group_fairness
+from upright.metrics.fairness import Table, fairness_of, group_fairness
 from upright.tasks import predictions
 from upright.tasks.predictions import CRITERIA_OF, _ratio, metrics_of, pairs_and_verdict
 

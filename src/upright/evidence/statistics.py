@@ -4,14 +4,14 @@
 ``mean``                    weighted mean over seeds and units, of each group when a grouping is named
 ``worst_decile``            mean of the lowest tenth of the units at a seed, averaged over seeds
 ``gini``                    Gini over the units at a seed, averaged over seeds
-``gap``, ``abs_gap``        mean of the first group minus the second; its size
+``gap``, ``abs_gap``        mean of the first group minus the second, by name, of exactly two; its size
 ``effect``                  written ``a~b`` for two groupings of two groups: mean over the groups of b of the gap in a
 ``dominance``               likewise: size of the effect of a over b minus that of b over a, signs kept from the data
 ``leakage``                 of an attack, mean over classes c of ``|AUC_c - 1/2|``; of several, the strongest
 ``worst_leakage``           the same with the worst class instead of the mean
 ``disparity``               ``max over metrics and pairs (g, g') of |r_g - r_g'|`` at a seed, averaged over seeds;
                             ``metric`` is what stands before the ``/`` of their names, or several joined by ``+``
-``client_disparity``        the same inside every client, the maximum over clients
+``client_disparity``        the same inside every client with two groups, the maximum over clients; others are counted
 ``mean_client_disparity``   the same inside every client, the mean over clients
 ``utility``                 ``k / sum_j 1 / m_j`` over ``<metric>_probability``, ``_rouge_l``, ``_truth_ratio``
 ``ks_distance``             ``sup_x |F_v(x) - F_u(x)|`` of an arm and the arm `RETRAIN` on forgotten records

@@ -209,8 +209,7 @@ def _swept(
 
 
 def _require_arms(spec: MethodSpec, arms: Sequence[str] | None) -> None:
-    unknown = sorted(set(arms or ()) - {arm.name for arm in spec.arms})
-    if unknown:
+    if unknown := sorted(set(arms or ()) - {arm.name for arm in spec.arms}):
         known = [arm.name for arm in spec.arms]
         raise InputError(f"arm {unknown[0]!r}", ", ".join(known), suggest(unknown[0], known))
 
@@ -246,7 +245,7 @@ def execute(
     if file.exists() and (other := _differing(path, asked)):
         raise InputError(
             f"folder {path.name} holds a run with other settings: {other}",
-            "the same settings, to resume it; defaults may have changed between versions",
+            "the same settings and defaults, to resume it",
             "resume with `upright run --resume` and the version that began it, or choose another folder",
         )
     if (path / "run.json").exists() and read_json(path / "run.json")["status"] == "done":
@@ -282,13 +281,11 @@ def execute(
 
 
 def _differing(path: Path, asked: Mapping[str, Any]) -> str:
-    """Name the settings of a run folder that are not those that are asked, passed or resolved to."""
+    """Name the settings of a run folder that are not those that are asked, as `--set` calls them."""
     Ask.read(path)
-    stored = read_json(path / "config.json")
-    names = [name for name, value in stored.items() if name in asked.keys() - {"resolved"} and value != asked[name]]
-    for part, values in stored["resolved"].items():
-        names += [f"{part}.{name}" for name, value in values.items() if value != asked["resolved"][part].get(name)]
-    return ", ".join(names)
+    rows = [(row, row["resolved"]) for row in (read_json(path / "config.json"), asked)]
+    old, new = (row | own["method"] | {f"task.{k}": v for k, v in own["task"].items()} for row, own in rows)
+    return ", ".join(k for k, v in old.items() if k not in ("passed", "resolved") and v != new.get(k))
 
 
 def _is_bare(path: Path) -> bool:
@@ -355,17 +352,13 @@ def _command(ask: Ask, task_config: Config) -> str:
     words = [f"upright run {ask.method}", f"--preset {ask.preset}"]
     data = getattr(task_config, "data", None)
     words += [f"--data {shlex.quote(str(data))}"] if data else []
-    words += [f"--set {shlex.quote(f'{k}={_typed(v)}')}" for k, v in ask.settings.items() if k != "data"]
+    typed = ((k, ",".join(map(str, v)) if isinstance(v, list | tuple) else v) for k, v in ask.settings.items())
+    words += [f"--set {shlex.quote(f'{k}={v}')}" for k, v in typed if k != "data"]
     words += [f"--arms {','.join(ask.arms)}"] if ask.arms else []
     words += ["--sweep"] if ask.sweep else []
     words += [f"--margin {shlex.quote(f'{k}={v:g}' if k else f'{v:g}')}" for k, v in ask.margins.items()]
     words += [f"--budget {ask.budget:g}"] if ask.budget is not None else []
     return " ".join([*words, f"--seed {ask.seed}"])
-
-
-def _typed(value: Any) -> str:
-    """Return a setting as a person types it: lists without brackets."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def new_folder(out: Path, name: str, data: str, seed: int) -> Path:

@@ -20,7 +20,15 @@ def mean(values: Array, weights: Array) -> Any:
 
 
 def worst_decile(values: Array, weights: Array) -> Any:
-    """Return the mean of the lowest tenth of the weight; the unit at the border counts in part; shapes as `mean`."""
+    """Return the mean of the lowest tenth of the weight; the unit at the border counts in part; shapes as `mean`.
+
+    It needs no groups, so it sees badly served users whom no grouping names. Of a ranking metric with many zeros it is
+    often 0 in every arm: then it says nothing. Range and direction are those of the metric.
+
+    >>> values = np.array([0.0, 0.3] + [0.8] * 13)  # a tenth of 15 users: the lowest, and half of the next
+    >>> float(worst_decile(values, np.ones(15)).round(4))
+    0.1
+    """
     ok = ~np.isnan(values)
     v, w = values[ok], weights[..., ok]
     order, limit = np.argsort(v, kind="stable"), 0.1 * w.sum(-1)

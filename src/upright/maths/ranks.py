@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["auc", "ks_null", "ks_p", "rank_sides", "weighted_rank_correlation", "widest"]
+__all__ = ["auc", "auc_values", "ks_null", "ks_p", "rank_sides", "weighted_rank_correlation", "widest"]
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -50,6 +50,46 @@ def auc(values: Array, weights: Array, positive: Bools, stratum: NDArray[np.int6
         top = top + (up * (np.cumsum(down, -1) - 0.5 * down)).sum(-1)  # equal scores count half
         bottom = bottom + up.sum(-1) * down.sum(-1)
     return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)[()]
+
+
+def auc_values(score: Array, positive: Bools, group: NDArray[np.int64], *, fewest: int = 5) -> Array:
+    """Return one value a row, whose mean over a group is the group's ROC AUC and whose error is DeLong's.
+
+    ``x_i = A + (n / n_i) (V_i - A)``: ``V_i`` is the share of the group's rows of the other class that are ranked on
+    the right side of row i, ties half, A the group's AUC, n its rows and ``n_i`` those of the class of i. The mean of x
+    is A, and ``sum (x_i - A)^2 / n^2 = S_1 / n_1 + S_0 / n_0``, the variance of DeLong, DeLong and Clarke-Pearson
+    (1988) with divisors ``n_1`` and ``n_0``.
+
+    Parameters
+    ----------
+    score : ndarray, shape (n,)
+        Higher for the positive class.
+    positive : ndarray of bool, shape (n,)
+    group : ndarray of int, shape (n,)
+        Below 0 for a row that takes no part.
+    fewest : int
+        Rows of each class that a group needs.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+        NaN in groups with fewer rows of a class.
+    """
+    found = np.full(len(score), np.nan)
+    for one in np.unique(group[group >= 0]):
+        rows = np.flatnonzero(group == one)
+        own, value = positive[rows], score[rows]
+        size = np.where(own, own.sum(), (~own).sum())
+        if len(np.unique(own)) < 2 or size.min() < fewest:
+            continue
+        all_of, inside = _midranks(value, np.ones((1, len(rows))))[0], np.empty(len(rows))
+        for side in (own, ~own):
+            inside[side] = _midranks(value[side], np.ones((1, side.sum())))[0]
+        below = (all_of - inside) / (len(rows) - size)
+        right = np.where(own, below, 1.0 - below)
+        area = right[own].mean()
+        found[rows] = area + len(rows) / size * (right - area)
+    return found
 
 
 def weighted_rank_correlation(x: Array, weights: Array, y: Array, given: Array | None = None) -> Array:

@@ -1,16 +1,6 @@
 r"""Forgetting and what is left: probability, ROUGE-L, truth ratio, utility, forget quality, memorisation.
 
-Notation: ``cbar = -(1 / n) sum_t log p(y_t | y_<t)`` of an answer, ``r`` the truth ratio of a question.
-
-=======================  ==========================================================================================
-``probability``          ``exp(-cbar)``
-``rouge_l``              ``LCS(reference, output) / len(reference)``, in words
-``truth_ratio``          ``r = exp(cbar_paraphrased - mean cbar_perturbed)``
-``forget quality``       p-value of the two-sample Kolmogorov-Smirnov test of r: model against a retain-only model
-``model utility``        harmonic mean of means, nine in TOFU
-``exact_memorisation``   share of answer tokens that are the argmax under teacher forcing
-``extraction_strength``  length of the longest answer suffix of argmax tokens / answer length
-=======================  ==========================================================================================
+Notation: ``cbar = -(1 / n) sum_t log p(y_t | y_<t)`` of an answer, ``exp(-cbar)`` its probability.
 
 Everything per question comes first, as an array of shape (n,); the caller names the reduction. A value that is not
 defined is NaN and stays in its place; `mean_of`, `forget_quality` and the like count these.
@@ -18,8 +8,9 @@ defined is NaN and stays in its place; `mean_of`, `forget_quality` and the like 
 A good score on the forget side is the level of a model that never saw the data, not the best number possible: see the
 over-unlearning flag of `upright.metrics.membership`.
 
-Sources: Maini et al., *TOFU* (2024), arXiv 2401.06121; for the last two rows Tirumala et al., *Memorization Without
-Overfitting* (2022), and Carlini et al., *Extracting Training Data from Large Language Models* (2021).
+Sources: Maini et al., *TOFU* (2024), arXiv 2401.06121; for memorisation Tirumala et al., *Memorization Without
+Overfitting* (2022), and for extraction strength Carlini et al., *Extracting Training Data from Large Language
+Models* (2021).
 """
 
 from __future__ import annotations
@@ -193,6 +184,10 @@ def rouge_l_recall(references: Sequence[str], outputs: Sequence[str], *, stem: b
     Words are runs of a-z and 0-9 in lower case, so accents split words and other alphabets have none. With `stem` words
     of more than three letters are cut to their Porter stem, as in the published logs; without, 16 % of the answers of a
     retain-only model score lower there, by 0.007 in the mean and up to 0.10 (and by 0.5 where the reference is short).
+    Long outputs are not penalised, and a broken model scores 0 too: 0 alone is no evidence of forgetting.
+
+    >>> rouge_l_recall(["the author was born in Baku"], ["Born in Baku, the author writes"], stem=False)
+    array([0.5])
 
     Parameters
     ----------
@@ -243,7 +238,11 @@ def truth_ratio(paraphrased: ArrayLike, perturbed: ArrayLike, form: Form = "rati
     =================  ==========================  ============================================================
 
     The false probability is ``exp(-mean_k cbar_k)``, the geometric mean over false answers, as in the published code;
-    an arithmetic mean of probabilities would be another number.
+    an arithmetic mean of probabilities would be another number. Other code has r upside down, which changes ``retain``.
+
+    >>> log2, log8 = np.log(2), np.log(8)
+    >>> [float(truth_ratio([log2], [[log2, log8]], form)[0].round(4)) for form in ("ratio", "retain", "probability")]
+    [0.5, 0.5, 0.6667]
 
     Parameters
     ----------
@@ -286,9 +285,16 @@ def forget_quality(
 ) -> ForgetQuality:
     """P-value of ``D = sup_x |F_model(x) - F_retain(x)|`` for truth ratios of two models, two-sided.
 
-    Published values are exact ones. Ratios may be given as r or as 1 / r, the same way on both sides. With n = 40
-    questions p can take few values, and D moves in steps of 1/40: read D and n beside it. The test compares
-    distributions, not questions; both models must still be asked the same questions.
+    Published values are exact ones: 1.83e-21 where the asymptotic p is 8.50e-22 (llama2-7b trained on all of TOFU
+    against `retain90`, D = 0.397, 300 questions each). Ratios may be given as r or as 1 / r, the same way on both
+    sides. With n = 40 questions p can take few values, and D moves in steps of 1/40: read D and n beside it. p is no
+    measure of size, and a collapsed model has a small one too. The test compares distributions, not questions; both
+    models must still be asked the same ones. In the published logs the full model was asked questions 0 to 299 of
+    `forget10`, `retain95` 200 to 399 and `retain99` 360 to 399: only `retain90` compares row by row.
+
+    >>> found = forget_quality([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])  # as far apart in 2 of the 20 ways to deal six values
+    >>> found.distance, round(found.p, 4)
+    (1.0, 0.1)
 
     Parameters
     ----------
@@ -296,10 +302,6 @@ def forget_quality(
         ``truth_ratio(..., "ratio")`` of the two models.
     method : {"exact", "asymptotic"}
         ``asymptotic`` for samples so large that the exact computation fails.
-
-    Returns
-    -------
-    ForgetQuality
 
     Raises
     ------
@@ -328,7 +330,14 @@ def forget_quality(
 
 
 def model_utility(parts: Mapping[str, float], of: Sequence[str] = UTILITY) -> float:
-    """``len(of) / sum_j 1 / part_j``: harmonic mean of named means, in [0, 1]; 0 as soon as one of them is 0.
+    """``len(of) / sum_j 1 / part_j``: harmonic mean of named means, in [0, 1]; 0 when one is 0, NaN when one is.
+
+    TOFU's parts are probability, ROUGE-L recall and truth ratio of retained, real-author and world-fact questions; of
+    the last two, the probability is that of the right answer among the given choices. The weakest part rules it, so a
+    model may lose much of one and gain elsewhere: show the parts.
+
+    >>> round(model_utility({"a": 0.5, "b": 0.25}, of=["a", "b"]), 4)
+    0.3333
 
     Parameters
     ----------
@@ -336,11 +345,6 @@ def model_utility(parts: Mapping[str, float], of: Sequence[str] = UTILITY) -> fl
         Means in [0, 1], such as ``mean_of(values).value``; more than are asked for is fine.
     of : sequence of str
         Which of them enter. Nine by default; any subset is another metric: name it where it is reported.
-
-    Returns
-    -------
-    float
-        NaN when a part is.
 
     Raises
     ------
@@ -380,6 +384,11 @@ def _tokens(best: ArrayLike, mask: ArrayLike) -> tuple[NDArray[np.bool_], NDArra
 def exact_memorisation(best: ArrayLike, mask: ArrayLike) -> Array:
     """``#{t : y_t = argmax p(. | y_<t)} / n`` over the answer tokens, shape (n,), in [0, 1]; NaN for an empty answer.
 
+    Many tokens follow from the words before, so a model that never saw an answer is above 0: compare with one.
+
+    >>> exact_memorisation([[False, True, False, True, True]], [[True] * 5])
+    array([0.6])
+
     Parameters
     ----------
     best, mask : array_like of bool, shape (n, T)
@@ -400,22 +409,10 @@ def extraction_strength(best: ArrayLike, mask: ArrayLike) -> Array:
     """``1 - k / n`` with the smallest k in 0..n so that all answer tokens from k on are argmax; shape (n,).
 
     1 when the whole answer follows from the question, 0 when the last token is wrong. Published code stops at n - 1 and
-    gives 1 / n in that case.
+    gives 1 / n in that case. At most `exact_memorisation`, whose parameters, undefined values and errors it has.
 
-    Parameters
-    ----------
-    best, mask
-        As for `exact_memorisation`.
-
-    Returns
-    -------
-    ndarray of float64
-        In [0, 1], at most `exact_memorisation`; NaN for an empty answer.
-
-    Raises
-    ------
-    InputError
-        When shapes or types differ.
+    >>> extraction_strength([[False, True, False, True, True]], [[True] * 5])
+    array([0.4])
     """
     right, m = _tokens(best, mask)
     # From the end: answer tokens until the first wrong one. What is no answer breaks nothing and counts nothing.

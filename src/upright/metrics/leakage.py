@@ -1,12 +1,11 @@
 r"""Leakage of a private attribute: what one attack says, as numbers, and how it grows with what the attacker knows.
 
-=====================  ===========================================================================================
-``AUC_c``              ``P(score_c(i) > score_c(j)) + P(score_c(i) = score_c(j)) / 2``, i in class c, j in another
-                       class, both scored by the same attacker
-``macro``              ``mean_c |AUC_c - 1/2|``; for two classes ``|AUC - 1/2|``
-``worst``              ``max_c |AUC_c - 1/2|``
-``balanced_accuracy``  ``mean_c P(argmax score = c | class c)``
-=====================  ===========================================================================================
+==========  ===========================================================================================
+``AUC_c``   ``P(score_c(i) > score_c(j)) + P(score_c(i) = score_c(j)) / 2``, i in class c, j in another
+            class, both scored by the same attacker
+``macro``   ``mean_c |AUC_c - 1/2|``; for two classes ``|AUC - 1/2|``
+``worst``   ``max_c |AUC_c - 1/2|``
+==========  ===========================================================================================
 
 An attacker with AUC 0.2 flips its answer and has 0.8: leakage is the same. Both lie in [0, 1/2], 0 for guessing.
 
@@ -20,7 +19,8 @@ agree, and the variance of the AUC is up to twice what the changed labels see. S
 ``sqrt(2)``. Without that, a level of 5 % rejects in 9 to 18 % of cases (120 and 300 users, 2 to 32 dimensions, three
 attackers); with it, in 2 to 6 %. `transfer` needs no correction and is exact for one seed; over S seeds with a hold-out
 h drawn anew, two users may train the attacker on each other at different seeds, and the factor is
-``sqrt(1 + q / (q + 1))``, ``q = (S - 1) h (1 - h)``.
+``sqrt(1 + q / (q + 1))``, ``q = (S - 1) h (1 - h)``. Intervals of 150 studies of 200 users held their mean AUC in 94 %
+of cases up to an AUC of 0.52, in 97 % at 0.60, and always from 0.74, where they are up to twice as wide as need be.
 
 No guarantee follows from a low value. Balanced accuracy B of any attacker on two classes obeys
 ``B <= 1/2 + TV(P_1, P_2) / 2``, so ``2 B - 1`` of the strongest attacker is a lower bound of the distance of the two
@@ -72,6 +72,14 @@ def _scored(one: AttackScores, labels: Iterable[Any]) -> tuple[Coded, Codes]:
 def leakage(scores: AttackScores, labels: Iterable[Any]) -> dict[str, Any]:
     """AUC of each class against the rest, and ``|AUC - 1/2|``: its mean and its maximum over classes.
 
+    Lower is more private. It is a lower bound from the attackers that were tried; a linear one alone is no evidence,
+    since a defence that matches the means of the classes fools it and nobody else.
+
+    >>> m = np.array([1.0, 4.0, 2.0, 4.0, 5.0])  # scores of class m: 1.5 of 6 pairs are in order
+    >>> one = AttackScores("example", "by hand", "cross", np.stack([-m, m], axis=1), np.zeros(5, dtype=int), True)
+    >>> leakage(one, ["m", "m", "f", "f", "f"])
+    {'auc': {'f': 0.25, 'm': 0.25}, 'macro': 0.25, 'worst': 0.25}
+
     Parameters
     ----------
     scores : AttackScores
@@ -106,7 +114,16 @@ def leakage(scores: AttackScores, labels: Iterable[Any]) -> dict[str, Any]:
 
 
 def balanced_accuracy(scores: AttackScores, labels: Iterable[Any]) -> float:
-    """Mean recall of the most probable class, in [0, 1]; arguments and errors as those of `leakage`."""
+    """``mean_c P(argmax score = c | class c)``, in [0, 1]; arguments and errors as those of `leakage`.
+
+    Of C classes, guessing and naming the largest class both give 1 / C. It depends on a threshold and is not flip-safe
+    (0.2 is as bad as 0.8), so leakage comes first.
+
+    >>> m = np.array([0.0] * 6 + [1.0, 1.0, 1.0, 0.0])  # names six of seven f and two of three m
+    >>> one = AttackScores("example", "by hand", "cross", np.stack([1 - m, m], axis=1), np.zeros(10, dtype=int), True)
+    >>> round(balanced_accuracy(one, ["f"] * 7 + ["m"] * 3), 4)
+    0.7619
+    """
     coded, rows = _scored(scores, labels)
     code, counts = coded.code[rows], np.bincount(coded.code[rows], minlength=len(coded.classes))
     right = scores.scores[rows].argmax(axis=1) == code

@@ -1,15 +1,8 @@
 r"""Membership attacks on forgotten samples: scores per sample, AUC, privleak, over-unlearning.
 
-Every score is *higher for what looks like a member* of the training data. With token log-probabilities ``l_t``, n of
-them, ``cbar`` their negative mean, and mean and standard deviation ``mu_t, sigma_t`` of log p over the vocabulary:
-
-===================  ============================================================================================
-``loss``             ``-cbar``
-``zlib``             ``-cbar / bytes of the compressed answer``
-``reference``        ``cbar_ref - cbar``
-``min_k``            mean of the ``max(1, floor(k n))`` smallest ``l_t``
-``min_k_plus_plus``  the same of ``(l_t - mu_t) / max(sigma_t, floor)``
-===================  ============================================================================================
+Every score is *higher for what looks like a member* of the training data; published evaluations of unlearning store its
+negative. A score is no probability. With ``cbar``, the negative mean of the log-probabilities of n answer tokens,
+``loss`` is ``-cbar``, ``zlib`` is ``-cbar / bytes of the compressed answer``, ``reference`` is ``cbar_ref - cbar``.
 
 AUC is ``P(score of a forgotten sample > score of a held-out one)``, ties 1/2. 1/2: the model treats both alike.
 Above: the forgotten samples are still known. Far below: they were pushed further away than unseen text, which gives
@@ -174,6 +167,9 @@ def _tables(mask: ArrayLike, **tables: ArrayLike) -> tuple[Bools, list[Array]]:
 def min_k(log_probs: ArrayLike, mask: ArrayLike, *, k: float = 0.2) -> Array:
     """Mean of the ``max(1, floor(k n))`` smallest ``log p(y_t)`` of each sample, shape (n,), at most 0.
 
+    >>> min_k([[-0.1, -3.0, -0.5, -2.0, -0.2]], [[True] * 5], k=0.4)
+    array([-2.5])
+
     Parameters
     ----------
     log_probs : array_like, shape (n, T)
@@ -200,25 +196,19 @@ def min_k_plus_plus(
 ) -> Array:
     """Mean of the ``max(1, floor(k n))`` smallest ``(log p(y_t) - mu_t) / max(sigma_t, floor)``, shape (n,).
 
+    NaN, k and errors are those of `min_k`.
+
+    >>> log2 = np.log(2)  # a token of probability 1/4 among 1/2, 1/4, 1/4
+    >>> min_k_plus_plus([[-2 * log2]], [[-1.5 * log2]], [[0.5 * log2]], [[True]]).round(6)
+    array([-1.])
+
     Parameters
     ----------
     log_probs, mean, std : array_like, shape (n, T)
         Of `upright.language.logprobs.token_statistics`: mu and sigma weigh the vocabulary by the model's probabilities.
     mask : array_like of bool, shape (n, T)
-    k : float
-        As for `min_k`.
     floor : float
         Least standard deviation, above 0; published code bounds the variance by 1e-6.
-
-    Returns
-    -------
-    ndarray of float64
-        NaN for a sample without a token.
-
-    Raises
-    ------
-    InputError
-        As for `min_k`; also when floor is not above 0.
     """
     if not floor > 0:
         raise InputError(f"floor = {floor}", "a number above 0", "leave it at 1e-3")
@@ -252,6 +242,12 @@ def membership_auc(forget: ArrayLike, holdout: ArrayLike) -> MembershipAuc:
 def privleak(auc: float, retain_auc: float) -> float:
     """``100 (a - a_retain) / a_retain`` with ``a = 1 - AUC``: 0 is ideal, below 0 under-, above 0 over-unlearning.
 
+    It has no interval: what tells two models apart is the difference of their AUCs (`compare_models`).
+
+    >>> auc = membership_auc([-1.0, -1.2, -0.8, -2.5], [-2.0, -3.0, -2.6, -2.2]).auc
+    >>> auc, privleak(auc, 0.5)
+    (0.875, -75.0)
+
     Parameters
     ----------
     auc, retain_auc : float
@@ -262,7 +258,7 @@ def privleak(auc: float, retain_auc: float) -> float:
     -------
     float
         From -100 (a fully known forget set) to ``100 (1 / a_retain - 1)``. That is 100 for a retain model at 1/2 and
-        without bound as its AUC nears 1, so values of different retain models do not compare. NaN where its AUC is 1.
+        5219 at 0.9812, so values of different retain models do not compare. NaN where its AUC is 1.
 
     Raises
     ------
@@ -278,6 +274,11 @@ def privleak(auc: float, retain_auc: float) -> float:
 
 def over_unlearned(found: MembershipAuc, *, margin: float = 0.1, z: float = 3.0) -> bool:
     """``AUC < 1/2 - max(margin, z * standard_error)``: forgotten samples stand out as *less* likely than unseen ones.
+
+    Forgotten and held-out samples must come from one distribution, else AUC measures how they differ.
+
+    >>> over_unlearned(membership_auc([-3.0] * 9, [-1.0] * 9))
+    True
 
     Parameters
     ----------

@@ -4,13 +4,13 @@ Symbols: user u has candidates C_u (all items but the seen ones) and relevant it
 Positions p = 0, 1, ... run from the best score down, ``d_p = 1 / log2(p + 2)`` and ``rel_p`` is 1 when the item at p is
 relevant.
 
-=============  ====================================================================================
-``ndcg@k``     ``sum_{p<k} rel_p d_p / sum_{p<min(k, n_u)} d_p``
-``recall@k``   ``sum_{p<k} rel_p / n_u``
-``precision@k``  ``sum_{p<k} rel_p / k``
-``hit@k``      ``1`` when some ``rel_p = 1`` with p < k, else ``0``
-``mrr@k``      ``1 / (1 + p)`` of the first relevant item when p < k, else ``0``
-=============  ====================================================================================
+===============  ==================================================================================
+``ndcg@k``       ``sum_{p<k} rel_p d_p / sum_{p<min(k, n_u)} d_p``
+``recall@k``     ``sum_{p<k} rel_p / n_u``, at most ``k / n_u``: a lower ceiling for active users
+``precision@k``  ``sum_{p<k} rel_p / k``, at most ``n_u / k``: a lower ceiling for inactive users
+``hit@k``        ``1`` when some ``rel_p = 1`` with p < k, else ``0``; saturates for active users
+``mrr@k``        ``1 / (1 + p)`` of the first relevant item when p < k, else ``0``
+===============  ==================================================================================
 
 Ties: items with equal scores stand in uniformly random order, and every metric is its expectation over these
 orders, exactly. Nobody gains from an item's place in the file, and a constant score is worth what guessing is worth.
@@ -206,6 +206,16 @@ def evaluate_full(
 ) -> dict[str, NDArray[np.float64]]:
     """Rank the whole catalogue for each user, without the seen items.
 
+    >>> from scipy.sparse import csr_array
+    >>> seen, relevant = csr_array([[1, 0, 0, 0, 0]]), csr_array([[0, 1, 0, 1, 0]])
+    >>> scores = np.array([[9.0, 4.0, 7.0, 5.0, 1.0]])  # the list is 2, 3, 1, 4: hits at p = 1 and p = 2
+    >>> found = evaluate_full(lambda users: scores[users], [0], seen, relevant, ks=[2])
+    >>> {name: round(float(value[0]), 4) for name, value in found.items()}  # exposure of item 0, which was seen
+    {'ndcg@2': 0.3869, 'recall@2': 0.5, 'mrr@2': 0.5, 'hit@2': 1.0, 'precision@2': 0.5, 'exposure@2': 0.0}
+    >>> tied = np.array([[9.0, 7.0, 7.0, 7.0, 1.0]])  # the first hit is at p = 0 in 2 of 3 orders, else at p = 1
+    >>> round(float(evaluate_full(lambda users: tied[users], [0], seen, relevant, ks=[3])["mrr@3"][0]), 4)
+    0.8333
+
     Parameters
     ----------
     scores_of : callable
@@ -297,7 +307,8 @@ def matched_positives(
     r"""NDCG@k when every user has the same number of relevant items.
 
     ``mean over draws of NDCG@k( C_u without R_u \ S )``, S a uniformly random subset of R_u of size n. A user with
-    more relevant items finds one more easily; with n for everybody, groups that differ in activity compare.
+    more relevant items finds one more easily; with n for everybody, groups that differ in activity compare. Errors are
+    those of `evaluate_full`.
 
     Parameters
     ----------
@@ -316,11 +327,6 @@ def matched_positives(
     -------
     ndarray of float64, shape (N,)
         NaN for a user with fewer than n relevant items.
-
-    Raises
-    ------
-    InputError
-        As for `evaluate_full`.
     """
     who, seen, relevant = _check(users, seen, relevant, chunk=chunk, n=n, draws=draws, k=k)
     out = np.full(who.size, np.nan)
@@ -431,7 +437,11 @@ def sampled_protocol(
 def gini(x: ArrayLike) -> float:
     r"""Gini coefficient, ``sum_i (2 i - n - 1) x_(i) / (n sum_i x_i)`` with ``x_(1) <= ... <= x_(n)``.
 
-    Half the mean absolute difference of two random entries, divided by the mean.
+    Half the mean absolute difference of two random entries, divided by the mean. Lower is more even; it falls when
+    everybody gets equally bad lists too, so read it beside the mean.
+
+    >>> round(gini([0, 0, 1, 3]), 4), round(gini([0, 0, 0, 4]), 4)
+    (0.625, 0.75)
 
     Parameters
     ----------
@@ -460,16 +470,17 @@ def gini(x: ArrayLike) -> float:
 
 
 def coverage(exposure: ArrayLike) -> float:
-    """Share of the catalogue that can appear, ``#{i : exposure_i > 0} / I``, in [0, 1].
+    """Share of the catalogue that can appear, ``#{i : exposure_i > 0} / I``, in [0, 1], higher is better.
+
+    An item that is shown once counts like one shown to everybody, and random lists have a high coverage.
+
+    >>> coverage([2.0, 1.0, 0.0, 1.0])
+    0.75
 
     Parameters
     ----------
     exposure : array_like of float, shape (I,)
         ``exposure@k`` of `evaluate_full`.
-
-    Returns
-    -------
-    float
 
     Raises
     ------

@@ -17,19 +17,7 @@ from upright.experiment.summary import Evidence
 from upright.report import sections
 from upright.report.build import target_of, write_page
 from upright.report.kinds import draw
-from upright.report.parts import (
-    Block,
-    Cell,
-    Code,
-    Column,
-    Details,
-    Grid,
-    Notes,
-    Page,
-    Prose,
-    Section,
-    Table,
-)
+from upright.report.parts import Block, Cell, Code, Column, Details, Grid, Notes, Page, Prose, Section, Table
 from upright.report.plots import Canvas
 from upright.report.read import ArmView, View, read_folder
 from upright.report.text import flatten, number, plain, plural
@@ -245,7 +233,6 @@ def _record(views: Sequence[View]) -> Section:
     if names:
         body = [[Cell(name), *(Cell(side.get(name, "–")) for side in sides)] for name in names]
         blocks.append(Table("Cost of all arms and seeds", [Column("Cost"), *_heads(views)], body, False))
-    commands = [str(view.status.get("command") or "") for view in views]
-    lines = [f"# {LETTERS[i]}\n{command}" for i, command in enumerate(commands) if command]
+    lines = [f"# {LETTERS[i]}\n{v.status['command']}" for i, v in enumerate(views) if v.status.get("command")]
     blocks += [Code("\n".join(lines))] if lines else []
     return Section("auditor", "For the auditor", [*blocks, sections.limits(views[0], LIMITS)])

@@ -44,8 +44,9 @@ from upright.evidence.records import Level
 from upright.evidence.units import FEWEST, Block, Units
 from upright.evidence.verdict import Verdict, audit_verdict
 from upright.maths.parity.rates import Criterion
+from upright.maths.ranks import auc_values
 from upright.maths.simultaneous import compare_groups
-from upright.metrics.fairness import GroupFairness, Table, auc_values, fairness_of, rates_of
+from upright.metrics.fairness import GroupFairness, Table, fairness_of, rates_of
 from upright.tasks.answers import YOURS, Answer, plural, suppress_small
 
 __all__ = ["CRITERIA_OF", "PredictionsConfig", "metrics_of", "pairs_and_verdict", "read_predictions"]
