@@ -37,6 +37,7 @@ __all__ = [
     "item_sharpness",
     "item_weights",
     "kept_weights",
+    "rarest_items",
     "shuffled_weights",
     "slice_losses",
     "top_eigenvalue",
@@ -192,6 +193,13 @@ def shuffled_weights(weight: ArrayLike, count: ArrayLike, order: ArrayLike | np.
             "pass numpy.random.default_rng(seed).permutation(items)",
         )
     return _normalised(f[order], n)
+
+
+def rarest_items(weight: ArrayLike, count: ArrayLike, share: float) -> NDArray[np.bool_]:
+    """Return the items of the largest weights that hold at most `share` of the interactions; at least one weight."""
+    level, place = np.unique(np.asarray(weight), return_inverse=True)
+    held = np.bincount(place, _counts(count))[::-1].cumsum() / np.sum(count)  # from the largest weight down
+    return np.asarray(place >= len(level) - max(int((held <= share).sum()), 1))
 
 
 def _counts(count: ArrayLike) -> Array:

@@ -2,30 +2,29 @@ r"""EISAM: item-wise sharpness-aware minimisation as an optimiser around another
 
 With l the loss of a sample, i its item, ``c_i = lam f(n_i)`` and means over the whole batch, a step follows
 
-    g  = grad mean((1 - c_i) l)(w) + grad mean(c_i l)(w + e*),    e* = rho T^2 d / ||T d||
+    g  = grad mean((1 - c_i) l)(w) + grad mean(c_i l)(w + e*),    e* = rho T^2 d / ||T d||,  T = 1 or |w| (adaptive)
 
 ============  ========================================================================================================
-``lagged``    d is the penalty gradient (the second term) of the last step; 0 in the first step
+``lagged``    d is the second term of the last step that was made; 0 in the first step
 ``subset``    the same, with c_i = 0 save for the rarest items, which alone take the second pass
 ``shared``    d = grad mean(c_i l)(w)
 ``exact``     each item of the batch has its own e*, from its own gradient: a pass an item, for small models
 ============  ========================================================================================================
 
-The loop of ``lagged`` and ``subset`` has no closure, so micro-batches add up, and reduction across processes happens in
-each pass::
+The loop of ``lagged`` and ``subset`` has no closure: micro-batches add up, and processes reduce in each pass::
 
     opt.zero_grad()
     opt.plain(losses(batch), batch.items).backward()         # shape (B,) each
     with opt.ascent():                                       # w + e*; w again on exit, also after an exception
         opt.penalty(losses(batch), batch.items).backward()
     opt.merge()                                              # before unscaling and clipping; step implies it
-    clip_grad_norm_(parameters, 1.0); opt.step()
+    clip_grad_norm_(parameters, 1.0)
+    opt.step()
 
 Known methods are settings: SAM is ``weight="constant", lam=1`` (``shared``), Focal-SAM is ``weight="focal"``, ImbSAM is
 ``weight="tail_only"`` with lam = the tail's share of the interactions, because weights have mean 1 over interactions.
 
-References: arXiv 2603.12752; Foret et al., ICLR 2021; Kwon et al., ASAM, ICML 2021; Zhou et al., ImbSAM, ICCV 2023; Li
-et al., Focal-SAM, ICML 2025; Liu et al., LookSAM, CVPR 2022.
+References: arXiv 2603.12752 (its formulas are reconstructed here); those of `upright.maths.sharpness`.
 """
 
 from __future__ import annotations
@@ -40,16 +39,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from upright.contract import InputError
-from upright.maths.sharpness import ascent, ascent_scale, item_weights, kept_weights
+from upright.maths.sharpness import ascent, ascent_scale, item_weights, kept_weights, rarest_items
 
 __all__ = ["EISAM", "MODES", "SharpnessCheck", "check_sharpness"]
 
 MODES = ("lagged", "subset", "shared", "exact")
 FAITHFUL = 0.9  # of norm ratio and cosine: below it, rounding of weights has spoiled the perturbation
+CPU = torch.device("cpu")
 Losses = Callable[[], tuple[Tensor, Tensor]]
 Grads = dict[Tensor, Tensor]
 
@@ -63,11 +63,9 @@ class EISAM(Optimizer):
         Its parameter groups and state are this optimiser's too: a scheduler on either moves both.
     item_count : array, shape (I,)
         Interactions of each item in the training data.
-    rho : float
-        Radius, at least 0.
-    lam : float
-        Strength, at least 0. Where ``lam f > 1`` the plain pass weighs a rare item negatively; both passes together
-        weigh it 1.
+    rho, lam : float
+        Radius and strength, at least 0. Where ``lam f > 1`` the plain pass weighs a rare item negatively; both passes
+        together weigh it 1.
     weight, gamma
         f, see `item_weights`.
     mode : str
@@ -84,14 +82,14 @@ class EISAM(Optimizer):
     Attributes
     ----------
     realised : tuple of float, or None
-        ``||e|| / rho`` in terms of what the weights became, and its cosine with what was meant. Measured in the first
-        ascent that moves, and in every one where a parameter has less than 32 bits.
+        Length of the perturbation that the weights took over the length meant, and the cosine of both. Measured in the
+        first ascent that moves, and in every one where a parameter has less than 32 bits.
 
     Notes
     -----
-    Dropout must agree in both passes: torch's random state, on the CPU and the devices of the parameters, is kept at
-    the end of `zero_grad` and of `ascent`, and `ascent` starts from it. Nothing else that is random may stand between.
-    Statistics of batch normalisation see both passes.
+    Both passes draw the same dropout masks: torch's random state, on the CPU and the devices of the parameters, is kept
+    at the end of `zero_grad` and of `ascent`, and `ascent` starts from it. Nothing else that is random may stand
+    between. Statistics of batch normalisation see both passes.
 
     Beyond `base`, memory holds up to three copies of the trainable parameters: direction, penalty gradient, weights.
 
@@ -116,8 +114,8 @@ class EISAM(Optimizer):
         share: float = 0.5,
         seed: int = 0,
     ) -> None:
-        known = mode in MODES and direction in ("own", "random")
-        if not known or not (0.0 <= rho < math.inf and 0.0 <= lam < math.inf and 0.0 < share <= 1.0):
+        numbers = 0.0 <= rho < math.inf and 0.0 <= lam < math.inf and 0.0 < share <= 1.0
+        if mode not in MODES or direction not in ("own", "random") or not numbers:
             raise InputError(
                 f"mode = {mode!r}, direction = {direction!r}, rho = {rho}, lam = {lam}, share = {share}",
                 f"a mode of {', '.join(MODES)}; direction own or random; rho, lam >= 0; share in (0, 1]",
@@ -127,32 +125,23 @@ class EISAM(Optimizer):
         f = item_weights(count, weight, gamma) if item_weight is None else np.asarray(item_weight, dtype=np.float64)
         if f.shape != count.shape or not np.isfinite(f).all() or (f < 0).any():
             raise InputError(
-                f"item weights of shape {f.shape} for {count.shape} counts",
-                "one finite weight >= 0 an item",
-                "align them",
+                f"item weights of shape {f.shape}", f"{count.shape} finite weights >= 0", "align with counts"
             )
-        self.base, self.rho, self.lam, self.mode, self.adaptive, self.direction = (
-            base,
-            rho,
-            lam,
-            mode,
-            adaptive,
-            direction,
-        )
-        on = _rarest(f, count, share) if mode == "subset" else np.ones(len(f), dtype=np.bool_)
-        self._c = {torch.device("cpu"): torch.from_numpy(np.where(on, lam * f, 0.0))}  # by device
+        on = rarest_items(f, count, share) if mode == "subset" else np.ones(len(f), dtype=np.bool_)
+        self.base, self.rho, self.mode, self.adaptive, self.direction = base, rho, mode, adaptive, direction
+        self._c = {(CPU, torch.float64): torch.from_numpy(np.where(on, lam * f, 0.0))}  # by device and type
         self._on = torch.from_numpy(on)
-        self._all_second = bool((lam * f == 1.0).all() and on.all())  # the plain pass weighs nothing
+        self._sam = bool((lam * f == 1.0).all() and on.all())  # the plain pass weighs nothing
         self._draws = torch.Generator().manual_seed(seed)
         self.realised: tuple[float, float] | None = None
         self._direction: Grads = {}  # of the last step that was made
         self._next: Grads | None = None  # of the step that is not made yet
         self._penalty: Grads | None = None  # what the second passes have added up
         self._seen: Tensor | None = None  # norms of the plain gradients when the last ascent ended
-        self._random: list[Tensor] | None = None
+        self._random: dict[torch.device, Tensor] | None = None
         self._total: int | None = None
         self._inside = False
-        super().__setstate__({})  # hooks of an Optimizer, without parameter groups of its own
+        super().__setstate__({})  # an Optimizer's hooks, without parameter groups of its own
 
     def __getattr__(self, name: str) -> Any:
         if name in ("state", "param_groups", "defaults") and "base" in self.__dict__:
@@ -174,23 +163,26 @@ class EISAM(Optimizer):
         if self._inside:
             raise InputError(f"{what} inside ascent", "one ascent at a time, with passes alone in it", "leave it first")
 
-    def _weights_of(self, losses: Tensor, items: Tensor) -> Tensor:
-        """Return c of each loss."""
+    def _weighted(self, losses: Tensor, items: Tensor, plain: bool) -> Tensor:
+        """Return the sum of losses by c, or by 1 - c."""
         if losses.ndim == 0 or losses.shape != items.shape:
             raise InputError(
                 f"losses of shape {tuple(losses.shape)} and items of shape {tuple(items.shape)}",
                 "one loss and one item a sample, not a mean",
                 "take the loss with reduction='none', and the mean over the tokens of a sample",
             )
-        if losses.device not in self._c:
-            self._c[losses.device] = self._c[torch.device("cpu")].to(losses.device)
         self._check_items(items)
-        return self._c[losses.device][items.to(losses.device)].to(torch.promote_types(losses.dtype, torch.float32))
+        at = losses.device, torch.promote_types(losses.dtype, torch.float32)
+        if at not in self._c:
+            self._c[at] = self._c[CPU, torch.float64].to(at[1]).to(at[0])
+        c = self._c[at][items.to(losses.device)]
+        return ((1.0 - c if plain else c) * losses).sum()
 
     def _check_items(self, items: Tensor) -> None:
-        if items.numel() and not 0 <= int(items.min()) <= int(items.max()) < len(self._on):
+        low, high = torch.stack(torch.aminmax(items)).tolist() if items.numel() else (0, 0)
+        if low < 0 or high >= len(self._on):
             raise InputError(
-                f"an item code from {int(items.min())} to {int(items.max())}",
+                f"an item code from {low} to {high}",
                 f"codes from 0 to {len(self._on) - 1}, as in item_count",
                 "leave padding out, and count every item of the catalogue",
             )
@@ -202,9 +194,8 @@ class EISAM(Optimizer):
 
     def plain(self, losses: Tensor, items: Tensor) -> Tensor:
         """``mean((1 - c_i) l)``, shape (); of losses and items (int64) of one shape."""
-        c = self._weights_of(losses, items)
         self._total, self._seen = losses.numel(), None
-        return ((1.0 - c) * losses).sum() / losses.numel()
+        return self._weighted(losses, items, True) / losses.numel()
 
     def penalty(self, losses: Tensor, items: Tensor, total: int | None = None) -> Tensor:
         """``sum(c_i l) / total``, shape (); total is the size of the batch.
@@ -213,65 +204,61 @@ class EISAM(Optimizer):
         """
         if total is None:
             total = self._total if self.mode == "subset" and self._total else losses.numel()
-        return (self._weights_of(losses, items) * losses).sum() / total
+        return self._weighted(losses, items, False) / total
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Start a step: no gradients, and the random state that both passes of the next sample share."""
+        """Start a step: no gradients, and the random state that both passes share."""
         self._outside("zero_grad")
         self.base.zero_grad(set_to_none)
         self._penalty = self._next = self._seen = None
-        self._random = _random_state(self._trained())
+        self._random = _random_states(self._trained())
 
     @contextmanager
     def _moved(self, direction: Grads) -> Iterator[list[Tensor]]:
         """Stand at w + e* with the random state of the plain pass; give the trained parameters."""
         if self._random is None:
-            raise InputError(
-                "ascent before zero_grad", "zero_grad of this optimiser at the start of each step", "call it"
-            )
+            raise InputError("ascent before zero_grad", "a step that starts with opt.zero_grad()", "call it first")
         params = self._trained()
-        after = _random_state(params)
+        after = _random_states(params)
         self._inside = True
         try:
             with kept_weights(params) as weights:
-                self._move(params, weights, direction)
-                _set_random_state(params, self._random)
+                self._add([(p, w, direction[p]) for p, w in zip(params, weights, strict=True) if p in direction])
+                _set_random_states(self._random)
                 yield params
         finally:
             self._inside = False
-            _set_random_state(params, after)
+            _set_random_states(after)
 
     @torch.no_grad()
-    def _move(self, params: list[Tensor], weights: list[Tensor], direction: Grads) -> None:
-        some = [(p, w, direction[p]) for p, w in zip(params, weights, strict=True) if p in direction]
-        kept, along = [w for _, w, _ in some], [d for _, _, d in some]
-        unit = ascent_scale(along, kept if self.adaptive else None)
-        if unit == 0.0:  # no direction: 0 times what is not finite would be NaN
+    def _add(self, some: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Add e* to parameters, in place; w and d stand beside each."""
+        params, weights, along = [p for p, _, _ in some], [w for _, w, _ in some], [d for _, _, d in some]
+        scale = ascent_scale(along, weights if self.adaptive else None)
+        if scale == 0.0:  # no direction: 0 times what is not finite would be NaN
             return
-        scale = self.rho * unit
+        scale *= self.rho
         if self.adaptive:
             for p, w, d in some:
                 p.addcmul_(w * d, w, value=scale)
         else:
-            torch._foreach_add_([p for p, _, _ in some], along, alpha=scale)
-        if scale and (self.realised is None or any(p.element_size() < 4 for p in params)):
-            self._measure(some, scale)
-
-    def _measure(self, some: Sequence[tuple[Tensor, Tensor, Tensor]], scale: float) -> None:
+            torch._foreach_add_(params, along, alpha=scale)
+        if self.realised is not None and all(p.element_size() >= 4 for p in params):
+            return
         meant = real = both = 0.0
         for p, w, d in some:
             wide = w.double()
             e, moved = d.double() * scale * (wide.square() if self.adaptive else 1.0), p.double() - wide
             meant, real = meant + float(e.square().sum()), real + float(moved.square().sum())
             both += float((e * moved).sum())
-        self.realised = math.sqrt(real / meant), both / math.sqrt(real * meant) if real else 0.0
-        if min(self.realised) < FAITHFUL:
-            warnings.warn(
-                "the weights take {:.2f} of the perturbation's length, at cosine {:.2f}: keep them in float32".format(
-                    *self.realised
-                ),
-                stacklevel=2,
-            )
+        if meant:
+            self.realised = math.sqrt(real / meant), both / math.sqrt(real * meant) if real else 0.0
+            if min(self.realised) < FAITHFUL:
+                length, cosine = self.realised
+                message = (
+                    f"weights take {length:.2f} of a perturbation's length, cosine {cosine:.2f}: keep them in float32"
+                )
+                warnings.warn(message, stacklevel=2)
 
     @contextmanager
     def ascent(self) -> Iterator[None]:
@@ -295,28 +282,24 @@ class EISAM(Optimizer):
                     "gradients that belong to their parameter",
                     "wrap the model in DistributedDataParallel with gradient_as_bucket_view=False",
                 )
-        self._penalty, self._random = found, _random_state(params)
-        self._seen = self._plain_norms()
+        self._penalty, self._random, self._seen = found, _random_states(list(plain)), self._plain_norms()
 
     def _plain_norms(self) -> Tensor:
         grads = [p.grad for p in self._trained() if p.grad is not None]
-        return torch.stack([one.cpu() for one in torch._foreach_norm(grads)]) if grads else torch.zeros(0)
+        return torch.stack([one.cpu() for one in torch._foreach_norm(grads)]).nan_to_num() if grads else torch.zeros(0)
 
     def merge(self) -> None:
         """Add the penalty's gradients to the plain ones in ``.grad``; nothing where there are none."""
         self._outside("merge")
         if self._penalty is None:
             return
-        if self._seen is not None and not torch.equal(self._seen.nan_to_num(), self._plain_norms().nan_to_num()):
-            raise InputError(
-                "plain gradients that changed after the last pass", "merge before unscaling and clipping",
-                "call opt.merge() straight after the last pass",
-            )  # fmt: skip
+        if self._seen is not None and not torch.equal(self._seen, self._plain_norms()):
+            got, accepted = "plain gradients that changed after the last pass", "merge before unscaling and clipping"
+            raise InputError(got, accepted, "call opt.merge() straight after the last pass")
         for p in self._trained():
             if (p.grad is None) != (p not in self._penalty):
-                missed = "plain" if p.grad is None else "second"
                 raise InputError(
-                    f"no gradient of the {missed} pass for {self._name_of(p)}",
+                    f"no gradient of the {'plain' if p.grad is None else 'second'} pass for {self._name_of(p)}",
                     "parameters that both passes reach, or neither",
                     "run the same model in both, or freeze what one does not use",
                 )
@@ -330,8 +313,8 @@ class EISAM(Optimizer):
         ----------
         closure : callable, optional
             Returns ``(losses, items)`` of one batch and draws the same masks from torch's random state in each call.
-            Both passes are then run here, from gradients of zero. Modes ``shared`` and ``exact`` need it, in a single
-            process; a gradient is clipped in ``base.register_step_pre_hook``.
+            All passes are then run here, from gradients of zero. Modes ``shared`` and ``exact`` need it, in a single
+            process; gradients are clipped in ``base.register_step_pre_hook``.
         """
         self._outside("step")
         if closure is None and self.mode in ("shared", "exact"):
@@ -345,45 +328,11 @@ class EISAM(Optimizer):
 
     @torch.no_grad()
     def _aimed(self, grads: Grads) -> Grads:
-        """Return gradients, or normal draws of their shapes where directions are random."""
+        """Return gradients, or normal draws in their place where directions are random."""
         if self.direction == "random":
             for g in grads.values():
                 g.copy_(torch.randn(g.shape, generator=self._draws))
         return grads
-
-    def _passes(self, closure: Losses) -> Tensor:
-        """Run every pass of a step on one batch, and leave its gradient in ``.grad``, save for merging."""
-        self.zero_grad()
-        losses, items = closure()
-        mean = losses.detach().mean()
-        if self.mode in ("lagged", "subset"):
-            self.plain(losses, items).backward()  # type: ignore[no-untyped-call]
-            with self.ascent():
-                self.penalty(*closure()).backward()  # type: ignore[no-untyped-call]
-            return mean
-        if (
-            torch.distributed.is_available()
-            and torch.distributed.is_initialized()
-            and torch.distributed.get_world_size() > 1
-        ):
-            raise InputError(
-                f"mode {self.mode!r} in several processes",
-                "lagged or subset: one reduction a pass",
-                "take mode 'lagged'",
-            )
-        if not self._all_second:
-            self.plain(losses, items).backward(retain_graph=True)  # type: ignore[no-untyped-call]
-        parts = self._parts(items)
-        params, directions = self._trained(), []
-        for k, on in enumerate(parts, 1):
-            part = self.penalty(losses[on], items[on], losses.numel())
-            found = torch.autograd.grad(part, params, retain_graph=k < len(parts), allow_unused=True)
-            directions.append(self._aimed({p: g for p, g in zip(params, found, strict=True) if g is not None}))
-        for on, direction in zip(parts, directions, strict=True):
-            with self._moved(direction):
-                losses, items = closure()
-                self.penalty(losses[on], items[on], losses.numel()).backward()  # type: ignore[no-untyped-call]
-        return mean
 
     def _parts(self, items: Tensor) -> list[Tensor]:
         """Return which samples share a direction: all of them, or in mode ``exact`` those of one item."""
@@ -391,8 +340,33 @@ class EISAM(Optimizer):
             return [torch.ones_like(items, dtype=torch.bool)]
         return [items == i for i in torch.unique(items)]
 
+    def _passes(self, closure: Losses) -> Tensor:
+        """Run every pass of a step on one batch; what `merge` adds is left to it."""
+        self.zero_grad()
+        losses, items = closure()
+        mean, total, params = losses.detach().mean(), losses.numel(), self._trained()
+        if self.mode in ("lagged", "subset"):
+            self.plain(losses, items).backward()  # type: ignore[no-untyped-call]
+            with self.ascent():
+                self.penalty(*closure()).backward()  # type: ignore[no-untyped-call]
+            return mean
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise InputError(f"mode {self.mode!r} in several processes", "lagged or subset", "take mode 'lagged'")
+        if not self._sam:
+            self.plain(losses, items).backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        parts, directions = self._parts(items), []
+        for k, on in enumerate(parts, 1):
+            part = self.penalty(losses[on], items[on], total)
+            found = torch.autograd.grad(part, params, retain_graph=k < len(parts), allow_unused=True)
+            directions.append(self._aimed({p: g for p, g in zip(params, found, strict=True) if g is not None}))
+        for on, direction in zip(parts, directions, strict=True):
+            with self._moved(direction):
+                losses, items = closure()
+                self.penalty(losses[on], items[on], total).backward()  # type: ignore[no-untyped-call]
+        return mean
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base optimiser; the new parameters are moved from the second step on."""
+        """Add a group to the base optimiser; its parameters are moved from their second step on."""
         self.base.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
@@ -411,25 +385,15 @@ class EISAM(Optimizer):
             self._draws.set_state(state_dict["draws"].cpu())
 
 
-def _rarest(f: np.ndarray[Any, Any], count: np.ndarray[Any, Any], share: float) -> np.ndarray[Any, Any]:
-    """Return the items of the largest weights that hold at most `share` of the interactions; at least one weight."""
-    level, place = np.unique(f, return_inverse=True)
-    held = np.bincount(place, count)[::-1].cumsum() / count.sum()  # from the largest weight down
-    return place >= len(level) - max(int((held <= share).sum()), 1)
+def _random_states(params: Sequence[Tensor]) -> dict[torch.device, Tensor]:
+    """Return torch's random state on the CPU and the devices of parameters."""
+    devices = {p.device for p in params} - {CPU}
+    return {CPU: torch.get_rng_state(), **{d: torch.get_device_module(d).get_rng_state(d) for d in devices}}
 
 
-def _random_state(params: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.get_device_module(d).get_rng_state(d) for d in _devices(params))]
-
-
-def _set_random_state(params: Sequence[Tensor], states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    for device, state in zip(_devices(params), states[1:], strict=True):
-        torch.get_device_module(device).set_rng_state(state, device)
-
-
-def _devices(params: Sequence[Tensor]) -> list[torch.device]:
-    return sorted({p.device for p in params if p.device.type != "cpu"}, key=str)
+def _set_random_states(states: dict[torch.device, Tensor]) -> None:
+    for device, state in states.items():
+        torch.set_rng_state(state) if device == CPU else torch.get_device_module(device).set_rng_state(state, device)
 
 
 @dataclass(frozen=True)
@@ -443,9 +407,9 @@ class SharpnessCheck:
     gradient_gap : float
         ``||g - hand-written g|| / ||hand-written g||``.
     norm_ratio, cosine : float
-        The perturbation that the weights took, against the one meant; NaN at rho = 0.
+        `EISAM.realised`; NaN where nothing was to move.
     penalty : float
-        ``mean(c_i l)(w + e*) - mean(c_i l)(w)``.
+        ``mean(c_i l)(w + e*) - mean(c_i l)(w)``, in mode ``exact`` each item at its own e*.
     """
 
     loss_gap: float
@@ -456,7 +420,7 @@ class SharpnessCheck:
 
 
 def check_sharpness(opt: EISAM, losses: Losses) -> SharpnessCheck:
-    """Compare a step with its closed form, written by hand, on the direction of the batch at hand.
+    """Compare a step with its closed form, written by hand, at the direction of the batch at hand.
 
     Weights, gradients, random state and optimiser stay as they were; statistics of batch normalisation do not.
 
@@ -469,14 +433,14 @@ def check_sharpness(opt: EISAM, losses: Losses) -> SharpnessCheck:
     Raises
     ------
     InputError
-        Where the two passes see other masks, the weights do not take the perturbation or are not restored, or the
-        gradient is not that of the closed form; and for whatever a pass refuses.
+        Where two passes see other masks, the weights do not take the perturbation or are not restored, or the gradient
+        is not that of the closed form; and for whatever a pass refuses.
     """
     params, before = opt._trained(), vars(opt).copy()
-    own, random = [p.grad for p in params], _random_state(params)
+    own, random = [p.grad for p in params], _random_states(params)
 
     def again() -> tuple[Tensor, Tensor]:
-        _set_random_state(params, random)
+        _set_random_states(random)
         return losses()
 
     def gradients(loss: Tensor) -> Grads:
@@ -489,46 +453,40 @@ def check_sharpness(opt: EISAM, losses: Losses) -> SharpnessCheck:
         with kept_weights(params) as weights, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what is measured is raised below
             first, items = again()
-            wanted, low, high = gradients(opt.plain(first, items)), 0.0, 0.0
-            second = again()[0].detach()
+            wanted, rise = gradients(opt.plain(first, items)), 0.0
+            first, second = first.detach(), again()[0].detach()
             for on in opt._parts(items):
-                loss = opt.penalty(again()[0][on], items[on], items.numel())
-                direction = gradients(loss)
-                low += float(loss)
+                low = opt.penalty(again()[0][on], items[on], items.numel())
+                direction = gradients(low)
                 at = [w for p, w in zip(params, weights, strict=True) if p in direction] if opt.adaptive else None
                 with torch.no_grad():
-                    for p, e in zip(direction, ascent(list(direction.values()), opt.rho, at), strict=True):
-                        p.add_(e)
-                loss = opt.penalty(again()[0][on], items[on], items.numel())
-                high += float(loss)
-                for p, g in gradients(loss).items():
+                    torch._foreach_add_(list(direction), ascent(list(direction.values()), opt.rho, at))
+                high = opt.penalty(again()[0][on], items[on], items.numel())
+                rise += float(high.detach()) - float(low.detach())
+                for p, g in gradients(high).items():
                     wanted[p] = wanted[p] + g if p in wanted else g
                 with torch.no_grad():
                     torch._foreach_copy_(params, weights)
             opt.direction, opt._direction, opt.realised = "own", direction, None
-            _set_random_state(params, random)
+            _set_random_states(random)
             opt._passes(losses)
             opt.merge()
             restored = all(torch.equal(p, w) for p, w in zip(params, weights, strict=True))
             off = [float((p.grad - g).double().norm()) for p, g in wanted.items() if p.grad is not None]
-        size = math.hypot(*(float(g.double().norm()) for g in wanted.values()))
-        scale = max(float(first.detach().abs().max()), torch.finfo(first.dtype).tiny)
-        found = SharpnessCheck(
-            float((second - first.detach()).abs().max()) / scale,
-            math.hypot(*off) / max(size, torch.finfo(torch.float64).tiny),
-            *(opt.realised or (math.nan, math.nan)),
-            high - low,
-        )
+            length, cosine = opt.realised or (math.nan, math.nan)
     finally:
         vars(opt).update(before)
         for p, grad in zip(params, own, strict=True):
             p.grad = grad
-        _set_random_state(params, random)
-    tolerance = torch.finfo(params[0].dtype).eps ** 0.5
+        _set_random_states(random)
+    size = math.hypot(*(float(g.double().norm()) for g in wanted.values()))
+    loss_gap = float((second - first).abs().max() / first.abs().max().clamp(min=1e-30))
+    found = SharpnessCheck(loss_gap, math.hypot(*off) / max(size, 1e-30), length, cosine, rise)
+    tolerance = max(torch.finfo(p.dtype).eps for p in params) ** 0.5
     for wrong, accepted, todo in (
-        (found.loss_gap > tolerance, "two calls of losses that agree", "draw dropout from torch's own random state"),
+        (loss_gap > tolerance, "two calls of losses that agree", "draw dropout from torch's own random state"),
         (not restored, "weights that are restored bit for bit", "let nothing else write to them during a pass"),
-        (min(found.norm_ratio, found.cosine) < FAITHFUL, "weights that take the step", "keep them in float32"),
+        (min(length, cosine) < FAITHFUL, "weights that take the perturbation", "keep them in float32"),
         (found.gradient_gap > tolerance, "the gradient of the closed form", "look for hooks that change gradients"),
     ):
         if wrong:
