@@ -89,7 +89,8 @@ class EISAM(Optimizer):
     -----
     Both passes draw the same dropout masks: torch's random state, on the CPU and the devices of the parameters, is kept
     at the end of `zero_grad` and of `ascent`, and `ascent` starts from it. Nothing else that is random may stand
-    between. Statistics of batch normalisation see both passes.
+    between, and every plain pass has its ascent, empty where no sample is selected. Statistics of batch normalisation
+    see both passes.
 
     Beyond `base`, memory holds up to three copies of the trainable parameters: direction, penalty gradient, weights.
 
@@ -129,9 +130,10 @@ class EISAM(Optimizer):
             )
         on = rarest_items(f, count, share) if mode == "subset" else np.ones(len(f), dtype=np.bool_)
         self.base, self.rho, self.mode, self.adaptive, self.direction = base, rho, mode, adaptive, direction
-        self._c = {(CPU, torch.float64): torch.from_numpy(np.where(on, lam * f, 0.0))}  # by device and type
+        c = torch.from_numpy(np.where(on, lam * f, 0.0))
+        self._c = {(CPU, torch.float64): torch.stack([c, 1.0 - c])}  # by device and type
         self._on = torch.from_numpy(on)
-        self._sam = bool((lam * f == 1.0).all() and on.all())  # the plain pass weighs nothing
+        self._sam = bool((c == 1.0).all())  # the plain pass weighs nothing
         self._draws = torch.Generator().manual_seed(seed)
         self.realised: tuple[float, float] | None = None
         self._direction: Grads = {}  # of the last step that was made
@@ -175,8 +177,8 @@ class EISAM(Optimizer):
         at = losses.device, torch.promote_types(losses.dtype, torch.float32)
         if at not in self._c:
             self._c[at] = self._c[CPU, torch.float64].to(at[1]).to(at[0])
-        c = self._c[at][items.to(losses.device)]
-        return ((1.0 - c if plain else c) * losses).sum()
+        weights = self._c[at][int(plain)].take(items.to(losses.device))
+        return torch.dot(weights.flatten(), losses.flatten().to(at[1]))
 
     def _check_items(self, items: Tensor) -> None:
         low, high = torch.stack(torch.aminmax(items)).tolist() if items.numel() else (0, 0)
@@ -214,8 +216,8 @@ class EISAM(Optimizer):
         self._random = _random_states(self._trained())
 
     @contextmanager
-    def _moved(self, direction: Grads) -> Iterator[list[Tensor]]:
-        """Stand at w + e* with the random state of the plain pass; give the trained parameters."""
+    def _moved(self, direction: Grads) -> Iterator[dict[torch.device, Tensor]]:
+        """Stand at w + e* with the random state of the plain pass; give the one to go on from."""
         if self._random is None:
             raise InputError("ascent before zero_grad", "a step that starts with opt.zero_grad()", "call it first")
         params = self._trained()
@@ -225,7 +227,7 @@ class EISAM(Optimizer):
             with kept_weights(params) as weights:
                 self._add([(p, w, direction[p]) for p, w in zip(params, weights, strict=True) if p in direction])
                 _set_random_states(self._random)
-                yield params
+                yield after
         finally:
             self._inside = False
             _set_random_states(after)
@@ -266,11 +268,11 @@ class EISAM(Optimizer):
         self._outside("ascent")
         plain = {p: p.grad for p in self._trained()}
         try:
-            with self._moved(self._direction) as params:
-                for p in params:
+            with self._moved(self._direction) as after:
+                for p in plain:
                     p.grad = None if self._penalty is None else self._penalty.get(p)
                 yield
-                found = {p: p.grad for p in params if p.grad is not None}
+                found = {p: p.grad for p in plain if p.grad is not None}
         finally:
             for p, grad in plain.items():
                 p.grad = grad
@@ -282,7 +284,7 @@ class EISAM(Optimizer):
                     "gradients that belong to their parameter",
                     "wrap the model in DistributedDataParallel with gradient_as_bucket_view=False",
                 )
-        self._penalty, self._random, self._seen = found, _random_states(list(plain)), self._plain_norms()
+        self._penalty, self._random, self._seen = found or None, after, self._plain_norms()
 
     def _plain_norms(self) -> Tensor:
         grads = [p.grad for p in self._trained() if p.grad is not None]
