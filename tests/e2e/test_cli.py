@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from upright.data.entries import CATALOGUE
+
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
 
 
@@ -170,10 +172,7 @@ def test_list_never_pays_for_heavy_imports() -> None:
     assert statistics.median(times) < 5
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["ml100k", "ml-latest-small", "epinions", "gowalla", "lastfm", "adult", "compas", "german", "census-kdd"],
-)
+@pytest.mark.parametrize("name", CATALOGUE)
 def test_every_data_set_is_described(name: str) -> None:
     done = upright("data", "info", name, "--json")
     assert done.returncode == 0, done.stderr

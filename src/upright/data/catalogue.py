@@ -378,6 +378,7 @@ def load_split(
     ``ml-latest-small``       items with at least 5 interactions, random 70/10/20; titles
     ``epinions`` ``gowalla``  the published parts in the order of their files
     ``lastfm``                the same; the value is a play count
+    ``amazon-video``          every rating, random 70/10/20; times in days, no titles
     path                      `read_interactions` with the reader options, random 70/10/20
     ========================  =====================================================================================
 

