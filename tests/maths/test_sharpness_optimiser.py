@@ -330,6 +330,20 @@ def test_a_step_that_a_scaler_skips_leaves_no_trace():
     close(flat(a), train(b, EISAM(adam(b), COUNT), data[:2] + data[3:], clip=0.1))
 
 
+def test_the_direction_of_a_step_that_is_not_made_is_forgotten():
+    model = make()
+    opt = EISAM(adam(model), COUNT)
+    train(model, opt, batches()[:1])
+    kept = opt.state_dict()["direction"][0].clone()
+    x, y = batches()[1]
+    opt.zero_grad()
+    passes(opt, model, x, y)
+    opt.zero_grad()
+    losses(model, x, y).mean().backward()  # a step of the base alone
+    opt.step()
+    assert torch.equal(opt.state_dict()["direction"][0], kept)
+
+
 @pytest.mark.parametrize("settings", [{}, {"direction": "random"}, {"mode": "subset", "adaptive": True}])
 def test_a_state_taken_up_between_steps_goes_on_bit_for_bit(settings, tmp_path):
     a, b = make(), make()
@@ -529,6 +543,7 @@ def test_an_exception_inside_ascent_restores_all():
     def fail():
         assert not torch.equal(flat(model), before)
         opt.penalty(losses(model, x, y), y).backward()
+        torch.rand(1)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError), opt.ascent():

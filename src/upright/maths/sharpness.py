@@ -52,9 +52,13 @@ def _wide(x: Tensor) -> Tensor:
 
 def ascent_scale(grads: Sequence[Tensor], weights: Sequence[Tensor] | None = None) -> float:
     """Return ``1 / ||T g||`` over all tensors, summed in float64; 0 where the norm is 0 or not finite."""
-    if weights is not None:
-        grads = [_wide(g) * _wide(w) for g, w in zip(grads, weights, strict=True)]
-    norms = torch._foreach_norm(list(grads), 2, dtype=torch.float64) if grads else [torch.zeros(())]
+    if weights is None:
+        norms = list(torch._foreach_norm(list(grads), 2, dtype=torch.float64)) if grads else []
+    else:  # one tensor at a time, so that no further copy of all of them is held
+        pairs = zip(grads, weights, strict=True)
+        norms = [torch.linalg.vector_norm(_wide(g) * _wide(w), dtype=torch.float64) for g, w in pairs]
+    if not norms:
+        return 0.0
     norm = math.hypot(*torch.stack([one.to(norms[0].device) for one in norms]).tolist())
     return 1.0 / norm if 0.0 < norm < math.inf else 0.0
 

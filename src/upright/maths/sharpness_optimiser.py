@@ -249,10 +249,13 @@ class EISAM(Optimizer):
             return
         meant = real = both = 0.0
         for p, w, d in some:
-            wide = w.double()
-            e, moved = d.double() * scale * (wide.square() if self.adaptive else 1.0), p.double() - wide
-            meant, real = meant + float(e.square().sum()), real + float(moved.square().sum())
-            both += float((e * moved).sum())
+            wide = torch.promote_types(w.dtype, torch.float32)
+            e, moved = d.to(wide) * scale, p.to(wide) - w.to(wide)
+            if self.adaptive:
+                e.mul_(w).mul_(w)
+            meant += float(e.square().sum(dtype=torch.float64))
+            real += float(moved.square().sum(dtype=torch.float64))
+            both += float(e.mul_(moved).sum(dtype=torch.float64))
         if meant:
             self.realised = math.sqrt(real / meant), both / math.sqrt(real * meant) if real else 0.0
             if min(self.realised) < FAITHFUL:
