@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from upright.contract import InputError, stream
 from upright.data.interactions import Interactions, Split
 
-__all__ = ["PAD", "last_histories", "leave_last", "tie_shares", "windows"]
+__all__ = ["PAD", "joined", "last_histories", "leave_last", "tie_shares", "windows"]
 
 Ints = NDArray[np.int64]
 
@@ -24,7 +24,7 @@ PAD = -1
 """What stands in a history or a target where there is no item."""
 
 
-def _joined(*logs: Interactions) -> Interactions:
+def joined(*logs: Interactions) -> Interactions:
     """Return the rows of parts one after the other, without times where one part has none."""
     times = [log.time for log in logs if log.time is not None]
     return dataclasses.replace(
@@ -63,7 +63,7 @@ def leave_last(split: Split, *, seed: int, without_times: Literal["refuse", "dra
     ---------
     A function of rows and seed: neither `split_seed` nor the order of the file matters. Ties do not depend on items.
     """
-    log = _joined(split.train, split.valid, split.test)
+    log = joined(split.train, split.valid, split.test)
     if log.time is None and without_times != "draw":
         raise InputError(
             f"{split.name}, a log without times",
@@ -161,7 +161,7 @@ def last_histories(*logs: Interactions, length: int) -> Ints:
     length : int
         At least 1.
     """
-    item, counts = _by_user(_joined(*logs), length)
+    item, counts = _by_user(joined(*logs), length)
     there = np.arange(length) >= length - counts[:, None]
     row = np.cumsum(counts)[:, None] - length + np.arange(length)
     return np.where(there, item[np.where(there, row, 0)], PAD)

@@ -186,8 +186,10 @@ class SASRec(nn.Module):
         states: Tensor = self.norm(x)
         return states
 
-    def target_losses(self, history: Tensor, target: Tensor, *, masks: int) -> tuple[Tensor, Tensor]:
-        """``-log softmax(score)_target`` at every place that has a target.
+    def target_losses(
+        self, history: Tensor, target: Tensor, *, masks: int, offset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``-log softmax(score + offset)_target`` at every place that has a target.
 
         Parameters
         ----------
@@ -195,6 +197,8 @@ class SASRec(nn.Module):
             ``target[b, t]`` follows ``history[b, t]``; -1 where there is none.
         masks : int
             Seed of the dropout masks of this call; without meaning in evaluation mode.
+        offset : Tensor, shape (I,), optional
+            Added to the scores in training alone, such as ``log p(i)`` for logit adjustment.
 
         Returns
         -------
@@ -226,7 +230,8 @@ class SASRec(nn.Module):
             generator = torch.Generator(device=history.device).manual_seed(masks)
         states = self._states(history, SeededDropout(self.dropout, generator))[there]
         item = target[there]
-        return cross_entropy(states @ self.item.T, item, reduction="none"), item
+        scores = states @ self.item.T
+        return cross_entropy(scores if offset is None else scores + offset, item, reduction="none"), item
 
     def score_all(self, history: Tensor) -> Tensor:
         """Score every item as the next one, without dropout in any mode.

@@ -31,7 +31,15 @@ else:
     torch = LazyModule("torch")
     recommenders = LazyModule("upright.models.recommenders")
 
-__all__ = ["ADVANTAGED", "DISADVANTAGED", "NextItem", "NextItemConfig", "activity_groups", "activity_score"]
+__all__ = [
+    "ADVANTAGED",
+    "DISADVANTAGED",
+    "InteractionsConfig",
+    "NextItem",
+    "NextItemConfig",
+    "activity_groups",
+    "activity_score",
+]
 
 ADVANTAGED, DISADVANTAGED = "advantaged", "disadvantaged"
 Rule = Literal["value_sum", "count", "spend", "recency"]
@@ -47,8 +55,8 @@ READER: Mapping[str, str] = {
 }
 
 
-class NextItemConfig(Config):
-    """Data, backbone and groups of a next-item task."""
+class InteractionsConfig(Config):
+    """A named data set, or a file of interactions and its columns."""
 
     data: str = "ml100k"
     """Name in the catalogue, `synthetic`, or path of a file of interactions: CSV, TSV, Parquet, JSON, `.inter` ..."""
@@ -73,6 +81,44 @@ class NextItemConfig(Config):
     """`auto` refuses a column in which most ids are numbers and some are not; `text` accepts any mixture."""
     split_seed: NonNegativeInt = 0
     """Seed of the random 70/10/20 split; every run of a comparison shares it, so users stay paired."""
+
+    def __post_init__(self) -> None:
+        # the command line has only text: `--set value_column=none`
+        for name in ("user_column", "item_column", "value_column", "time_column"):
+            value = getattr(self, name)
+            if isinstance(value, str) and value.lower() in ("", "none"):
+                object.__setattr__(self, name, None)
+        super().__post_init__()
+
+    def reader_options(self) -> dict[str, Any]:
+        """Return the arguments of `read_interactions` that differ from their defaults."""
+        plain = {f.name: f.default for f in dataclasses.fields(self)}
+        return {READER[name]: getattr(self, name) for name in READER if getattr(self, name) != plain[name]}
+
+    def load_split(self, data_dir: str | None) -> Split:
+        """Return the split that the settings name.
+
+        Raises
+        ------
+        InputError
+            For settings of a file together with a named data set, and everything that `load_split` refuses.
+        """
+        options = self.reader_options()
+        if options and (self.data == "synthetic" or self.data in CATALOGUE):
+            given = [name for name in READER if READER[name] in options]
+            raise InputError(
+                f"{', '.join(f'--set {name}' for name in given)} together with the data set {self.data!r}",
+                f"{', '.join(READER)} with the path of a file only",
+                "leave them out, or give the path of your own file with --data",
+            )
+        if self.data == "synthetic":
+            return synthetic()
+        return load_split(self.data, data_dir=data_dir, split_seed=self.split_seed, **options)
+
+
+class NextItemConfig(InteractionsConfig):
+    """Data, backbone and groups of a next-item task."""
+
     backbone: Literal["bprmf", "neumf", "lightgcn"] = "bprmf"
     """Recommender whose user representations a method may shape."""
     dim: PositiveInt = 64
@@ -92,19 +138,6 @@ class NextItemConfig(Config):
     """Draws of those positives."""
     precision: Literal["float32", "float64"] = "float32"
     """Floating-point type of the model."""
-
-    def __post_init__(self) -> None:
-        # the command line has only text: `--set value_column=none`
-        for name in ("user_column", "item_column", "value_column", "time_column"):
-            value = getattr(self, name)
-            if isinstance(value, str) and value.lower() in ("", "none"):
-                object.__setattr__(self, name, None)
-        super().__post_init__()
-
-    def reader_options(self) -> dict[str, Any]:
-        """Return the arguments of `read_interactions` that differ from their defaults."""
-        plain = {f.name: f.default for f in dataclasses.fields(self)}
-        return {READER[name]: getattr(self, name) for name in READER if getattr(self, name) != plain[name]}
 
 
 def activity_score(log: Interactions, rule: Rule) -> NDArray[np.float64]:
@@ -193,28 +226,13 @@ class NextItem:
         Raises
         ------
         InputError
-            For settings of a file together with a named data set, fewer than `MIN_USERS` users, a group with fewer
-            than `MIN_GROUP` users to score, and everything that `load_split` refuses.
+            For fewer than `MIN_USERS` users, a group with fewer than `MIN_GROUP` users to score, and everything that
+            `InteractionsConfig.load_split` refuses.
         """
-        split = cls.split_of(config, data_dir)
+        split = config.load_split(data_dir)
         task = cls(split, config)
         _require_users(task, split.test.counts("user") > 0)
         return task
-
-    @staticmethod
-    def split_of(config: NextItemConfig, data_dir: str | None) -> Split:
-        """Return the split that a config names; see `load` for what is refused."""
-        options = config.reader_options()
-        if options and (config.data == "synthetic" or config.data in CATALOGUE):
-            given = [name for name in READER if READER[name] in options]
-            raise InputError(
-                f"{', '.join(f'--set {name}' for name in given)} together with the data set {config.data!r}",
-                f"{', '.join(READER)} with the path of a file only",
-                "leave them out, or give the path of your own file with --data",
-            )
-        if config.data == "synthetic":
-            return synthetic()
-        return load_split(config.data, data_dir=data_dir, split_seed=config.split_seed, **options)
 
     @classmethod
     def tiny(cls, seed: int = 0, **changes: Any) -> NextItem:

@@ -195,10 +195,10 @@ class PrivateNextItem(NextItem):
         Raises
         ------
         InputError
-            For everything that `NextItem.split_of` and the reader of the users' file refuse, and a file in which no
-            user of the data occurs.
+            For everything that `load_split` of the config and the reader of the users' file refuse, and a file in
+            which no user of the data occurs.
         """
-        split = cls.split_of(config, data_dir)
+        split = config.load_split(data_dir)
         if config.users_file is not None:
             names = [name for term in config.terms() for name in term]
             read = read_user_columns(config.users_file, names, config.users_id)

@@ -1,0 +1,259 @@
+"""Next item in a sequence: the last item of each user is ranked against all others; is the tail served too.
+
+The unit is a user with one held-out item, the cluster that item: head and tail are properties of items, and users with
+one target share it. Candidates are all items that the user has not met; equal scores stand in random order and every
+value is its expectation.
+
+==============  ====================================================================================================
+grouping        of the held-out item
+==============  ====================================================================================================
+``popularity``  ``head``: the fifth of the items with most training targets, but for ties at its end; else ``tail``
+``prior``       the same by a prior score: how well a language model knows the title, before it saw any interaction
+``cell``        both together
+==============  ====================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.stats import rankdata
+
+from upright.contract import File, InputError, Metric, PositiveInt, Range, Run, UnitScores, stream
+from upright.data.columns import Column, read_columns
+from upright.data.interactions import Split, synthetic
+from upright.data.sequences import joined, last_histories, leave_last, tie_shares, windows
+from upright.lazy import LazyModule
+from upright.metrics import ranking
+from upright.tasks.next_item import InteractionsConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from upright.maths import sharpness
+    from upright.models import sequential
+else:
+    torch = LazyModule("torch")
+    sharpness = LazyModule("upright.maths.sharpness")
+    sequential = LazyModule("upright.models.sequential")
+
+__all__ = ["NextInSequence", "NextInSequenceConfig"]
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+QUALITY: Mapping[str, str] = {"ndcg": "NDCG", "hit": "Hit rate", "mrr": "MRR"}
+MIN_CELL = 5  # users; the mean of fewer says too much about each
+
+
+class NextInSequenceConfig(InteractionsConfig):
+    """Data, backbone and groups of items of a next-in-sequence task."""
+
+    backbone: Literal["sasrec"] = "sasrec"
+    """Self-attention over item codes."""
+    dim: PositiveInt = 32
+    """Width of the item vectors."""
+    layers: PositiveInt = 2
+    """Blocks of attention."""
+    heads: PositiveInt = 2
+    """Attention heads of a block; they divide `dim`."""
+    length: PositiveInt = 20
+    """Items of a history that the model sees."""
+    dropout: Annotated[float, Range(ge=0, lt=1)] = 0.2
+    """Share of activations that training drops."""
+    k: PositiveInt = 10
+    """Length of the lists."""
+    prior: File | None = None
+    """File with `item` and `prior`, a score of how well each item is known beforehand; without it items are told apart
+    by their interactions alone."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Floating-point type of the model."""
+
+
+class NextInSequence:
+    """A log with its last items held out, a sequential backbone, and the per-user scores of a trained model.
+
+    Parameters
+    ----------
+    split : Split
+        As `leave_last` returns it; the test part is kept out of reach until the runner opens it.
+    config : NextInSequenceConfig
+    prior : ndarray of float64, shape (I,), optional
+        Prior score of each item.
+    """
+
+    unit_kind = "user"
+    Config = NextInSequenceConfig
+
+    def __init__(self, split: Split, config: NextInSequenceConfig, prior: Array | None = None) -> None:
+        self.config, self.train, self.valid, self.prior = config, split.train, split.valid, prior
+        self.n_users, self.n_items = split.train.n_users, split.train.n_items
+        self._test, self._open = split.test, False
+        _, self.history, self.target = windows(split.train, config.length)  # (W, T) each
+        #: targets of each item in training, shape (I,)
+        self.item_count = np.bincount(self.target[self.target >= 0], minlength=self.n_items)
+        #: whether each item is head or tail by them, length I
+        self.popularity = _head_or_tail(self.item_count.astype(np.float64))
+        neighbours, last = (
+            (float("nan"),) * 2
+            if split.train.time is None
+            else tie_shares(joined(split.train, split.valid, split.test))
+        )
+        self.facts = {
+            "name": split.name,
+            "licence": split.licence,
+            "users": self.n_users,
+            "items": self.n_items,
+            "train": len(split.train),
+            "valid": len(split.valid),
+            "test": len(split.test),
+            "fingerprint": split.fingerprint,
+            "tied_neighbours": neighbours,
+            "tied_last": last,
+        }
+        self.metrics = self.metrics_of({"k": config.k})
+
+    @staticmethod
+    def metrics_of(settings: Mapping[str, Any]) -> dict[str, Metric]:
+        """Return what the task's values mean under some settings of the task."""
+        k = settings["k"]
+        titles = {f"{name}@{k}": f"{title}@{k}" for name, title in QUALITY.items()}
+        titles |= {f"ndcg@{k}_{group}": f"NDCG@{k} of users with a {group} item" for group in ("tail", "head")}
+        return {name: Metric(name, title=title) for name, title in titles.items()}
+
+    @classmethod
+    def load(cls, config: NextInSequenceConfig, data_dir: str | None = None) -> NextInSequence:
+        """Load the data that a config names, and hold out the last items.
+
+        Raises
+        ------
+        InputError
+            For a log without times, a user with fewer than three interactions, head or tail that is the last item of
+            fewer than `MIN_CELL` users, and everything that the readers refuse.
+        """
+        split = leave_last(config.load_split(data_dir), seed=config.split_seed)
+        prior = _read_prior(config.prior, config.encoding, split) if config.prior is not None else None
+        task = cls(split, config, prior)
+        names = np.array(task.popularity)[split.test.item]
+        for name in ("head", "tail"):
+            if (n := int((names == name).sum())) < MIN_CELL:
+                got = f"{n} users of {split.name} whose last item is {name}"
+                raise InputError(got, f"at least {MIN_CELL}", "take data with more users")
+        return task
+
+    @classmethod
+    def tiny(cls, seed: int = 0, **changes: Any) -> NextInSequence:
+        """Return a task on a small world with drawn prior scores, for tests and `upright check`; float64."""
+        settings: dict[str, Any] = {"precision": "float64", "dim": 8, "length": 8, "dropout": 0.1} | changes
+        config = NextInSequenceConfig(data="synthetic", **settings)
+        split = leave_last(synthetic(seed=seed), seed=config.split_seed)
+        return cls(split, config, np.random.default_rng(stream(seed, "prior")).normal(size=split.train.n_items))
+
+    def open_test(self) -> None:
+        """Let `score` see the held-out items; the runner calls it after every arm is trained."""
+        self._open = True
+
+    def model(self, run: Run) -> Any:
+        """Return a fresh backbone, initialised from the stream ``init`` that all arms share."""
+        c = self.config
+        sizes = (self.n_items, c.dim, c.layers, c.heads, c.length, c.dropout)
+        precision = getattr(torch, c.precision)
+        return sequential.SASRec(*sizes, generator=run.torch_rng("init"), dtype=precision)
+
+    def batches(
+        self, run: Run, epoch: int, size: int, weight: Array | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Yield histories and targets, shape (B, T) each, and a number that seeds the masks of the batch.
+
+        Parameters
+        ----------
+        size : int
+            B, windows of a batch.
+        weight : ndarray, shape (I,), optional
+            Windows are drawn with replacement, in proportion to the mean weight of their targets; without it each is
+            taken once.
+        """
+        rng = run.rng("batches", epoch)
+        order = rng.permutation(len(self.target))
+        if weight is not None:
+            there = self.target >= 0
+            mass = np.where(there, weight[np.where(there, self.target, 0)], 0.0).sum(1)
+            order = rng.choice(len(mass), len(mass), p=mass / mass.sum())
+        for number, start in enumerate(range(0, len(order), size)):
+            rows = order[start : start + size]
+            pair = (torch.from_numpy(x[rows]) for x in (self.history, self.target))
+            yield *pair, stream(run.seed, "masks", epoch, number)  # type: ignore[misc]
+
+    def score(self, result: Any, split: Literal["valid", "test"], run: Run) -> UnitScores:
+        """Score a model per user.
+
+        Parameters
+        ----------
+        result : model with ``score_all(history)``
+        split : {"valid", "test"}
+            Validation ranks the item before the last one. Items that the user met before are no candidates.
+
+        Raises
+        ------
+        InputError
+            When the test split is asked for before the runner opened it, or scores are NaN.
+        """
+        if split == "test" and not self._open:
+            raise InputError(
+                "the test split inside a method", "split='valid'", "select on validation; the runner scores"
+            )
+        before, wanted = ([self.train], self.valid) if split == "valid" else ([self.train, self.valid], self._test)
+        history, k = torch.from_numpy(last_histories(*before, length=self.config.length)), self.config.k
+        seen = sparse.csr_array(sum((part.csr() for part in before[1:]), before[0].csr()).sign())
+
+        def scores(users: Ints) -> Any:
+            with torch.no_grad():
+                return result.score_all(history[torch.from_numpy(np.ascontiguousarray(users))]).numpy()
+
+        full = ranking.evaluate_full(scores, wanted.user, seen, wanted.csr(), ks=(k,))
+        exposure = full[f"exposure@{k}"]
+        totals = {
+            f"coverage@{k}": ranking.coverage(exposure),
+            f"gini_exposure@{k}": ranking.gini(exposure),
+            f"popularity@{k}": float(exposure @ self.item_count / exposure.sum()),
+        }
+        values, by = {name: full[name] for name in self.metrics if name in full}, self._by(wanted.item)
+        for group in ("tail", "head"):
+            values[f"ndcg@{k}_{group}"] = np.where(np.array(by["popularity"]) == group, values[f"ndcg@{k}"], np.nan)
+        return UnitScores("user", wanted.user.tolist(), values, by, totals, self._codes(wanted.item))
+
+    def _by(self, item: Ints) -> dict[str, list[str]]:
+        """Return the groups of held-out items."""
+        names = {"popularity": self.popularity}
+        if self.prior is not None:
+            names["prior"] = _head_or_tail(rankdata(self.prior))
+            names["cell"] = [f"{a} of data, {b} of prior" for a, b in zip(*names.values(), strict=True)]
+        return {name: np.array(own)[item].tolist() for name, own in names.items()}
+
+    def _codes(self, item: Ints) -> list[str]:
+        """Return codes of items that tell nothing of them: a published table must not give the data away."""
+        rng = np.random.default_rng(stream(self.config.split_seed, "opaque items"))
+        return [f"i{code}" for code in rng.permutation(self.n_items)[item].tolist()]
+
+
+def _head_or_tail(size: Array) -> list[str]:
+    return np.where(sharpness.head_items(size), "head", "tail").tolist()  # type: ignore[no-any-return]
+
+
+def _read_prior(file: Any, encoding: str, split: Split) -> Array:
+    """Return the prior score of each item of a log."""
+    wanted = {"item": Column("id", unique=True), "prior": Column("number")}
+    table = read_columns(file, wanted, encoding=encoding)
+    score = dict(zip(table["item"].to_list(), table.array("prior").tolist(), strict=True))
+    lacking = [one for one in split.train.item_ids if str(one) not in score]
+    if lacking:
+        raise InputError(
+            f"{table.name} has no prior for {len(lacking)} of {split.train.n_items} items, such as {lacking[0]}",
+            "a prior score for every item of the data",
+            "add them, or leave prior out",
+        )
+    return np.array([score[str(one)] for one in split.train.item_ids])
