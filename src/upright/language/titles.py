@@ -137,16 +137,15 @@ def prior_table(
         )
     refuse_mismatch(tokenizer, model)
     prefixes = [_prefix_ids(tokenizer, text) for text in (_NOTHING, *templates)]
-    context = getattr(model.config, "max_position_embeddings", None) or limit + max(map(len, prefixes))
+    longest = max(map(len, prefixes))
+    context = getattr(model.config, "max_position_embeddings", None) or longest + limit
     natural = [natural_title(title) for title in titles]
-    place = {title: k for k, title in enumerate(dict.fromkeys(natural))}
-    limit = min(limit, context - max(map(len, prefixes)))
-    _title_ids(tokenizer, natural, " ", limit)
-    encoded = [Encoded((0, *ids), 1) for ids in _title_ids(tokenizer, [*place], " ", limit)]
+    every = [Encoded((0, *ids), 1) for ids in _title_ids(tokenizer, natural, " ", min(limit, context - longest))]
+    place = {one: k for k, one in enumerate(dict.fromkeys(every))}
     with quiet(model):
-        nothing, *means = (_mean_log_probs(model, prefix, encoded) for prefix in prefixes)
-    where = np.array([place[title] for title in natural])
-    return PriorTable((np.array(means) - nothing)[:, where], np.array([e.answer_length for e in encoded])[where])
+        nothing, *means = (_mean_log_probs(model, prefix, [*place]) for prefix in prefixes)
+    scores = (np.array(means) - nothing)[:, [place[one] for one in every]]
+    return PriorTable(scores, np.array([one.answer_length for one in every]))
 
 
 def prior_scores(
