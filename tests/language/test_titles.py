@@ -57,10 +57,11 @@ def test_titles_as_people_write_them(title, natural):
     assert natural_title(title) == natural
 
 
-def test_prior_scores_equal_one_title_at_a_time(model, tokenizer):
+def test_prior_scores_equal_one_title_at_a_time(model, tokenizer, monkeypatch):
     # Catches: keys and values that one batch leaves to the next, padding that is scored, a first token that is not,
-    # places counted without the prefix. 42 titles are two batches; one has a single token, two are the same.
+    # places counted without the prefix, scores in another order. One title has a single token, two are the same.
     titles = [*TITLES, "A", "Gamma One, The"]
+    monkeypatch.setattr("upright.language.titles._BATCH_TOKENS", 30)  # several batches
     model.train()
     found = prior_table(model, tokenizer, titles)
     assert model.training

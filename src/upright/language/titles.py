@@ -24,11 +24,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from upright.contract import InputError
 from upright.language.adapters import quiet
-from upright.language.encoding import Encoded, collate, length_batches, refuse_mismatch
-from upright.language.logprobs import sample_means, token_log_probs
+from upright.language.encoding import refuse_mismatch
+from upright.language.logprobs import IGNORE, sample_means, token_log_probs
 
 __all__ = ["TEMPLATES", "PriorTable", "TitleTrie", "natural_title", "prior_scores", "prior_table"]
 
@@ -41,7 +43,8 @@ TEMPLATES = (
 
 _NOTHING = "\n"
 """What stands before a title where no template does: some token must."""
-_BATCH = 32
+_BATCH_TOKENS = 256
+"""Tokens of titles in one pass: a pass over SmolLM2 on a CPU costs as much as 60 tokens before it reads one."""
 _YEAR = re.compile(r"\s*\(\d{4}\)$")
 _ARTICLE = re.compile(r"(.+?), (The|An?|L'|L[aeo]s?|Il|El|Der|Die|Das|Den|Det)((?: \(.*\))?)")
 
@@ -137,16 +140,15 @@ def prior_table(
         )
     refuse_mismatch(tokenizer, model)
     prefixes = [_prefix_ids(tokenizer, text) for text in (_NOTHING, *templates)]
-    context = getattr(model.config, "max_position_embeddings", None) or limit + max(map(len, prefixes))
+    longest = max(map(len, prefixes))
+    context = getattr(model.config, "max_position_embeddings", None) or longest + limit
     natural = [natural_title(title) for title in titles]
-    place = {title: k for k, title in enumerate(dict.fromkeys(natural))}
-    limit = min(limit, context - max(map(len, prefixes)))
-    _title_ids(tokenizer, natural, " ", limit)
-    encoded = [Encoded((0, *ids), 1) for ids in _title_ids(tokenizer, [*place], " ", limit)]
+    every = [*map(tuple, _title_ids(tokenizer, natural, " ", min(limit, context - longest)))]
+    place = {ids: k for k, ids in enumerate(dict.fromkeys(every))}
     with quiet(model):
-        nothing, *means = (_mean_log_probs(model, prefix, encoded) for prefix in prefixes)
-    where = np.array([place[title] for title in natural])
-    return PriorTable((np.array(means) - nothing)[:, where], np.array([e.answer_length for e in encoded])[where])
+        nothing, *means = (_mean_log_probs(model, prefix, [*place]) for prefix in prefixes)
+    scores = (np.array(means) - nothing)[:, [place[ids] for ids in every]]
+    return PriorTable(scores, np.array([*map(len, every)]))
 
 
 def prior_scores(
@@ -163,8 +165,8 @@ def _prefix_ids(tokenizer: Any, text: str) -> list[int]:
     return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
 
 
-def _mean_log_probs(model: Any, prefix: Sequence[int], encoded: Sequence[Encoded]) -> NDArray[np.float64]:
-    """``(1 / n) log p(y | prefix)`` of each title, which begins at place 1 of its tokens, shape (U,).
+def _mean_log_probs(model: Any, prefix: Sequence[int], titles: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
+    """``(1 / n) log p(y | prefix)`` of each title, given as tokens, shape (U,).
 
     The prefix is read once, and its keys and values are lent to every batch. Titles of similar length stand together,
     padded at the right, where no token of a title looks.
@@ -172,15 +174,18 @@ def _mean_log_probs(model: Any, prefix: Sequence[int], encoded: Sequence[Encoded
     device = next(model.parameters()).device
     begin = model(input_ids=torch.tensor([prefix], device=device), use_cache=True)
     first = begin.logits[:, -1:]  # (1, 1, V), predicts the first token of every title
-    found = np.empty(len(encoded))
-    for rows in length_batches(encoded, _BATCH):
-        batch = collate([encoded[row] for row in rows], 0)
-        ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)  # (B, 1 + T)
+    found = np.empty(len(titles))
+    left = sorted(range(len(titles)), key=lambda row: -len(titles[row]))
+    while left:
+        size = max(1, _BATCH_TOKENS // len(titles[left[0]]))
+        rows, left = left[:size], left[size:]
+        ids = pad_sequence([torch.tensor(titles[row], device=device) for row in rows], True, IGNORE)  # (B, T)
         logits = [first.expand(len(rows), -1, -1)]
-        if ids.shape[1] > 2:  # the last token of a title predicts nothing that is asked for
+        if ids.shape[1] > 1:  # the last token of a title predicts nothing that is asked for
             cache = copy.deepcopy(begin.past_key_values)
             cache.batch_repeat_interleave(len(rows))
-            logits.append(model(input_ids=ids[:, 1:-1], past_key_values=cache, use_cache=True).logits)
+            logits.append(model(input_ids=ids[:, :-1].clamp_min(0), past_key_values=cache, use_cache=True).logits)
+        labels = pad(ids, (1, 0), value=IGNORE)  # nothing predicts a token at place 0, so titles begin at 1
         values, mask = token_log_probs(torch.cat([*logits, logits[0]], dim=1), labels)
         found[rows] = sample_means(values, mask, dtype=torch.float64).cpu().numpy()
     return found
