@@ -40,15 +40,13 @@ def auc(values: Array, weights: Array, positive: Bools, stratum: NDArray[np.int6
     home = np.zeros(len(values), dtype=np.int64) if stratum is None else stratum
     for one in np.unique(home):
         own = np.flatnonzero(~np.isnan(values) & (home == one))
-        if not len(own):
-            continue
-        order = own[np.argsort(values[own], kind="stable")]
-        v, w, first = values[order], weights[..., order], positive[order]
-        start = np.flatnonzero(np.r_[True, v[1:] != v[:-1]])  # first place of each level of equal scores
-        up = np.add.reduceat(np.where(first, w, 0.0), start, -1)
-        down = np.add.reduceat(np.where(first, 0.0, w), start, -1)
-        top = top + (up * (np.cumsum(down, -1) - 0.5 * down)).sum(-1)  # equal scores count half
-        bottom = bottom + up.sum(-1) * down.sum(-1)
+        own = own[np.argsort(values[own], kind="stable")]
+        first, second = own[positive[own]], own[~positive[own]]
+        up, down = weights[..., first], np.zeros((*weights.shape[:-1], len(second) + 1))
+        np.cumsum(weights[..., second], -1, out=down[..., 1:])
+        below, upto = (np.searchsorted(values[second], values[first], side) for side in ("left", "right"))
+        top = top + np.einsum("...i,...i->...", up, down[..., below] + down[..., upto]) / 2  # equal scores count half
+        bottom = bottom + up.sum(-1) * down[..., -1]
     return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)[()]
 
 

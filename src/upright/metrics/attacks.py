@@ -55,6 +55,7 @@ MOST_ROWS = 20_000  # that an attacker learns from, for its time
 WIDE = 512  # columns from which the attackers that need dense, narrow input get a decomposition
 COMPONENTS = 128
 _GRID = (1e-3, 1e-2, 1e-1, 1.0)
+_BINS = 64  # of the trees
 _LARGEST = 1e150  # squares of larger values overflow
 
 
@@ -64,20 +65,52 @@ def _scaler(sparse: bool) -> Any:
     return StandardScaler(with_mean=not sparse)  # centring would fill a sparse matrix
 
 
-def logistic(seed: int, n_train: int, *, smallest: int = 3, classes: int = 2, sparse: bool = False) -> Any:
-    """Return a linear attacker: ``C`` in 0.001 .. 1 by inner 3-fold AUC, ``class_weight="balanced"``."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
-    from sklearn.pipeline import make_pipeline
+def _balanced(code: NDArray[np.int64]) -> Array:
+    """Return weights under which all classes count alike, ``n / (C n_c)``, shape (n,)."""
+    counts = np.bincount(code)
+    return np.asarray((code.size / ((counts > 0).sum() * np.maximum(counts, 1)))[code])
 
-    model = make_pipeline(_scaler(sparse), LogisticRegression(class_weight="balanced", max_iter=2000))
-    return GridSearchCV(
-        model,
-        {"logisticregression__C": list(_GRID)},
-        scoring="roc_auc" if classes == 2 else "roc_auc_ovr",
-        cv=StratifiedKFold(min(3, smallest), shuffle=True, random_state=seed),
-        error_score="raise",
-    )
+
+def logistic(seed: int, n_train: int, *, smallest: int = 3, classes: int = 2, sparse: bool = False) -> Any:
+    """Return a linear attacker: ``C`` in 0.001 .. 1 by inner 3-fold AUC, with balanced weights."""
+    return _Linear(seed, smallest, sparse)
+
+
+@dataclass
+class _Linear:
+    """The search of scikit-learn's `GridSearchCV`, but rows are scaled once a fold and not once for every ``C``."""
+
+    seed: int
+    smallest: int
+    sparse: bool
+    chosen: Any = None
+
+    def fit(self, rows: Surface, code: NDArray[np.int64]) -> _Linear:
+        """Choose ``C`` and fit all rows."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.metrics import roc_auc_score
+        from sklearn.model_selection import StratifiedKFold
+        from sklearn.pipeline import make_pipeline
+
+        def fit(c: float, x: Surface, y: NDArray[np.int64]) -> Any:
+            return LogisticRegression(C=c, max_iter=2000).fit(x, y, sample_weight=_balanced(y))
+
+        areas = []
+        folds = StratifiedKFold(min(3, self.smallest), shuffle=True, random_state=self.seed)
+        for train, test in folds.split(code, code):
+            scaler = _scaler(self.sparse).fit(rows[train])
+            models = [fit(c, scaler.transform(rows[train]), code[train]) for c in _GRID]
+            x, y = scaler.transform(rows[test]), code[test]
+            said = [one.decision_function(x) if code.max() == 1 else one.predict_proba(x) for one in models]
+            areas.append([roc_auc_score(y, one, multi_class="ovr") for one in said])
+        best = _GRID[int(np.mean(np.transpose(areas), axis=1).argmax())]
+        scaler = _scaler(self.sparse).fit(rows)
+        self.chosen = make_pipeline(scaler, fit(best, scaler.transform(rows), code))
+        return self
+
+    def predict_proba(self, rows: Surface) -> Array:
+        """Return the probability of each class."""
+        return np.asarray(self.chosen.predict_proba(rows))
 
 
 def mlp(seed: int, n_train: int, *, smallest: int = 3, classes: int = 2, sparse: bool = False) -> Any:
@@ -99,14 +132,41 @@ def gbdt(seed: int, n_train: int, *, smallest: int = 3, classes: int = 2, sparse
     from sklearn.pipeline import make_pipeline
 
     model = HistGradientBoostingClassifier(
-        max_iter=100, max_depth=4, max_bins=64, min_samples_leaf=max(2, min(10, n_train // 20)), l2_regularization=10.0,
-        early_stopping=False, class_weight="balanced", random_state=seed,
+        max_iter=100, max_depth=4, max_bins=_BINS, min_samples_leaf=max(2, min(10, n_train // 20)),
+        l2_regularization=10.0, early_stopping=False, class_weight="balanced", random_state=seed,
     )  # fmt: skip
-    return make_pipeline(_scaler(sparse), model)
+    return make_pipeline(_scaler(sparse), _Binned(), model)
+
+
+class _Binned:
+    """The bins of scikit-learn's trees, quantiles under balanced weights, of a column sorted once and not for each."""
+
+    edges: list[Array]
+
+    def fit(self, rows: Array, code: NDArray[np.int64]) -> _Binned:
+        """Choose edges: halfway between at most 64 values, else at the quantiles of the weighted rows."""
+        self.edges = [_bin_edges(column, _balanced(code)) for column in rows.T]
+        return self
+
+    def transform(self, rows: Array) -> Array:
+        """Return the bin of each value; a value at an edge lies below it."""
+        return np.stack([np.searchsorted(e, x) for e, x in zip(self.edges, rows.T, strict=True)], 1).astype(np.float64)
+
+
+def _bin_edges(column: Array, weight: Array) -> Array:
+    order = np.argsort(column)
+    x, total = column[order], np.cumsum(weight[order])
+    values = np.unique(x)
+    if len(values) <= _BINS:
+        return np.asarray(values[1:] / 2 + values[:-1] / 2)
+    wanted = np.arange(1, _BINS) / _BINS * total[-1]
+    at = np.minimum(np.searchsorted(total, wanted), len(x) - 1)
+    above = x[np.where(total[at] - wanted > np.finfo(np.float64).eps, at, np.minimum(at + 1, len(x) - 1))]
+    return np.unique((x[at] + above) / 2)
 
 
 ATTACKERS: Mapping[str, Callable[..., Any]] = {"logistic": logistic, "mlp": mlp, "gbdt": gbdt}
-"""Factories ``(seed, n_train, *, smallest, classes, sparse) -> unfitted scikit-learn classifier``.
+"""Factories ``(seed, n_train, *, smallest, classes, sparse) -> classifier`` with ``fit`` and ``predict_proba``.
 
 `smallest` is the size of the smallest class among the training rows, `classes` the number of classes. A pipeline whose
 last step has no ``class_weight`` is given balanced sample weights, ``n / (C n_c)``.
@@ -266,8 +326,7 @@ def _fit(model: Any, rows: Surface, code: NDArray[np.int64]) -> bool:
     if hasattr(model, "steps"):
         name, last = model.steps[-1]
         if "class_weight" not in last.get_params() and has_fit_parameter(last, "sample_weight"):
-            counts = np.bincount(code)
-            extra = {f"{name}__sample_weight": (code.size / ((counts > 0).sum() * np.maximum(counts, 1)))[code]}
+            extra = {f"{name}__sample_weight": _balanced(code)}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(rows, code, **extra)
