@@ -73,44 +73,35 @@ def _balanced(code: NDArray[np.int64]) -> Array:
 
 def logistic(seed: int, n_train: int, *, smallest: int = 3, classes: int = 2, sparse: bool = False) -> Any:
     """Return a linear attacker: ``C`` in 0.001 .. 1 by inner 3-fold AUC, with balanced weights."""
-    return _Linear(seed, smallest, sparse)
+    from sklearn.model_selection import StratifiedKFold
+
+    return _Linear(StratifiedKFold(min(3, smallest), shuffle=True, random_state=seed), sparse)
 
 
 @dataclass
 class _Linear:
     """The search of scikit-learn's `GridSearchCV`, but rows are scaled once a fold and not once for every ``C``."""
 
-    seed: int
-    smallest: int
+    folds: Any
     sparse: bool
-    chosen: Any = None
 
     def fit(self, rows: Surface, code: NDArray[np.int64]) -> _Linear:
-        """Choose ``C`` and fit all rows."""
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.metrics import roc_auc_score
-        from sklearn.model_selection import StratifiedKFold
-        from sklearn.pipeline import make_pipeline
+        from sklearn import linear_model, metrics, pipeline
 
-        def fit(c: float, x: Surface, y: NDArray[np.int64]) -> Any:
-            return LogisticRegression(C=c, max_iter=2000).fit(x, y, sample_weight=_balanced(y))
+        def fit(x: Surface, y: NDArray[np.int64], *grid: float) -> tuple[Any, list[Any]]:
+            scaler, weight = _scaler(self.sparse).fit(x), _balanced(y)
+            models = [linear_model.LogisticRegression(C=c, max_iter=2000) for c in grid]
+            return scaler, [one.fit(scaler.transform(x), y, sample_weight=weight) for one in models]
 
         areas = []
-        folds = StratifiedKFold(min(3, self.smallest), shuffle=True, random_state=self.seed)
-        for train, test in folds.split(code, code):
-            scaler = _scaler(self.sparse).fit(rows[train])
-            models = [fit(c, scaler.transform(rows[train]), code[train]) for c in _GRID]
+        for train, test in self.folds.split(code, code):
+            scaler, models = fit(rows[train], code[train], *_GRID)
             x, y = scaler.transform(rows[test]), code[test]
             said = [one.decision_function(x) if code.max() == 1 else one.predict_proba(x) for one in models]
-            areas.append([roc_auc_score(y, one, multi_class="ovr") for one in said])
-        best = _GRID[int(np.mean(np.transpose(areas), axis=1).argmax())]
-        scaler = _scaler(self.sparse).fit(rows)
-        self.chosen = make_pipeline(scaler, fit(best, scaler.transform(rows), code))
+            areas.append([metrics.roc_auc_score(y, one, multi_class="ovr") for one in said])
+        scaler, best = fit(rows, code, _GRID[int(np.mean(np.transpose(areas), axis=1).argmax())])
+        self.predict_proba = pipeline.make_pipeline(scaler, *best).predict_proba
         return self
-
-    def predict_proba(self, rows: Surface) -> Array:
-        """Return the probability of each class."""
-        return np.asarray(self.chosen.predict_proba(rows))
 
 
 def mlp(seed: int, n_train: int, *, smallest: int = 3, classes: int = 2, sparse: bool = False) -> Any:
@@ -141,19 +132,16 @@ def gbdt(seed: int, n_train: int, *, smallest: int = 3, classes: int = 2, sparse
 class _Binned:
     """The bins of scikit-learn's trees, quantiles under balanced weights, of a column sorted once and not for each."""
 
-    edges: list[Array]
-
     def fit(self, rows: Array, code: NDArray[np.int64]) -> _Binned:
-        """Choose edges: halfway between at most 64 values, else at the quantiles of the weighted rows."""
         self.edges = [_bin_edges(column, _balanced(code)) for column in rows.T]
         return self
 
     def transform(self, rows: Array) -> Array:
-        """Return the bin of each value; a value at an edge lies below it."""
         return np.stack([np.searchsorted(e, x) for e, x in zip(self.edges, rows.T, strict=True)], 1).astype(np.float64)
 
 
 def _bin_edges(column: Array, weight: Array) -> Array:
+    """Return edges halfway between at most 64 values, else at weighted quantiles; a value at an edge lies below it."""
     order = np.argsort(column)
     x, total = column[order], np.cumsum(weight[order])
     values = np.unique(x)
