@@ -335,17 +335,18 @@ def judge_attacks(
     scores = UnitScores("user", [users[u] for u in scored.tolist()], values, by)
 
     units, metrics = Units([Block("audit_embeddings", YOURS, seed, scores)]), {METRIC.name: METRIC}
+    boot = Bootstrap(units, draws, seed)
     told = evidence(
         units,
         arms=[Arm(YOURS, "baseline")],
         statistics=[LEAKAGE, f"worst_{LEAKAGE}"],
         metrics=metrics,
         draws=draws,
-        seed=seed,
+        boot=boot,
     )
     for row in told["levels"]:
         row["label"] = row["label"].replace(f"of {GROUPING}", f"of {attribute}", 1)
-    null: Any = parse(LEAKAGE, Bootstrap(units, 2, seed), metrics).null(YOURS, None)  # the comparisons of the levels
+    null: Any = parse(LEAKAGE, boot, metrics).null(YOURS, None)  # the comparisons of the levels
     seen: Comparisons = null[1]
     columns = [(one, c) for one in found for c in classes[len(classes) == 2 :]]
     pairs = _pairs(seen, columns, len(classes), attribute, len(scored))

@@ -23,6 +23,7 @@ Classes, groups and clients are compared as text; whole numbers lose ``.0``, so 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 import shlex
@@ -39,8 +40,10 @@ from upright.data.columns import Column, read_columns, sort_names
 from upright.data.formats import Columns, open_columns, some
 from upright.data.tabular import cut_of
 from upright.declare import Heat, Intervals, Noted, Signed
+from upright.evidence.bootstrap import Bootstrap
 from upright.evidence.compute import evidence, margins_of, pair_levels
 from upright.evidence.records import Level
+from upright.evidence.statistics import parse
 from upright.evidence.units import FEWEST, Block, Units
 from upright.evidence.verdict import Verdict, audit_verdict
 from upright.maths.parity.rates import Criterion
@@ -69,7 +72,6 @@ _QUALITY = {
     "calibration": Metric("calibration", low=-1.0, title="Score minus label"),
 }
 _TITLES = {"predicted": "Decided", "true_positive": "True positive rate of", "false_positive": "False positive rate of"}
-_NAMES = ("disparity", "client_disparity", "mean_client_disparity")
 _SUM = 1e-3  # by how much rounded probabilities of a row may miss 1
 _TRUTH = {"false": "0", "true": "1"}
 _POSITIVE = ("1", "yes", "true", "y", "t", "positive", "pos")
@@ -498,12 +500,13 @@ def read_predictions(config: PredictionsConfig, *, seed: int, draws: int, margin
     grouping = next(iter(left))
     statistics = _statistics([*left], criteria, compared, units)
     arms = [Arm(YOURS, "baseline", title="your decisions")]
-    found = evidence(units, arms=arms, statistics=statistics, metrics=metrics, draws=draws, seed=seed)
-    tables = {
-        (name, c): fairness_of(_table(units, name, c, compared), observations=least, seed=seed)
-        for name in left
-        for c in criteria
-    }
+    boot = Bootstrap(units, draws, seed)
+    found = evidence(units, arms=arms, statistics=statistics, metrics=metrics, draws=draws, boot=boot)
+    made: Any = {text: parse(text, boot, metrics) for text in statistics}  # which keep what they have compared
+    tables = {}
+    for name, c in itertools.product(left, criteria):
+        known = [made[f"{one}:{CRITERIA_OF[c][0]}:{name}"].compared(YOURS) for one in _names(units)[:2]]
+        tables[name, c] = fairness_of(_table(units, name, c, compared), observations=least, known=known)
     few = {
         f"disparity:{CRITERIA_OF[c][0]}:{name}" for (name, c), one in tables.items() if _is_few(one.gaps[0]["smallest"])
     }
@@ -574,14 +577,16 @@ def _named(columns: Sequence[str]) -> str:
     return " and ".join(map(repr, columns))
 
 
+def _names(units: Units) -> list[str]:
+    return ["disparity", *(["client_disparity", "mean_client_disparity"] if "client" in units.by else [])]
+
+
 def _statistics(left: Sequence[str], criteria: Sequence[Criterion], compared: Sequence[str], units: Units) -> list[str]:
     """Return what the evidence holds: rates by group of the deciding criterion first, for that is drawn beside it."""
-    names = _NAMES if "client" in units.by else _NAMES[:1]
     kinds = dict.fromkeys(kind for c in criteria for kind in CRITERIA_OF[c][0].split("+"))
-    rates = [f"{kind}/{one}" for kind in kinds for one in compared] + [
-        m for m in _QUALITY if m in units.metrics and m != "roc_auc"
-    ]
-    found = [f"{name}:{CRITERIA_OF[c][0]}:{g}" for g in left for c in criteria for name in names]
+    rates = [f"{kind}/{one}" for kind in kinds for one in compared]
+    rates += [m for m in _QUALITY if m in units.metrics and m != "roc_auc"]
+    found = [f"{name}:{CRITERIA_OF[c][0]}:{g}" for g in left for c in criteria for name in _names(units)]
     found += [f"mean:{m}:{g}" for g in left for m in rates] + [f"mean:{m}" for m in rates]
     return found + [f"mean:roc_auc:{left[0]}"] * ("roc_auc" in units.metrics)  # areas are those of its groups
 
