@@ -225,8 +225,7 @@ class Mean(Means):
 
     def chance(self, arm: str, cell: str | None) -> dict[str, Any]:
         values, found = self.values(arm, cell), super().chance(arm, cell)
-        known = np.flatnonzero(~np.isnan(values[0]))
-        own = values[0, known]
+        own = values[0, known := np.flatnonzero(~np.isnan(values[0]))]
         if len(values) > 1 or not len(own) or not ((own == 0) | (own == 1)).all():
             return found
         _, _, low, high = rate_bounds(own, np.zeros_like(known), self.units.cluster[known], 1)[:, 0]
