@@ -168,7 +168,7 @@ def test_what_was_understood_is_told(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "upright.data"):
         read_columns(path, PAIRS, {"user": "Kunde"})
     assert caplog.messages == [
-        "shop.csv: 2 rows; separator ';'; user = Kunde; item = sku; value = rating; 1.0 of 'Kunde' is 1; "
+        "shop.csv: 2 rows; separator ';'; user = Kunde, item = sku, value = rating; 1.0 of 'Kunde' is 1; "
         "decimal comma in 'rating'"
     ]
 

@@ -267,7 +267,7 @@ def read_columns(
         raise _no_header(table, wanted)
     table = _unfold(table, names) if lists else table
     found = _match(table, wanted, names)
-    said = [*table.said, *(f"{name} = {own}" for name, own in found.items() if name != own)]
+    said = [*table.said, ", ".join(name if name == own else f"{name} = {own}" for name, own in found.items())]
     columns = []
     for name, own in found.items():
         series, more = _READ[wanted[name].kind](table, own, wanted[name])
