@@ -22,7 +22,7 @@ BUDGETS = {
     "report": 2_750,  # aims at 2,400
     "evidence": 2_160,  # aims at 950
     "data": 3_600,  # aims at 2,600
-    "metrics": 2_200,
+    "metrics": 2_230,  # docs/metrics.md is written from its docstrings
     "classification": 2_860,
     "language": 6_400,
     "maths": 4_900,

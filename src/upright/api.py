@@ -156,6 +156,7 @@ def audit(
     """
     from upright.experiment.audit import file_fields, run_audit
     from upright.experiment.registry import load_audit
+    from upright.tasks.answers import in_python
 
     config = load_audit(kind).config
     first = file_fields(config)[0]
@@ -164,7 +165,10 @@ def audit(
         raise InputError(got, "one; the others by name", f"upright audit {kind} --help lists them")
     given = {first: files[0] if len(files) == 1 else files} if files else {}
     options: dict[str, Any] = {"seed": seed, "margins": margins, "draws": draws, "command": command}
-    return Result(run_audit(kind, {**given, **settings}, out=Path(out), **options))
+    try:
+        return Result(run_audit(kind, {**given, **settings}, out=Path(out), **options))
+    except InputError as error:  # which speaks the command line
+        raise error if command else in_python(error, config) from None
 
 
 def load(folder: str | Path) -> Result:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upright.contract import InputError
-from upright.data.arrays import read_vectors
+from upright.data.arrays import read_ids, read_vectors
 
 # -- files --------------------------------------------------------------------------------------------------------
 
@@ -79,11 +79,59 @@ def test_the_format_is_that_of_its_own_package(tmp_path):
     np.testing.assert_array_equal(read_vectors(tmp_path / "v.safetensors")[0], x)
 
 
+@pytest.mark.parametrize("kind", [str, np.bytes_])
+def test_ids_beside_the_vectors_are_theirs(tmp_path, kind):
+    # catches ids that lie in the file and are not seen, and those of other arrays taken for them
+    x, users = np.random.default_rng(0).normal(size=(4, 2)), ["d", "a", "c", "b"]
+    np.savez(tmp_path / "v.npz", x=x, y=x[:3], item_ids=["p", "q", "r"], user_ids=np.array(users, dtype=kind))
+    assert read_vectors(f"{tmp_path}/v.npz::x")[1] == tuple(users)
+    assert read_vectors(f"{tmp_path}/v.npz::y")[1] == ("p", "q", "r")
+    np.savez(tmp_path / "v.npz", x=x, ids=["a", "a", "b", "c"])
+    assert three(lambda: read_vectors(tmp_path / "v.npz"))[0].startswith("v.npz (data frame) row 1")
+
+
+@pytest.mark.parametrize("outer", ["state_dict", "model_state_dict"])
+def test_checkpoints_are_reached_into(tmp_path, outer):
+    # catches a tensor that only a program can reach, moments of an optimiser among the candidates
+    torch = pytest.importorskip("torch")
+    users, items = torch.rand(4, 2), torch.rand(3, 2)
+    weights = {"items.weight": items, "users.weight": users, "bias": users[0]}
+    torch.save({"epoch": 3, outer: weights, "optimizer": {"state": {0: {"exp_avg": users}}}}, tmp_path / "c.pt")
+    for name in ("users.weight", f"{outer}.users.weight"):
+        np.testing.assert_array_equal(read_vectors(f"{tmp_path}/c.pt::{name}")[0], users.double().numpy())
+    got, accepted, todo = three(lambda: read_vectors(tmp_path / "c.pt"))
+    assert got == "c.pt holds 2 arrays of two dimensions"
+    assert accepted == f"one of its arrays: '{outer}.items.weight' (3, 2), '{outer}.users.weight' (4, 2)"
+    assert todo == f"name it: {tmp_path}/c.pt::{outer}.users.weight"
+    assert three(lambda: read_vectors(f"{tmp_path}/c.pt::weight"))[0] == "c.pt holds 2 arrays 'weight'"
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("b\na\n", ("b", "a")),
+        ("7\n3\n", ("7", "3")),
+        ("id\nb\n", ("b",)),
+        ("customer\nb\n", ("b",)),
+        ("n,uid\n1,b\n", ("b",)),
+    ],
+)
+def test_a_file_of_ids_needs_no_header(tmp_path, text, ids):
+    # catches a first id taken for a name, in silence
+    (tmp_path / "ids.txt").write_text(text)
+    found, said = read_ids(tmp_path / "ids.txt")
+    assert found == ids
+    assert bool(said) == (ids[0] == text.splitlines()[0])
+
+
 # -- bad input ----------------------------------------------------------------------------------------------------
 
 FINITE = "finite numbers in every row"
 DIVERGED = "find where the model diverged, or leave those users out"
-PACKED = ("arrays of numbers, read without pickle", "save it with numpy.save as an array of floats")
+PACKED = (
+    "arrays of numbers, read without pickle",
+    "save it with numpy.save as an array of floats, ids as text: ids.astype(str)",
+)
 SHAPE = ("real numbers of shape (users, dimensions)", "save one row of numbers for each user")
 VECTORS = [
     # name, content, got, accepted, to do
@@ -148,7 +196,7 @@ def test_tensors_are_refused(tmp_path):
     two = np.ones((4, 2), dtype="<f4")
     path = tensor_file(tmp_path / "v.safetensors", {"a": ("F32", two), "b": ("F32", two)})
     names = "one of its arrays: 'a' (4, 2), 'b' (4, 2)"
-    todo = "name it: v.safetensors::a"
+    todo = f"name it: {path}::a"
     assert three(lambda: read_vectors(path)) == ("v.safetensors holds 2 arrays of two dimensions", names, todo)
     assert three(lambda: read_vectors(f"{path}::c")) == ("v.safetensors holds no array 'c'", names, todo)
     broken = ("v.safetensors is no whole safetensors file", "a .safetensors file of numbers", "export it again")

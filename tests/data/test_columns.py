@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ import pyarrow as pa
 import pytest
 
 from upright.contract import InputError
-from upright.data.columns import Column, read_columns
+from upright.data import formats
+from upright.data.columns import Column, known_names, read_columns
 from upright.data.forget import read_records
+from upright.data.formats import open_columns
 
 PAIRS = {"user": Column("id"), "item": Column("id"), "value": Column("number", optional=True)}
 TIMED = {**PAIRS, "time": Column("time")}
@@ -129,15 +132,24 @@ FOREIGN = {
 }  # fmt: skip
 
 
+def read_large(monkeypatch, path, wanted, names=None, encoding="utf-8", **options):
+    """Read as a file is read that is too large to hold the columns that nobody asks for."""
+    known = {*wanted, *(names or {}).values()}
+    with monkeypatch.context() as patch:
+        patch.setattr(formats, "LARGE", -1)
+        keep = lambda own: own in known or own[-1:].isdigit() or known_names([own])  # noqa: E731
+        return read_columns(open_columns(path, encoding, keep=keep), wanted, names or {}, **options)
+
+
 @pytest.mark.parametrize("case", FOREIGN)
-def test_exports_of_other_tools_are_read_as_they_are(tmp_path, case):
+def test_exports_of_other_tools_are_read_as_they_are(tmp_path, monkeypatch, case):
     # catches: a format that is refused, or read as something else
     name, content, wanted, options, rows = FOREIGN[case]
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    found = read_columns(path, wanted, **options)
-    assert found.frame.rows()[: len(rows)] == rows
-    assert found.header == [name for name in wanted if name in found]
+    for found in (read_columns(path, wanted, **options), read_large(monkeypatch, path, wanted, **options)):
+        assert found.frame.rows()[: len(rows)] == rows
+        assert found.header == [name for name in wanted if name in found]
 
 
 @pytest.mark.parametrize("make", [pl.DataFrame, pd.DataFrame, pa.table])
@@ -156,7 +168,7 @@ def test_what_was_understood_is_told(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "upright.data"):
         read_columns(path, PAIRS, {"user": "Kunde"})
     assert caplog.messages == [
-        "shop.csv: 2 rows; separator ';'; user = Kunde; item = sku; value = rating; 1.0 of 'Kunde' is 1; "
+        "shop.csv: 2 rows; separator ';'; user = Kunde, item = sku, value = rating; 1.0 of 'Kunde' is 1; "
         "decimal comma in 'rating'"
     ]
 
@@ -178,6 +190,17 @@ BAD = {
     "damaged Parquet": ("a.parquet", b"PAR1rubbish", PAIRS, {}, "a.parquet cannot be read", "a whole file"),
     "no such column": ("a.csv", "usr,itm,rating\n1,2,3\n", PAIRS, {}, "a.csv line 1 has no column 'user' and no "
                        "column 'item'", "its columns are 'usr', 'itm', 'rating'"),
+    "no header": ("a.csv", "1,50,0.9\n1,51,0.8\n", LISTS, {"lists": True}, "a.csv has no header: line 1 is '1,50,0.9'",
+                  "names of columns"),
+    "no header, ids of letters": ("a.csv", "u1;i1;3\nu1;i2;2\n", LISTS, {"lists": True}, "a.csv has no header: line 1 "
+                                  "is 'u1;i1;3'", "names of columns"),
+    "no header, labels": ("a.csv", "a,f\nb,m\nc,f\n", {"user": Column("id", optional=True)}, {}, "a.csv has no header",
+                          "names of columns"),
+    "no header, a number twice": ("a.csv", "5,5,1\n5,6,1\n", PAIRS, {}, "a.csv line 1 names '5' twice", "each"),
+    "unknown names over numbers": ("a.csv", "kunde,artikel\n1,2\n1,3\n", PAIRS, {}, "a.csv line 1 has no column 'user'",
+                                   "its columns are 'kunde', 'artikel'"),
+    "names of dimensions": ("a.csv", "name,0,1\nx,0.5,1\n", {"user": Column("id")}, {}, "a.csv line 1 has no column "
+                            "'user'", "its columns are"),
     "a name that is not there": ("a.csv", GOOD, PAIRS, {"names": {"value": "ratng"}},
                                  "a.csv line 1 has no column 'ratng'", "its columns are"),
     "two columns for one": ("a.csv", "user_id,uid,item\n1,1,2\n", PAIRS, {}, "a.csv line 1 has 'user_id', 'uid' for "
@@ -235,14 +258,24 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_files_are_refused_with_line_and_column(tmp_path, case):
+def test_bad_files_are_refused_with_line_and_column(tmp_path, monkeypatch, case):
     # catches: a bad cell read as something, a row dropped, a line number that is not the editor's
     name, content, wanted, options, got, accepted = BAD[case]
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(InputError) as error:
-        read_columns(tmp_path / name, wanted, **options)
-    assert error.value.got.startswith(got)
-    assert error.value.accepted.startswith(accepted) or accepted in error.value.accepted
+    for read in (read_columns, partial(read_large, monkeypatch)):
+        with pytest.raises(InputError) as error:
+            read(tmp_path / name, wanted, **options)
+        assert error.value.got.startswith(got)
+        assert error.value.accepted.startswith(accepted) or accepted in error.value.accepted
+
+
+def test_columns_of_a_large_file_that_nobody_asks_for_are_not_held(tmp_path, monkeypatch):
+    # catches: a large file held whole; a message that forgets what the file has
+    (tmp_path / "a.csv").write_text("user,note,item\n1,x,2\n\n,y,3\n")
+    monkeypatch.setattr(formats, "LARGE", 9)
+    found = open_columns(tmp_path / "a.csv", keep={"user"}.__contains__)
+    assert (found.header, found.frame.columns) == (["user", "note", "item"], ["user"])
+    assert found.where([1]) == "line 4"
 
 
 def test_what_is_lacking_is_said_in_words_to_paste(tmp_path):
@@ -251,6 +284,11 @@ def test_what_is_lacking_is_said_in_words_to_paste(tmp_path):
     with pytest.raises(InputError) as error:
         read_columns(tmp_path / "a.csv", PAIRS)
     assert error.value.todo == "name them: --user usr --item itm"
+    for text, line in (("1;50;0,9\n1;51;0,8\n", "user;item;score"), ("a,x,1\na,y,2\n", "user,item,rank")):
+        (tmp_path / "a.csv").write_text(text)
+        with pytest.raises(InputError) as error:
+            read_columns(tmp_path / "a.csv", LISTS, lists=True)
+        assert error.value.todo.endswith(line)
     with pytest.raises(InputError, match="no file"):
         read_columns(tmp_path / "absent.csv", PAIRS)
 

@@ -56,7 +56,7 @@ BAD = {
     ),
     "nothing left": (
         GOOD, {"min_user": 9},
-        ("log.csv: nothing is left of 4 rows with min_item = None, min_user = 9",
+        ("log.csv: nothing is left of 4 rows with min_item = 1 and min_user = 9",
          "bounds that leave some users and items", "lower the bounds"),
     ),
     "unknown duplicates": (

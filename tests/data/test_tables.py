@@ -149,6 +149,16 @@ def test_columns_that_only_look_like_ids(tmp_path):
     ]
 
 
+def test_a_decimal_comma_is_one(tmp_path):
+    # catches numbers that become categories, or missing, because the table writes them with commas
+    rows = [(f"{20 + i % 9},{i % 3}", "FM"[i % 2], i % 3 % 2) for i in range(40)]
+    comma = write(tmp_path, "x;sex;y;z\n" + "".join(f"{x};{s};{y};0\n" for x, s, y in rows))
+    point = write(tmp_path, comma.read_text().replace(",", "."), "p.csv")
+    one, other = (load_table(path, label="y", sensitive=("sex", "x<25")) for path in (comma, point))
+    assert one.columns["x"].tolist() == other.columns["x"].tolist() == [float(x.replace(",", ".")) for x, _, _ in rows]
+    assert one.fingerprint == other.fingerprint
+
+
 # -- named sets -----------------------------------------------------------------------------------------------------
 
 

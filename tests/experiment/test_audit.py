@@ -18,6 +18,8 @@ from upright.cli.audit import propose
 from upright.cli.verbs import app
 from upright.contract import InputError
 from upright.experiment.registry import find
+from upright.tasks.answers import in_python
+from upright.tasks.predictions import PredictionsConfig
 
 PLUGIN = Path(__file__).parents[1] / "plugin"
 
@@ -68,11 +70,48 @@ def test_python_values_are_taken_as_they_are(tmp_path):
     found = api.audit("embeddings", x, labels=labels, ids=who, **known)
     assert found.summary["data"]["users"] == 80
     bare = api.audit("embeddings", x, labels=labels.drop("user"), **known)
-    assert any("matched to rows of the data frame by position" in w for w in bare.summary["warnings"])
+    assert any("matched to rows of labels (data frame) by position" in w for w in bare.summary["warnings"])
     with pytest.raises(InputError, match="2 files for 'file'"):
         api.audit("predictions", people, people, group="sex", **asked)
     with pytest.raises(InputError, match="without file"):
         api.audit("predictions", group="sex", **asked)
+
+
+def test_python_is_answered_in_python(tmp_path):
+    # catches: four frames of one name, advice that only a command line can follow
+    lists = pl.DataFrame({"user": ["a", "b"], "item": ["x", "y"], "rank": [1, 1]})
+    for held, got, todo in (
+        (
+            {"user": ["a", None], "item": ["x", "y"]},
+            "held_out (data frame) row 1 (the first is 0): 1 missing",
+            "fill in",
+        ),
+        (
+            {"usr": ["a"], "itm": ["x"]},
+            "held_out (data frame) has no column 'user'",
+            "name them: user='usr', item='itm'",
+        ),
+        (None, "lists (data frame) has no column 'relevant'", "pass held_out=FILE, or add the column"),
+    ):
+        with pytest.raises(InputError) as error:
+            api.audit("ranking", lists, held_out=held and pl.DataFrame(held), out=tmp_path)
+        assert error.value.got.startswith(got)
+        assert error.value.todo.startswith(todo)
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("neither --prediction nor --proba nor --score", "neither prediction= nor proba= nor score="),
+        ("name it: --group 'a b' --label x", "name it: group='a b', label='x'"),
+        ("--randomised with --proba", "randomised=True with proba="),
+        ("pass --label, or --missing drop", "pass label=, or missing='drop'"),
+        ("--margin of 'x', --threshold 0.5, see --help", "margins of 'x', threshold=0.5, see --help"),
+    ],
+)
+def test_options_are_spelled_as_keywords(text, spelled):
+    # catches: a word of the sentence taken for a value, an option that Python does not have
+    assert in_python(InputError(text, text, text), PredictionsConfig).args == (spelled, spelled, spelled)
 
 
 def test_settings_are_refused_before_files_are_read(tmp_path):

@@ -98,3 +98,19 @@ def test_an_area_of_few_rows_of_a_class_is_not_measured():
     y = np.arange(40) < 4
     assert np.isnan(ranks.auc_values(np.arange(40.0), y, np.zeros(40, dtype=int))).all()
     assert np.isfinite(ranks.auc_values(np.arange(40.0), y, np.zeros(40, dtype=int), fewest=4)).all()
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 9])
+def test_bins_are_those_of_the_trees_of_scikit_learn(decimals):
+    # catches: an edge on a value, weights that count as one, a last bin that is lost
+    pytest.importorskip("sklearn", "1.9")  # before, bins knew no weights
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    rng = np.random.default_rng(decimals)
+    x, y = np.round(rng.normal(size=(500, 1)), decimals), (rng.random(500) < 0.2).astype(int)
+    weights = np.where(y, 2.5, 0.625)  # balanced, powers of 2: sums are exact
+    model = HistGradientBoostingClassifier(
+        max_bins=64, max_iter=1, class_weight={0: 0.625, 1: 2.5}, early_stopping=False
+    )
+    model.fit(x, y)
+    assert ranks.bin_edges(x[:, 0], weights, 64) == pytest.approx(model._bin_mapper.bin_thresholds_[0])

@@ -348,15 +348,15 @@ def frame(path, users, x):
 LABELS = [
     # text, options, got, accepted, to do
     ("user,gender,age\na,f,1\n", {}, "labels.csv has 'gender', 'age' besides 'user'", "one attribute, or its name",
-     "name the column: --attribute gender"),
+     "name the column: attribute='gender'"),
     ("user\na\n", {}, "labels.csv has no column besides 'user'", "one attribute, or its name",
-     "name the column: --attribute COLUMN"),
+     "name the column: attribute=COLUMN"),
     ("user,gender\na,f\n", {"attribute": "gendr"}, "labels.csv line 1 has no column 'gendr'",
-     "its columns are 'user', 'gender'", "name them: --attribute gender"),
+     "its columns are 'user', 'gender'", "name them: attribute='gender'"),
     ("user,gender\na,f\n", {"attribute": "user"}, "column 'user' as the attribute", "a column of its own",
-     "name another column with --attribute"),
+     "name another column with attribute="),
     ("user,gender\na,f\n", {"aligned": "fitted"}, "labels.csv line 1 has no column 'fitted'",
-     "its columns are 'user', 'gender'", "name them: --aligned COLUMN"),
+     "its columns are 'user', 'gender'", "name them: aligned=COLUMN"),
     ("user,gender,al\na,f,1\nb,m,2\n", {"aligned": "al"}, "labels.csv line 3: 'al' is '2'",
      "0 or 1 in every row (or false, true)", "correct those rows"),
     ("user,gender\na,f\nb,m\na,f\n", {}, "labels.csv line 4: user 'a' again", "each user once",
@@ -393,7 +393,7 @@ def test_rows_are_matched_by_position_only_when_asked(tmp_path):
     assert refused(tmp_path, by_position=False) == (
         "emb.npy has no ids, labels.csv has: their rows may stand in another order",
         "the user of each row",
-        "pass --ids FILE with one user a row, or --by-position when you are sure of the order",
+        "pass ids=FILE with one user a row, or by_position=True when you are sure of the order",
     )
 
 
@@ -405,7 +405,7 @@ def test_users_of_different_files_are_refused(tmp_path):
     assert refused(tmp_path) == (
         "emb.npy has 10 rows, labels.csv has 12",
         "one row of labels for each vector, in the same order",
-        "pass --ids FILE with the user of each vector",
+        "pass ids=FILE with the user of each vector",
     )
     (tmp_path / "ids.csv").write_text("user\na\nb\n")
     assert refused(tmp_path, ids=tmp_path / "ids.csv")[0] == "ids.csv has 2 ids, emb.npy has 10 rows"
@@ -416,7 +416,7 @@ def test_users_of_different_files_are_refused(tmp_path):
     assert refused(tmp_path, "a.csv") == (
         "1 users of labels.csv are not in a.csv: 'person011'",
         "users that a.csv holds",
-        "correct the ids, or leave them out with --missing ignore (missing='ignore')",
+        "correct the ids, or leave them out with missing='ignore'",
     )
     frame(tmp_path / "b.csv", ids(12)[1:], x[1:, 0])
     got = refused(tmp_path, given=[tmp_path / "a.csv", tmp_path / "b.csv"])[0]

@@ -203,6 +203,18 @@ def test_numbers_are_cut_and_missing_ones_have_no_group(tmp_path):
     assert level(summary, "mean:predicted/yes:pay<_1234567", "pay<=1234567")["n_units"] == 300
 
 
+def test_copies_of_rows_are_said_unless_persons_are_named(tmp_path):
+    # catches rows that were joined twice, which halve every interval; a table of few values called one of copies
+    data = world(n=300)
+    twice = {name: np.append(values, values[:50]) for name, values in data.items()} | {"who": [*range(300), *range(50)]}
+    warned = [w for w in audit(write(tmp_path, twice))[0]["warnings"] if "exact copies" in w]
+    assert len(warned) == 1
+    assert warned[0].startswith("50 of 350 rows")
+    few, whole = {n: data[n] for n in ("sex", "decided")}, data | {"case": range(300)}
+    for columns, options in ((twice, {"person": "who"}), (whole, {}), (few, {})):
+        assert not any("exact copies" in w for w in audit(write(tmp_path, columns), **options)[0]["warnings"])
+
+
 def test_more_than_two_classes_and_a_chosen_one(tmp_path):
     # catches classes beyond two that are left out, and --positive that is ignored
     data = world()
@@ -392,14 +404,14 @@ def test_options_that_do_not_fit_are_refused(tmp_path):
     # catches an option that is ignored in silence
     path = write(tmp_path, world())
     both = {"group": "sex", "prediction": "decided", "proba": "p_no,p_yes", "out": tmp_path}
-    assert three(lambda: api.audit("predictions", path, **both))[0] == "--prediction and --proba"
+    assert three(lambda: api.audit("predictions", path, **both))[0] == "prediction= and proba="
     for options, got in (
-        ({"prediction": None}, "neither --prediction nor --proba nor --score"),
-        ({"randomised": True}, "--randomised with --prediction"),
-        ({"criterion": "equalized_odds"}, "criterion 'equalized_odds' without --label"),
+        ({"prediction": None}, "neither prediction= nor proba= nor score="),
+        ({"randomised": True}, "randomised=True with prediction="),
+        ({"criterion": "equalized_odds"}, "criterion 'equalized_odds' without label="),
         ({"criterion": "parity"}, "PredictionsConfig.criterion = 'parity'"),
         ({"least": 4}, "PredictionsConfig.least = 4"),
-        ({"positive": "maybe"}, "--positive 'maybe'"),
+        ({"positive": "maybe"}, "positive='maybe'"),
         ({"group": ","}, "group ','"),
     ):
         assert three(lambda options=options: audit(path, **options))[0] == got
@@ -414,8 +426,8 @@ def test_bad_files_are_refused_with_their_lines_and_no_folder_is_made(tmp_path):
         ({"site": [None, *data["site"][1:]]}, {}, line + "1 missing 'site'"),
         ({"who": [None, *range(59)]}, {"person": "who"}, line + "1 missing 'who'"),
         ({"p_no": [1, *data["p_no"][1:]]}, {"proba": "p_no,p_yes"}, line + "probabilities 1, "),
-        ({}, {"proba": "p_yes"}, "--proba with 1 column"),
-        ({}, {"proba": "a=p_no,b=p_yes"}, "--proba names the classes 'a', 'b', the labels hold 'no', 'yes'"),
+        ({}, {"proba": "p_yes"}, "proba= with 1 column"),
+        ({}, {"proba": "a=p_no,b=p_yes"}, "proba= names the classes 'a', 'b', the labels hold 'no', 'yes'"),
         ({"decided": ["0", "1"] * 30}, {}, "cases.csv: predictions such as '0' and labels such as 'no' share no class"),
         ({"sex": ["f"] * 60}, {}, "cases.csv: 'sex' has one group, 'f', of at least 5 rows"),
         ({"sex": np.arange(60)}, {}, "cases.csv: 'sex' has 60 different values"),
@@ -485,7 +497,7 @@ def test_high_scores_decide_for_the_class_that_is_named(tmp_path):
     data = {"sex": ["f", "m"] * 200, "score": 0.3 + 0.4 * truth + rng.normal(0, 0.05, 400)}
     options = {"group": "sex", "score": "score", "label": "truth", "out": tmp_path / "audits", "draws": 50}
     path = write(tmp_path, data | {"truth": np.where(truth, "ja", "nein")})
-    assert three(lambda: api.audit("predictions", path, **options))[2] == "write --positive nein"
+    assert three(lambda: api.audit("predictions", path, **options))[2] == "write positive='nein'"
     told = api.audit("predictions", path, **options, positive="ja")
     accuracy = {x["statistic"]: x["value"] for x in told.evidence["levels"]}["mean:accuracy"]
     assert accuracy > 0.99

@@ -19,7 +19,7 @@ from upright.evidence.units import read_units
 from upright.experiment.terminal import last_lines
 from upright.metrics.ranking import evaluate_full
 from upright.report.build import build_report
-from upright.tasks.ranking import popularity_bins
+from upright.tasks.ranking import RankingConfig, popularity_bins, read_ranking
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 METRICS = ("ndcg", "recall", "mrr", "hit")
@@ -468,7 +468,7 @@ GOOD = {
     "items": "item,count\nx,2\ny,1\n",
 }
 BAD = """
-lists | usr,item,rank;a,x,1 | no column 'user' | its columns are 'usr', 'item', 'rank' | --user usr
+lists | usr,item,rank;a,x,1 | no column 'user' | its columns are 'usr', 'item', 'rank' | user='usr'
 lists | user,item,rank;a,x,1;b,x,1;a,x,2 | lists.csv line 4: 1 rows repeat an earlier pair of user and item | \
     each pair once | keep one row of each pair
 lists | user,item,rank;a,x,1;b,x,1;a,y,1 | lists.csv line 4: rank 1 of user 'a' is taken already | \
@@ -481,20 +481,20 @@ lists | user,item,rank;a,x,1;b,q,1 | lists.csv line 3: 1 item not in items.csv: 
 held | user,item;c,x | no user of held.csv is in lists.csv: 'c' | the same users | write ids alike
 held | user,item;a,X;b,Y | no item of held.csv is in lists.csv: 'X', 'Y' against 'x', 'y' | alike in both | brackets
 lists | user,item,rank;a,x,0;a,y,1;b,x,1;b,y,2 | lists.csv line 4: 1 lists begin with rank 1, 1 with 0 | alike | from 1
-held | user,itm;a,x | held.csv line 1 has no column 'item' | its columns | name them: --item itm
+held | user,itm;a,x | held.csv line 1 has no column 'item' | its columns | name them: item='itm'
 users | user,group;a,g | users.csv has no group for 1 of 2 users: 'b' | a group for every user | 'unknown'
 users | user,group;a,g;b,h;a,h | users.csv line 4: user 'a' has two groups | one group a user | keep one
-users | user,grp,x;a,g,1 | users.csv line 1 has no column 'group' | its columns | name them: --group grp
+users | user,grp,x;a,g,1 | users.csv line 1 has no column 'group' | its columns | name them: group='grp'
 users | user,group;a,;b,h | users.csv line 2: 1 missing 'group' | in every row | fill in
 items | item,cnt;x,1;y,1 | items.csv line 1 has neither 'count' nor 'bin' | besides item | add one of them
 items | item,count;x,many;y,1 | items.csv line 2: 'count' is 'many', not a number | a finite number | correct
 items | item,count;x,1;y,-1 | items.csv line 3: 'count' is -1 | a number of at least 0 | correct
 items | item,count;x,1;y,1;x,2 | items.csv line 4: item 'x' again | each item once | keep one row
 users | user,group;a,g;b,h | every group of users.csv has fewer than 5 users with a defined value: 'g', 'h' | \
-    at least one group of 5 such users | without --users
+    at least one group of 5 such users | without users=
 held | user,item;a,x | 1 user with a held-out item in held.csv | at least 2 users | more users
 lists | user,item,rank,relevant;a,x,1,1;b,y,2,3 | lists.csv line 3: 'relevant' is '3' | 0 or 1 | 
-held | user,item,rating;a,x,4;b,y,3 | held.csv lines 2 and 3: relevance is 4 | 0 and 1 | --relevant-from X
+held | user,item,rating;a,x,4;b,y,3 | held.csv lines 2 and 3: relevance is 4 | 0 and 1 | relevant_from=X
 """
 
 
@@ -509,6 +509,50 @@ def test_bad_files(tmp_path, row):
     assert got in error.got
     assert accepted in error.accepted
     assert todo in error.todo
+
+
+TREC = {"run": "q1 Q0 d1 1 3.2 t\nq2 Q0 d1 1 3.0 t\n", "qrels": "q1 0 d1 1\nq2 0 d2 1\n"}
+
+
+@pytest.mark.parametrize(
+    ("lists", "held", "words"),
+    [
+        ("qrels", "run", "{b} --held-out {a}"),
+        ("qrels", "qrels", "RUN --held-out {a}"),
+        ("run", "run", "{a} --held-out QRELS"),
+        ("qrels", None, "RUN --held-out {a}"),
+        ("run", "qrels", None),
+    ],
+)
+def test_a_run_is_no_qrels(tmp_path, lists, held, words):
+    # catches: judgements audited as lists, in the order of their rows
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_text(TREC[lists])
+    b.write_text(TREC[held or "run"])
+    config = RankingConfig(lists=a, held_out=b if held else None)
+    if words is None:
+        assert read_ranking(config, seed=0, draws=2, margins={}).data["users"] == 2
+        return
+    with pytest.raises(InputError) as error:
+        read_ranking(config, seed=0, draws=2, margins={})
+    assert error.value.todo == "upright audit ranking " + words.format(a=a, b=b)
+
+
+def test_numbers_are_cut_into_groups(tmp_path):
+    # catches: an age a group; a bound on the wrong side
+    ages = [20 + i % 60 for i in range(120)]
+    write(tmp_path, "lists", "user,item,rank", [(u, i, 1 + (i != "x")) for u in range(120) for i in "xy"])
+    write(tmp_path, "held", "user,item", [(u, "xy"[u % 2]) for u in range(120)])
+    write(tmp_path, "users", "user,age", enumerate(ages))
+    error = refused(tmp_path)
+    assert (error.got, error.todo) == (
+        "users.csv: 'age' has 60 different values",
+        "cut it into ranges: group='age:25,45,65'",
+    )
+    summary, *_ = audit(tmp_path, group="age:25,45", k=2)
+    assert summary["audit"]["groups"] == ["age 25 to 45", "age<25", "age>=45"]
+    assert level(summary, "mean:hit@2:group", "age<25")["n_units"] == 10
+    assert audit(tmp_path, group="age<25", k=2)[0]["audit"]["groups"] == ["age<25", "age>=25"]
 
 
 def test_good_files_of_two_users(tmp_path):
@@ -527,7 +571,7 @@ def test_good_files_of_two_users(tmp_path):
         ({"missing": "drop"}, "missing = 'drop'"),
         ({"group": "age"}, "group 'age' without a file of users"),
         ({"held_out": None}, "no column 'relevant', and no held-out file was given"),
-        ({"margins": {"hits@2": 0.1}}, "--margin of 'hits@2'"),
+        ({"margins": {"hits@2": 0.1}}, "margins of 'hits@2'"),
     ],
 )
 def test_bad_options(small, options, got):

@@ -139,12 +139,8 @@ def propose(files: Sequence[str], encoding: str = "utf-8") -> tuple[list[str], l
         words = ["forgetting", *take("model", "MODEL"), *option("--forget", "records", "FORGET.jsonl")]
         words += option("--retain", "records", "RETAIN.jsonl")
     elif "vectors" in found:
-        words = [
-            "embeddings",
-            *found.pop("vectors"),
-            *option("--labels", "users", "LABELS.csv"),
-            *option("--ids", "ids"),
-        ]
+        words = ["embeddings", *found.pop("vectors"), *option("--labels", "users", "LABELS.csv")]
+        words += option("--ids", "ids")
     elif {"lists", "pairs"} & found.keys():
         words = ["ranking", *(take("lists") or take("pairs")), *option("--held-out", "pairs", "HELD_OUT.csv")]
         words += [*option("--users", "users"), *option("--items", "items")]

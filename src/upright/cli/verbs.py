@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -405,6 +406,9 @@ def data_verify(name: str, data_dir: DataDir = None) -> None:
 
 def main() -> None:
     """Run the command line; a person never sees a bare traceback."""
+    understood = logging.getLogger("upright.data")  # a line of each table that is read
+    understood.addHandler(logging.StreamHandler())
+    understood.setLevel(logging.INFO)
     try:
         sys.exit(app(standalone_mode=False))
     except click.ClickException as error:

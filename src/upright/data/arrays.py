@@ -1,15 +1,17 @@
 """Vectors in files: one row of numbers a unit, from arrays of numpy and torch, safetensors, or the columns of a table.
 
 ==================  =================================================================================================
-``.npy`` ``.npz``   read without pickle; ``FILE::NAME`` names one array of several
+``.npy`` ``.npz``   read without pickle; ``FILE::NAME`` names one array of several; ids in an array such as ``user_ids``
 ``.safetensors``    the only 2-D tensor, or ``FILE::NAME``
-``.pt`` ``.pth``    a tensor, or ``FILE::NAME`` of a dictionary of them, under ``weights_only``
+``.pt`` ``.pth``    a tensor, or ``FILE::NAME`` of a checkpoint, ``layer.weight`` at any depth, under ``weights_only``
 tables              as `upright.data.formats` opens them: ids and one column a dimension, or one column of lists
 ==================  =================================================================================================
 """
 
 from __future__ import annotations
 
+import difflib
+import shlex
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +22,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from upright.contract import InputError
-from upright.data.columns import Column, read_columns
+from upright.data.columns import Column, known_names, names_ids, read_columns
 from upright.data.formats import Columns, open_columns, some
 
-__all__ = ["ARRAYS", "file_and_name", "read_vectors"]
+__all__ = ["ARRAYS", "file_and_name", "read_ids", "read_vectors"]
 
 Array = NDArray[np.float64]
 ARRAYS = (".npy", ".npz", ".safetensors", ".pt", ".pth")
@@ -35,8 +37,20 @@ def file_and_name(given: str | Path) -> tuple[Path, str]:
     return Path(file).expanduser(), name
 
 
+def read_ids(source: Any, encoding: str = "utf-8", *, argument: str = "") -> tuple[tuple[str, ...], list[str]]:
+    """Return the ids in the column of users of a table, or in its only one, with a header or without, and remarks."""
+    if isinstance(source, list | tuple | pl.Series | np.ndarray):
+        source = pl.DataFrame({"user": list(source)}, strict=False)
+    table = open_columns(source, encoding, argument=argument)
+    if len(table.header) == 1 and not (names_ids(table.header[0]) or known_names(table.header)):
+        table = open_columns(source, encoding, argument=argument, header=["user"])
+    names = {"user": table.header[0]} if len(table.header) == 1 else {}
+    ids = read_columns(table, {"user": Column("id", unique=True)}, names)["user"].to_list()
+    return tuple(ids), [f"{table.name}: {one}." for one in table.said]
+
+
 def read_vectors(
-    source: Any, *, user: str | None = None, encoding: str = "utf-8"
+    source: Any, *, user: str | None = None, encoding: str = "utf-8", argument: str = ""
 ) -> tuple[Array, tuple[str, ...] | None]:
     """Read one table of vectors.
 
@@ -61,12 +75,13 @@ def read_vectors(
     if isinstance(source, str | Path):
         path, name = file_and_name(source)
         if path.suffix.lower() not in ARRAYS:
-            return _columns(path, user, encoding)
+            return _columns(path, user, encoding, argument)
         if not path.is_file():
             raise InputError(f"no file {path}", f"{', '.join(ARRAYS)}, or a table", "check the path")
-        return _checked(_READ[path.suffix.lower()](path, name), path.name), None
+        values = _checked(_READ[path.suffix.lower()](path, name), path.name)
+        return values, _ids_beside(path, len(values)) if path.suffix.lower() == ".npz" else None
     if hasattr(source, "columns") or hasattr(source, "column_names"):
-        return _columns(source, user, encoding)
+        return _columns(source, user, encoding, argument)
     return _checked(np.asarray(source), "the array"), None
 
 
@@ -89,8 +104,8 @@ def _checked(raw: NDArray[Any], name: str) -> Array:
 # -- tables ---------------------------------------------------------------------------------------------------------
 
 
-def _columns(source: Any, user: str | None, encoding: str) -> tuple[Array, tuple[str, ...]]:
-    table = open_columns(source, encoding)
+def _columns(source: Any, user: str | None, encoding: str, argument: str) -> tuple[Array, tuple[str, ...]]:
+    table = open_columns(source, encoding, argument=argument)
     wanted = {"user": Column("id", unique=True, option="--ids")}
     ids = read_columns(table, wanted, {"user": user} if user is not None else {})
     column = ids.names["user"]
@@ -131,14 +146,17 @@ def _lists(table: Columns, column: pl.Series) -> Array:
 
 
 def _choose_array(path: Path, shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
-    """Return the name of the array that was named, or of the only one of two dimensions."""
+    """Return the name of the array that was named, by its whole name or the end of it, or of the only one of 2-D."""
     flat = [one for one, shape in shapes.items() if len(shape) == 2]
-    if name not in shapes and (name or len(flat) != 1):
-        got = f"no array {name!r}" if name else f"{len(flat)} arrays of two dimensions"
-        names = ", ".join(f"{one!r} {shape}" for one, shape in shapes.items()) or "nothing"
-        todo = f"name it: {path.name}::{flat[0] if flat else 'NAME'}"
-        raise InputError(f"{path.name} holds {got}", f"one of its arrays: {names}", todo)
-    return name or flat[0]
+    named = [name] if name in shapes else [one for one in shapes if one.endswith(f".{name}")] if name else flat
+    if len(named) != 1:
+        got = f"{len(named) or 'no'} array{'s' * (len(named) > 1)} {repr(name) if name else 'of two dimensions'}"
+        shown = named or flat or [*shapes]
+        names = ", ".join(f"{one!r} {shapes[one]}" for one in shown[:12]) + " ..." * (len(shown) > 12)
+        close = difflib.get_close_matches(name, shown, 1) or [one for one in shown if "user" in one.lower()]
+        todo = f"name it: {shlex.quote(f'{path}::')}{shlex.quote([*close, *shown, 'NAME'][0])}"
+        raise InputError(f"{path.name} holds {got}", f"one of its arrays: {names or 'nothing'}", todo)
+    return named[0]
 
 
 def _numpy(path: Path, name: str) -> NDArray[Any]:
@@ -153,11 +171,22 @@ def _numpy(path: Path, name: str) -> NDArray[Any]:
             raise InputError(
                 f"{path.name} holds {'pickled Python objects' if pickled else 'no whole array'}",
                 "arrays of numbers, read without pickle",
-                "save it with numpy.save as an array of floats",
+                "save it with numpy.save as an array of floats, ids as text: ids.astype(str)",
             ) from None
     if isinstance(found, np.ndarray):
         return found
     return np.asarray(arrays[_choose_array(path, {one: array.shape for one, array in arrays.items()}, name)])
+
+
+def _ids_beside(path: Path, n: int) -> tuple[str, ...] | None:
+    """Return n ids that lie beside the vectors, in an array with a usual name."""
+    with np.load(path, allow_pickle=False) as found:
+        for name in filter(names_ids, found.files):
+            ids = found[name].astype(str)
+            if ids.shape == (n,):
+                wanted, frame = {"user": Column("id", unique=True)}, pl.DataFrame({name: ids})
+                return tuple(read_columns(frame, wanted, {"user": name}, argument=path.name)["user"].to_list())
+    return None
 
 
 def _safetensors(path: Path, name: str) -> NDArray[Any]:
@@ -187,8 +216,17 @@ def _torch(path: Path, name: str) -> NDArray[Any]:
     except Exception as error:  # of an unpickler: anything
         got = f"{path.name} cannot be read under weights_only ({str(error).splitlines()[0][:80] if str(error) else ''})"
         raise InputError(got, "a tensor, or a dictionary of tensors", "save the tensor alone with torch.save") from None
-    arrays = found if isinstance(found, Mapping) else {"": found}
-    arrays = {str(one): tensor for one, tensor in arrays.items() if isinstance(tensor, torch.Tensor)}
+    arrays: dict[str, Any] = {}
+
+    def walk(place: str, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            arrays[place] = value
+        elif isinstance(value, Mapping):
+            for key, inner in value.items():
+                if not str(key).startswith("optim"):  # its moments have the shapes of the weights and are no vectors
+                    walk(f"{place}.{key}".lstrip("."), inner)
+
+    walk("", found)
     chosen = _choose_array(path, {one: tuple(tensor.shape) for one, tensor in arrays.items()}, name)
     return np.asarray(arrays[chosen].detach().float().numpy())
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from upright.contract import InputError
 from upright.data.formats import Columns, number_of, open_columns, some
 
-__all__ = ["ALIASES", "MISSING", "Column", "code_ids", "known_names", "read_columns", "sort_names"]
+__all__ = ["ALIASES", "MISSING", "Column", "code_ids", "known_names", "names_ids", "read_columns", "sort_names"]
 
 Ints = NDArray[np.int64]
 MISSING = ("", "nan", "null")
@@ -121,6 +121,12 @@ def known_names(header: Sequence[str]) -> set[str]:
     return found | ({"item", "items"} if folded & _LISTS else set())
 
 
+def names_ids(name: str) -> bool:
+    """Whether a name says that ids are meant: ``id``, ``user_ids``, ``customer``."""
+    known = _fold(name).removesuffix("s") in ("id", "index", *_FOLDED["user"])
+    return known or bool(re.search(r"[\W_]ids?$", name, re.IGNORECASE))
+
+
 def _lacking(
     table: Columns,
     lacking: Sequence[str],
@@ -140,6 +146,14 @@ def _lacking(
     what = " and no column ".join(repr(names.get(name) or name) for name in lacking)
     columns = ", ".join(map(repr, table.header[:40])) + (" ..." if len(table.header) > 40 else "")
     return table.refuse_header(f"has no column {what}", f"its columns are {columns}", f"name them: {' '.join(paste)}")
+
+
+def _no_header(table: Columns, wanted: Iterable[str]) -> InputError:
+    line, width = table.unnamed.join(table.header), len(table.header)
+    usual = [name for name in wanted if name != "rank" or not re.search(r"\d[.,]\d", line)]  # ranks have no fractions
+    names = [*usual, *(f"column_{i}" for i in range(len(usual) + 1, width + 1))][:width]
+    todo = f"write the names of the columns above it, such as {table.unnamed.join(names)}"
+    return InputError(f"{table.name} has no header: line 1 is {line[:80]!r}", "names of columns in line 1", todo)
 
 
 # -- lists ----------------------------------------------------------------------------------------------------------
@@ -219,6 +233,7 @@ def read_columns(
     names: Mapping[str, str | None] = {},
     *,
     encoding: str = "utf-8",
+    argument: str = "",
     lists: bool = False,
 ) -> Columns:
     """Read the wanted columns and check every cell.
@@ -231,7 +246,8 @@ def read_columns(
     names : mapping of name to str or None
         The column of the file for a name. A name that is no key is looked for as it is, then under the usual ones
         (``user_id``, ``userId``, ``customer`` ...); None takes no other name than the own one.
-    encoding : str
+    encoding, argument : str
+        As in `open_columns`.
     lists : bool
         Whether a row may hold a list: in a column, or in a column a place. It becomes a row an item, with ``rank``.
 
@@ -246,10 +262,12 @@ def read_columns(
         As `open_columns`, and with the lines for every cell that does not fit. A column that is not there is refused
         with the words to paste.
     """
-    table = source if isinstance(source, Columns) else open_columns(source, encoding)
+    table = source if isinstance(source, Columns) else open_columns(source, encoding, argument=argument)
+    if table.unnamed and not (known_names(table.header) or {*table.header} & {*wanted, *names.values()}):
+        raise _no_header(table, wanted)
     table = _unfold(table, names) if lists else table
     found = _match(table, wanted, names)
-    said = [*table.said, *(f"{name} = {own}" for name, own in found.items() if name != own)]
+    said = [*table.said, ", ".join(name if name == own else f"{name} = {own}" for name, own in found.items())]
     columns = []
     for name, own in found.items():
         series, more = _READ[wanted[name].kind](table, own, wanted[name])
@@ -304,18 +322,21 @@ def _texts(table: Columns, own: str, column: Column) -> _Read:
     return text, said
 
 
+def _pointed(text: pl.Series) -> _Read:
+    """Return numbers with decimal points where they all have commas."""
+    comma = text.str.contains(r"^[+-]?\d+,\d+$")
+    if not comma.any() or text.filter(~comma).str.contains(".", literal=True).any():
+        return text, []
+    return text.str.replace(r"^([+-]?\d+),(\d+)$", "$1.$2"), [f"decimal comma in {text.name!r}"]
+
+
 def _numbers(table: Columns, own: str, column: Column) -> _Read:
     """Return finite float64, NaN where a cell may be empty."""
     series, said = table.frame[own], list[str]()
     if series.dtype == pl.String:
         text = series.fill_null("").str.strip_chars()
-        numbers = text.cast(pl.Float64, strict=False)
-        comma = text.str.contains(r"^[+-]?\d+,\d+$") & numbers.is_null()
-        if comma.any():
-            point = np.flatnonzero((text.str.contains(".", literal=True) & ~comma).to_numpy())
-            if not len(point):
-                numbers = text.str.replace(",", ".", literal=True).cast(pl.Float64, strict=False)
-                said = [f"decimal comma in {own!r}"]
+        pointed, said = _pointed(text)
+        numbers = pointed.cast(pl.Float64, strict=False)
     elif series.dtype.is_numeric() or series.dtype == pl.Boolean:
         numbers, text = series.cast(pl.Float64), series.cast(pl.String).fill_null("")
     else:
@@ -395,7 +416,9 @@ def _as_is(table: Columns, own: str, column: Column) -> _Read:
     if series.dtype.is_nested() or series.dtype in (pl.Binary, pl.Object):
         got = f"{table.name}: {own!r} has type {series.dtype}"
         raise InputError(got, "numbers, text, booleans or dates", "leave the column out")
-    return (series if series.dtype.is_numeric() else series.cast(pl.String).str.strip_chars().fill_null("")), []
+    if series.dtype.is_numeric():
+        return series, []
+    return _pointed(series.cast(pl.String).str.strip_chars().fill_null(""))
 
 
 _READ: Mapping[str, Callable[[Columns, str, Column], _Read]] = {

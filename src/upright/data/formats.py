@@ -41,6 +41,7 @@ _MARKS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
 _ENDINGS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".inter": "\t", ".user": "\t", ".item": "\t"}
 _COMPRESSED = (".gz", ".zst", ".bz2")
 _TYPED = re.compile(r"(.+):(token|token_seq|float|float_seq)")
+LARGE = 1 << 26  # bytes of a text file, above which only the columns that are asked for are held
 _HEAD = 1 << 16  # bytes that are looked at before a file is read
 _SHOWN = 5  # line numbers or names in a message before "and n more"
 
@@ -77,6 +78,8 @@ class Columns:
         What was understood beyond the usual.
     names : mapping of str to str
         Column of the source for each name that was wanted and is there.
+    unnamed : str
+        Separator of a text file whose first line looks like a row and not like names; "" otherwise.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Columns:
     row: Ints
     said: list[str] = field(default_factory=list)
     names: Mapping[str, str] = field(default_factory=dict)
+    unnamed: str = ""
     _lines: Callable[[], Iterator[int]] | None = None  # the line of each data row; None counts rows
     _first: int = 1  # number of the first row where rows are counted
 
@@ -140,7 +144,14 @@ class Columns:
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
-def open_columns(source: Any, encoding: str = "utf-8") -> Columns:
+def open_columns(
+    source: Any,
+    encoding: str = "utf-8",
+    *,
+    argument: str = "",
+    header: Sequence[str] | None = None,
+    keep: Callable[[str], Any] = bool,
+) -> Columns:
     """Read a table whole: the columns of text files as text, null where a cell is empty.
 
     Parameters
@@ -148,6 +159,12 @@ def open_columns(source: Any, encoding: str = "utf-8") -> Columns:
     source : path, or a data frame of polars, pandas or Arrow
     encoding : str
         Of a text file.
+    argument : str
+        What a data frame was passed as, which is how messages call it.
+    header : sequence of str, optional
+        Names for the columns of a text file that has none in its first line.
+    keep : callable of str
+        Whether a column is held of a text file above 64 MiB; the others are parsed and forgotten. All by default.
 
     Raises
     ------
@@ -155,12 +172,16 @@ def open_columns(source: Any, encoding: str = "utf-8") -> Columns:
         For a file that is not there, empty, of another kind, in another encoding, or that has rows with more fields
         than its header, a column twice, no row.
     """
-    table = _file(Path(source).expanduser(), encoding) if isinstance(source, str | Path) else _frame(source)
+    if isinstance(source, str | Path):
+        table = _file(Path(source).expanduser(), encoding, header, keep)
+    else:
+        table = _frame(source, f"{argument} (data frame)" if argument else "the data frame")
     if not any(table.header):
         raise _empty(table.name)
     twice = [name for i, name in enumerate(table.header) if name in table.header[:i]]
     if twice:
-        raise table.refuse_header(f"names {twice[0]!r} twice", "each column once", "rename one of them")
+        todo = "write the names of the columns above it, such as user,item" if table.unnamed else "rename one of them"
+        raise table.refuse_header(f"names {twice[0]!r} twice", "each column once", todo)
     if not len(table):
         todo = "check how the file was exported"
         raise InputError(f"{table.name} has a header and no rows", "one row at least", todo)
@@ -176,16 +197,16 @@ def _unreadable(name: str, error: Exception) -> InputError:
     return InputError(f"{name} cannot be read: {first}", "a whole file of its kind", "export it again")
 
 
-def _frame(source: Any) -> Columns:
+def _frame(source: Any, name: str) -> Columns:
     try:
         frame = source if isinstance(source, pl.DataFrame) else pl.DataFrame(source)
     except Exception as error:  # whatever a foreign object raises
         got = f"{type(source).__name__}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         raise InputError(got, "a path, or a data frame of polars, pandas or Arrow", "pass one of these") from None
-    return Columns("the data frame", frame.columns, frame, np.arange(len(frame)), _first=0)
+    return Columns(name, frame.columns, frame, np.arange(len(frame)), _first=0)
 
 
-def _file(path: Path, encoding: str) -> Columns:
+def _file(path: Path, encoding: str, header: Sequence[str] | None, keep: Callable[[str], Any]) -> Columns:
     if not path.is_file():
         got = f"{path} is a folder" if path.is_dir() else f"no file {path}"
         raise InputError(got, "a table: CSV, TSV, Parquet, JSON lines and others", "check the path")
@@ -205,7 +226,7 @@ def _file(path: Path, encoding: str) -> Columns:
     if not re.fullmatch(r"utf-?8(-sig)?", encoding, re.IGNORECASE):
         data = _in_utf8(path.name, data, encoding)
     text = data[:_HEAD].decode("utf-8", errors="ignore").removeprefix("\ufeff")
-    return _json(path.name, data) if text.lstrip()[:1] in ("{", "[") else _delimited(path, data, text)
+    return _json(path.name, data) if text.lstrip()[:1] in ("{", "[") else _delimited(path, data, text, header, keep)
 
 
 def _unpacked(path: Path) -> bytes:
@@ -296,10 +317,12 @@ def _json(name: str, data: bytes) -> Columns:
 # -- delimited text -------------------------------------------------------------------------------------------------
 
 
-def _delimited(path: Path, data: bytes, head: str) -> Columns:
+def _delimited(path: Path, data: bytes, head: str, given: Sequence[str] | None, keep: Callable[[str], Any]) -> Columns:
     lines = [line for line in re.split(r"\r?\n", head) if line.strip()]
     lines = lines[:-1] if len(data) > _HEAD and len(lines) > 1 else lines  # the last one may be cut
     names, mark, quote, said = _dialect(path, lines)
+    names, unnamed = list(given) if given else names, ""
+    said += ["no header: line 1 is a row too"] if given else []
     if mark == " ":
         data, mark = re.sub(rb"[ \t]+", b"\t", data), "\t"
 
@@ -310,9 +333,11 @@ def _delimited(path: Path, data: bytes, head: str) -> Columns:
     try:
         first = next(records(), (1, list[str]()))[1]
         header = names or [typed[1] if (typed := _TYPED.fullmatch(name)) else name for name in first]
-        frame = pl.DataFrame()
+        unnamed = mark if names is None and _is_row(*csv.reader(lines[:20], delimiter=mark)) else ""
+        frame, empty = pl.DataFrame(), pl.Series(dtype=pl.Boolean)
         if len(set(header)) == len(header):
-            frame = pl.read_csv(
+            held = [name for name in header if len(data) <= LARGE or keep(name)] or header[:1]
+            scan = pl.scan_csv(
                 data,
                 has_header=names is None,
                 new_columns=header,
@@ -320,6 +345,10 @@ def _delimited(path: Path, data: bytes, head: str) -> Columns:
                 quote_char='"' if quote else None,
                 infer_schema=False,
             )
+            # that all cells are looked at finds lines with too many fields, too
+            blank = pl.all_horizontal(pl.all().is_null()).alias("blank")
+            both = scan.select(pl.struct(held).alias("held"), blank).collect()
+            frame, empty = both["held"].struct.unnest(), both["blank"]
     except pl.exceptions.NoDataError:
         frame = pl.DataFrame(schema=dict.fromkeys(header, pl.String))
     except (UnicodeDecodeError, csv.Error, pl.exceptions.PolarsError) as error:
@@ -328,13 +357,12 @@ def _delimited(path: Path, data: bytes, head: str) -> Columns:
     def places() -> Iterator[int]:
         return (line for i, (line, _) in enumerate(records()) if i or names is not None)
 
-    table = Columns(path.name, header, frame, np.arange(len(frame)), said, _lines=places)
+    table = Columns(path.name, header, frame, np.arange(len(frame)), said, unnamed=unnamed, _lines=places)
     if len(header) > 1 and len(frame):  # in a file of one column a blank line is a row whose value is missing
-        empty = np.flatnonzero(frame.select(pl.all_horizontal(pl.all().is_null())).to_series().to_numpy())
-        if len(empty):
-            suspects, begin = set(empty.tolist()), -1 if names is None else 0
-            blank = [i for i, (_, fields) in enumerate(records(), start=begin) if i in suspects and not fields]
-            table = table.take(np.setdiff1d(table.row, blank))
+        suspects, begin = set(np.flatnonzero(empty.to_numpy()).tolist()), -1 if names is None else 0
+        if suspects:
+            gaps = [i for i, (_, fields) in enumerate(records(), start=begin) if i in suspects and not fields]
+            table = table.take(np.setdiff1d(table.row, gaps))
     return table
 
 
@@ -363,6 +391,24 @@ def _dialect(path: Path, lines: Sequence[str]) -> tuple[list[str] | None, str, b
 
     best = max(_MARKS, key=fit)
     return None, best, True, [] if best == usual else [f"separator {_MARKS[best]}"]
+
+
+def _is_row(first: Sequence[str] = (), *below: Sequence[str]) -> bool:
+    """Whether a first line reads like the lines below it: numbers over numbers, and a text that comes again."""
+
+    def is_number(cell: str) -> bool:
+        return math.isfinite(number_of(cell.strip().replace(",", ".")))
+
+    columns = [{row[i] for row in below if i < len(row) and row[i].strip()} for i in range(len(first))]
+    numbers, texts = (
+        [cell for cell in first if is_number(cell)],
+        [i for i, cell in enumerate(first) if not is_number(cell)],
+    )
+    places = len(numbers) > 1 and numbers in ([str(i + start) for i in range(len(numbers))] for start in (0, 1))
+    if any(columns[i] and all(map(is_number, columns[i])) for i in texts) or (places and texts):
+        return False  # names over numbers; the places of a list, or the dimensions of a vector
+    again = any(first[i] in columns[i] for i in texts)
+    return not texts or again or not all(number_of(cell).is_integer() for cell in numbers)
 
 
 def _records(data: bytes, mark: str, quote: bool) -> Iterator[tuple[int, list[str]]]:

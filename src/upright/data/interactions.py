@@ -305,14 +305,17 @@ def random_split(
     return log.take(np.sort(train)), log.take(np.sort(valid)), log.take(np.sort(test))
 
 
-def _core_rows(log: Interactions, min_item: int, min_user: int) -> NDArray[np.int64]:
-    """Return the rows of the largest sub-log in which every item and user has enough rows."""
+def _core_rows(log: Interactions, min_item: int, min_user: int, where: str = "") -> NDArray[np.int64]:
+    """Return the rows of the largest sub-log in which every item and user has enough rows; refuse none."""
     rows = np.arange(len(log))
     while True:
         items = np.bincount(log.item[rows], minlength=log.n_items)
         kept = rows[items[log.item[rows]] >= min_item]
         users = np.bincount(log.user[kept], minlength=log.n_users)
         kept = kept[users[log.user[kept]] >= min_user]
+        if not len(kept):
+            got = f"{where}nothing is left of {len(log)} rows with min_item = {min_item} and min_user = {min_user}"
+            raise InputError(got, "bounds that leave some users and items", "lower the bounds")
         if len(kept) == len(rows):
             return rows
         rows = kept
@@ -360,14 +363,7 @@ def core_filter(log: Interactions, *, min_item: int = 5, min_user: int = 5) -> I
         raise InputError(
             f"min_item = {min_item}, min_user = {min_user}", "whole numbers from 0", "raise the negative one"
         )
-    rows = _core_rows(log, min_item, min_user)
-    if not len(rows):
-        raise InputError(
-            f"nothing is left of {len(log)} rows with min_item = {min_item} and min_user = {min_user}",
-            "bounds that leave some users and items",
-            "lower the bounds",
-        )
-    return _compact(log, rows)
+    return _compact(log, _core_rows(log, min_item, min_user))
 
 
 def read_interactions(
@@ -443,13 +439,7 @@ def read_interactions(
     log = Interactions(users, items, values, times, len(user_ids), len(item_ids), user_ids, item_ids)
     keep, values = _merge_duplicates(table, log, duplicates)
     table, log = table.take(keep), dataclasses.replace(log.take(keep), value=values)
-    rows = _core_rows(log, min_item or 1, min_user or 1)
-    if not len(rows):
-        raise InputError(
-            f"{table.name}: nothing is left of {len(log)} rows with min_item = {min_item}, min_user = {min_user}",
-            "bounds that leave some users and items",
-            "lower the bounds",
-        )
+    rows = _core_rows(log, min_item or 1, min_user or 1, f"{table.name}: ")
     if min_user is None:
         counts = np.bincount(log.user[rows], minlength=log.n_users)
         lonely = rows[counts[log.user[rows]] == 1]

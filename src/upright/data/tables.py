@@ -274,7 +274,6 @@ def read_table(
     missing: Literal["error", "drop"],
     text: Sequence[str],
     numbers: Sequence[str],
-    encoding: str = "utf-8",
 ) -> Raw:
     """Read and check one file; `upright.data.tabular.load_table` documents the arguments.
 
@@ -283,7 +282,7 @@ def read_table(
     InputError
         For everything that is wrong with the file, with the lines where it is wrong.
     """
-    table = open_columns(path, encoding)
+    table = open_columns(path)
     wanted = {"label": [label], "sensitive": sensitive, "drop": drop, "text": text, "numbers": numbers}
     protected = _check_names(table, wanted)
     table = read_columns(table, {name: Column("any") for name in table.header if name not in drop})

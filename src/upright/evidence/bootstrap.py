@@ -108,5 +108,6 @@ class Bootstrap:
 
     def draws(self, combine: Combine, pieces: Array, *sides: Bools) -> Draws:
         """Return the draws of pieces (k, 1 + D, S); `sides` are the units (S, U) that each compared side rests on."""
-        sizes = [np.bincount(self.units.cluster, side.sum(0), self.units.n_clusters) for side in sides]
+        sizes, own = [side.sum(0) for side in sides], self.units
+        sizes = [np.bincount(own.cluster, size, own.n_clusters) for size in sizes] if own.clustered else sizes
         return two_level(combine, pieces, self.seed_weight, sizes)

@@ -207,7 +207,7 @@ def level_of(one: Statistic, arm: str, cell: str | None) -> Level:
     """Return a cell of a statistic of one arm."""
     have, should = one.count(arm, cell)
     n = int(have.any(0).sum())
-    clusters = len(dense_codes(one.units.cluster[have.any(0)])[0])
+    clusters = len(dense_codes(one.units.cluster[have.any(0)])[0]) if one.units.clustered else n
     chance, more, value = one.chance(arm, cell), one.facts(arm, cell), one.draws(arm, cell).value
     span, inside = one.about.high - one.about.low, (one.about.low, one.about.high)
     ranges = {"mean": inside, "worst_decile": inside, "gini": (0.0, 1.0), "gap": (-span, span), "abs_gap": (0.0, span)}

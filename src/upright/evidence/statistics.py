@@ -227,10 +227,10 @@ class Mean(Means):
 
     def chance(self, arm: str, cell: str | None) -> dict[str, Any]:
         values, found = self.values(arm, cell), super().chance(arm, cell)
-        known = ~np.isnan(values[0])
-        if len(values) > 1 or not known.any() or not np.isin(values[0, known], (0.0, 1.0)).all():
+        own = values[0, known := np.flatnonzero(~np.isnan(values[0]))]
+        if len(values) > 1 or not len(own) or not ((own == 0) | (own == 1)).all():
             return found
-        _, _, low, high = rate_bounds(values[0], np.zeros(len(known), dtype=np.int64), self.units.cluster, 1)[:, 0]
+        _, _, low, high = rate_bounds(own, np.zeros_like(known), self.units.cluster[known], 1)[:, 0]
         return {**found, "low": float(low), "high": float(high)}
 
 
@@ -554,7 +554,7 @@ class Disparity(Statistic):
                 self.units.cluster,
                 len(self.groups),
                 rng=self.boot.null_rng("disparity"),
-                place=self.home if self.clients else None,
+                place=self.units.codes(CLIENT)[1] if self.clients else None,
             ),
         )
         return found

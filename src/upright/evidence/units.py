@@ -65,7 +65,8 @@ class Units:
                 "every arm once at every seed, so that differences are paired",
                 "run the missing arms with the same --seeds, or leave them out with --arms",
             )
-        leading = {seed: _names(have[self.arms[0], seed]) for seed in self.seeds}
+        names = {key: _names(scores) for key, scores in have.items()}
+        leading = {seed: names[self.arms[0], seed] for seed in self.seeds}
         self.unit_kind = blocks[0].scores.unit_kind
         by_length: dict[int, list[str]] = {}
         for unit in dict.fromkeys(itertools.chain.from_iterable(leading.values())):
@@ -80,7 +81,7 @@ class Units:
         self._shared: dict[tuple[str, str], Units] = {}
         cluster = np.full(len(self.units), None, dtype=object)
         for (arm, seed), scores in have.items():
-            own, first, row = _names(scores), leading[seed], self.seeds.index(seed)
+            own, first, row = names[arm, seed], leading[seed], self.seeds.index(seed)
             if len(set(own)) < len(own) or (own != first and set(own) != set(first)):
                 raise InputError(
                     f"arm {arm!r} at seed {seed} scores other units than arm {self.arms[0]!r}, or one twice",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["auc", "auc_values", "ks_null", "ks_p", "rank_sides", "weighted_rank_correlation", "widest"]
+__all__ = ["auc", "auc_values", "bin_edges", "ks_null", "ks_p", "rank_sides", "weighted_rank_correlation", "widest"]
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -40,15 +40,13 @@ def auc(values: Array, weights: Array, positive: Bools, stratum: NDArray[np.int6
     home = np.zeros(len(values), dtype=np.int64) if stratum is None else stratum
     for one in np.unique(home):
         own = np.flatnonzero(~np.isnan(values) & (home == one))
-        if not len(own):
-            continue
-        order = own[np.argsort(values[own], kind="stable")]
-        v, w, first = values[order], weights[..., order], positive[order]
-        start = np.flatnonzero(np.r_[True, v[1:] != v[:-1]])  # first place of each level of equal scores
-        up = np.add.reduceat(np.where(first, w, 0.0), start, -1)
-        down = np.add.reduceat(np.where(first, 0.0, w), start, -1)
-        top = top + (up * (np.cumsum(down, -1) - 0.5 * down)).sum(-1)  # equal scores count half
-        bottom = bottom + up.sum(-1) * down.sum(-1)
+        own = own[np.argsort(values[own], kind="stable")]
+        first, second = own[positive[own]], own[~positive[own]]
+        up, down = weights[..., first], np.zeros((*weights.shape[:-1], len(second) + 1))
+        np.cumsum(weights[..., second], -1, out=down[..., 1:])
+        below, upto = (np.searchsorted(values[second], values[first], side) for side in ("left", "right"))
+        top = top + np.einsum("...i,...i->...", up, down[..., below] + down[..., upto]) / 2  # equal scores count half
+        bottom = bottom + up.sum(-1) * down[..., -1]
     return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)[()]
 
 
@@ -90,6 +88,32 @@ def auc_values(score: Array, positive: Bools, group: NDArray[np.int64], *, fewes
         area = right[own].mean()
         found[rows] = area + len(rows) / size * (right - area)
     return found
+
+
+def bin_edges(x: Array, weights: Array, bins: int) -> Array:
+    """Return edges of at most `bins` bins of equal weight, halfway between neighbouring values.
+
+    Parameters
+    ----------
+    x, weights : ndarray, shape (n,)
+        Finite values, and weights above 0.
+    bins : int
+        At least 2. Where there are no more values than that, every value has a bin.
+
+    Returns
+    -------
+    ndarray, shape (at most bins - 1,)
+        Ascending; a value at an edge lies below it.
+    """
+    order = np.argsort(x)
+    value, total = x[order], np.cumsum(weights[order])
+    distinct = np.unique(value)
+    if len(distinct) <= bins:
+        return np.asarray(distinct[1:] / 2 + distinct[:-1] / 2)
+    wanted, last = np.arange(1, bins) / bins * total[-1], len(x) - 1
+    at = np.minimum(np.searchsorted(total, wanted), last)
+    above = np.where(total[at] - wanted > np.finfo(np.float64).eps, at, np.minimum(at + 1, last))
+    return np.unique((value[at] + value[above]) / 2)
 
 
 def weighted_rank_correlation(x: Array, weights: Array, y: Array, given: Array | None = None) -> Array:

@@ -220,8 +220,13 @@ class GroupFairness:
         }
 
 
-def fairness_of(table: Table, *, observations: int = 30, seed: int = 0) -> GroupFairness:
-    """Compare groups in every rate, over all rows and at every client; parameters as of `group_fairness`."""
+def fairness_of(
+    table: Table, *, observations: int = 30, seed: int = 0, known: Sequence[Comparisons] = ()
+) -> GroupFairness:
+    """Compare groups in every rate, over all rows and at every client; parameters as of `group_fairness`.
+
+    `known` are the comparisons of the statistics ``disparity`` and, of clients, ``client_disparity``, if made already.
+    """
     needed(1.0, observations)  # refuses what it cannot take
     groups, there = len(table.groups), table.group >= 0
 
@@ -235,11 +240,12 @@ def fairness_of(table: Table, *, observations: int = 30, seed: int = 0) -> Group
         rng = np.random.default_rng(stream(seed, "evidence", "null", "disparity"))  # as the statistic of that name
         return compare_groups(table.values[None], table.group[None], table.person, groups, rng=rng, place=place)
 
-    everybody = bounds(np.zeros_like(table.client), 1)
+    everybody, places = bounds(np.zeros_like(table.client), 1), [None, table.client[None]][: 2 if table.clients else 1]
+    pairs, *inside = known or map(compare, places)
     if not table.clients:
-        return GroupFairness(table, everybody, compare(None), None, observations)
+        return GroupFairness(table, everybody, pairs, None, observations)
     cells = np.concatenate([everybody, bounds(table.client, len(table.clients))], axis=2)
-    return GroupFairness(table, cells, compare(None), compare(table.client[None]), observations)
+    return GroupFairness(table, cells, pairs, inside[0], observations)
 
 
 def group_fairness(

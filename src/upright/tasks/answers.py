@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from upright.contract import Metric, UnitScores
+from upright.contract import Config, InputError, Metric, UnitScores
+from upright.data.columns import Column, read_columns
+from upright.data.formats import Columns, number_of
+from upright.data.tabular import cut_of
 from upright.evidence.units import FEWEST
 
-__all__ = ["FEWEST", "YOURS", "Answer", "name_of", "plural", "suppress_small"]
+__all__ = ["FEWEST", "YOURS", "Answer", "in_python", "name_of", "plural", "read_groups", "suppress_small"]
 
 YOURS = "yours"
+MOST_GROUPS = 50  # more different numbers are a quantity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +85,39 @@ def plural(n: int, word: str) -> str:
 def name_of(file: Any) -> str:
     """Return the name of a file, or what a data frame is called."""
     return Path(file).name if isinstance(file, str | Path) else "the data frame"
+
+
+def in_python(error: InputError, config: type[Config]) -> InputError:
+    """Return the error with options of the command line, ``--held-out FILE``, as keywords, ``held_out=FILE``."""
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+
+    def keyword(found: re.Match[str]) -> str:
+        name, value = found[1].replace("-", "_"), (found[2] or "").strip()
+        if name not in kinds:
+            return found[0].replace("--margin", "margins")
+        if kinds[name] == "bool":
+            return f"{name}=True{found[2] or ''}"
+        return f"{name}=" + (value if re.fullmatch(r"('.*'|[A-Z]+|[-\d.]+)?", value) else repr(value))
+
+    # a word is a value where the phrase, or the command, ends behind it
+    value = r"( (?:'[^']*'|[A-Z]+\b|(?!and |nor |or |with )[^\s,;:()]+(?=$|[,;)]| --)))?"
+    parts = [re.sub(rf"--([a-z][a-z-]*){value}", keyword, part) for part in error.args]
+    return InputError(*(re.sub(r"(=(?:'[^']*'|\S+)) (?=\w+=)", r"\1, ", part) for part in parts))
+
+
+def read_groups(table: Columns, group: str, *, missing: bool) -> pl.Series:
+    """Return the group of each row, "" where it may be missing: classes, or numbers cut as `cut_of` says."""
+    cut = None if group in table.header else cut_of(group)
+    if cut is None:
+        text = read_columns(table, {group: Column("text", missing=missing, option="--group")}, {group: group})[group]
+        values = text.unique().to_list()
+        if len(values) > MOST_GROUPS and not any(math.isnan(number_of(one)) for one in values if one):
+            got = f"{table.name}: {group!r} has {len(values)} different values"
+            raise InputError(got, f"at most {MOST_GROUPS} groups", f"cut it into ranges: --group '{group}:25,45,65'")
+        return text
+    wanted = {cut.column: Column("number", missing=missing, option="--group")}
+    number = read_columns(table, wanted, {cut.column: cut.column}).array(cut.column)
+    return pl.Series(group, np.where(np.isnan(number), "", cut.range_of(number)).tolist())
 
 
 def suppress_small(labels: Sequence[str], counted: NDArray[np.bool_] | None = None) -> tuple[list[str], list[str]]:

@@ -20,7 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from upright.contract import Arm, Config, File, InputError, Metric, PositiveInt, Range, UnitScores, audit
-from upright.data.arrays import ARRAYS, file_and_name, read_vectors
+from upright.data.arrays import ARRAYS, file_and_name, read_ids, read_vectors
 from upright.data.columns import Column, read_columns
 from upright.data.formats import number_of, open_columns, some
 from upright.declare import Intervals, Noted
@@ -131,18 +131,9 @@ def _name_table(one: Any) -> tuple[str, Any]:
     return tensor or file.stem, str(one)
 
 
-def _read_ids(source: Any, encoding: str) -> tuple[str, ...]:
-    """Return the ids in the column of users of a file, or in its only column; or a sequence of them."""
-    if isinstance(source, list | tuple | pl.Series | np.ndarray):
-        source = pl.DataFrame({"user": list(source)}, strict=False)
-    table = open_columns(source, encoding)
-    names = {"user": table.header[0]} if len(table.header) == 1 else {}
-    return tuple(read_columns(table, {"user": Column("id", unique=True)}, names)["user"].to_list())
-
-
 def _read_labels(config: EmbeddingsConfig, aligned: str | None) -> _Labels:
     """Read the attribute of each user, and who was aligned when that is a column."""
-    table = open_columns(config.labels, config.encoding)
+    table = open_columns(config.labels, config.encoding, argument="labels")
     names = {} if config.user is None else {"user": config.user}
     user = Column("id", unique=True, optional=config.user is None)
     known = read_columns(table, {"user": user}, names)
@@ -249,7 +240,7 @@ def _join(
             raise InputError(
                 f"{len(found)} {what} are not in {file}: {some(found)}",
                 f"users that {file} holds",
-                "correct the ids, or leave them out with --missing ignore (missing='ignore')",
+                "correct the ids, or leave them out with --missing ignore",
             )
     # sorted, so that the order of rows cannot change a result; rows without ids have only their order
     by_id = labels.users is not None or any(users for _, _, users in tables.values())
@@ -335,17 +326,18 @@ def judge_attacks(
     scores = UnitScores("user", [users[u] for u in scored.tolist()], values, by)
 
     units, metrics = Units([Block("audit_embeddings", YOURS, seed, scores)]), {METRIC.name: METRIC}
+    boot = Bootstrap(units, draws, seed)
     told = evidence(
         units,
         arms=[Arm(YOURS, "baseline")],
         statistics=[LEAKAGE, f"worst_{LEAKAGE}"],
         metrics=metrics,
         draws=draws,
-        seed=seed,
+        boot=boot,
     )
     for row in told["levels"]:
         row["label"] = row["label"].replace(f"of {GROUPING}", f"of {attribute}", 1)
-    null: Any = parse(LEAKAGE, Bootstrap(units, 2, seed), metrics).null(YOURS, None)  # the comparisons of the levels
+    null: Any = parse(LEAKAGE, boot, metrics).null(YOURS, None)  # the comparisons of the levels
     seen: Comparisons = null[1]
     columns = [(one, c) for one in found for c in classes[len(classes) == 2 :]]
     pairs = _pairs(seen, columns, len(classes), attribute, len(scored))
@@ -498,10 +490,10 @@ def read_embeddings(config: EmbeddingsConfig, *, seed: int, draws: int, margins:
     aligned_file, column = _file_or_column(config.aligned)
     id_file, id_column = _file_or_column(config.ids)
     known = _read_labels(config, column)
-    owners = _read_ids(id_file, config.encoding) if id_file is not None else None
-    tables = {s: _read_table(source, id_column, id_file, owners, config.encoding) for s, source in files.items()}
-    adapted = _read_ids(aligned_file, config.encoding) if aligned_file is not None else ()
-    users = _join(config, tables, known, adapted)
+    owners, said = read_ids(id_file, config.encoding, argument="ids") if id_file is not None else (None, [])
+    tables = {s: _read_table(s, source, id_column, id_file, owners, config.encoding) for s, source in files.items()}
+    given = read_ids(aligned_file, config.encoding, argument="aligned") if aligned_file is not None else ((), [])
+    users = _join(config, tables, known, given[0])
 
     coded, least = code_labels(users.label), max(2 * config.folds, FEWEST)
     labelled = coded.code >= 0
@@ -523,6 +515,7 @@ def read_embeddings(config: EmbeddingsConfig, *, seed: int, draws: int, margins:
         curve = attack_curve(surface, users.label, attacker=top.attacker, repeats=config.repeats, **settings)
 
     warnings = _warnings(users, found, known.file, config.missing, held_out is None, bool(curve))
+    warnings += [*said, *given[1]]
     unnamed = [name for name, _, ids in tables.values() if not ids]
     if unnamed:
         warnings.append(
@@ -586,7 +579,7 @@ def _file_or_column(given: Any) -> tuple[Any, str | None]:
 
 
 def _read_table(
-    source: Any, column: str | None, id_file: Any, owners: tuple[str, ...] | None, encoding: str
+    surface: str, source: Any, column: str | None, id_file: Any, owners: tuple[str, ...] | None, encoding: str
 ) -> tuple[str, Array, tuple[str, ...] | None]:
     """Return name, vectors and ids of one surface."""
     bare = isinstance(source, str | Path) and file_and_name(source)[0].suffix.lower() in ARRAYS
@@ -595,8 +588,8 @@ def _read_table(
         raise InputError(
             f"no file {column}, and {name} has no columns", "a file with the user of each row", "check the path"
         )
-    values, users = read_vectors(source, user=column, encoding=encoding)
-    if users is None and owners is not None:
+    values, users = read_vectors(source, user=column, encoding=encoding, argument=surface)
+    if owners is not None and (users is None or bare):
         if len(owners) != len(values):
             raise InputError(
                 f"{name_of(id_file)} has {plural(len(owners), 'id')}, {name} has {plural(len(values), 'row')}",

@@ -23,6 +23,7 @@ Classes, groups and clients are compared as text; whole numbers lose ``.0``, so 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 import shlex
@@ -39,15 +40,17 @@ from upright.data.columns import Column, read_columns, sort_names
 from upright.data.formats import Columns, open_columns, some
 from upright.data.tabular import cut_of
 from upright.declare import Heat, Intervals, Noted, Signed
+from upright.evidence.bootstrap import Bootstrap
 from upright.evidence.compute import evidence, margins_of, pair_levels
 from upright.evidence.records import Level
+from upright.evidence.statistics import parse
 from upright.evidence.units import FEWEST, Block, Units
 from upright.evidence.verdict import Verdict, audit_verdict
 from upright.maths.parity.rates import Criterion
 from upright.maths.ranks import auc_values
 from upright.maths.simultaneous import compare_groups
 from upright.metrics.fairness import GroupFairness, Table, fairness_of, rates_of
-from upright.tasks.answers import YOURS, Answer, plural, suppress_small
+from upright.tasks.answers import YOURS, Answer, plural, read_groups, suppress_small
 
 __all__ = ["CRITERIA_OF", "PredictionsConfig", "metrics_of", "pairs_and_verdict", "read_predictions"]
 
@@ -69,7 +72,7 @@ _QUALITY = {
     "calibration": Metric("calibration", low=-1.0, title="Score minus label"),
 }
 _TITLES = {"predicted": "Decided", "true_positive": "True positive rate of", "false_positive": "False positive rate of"}
-_NAMES = ("disparity", "client_disparity", "mean_client_disparity")
+_PLAUSIBLE = 4  # copies a row, above which a table of few columns and values is the likelier cause
 _SUM = 1e-3  # by how much rounded probabilities of a row may miss 1
 _TRUTH = {"false": "0", "true": "1"}
 _POSITIVE = ("1", "yes", "true", "y", "t", "positive", "pos")
@@ -193,18 +196,6 @@ def groupings_of(group: str) -> dict[str, tuple[str, ...]]:
     return {f"group_{s}" if s in ("client", "label") else s: found[name] for name, s in safe.items()}
 
 
-def _groups_of(table: Columns, part: str) -> pl.Series:
-    """Return the group of each row, "" where there is none."""
-    cut = None if part in table.header else cut_of(part)
-    if cut is None:
-        text = read_columns(table, {part: Column("text", missing=True, option="--group")}, {part: part})[part]
-        _few(table.name, part, text, f"cut it into ranges: --group '{part}:25,45,65'")
-        return text
-    wanted = {cut.column: Column("number", missing=True, option="--group")}
-    number = read_columns(table, wanted, {cut.column: cut.column}).array(cut.column)
-    return pl.Series(part, np.where(np.isnan(number), "", cut.range_of(number)).tolist())
-
-
 def _few(file: str, column: str, text: pl.Series, todo: str) -> list[str]:
     """Return the values of a column in order, by number where all are numbers; refuse a quantity."""
     found = [one for one in text.unique().to_list() if one]
@@ -270,7 +261,7 @@ def _dropped(table: Columns, config: PredictionsConfig, columns: Sequence[str], 
     empty = np.any([(found[c] == "").to_numpy() for c in cells], axis=0)
     if empty.any():
         first = next(iter(groupings_of(config.group).values()))[0]
-        lost = _groups_of(table, first).filter(pl.Series(empty))
+        lost = read_groups(table, first, missing=True).filter(pl.Series(empty))
         parts = [f"{lost.eq(g).sum()} of {g or 'no group'}" for g in lost.unique().sort().to_list()]
         what = " or ".join(repr(c) for c in cells)
         warnings.append(f"{plural(int(empty.sum()), 'row')} without {what} dropped: {', '.join(parts)}.")
@@ -286,12 +277,17 @@ def read_cases(config: PredictionsConfig, groupings: Mapping[str, tuple[str, ...
         For a file that cannot be read, a column that is not there, a missing client, person, label or decision, an id
         twice, classes or groups of more than 50 values, probabilities that are none; with the lines where it is wrong.
     """
-    table, warnings = open_columns(config.file, config.encoding), list[str]()
     plain = {name: getattr(config, name) for name in ("client", "label", "person", "prediction")}
     plain = {name: column for name, column in plain.items() if column is not None}
+    every = dict.fromkeys(part for columns in groupings.values() for part in columns)
+    named = {*every, *plain.values(), config.score, config.id, *(cut.column for p in every if (cut := cut_of(p)))}
+    named |= {name for one in named_columns(config.proba) for name in (one, one.partition("=")[2].strip())}
+    table, warnings = open_columns(config.file, config.encoding, keep=named.__contains__), list[str]()
     if config.missing == "drop":
         table = _dropped(table, config, [*plain.values(), *([config.score] if config.score else [])], warnings)
-    parts = {part: _groups_of(table, part) for part in dict.fromkeys(p for ps in groupings.values() for p in ps)}
+    parts = {part: read_groups(table, part, missing=True) for part in every}
+    for part, text in parts.items():
+        _few(table.name, part, text, "name another column with --group, or join groups")
     groups: dict[str, list[str]] = {}
     for name, columns in groupings.items():
         own = [parts[column].to_list() for column in columns]
@@ -355,6 +351,12 @@ def read_cases(config: PredictionsConfig, groupings: Mapping[str, tuple[str, ...
     if config.id is not None:  # which may be the column of persons as well
         ids = read_columns(table, {"id": Column("id", unique=True)}, {"id": config.id})["id"].to_list()
     code = _code(table, str(config.label), truth, classes) if truth is not None else None
+    copies = 0 if config.id or config.person else len(table) - table.frame.hash_rows().n_unique()
+    if 0 < copies <= _PLAUSIBLE * (len(table) - copies):
+        warnings.append(
+            f"{copies} of {len(table)} rows are exact copies of an earlier one. Unless they are other cases, intervals "
+            "are too narrow: delete them, or name the column of persons with --person."
+        )
     return Cases(table.name, ids, groups, client, person, code, tuple(classes), h, score, up, tuple(warnings))
 
 
@@ -498,12 +500,13 @@ def read_predictions(config: PredictionsConfig, *, seed: int, draws: int, margin
     grouping = next(iter(left))
     statistics = _statistics([*left], criteria, compared, units)
     arms = [Arm(YOURS, "baseline", title="your decisions")]
-    found = evidence(units, arms=arms, statistics=statistics, metrics=metrics, draws=draws, seed=seed)
-    tables = {
-        (name, c): fairness_of(_table(units, name, c, compared), observations=least, seed=seed)
-        for name in left
-        for c in criteria
-    }
+    boot = Bootstrap(units, draws, seed)
+    found = evidence(units, arms=arms, statistics=statistics, metrics=metrics, draws=draws, boot=boot)
+    made: Any = {text: parse(text, boot, metrics) for text in statistics}  # which keep what they have compared
+    tables = {}
+    for name, c in itertools.product(left, criteria):
+        known = [made[f"{one}:{CRITERIA_OF[c][0]}:{name}"].compared(YOURS) for one in _names(units)[:2]]
+        tables[name, c] = fairness_of(_table(units, name, c, compared), observations=least, known=known)
     few = {
         f"disparity:{CRITERIA_OF[c][0]}:{name}" for (name, c), one in tables.items() if _is_few(one.gaps[0]["smallest"])
     }
@@ -574,14 +577,16 @@ def _named(columns: Sequence[str]) -> str:
     return " and ".join(map(repr, columns))
 
 
+def _names(units: Units) -> list[str]:
+    return ["disparity", *(["client_disparity", "mean_client_disparity"] if "client" in units.by else [])]
+
+
 def _statistics(left: Sequence[str], criteria: Sequence[Criterion], compared: Sequence[str], units: Units) -> list[str]:
     """Return what the evidence holds: rates by group of the deciding criterion first, for that is drawn beside it."""
-    names = _NAMES if "client" in units.by else _NAMES[:1]
     kinds = dict.fromkeys(kind for c in criteria for kind in CRITERIA_OF[c][0].split("+"))
-    rates = [f"{kind}/{one}" for kind in kinds for one in compared] + [
-        m for m in _QUALITY if m in units.metrics and m != "roc_auc"
-    ]
-    found = [f"{name}:{CRITERIA_OF[c][0]}:{g}" for g in left for c in criteria for name in names]
+    rates = [f"{kind}/{one}" for kind in kinds for one in compared]
+    rates += [m for m in _QUALITY if m in units.metrics and m != "roc_auc"]
+    found = [f"{name}:{CRITERIA_OF[c][0]}:{g}" for g in left for c in criteria for name in _names(units)]
     found += [f"mean:{m}:{g}" for g in left for m in rates] + [f"mean:{m}" for m in rates]
     return found + [f"mean:roc_auc:{left[0]}"] * ("roc_auc" in units.metrics)  # areas are those of its groups
 

@@ -17,6 +17,7 @@ expectation over these orders. `docs/audit-ranking.md` describes files, columns 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,14 +27,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from upright.contract import Config, File, InputError, Metric, PositiveInt, UnitScores, audit
-from upright.data.columns import Column, code_ids, read_columns
+from upright.data.columns import Column, code_ids, known_names, read_columns
 from upright.data.formats import Columns, open_columns, some
+from upright.data.tabular import cut_of
 from upright.declare import Intervals, Noted, Signed
 from upright.evidence.bootstrap import Bootstrap
 from upright.evidence.units import FEWEST, Block, Units
 from upright.maths.resampling import ratio_of_sums
 from upright.metrics.ranking import coverage, gini
-from upright.tasks.answers import YOURS, Answer, name_of, plural, suppress_small
+from upright.tasks.answers import YOURS, Answer, plural, read_groups, suppress_small
 
 __all__ = ["BINS", "RankingConfig", "popularity_bins", "read_ranking"]
 
@@ -41,6 +43,7 @@ Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Names = Mapping[str, str]  # the column of a file for user, item and value
+_TREC = {"run": "a TREC run, in the order of its scores", "qrels": "TREC qrels"}  # what the reader says of them
 BINS = (("head", 0.2), ("mid", 0.3), ("tail", 0.5))  # name and share of the items
 
 
@@ -58,7 +61,7 @@ class RankingConfig(Config):
     k: PositiveInt = 10
     """Places of a list that count."""
     group: str | None = None
-    """Column of the groups; `group`, or the only other one, otherwise."""
+    """Column of the groups; `group`, or the only other one, otherwise. `age<25` and `age:25,45,65` cut numbers."""
     missing: Literal["error", "zero"] = "error"
     """What a user with held-out items and without a list is: an error, or a user to whom nothing was shown."""
     relevant_from: float | None = None
@@ -93,8 +96,23 @@ class Lists:
 def _open_files(config: RankingConfig) -> dict[str, tuple[Columns, Names]]:
     """Return the table of each file that was given, and which of the named columns it has."""
     given = {name: getattr(config, name) for name in ("lists", "held_out", "users", "items")}
-    tables = {name: open_columns(file, config.encoding) for name, file in given.items() if file is not None}
     named = {name: own for name in ("user", "item", "value") if (own := getattr(config, name)) is not None}
+
+    def keep(column: str) -> bool:  # of users and items any column may be meant
+        return column in named.values() or column[-1:].isdigit() or bool(known_names([column]))
+
+    keeps: Any = {"lists": keep, "held_out": keep}
+    tables = {
+        name: open_columns(file, config.encoding, argument=name, keep=keeps.get(name, bool))
+        for name, file in given.items()
+        if file is not None
+    }
+    kinds = {n: kind for n in ("lists", "held_out") for kind in _TREC if n in tables and _TREC[kind] in tables[n].said}
+    if kinds.get("lists") == "qrels" or kinds.get("held_out") == "run":
+        of = {kind: str(given[name]) for name, kind in reversed(kinds.items())}
+        words = ["upright", "audit", "ranking", of.get("run", "RUN"), "--held-out", of.get("qrels", "QRELS")]
+        got = " and ".join(f"{kind} as {name.replace('_', '-')}" for name, kind in kinds.items())
+        raise InputError(got, "lists: a run, six columns; held-out: qrels, four columns", shlex.join(words))
     for option, own in named.items():
         if not any(own in table.header for table in tables.values()):
             columns = "; ".join(f"{table.name}: {', '.join(map(repr, table.header))}" for table in tables.values())
@@ -207,14 +225,12 @@ def _read_groups(opened: Columns, names: Names, group: str | None, users: Sequen
     table = read_columns(opened, {"user": Column("id")}, own)
     rest = [name for name in opened.header if name != table.names["user"]]
     column = group or (rest[0] if len(rest) == 1 else "group")
-    table = read_columns(
-        opened, {"user": Column("id"), "group": Column("text", option="--group")}, {**own, "group": column}
-    )
+    label = read_groups(opened, column, missing=False).to_list()
     again = table.repeats("user")
     if len(again):
         got = f"user {table['user'][int(again[0])]!r} has two groups"
         raise table.refuse(again, got, "one group a user", "keep one of them")
-    group_of = dict(zip(table["user"].to_list(), table["group"].to_list(), strict=True))
+    group_of = dict(zip(table["user"].to_list(), label, strict=True))
     lacking = [user for user in users if user not in group_of]
     if lacking:
         raise InputError(
@@ -296,7 +312,7 @@ def _absent(wanted: Columns, users: Sequence[str], who: Sequence[str], lists: st
         raise InputError(
             f"{len(absent)} of {len(users)} users in {wanted.name} have no list in {lists}: {some(absent)}",
             "a list for every user with held-out items",
-            "add their lists, or pass missing='zero' to count them as users who were shown nothing",
+            "add their lists, or pass --missing zero, which counts them as users who were shown nothing",
         )
     return absent
 
@@ -492,12 +508,10 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
         want_user, want_ids = code_ids(wanted["user"])
         absent = _absent(wanted, want_ids, who, given.table.name, config.missing)
         if absent:
-            warnings.append(
-                f"{plural(len(absent), 'user')} with held-out items but without a list count as zero (missing='zero')."
-            )
+            warnings.append(f"{plural(len(absent), 'user')} with held-out items but without a list count as zero.")
     who += absent
     labels: list[str] | None = None
-    grouping = re.sub("[:=]", "_", config.group or "group")
+    grouping = "group" if cut_of(config.group or "") else re.sub("[:=]", "_", config.group or "group")
     if config.users is not None:
         labels, said = _read_groups(*opened["users"], config.group, who)
         warnings += said
@@ -517,7 +531,7 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
         unknown = sorted(set(given.table["item"].gather(bad).to_list()))
         raise given.table.refuse(
             bad,
-            f"{plural(len(unknown), 'item')} not in {name_of(config.items)}: {some(unknown)}",
+            f"{plural(len(unknown), 'item')} not in {opened['items'][0].name}: {some(unknown)}",
             "listed items that are all in the file of items",
             "add them there, with count 0 when they are new",
         )
@@ -543,7 +557,7 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
     n = np.bincount(want_user, minlength=n_users)
     judged = int((n > 0).sum()) if wanted is not None else n_users
     if judged < 2:
-        where = f"with a held-out item in {name_of(config.held_out)}" if n_users > 1 else f"in {given.table.name}"
+        where = f"with a held-out item in {opened['held_out'][0].name}" if n_users > 1 else f"in {given.table.name}"
         raise InputError(
             f"{plural(judged, 'user')} {where}",
             "at least 2 users, so that there are others to compare with",
@@ -593,7 +607,7 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
         by = {grouping: kept}
         if suppressed and not any(kept):
             raise InputError(
-                f"every group of {name_of(config.users)} has fewer than {FEWEST} users with a defined value: "
+                f"every group of {opened['users'][0].name} has fewer than {FEWEST} users with a defined value: "
                 f"{some(suppressed)}",
                 f"at least one group of {FEWEST} such users, two to compare",
                 "join small groups or give more users; without --users the audit has no groups",
