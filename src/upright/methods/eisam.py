@@ -157,12 +157,12 @@ def _step(model: Any, optimiser: Any, config: EISAMConfig, batch: Any, extra: An
     return float(losses.detach().mean())
 
 
-def item_sharpness(model: Any, t: Any, rho: float, rng: np.random.Generator) -> dict[str, dict[str, float]]:
-    """Return mean and standard error of the sharpness of `PROBED` items of head and tail, on training targets."""
+def item_sharpness(model: Any, t: Any, rho: float, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Return the mean sharpness of `PROBED` items of head and of tail on training targets, with 95 % intervals."""
     place = np.flatnonzero((t.target >= 0).any(1))
     rows, columns = np.nonzero(t.target[place] >= 0)
     item = t.target[place][rows, columns]
-    head, found = sharpness.head_items(t.item_count), {}
+    head, found = sharpness.head_items(t.item_count), list[dict[str, Any]]()
     for name, inside in (("head", head), ("tail", ~head)):
         known = np.flatnonzero(inside & (t.item_count > 0))
         chosen = rng.choice(known, min(PROBED, len(known)), replace=False)
@@ -176,8 +176,10 @@ def item_sharpness(model: Any, t: Any, rho: float, rng: np.random.Generator) -> 
 
         params = [p for p in model.parameters() if p.requires_grad]
         _, size = sharpness.item_sharpness(losses, params, torch.from_numpy(item[at]), rho)
-        error = float(size.std() / len(size) ** 0.5) if len(size) > 1 else float("nan")
-        found[name] = {"value": float(size.mean()), "error": error, "n": len(size)}
+        value, error = float(size.mean()), float(size.std() / len(size) ** 0.5) if len(size) > 1 else float("nan")
+        found.append(
+            {"items": name, "value": value, "low": value - 1.96 * error, "high": value + 1.96 * error, "n": len(size)}
+        )
     return found
 
 
