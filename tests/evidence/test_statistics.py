@@ -15,13 +15,14 @@ from upright.evidence.units import Block, Units
 from upright.maths.simultaneous import newcombe
 
 TRUTH, KNOWN, POOLED = "forget_truth_probability", "forget_probability", "true_positive+false_positive"
-TEXTS = f"""mean:m mean:m:two worst_decile:m worst_decile:m:three gini:m gap:m:two abs_gap:m:two leakage:attack:three
-    worst_leakage:attack:three utility:retain utility:retain:two memory_gap:{KNOWN} memory_gap:{KNOWN}:two
-    membership:mia_loss membership:mia_loss:two rank_correlation:x~y rank_correlation:x~y|m:two""".split()
+TEXTS = f"""mean:m mean:m:two worst_decile:m worst_decile:m:three gini:m gap:m:two abs_gap:m:two
+    leakage:attack:three effect:m:two~half worst_leakage:attack:three utility:retain utility:retain:two
+    memory_gap:{KNOWN} memory_gap:{KNOWN}:two membership:mia_loss membership:mia_loss:two rank_correlation:x~y
+    rank_correlation:x~y|m:two""".split()
 KEPT = f"""disparity:predicted:three disparity:{POOLED}:two client_disparity:{POOLED}:two ks_distance:{TRUTH}
-    mean_client_disparity:{POOLED}:three ks_distance:{TRUTH}:two forget_quality:{TRUTH}""".split()
-NULLS = f"""gap:m:two disparity:predicted:two leakage:attack:three ks_distance:{TRUTH} membership:mia_loss
-    rank_correlation:x~y""".split()
+    mean_client_disparity:{POOLED}:three ks_distance:{TRUTH}:two forget_quality:{TRUTH} dominance:m:two~half""".split()
+NULLS = f"""gap:m:two effect:m:two~half disparity:predicted:two leakage:attack:three ks_distance:{TRUTH}
+    membership:mia_loss rank_correlation:x~y""".split()
 
 
 def world(start=0, n=150, seeds=3, arms=("none", "retrain"), clustered=True, copies=1) -> list[Block]:
@@ -45,6 +46,7 @@ def world(start=0, n=150, seeds=3, arms=("none", "retrain"), clustered=True, cop
             values[f"true_positive/{c}"] = np.where(y == c, hit, np.nan)
             values[f"false_positive/{c}"] = np.where(y != c, hit, np.nan)
         by = {"set": of, "two": two[unit], "three": three[unit], "fold_cross": unit % 3, "client": unit % 4 + 4 * seed}
+        by["half"] = unit // 3 % 2
         names = [f"{u}.{i}" for u in unit for i in range(copies)]
         values, by = ({k: np.repeat(v, copies) for k, v in own.items()} for own in (values, by))
         cluster = np.repeat(unit // 3, copies).astype(str) if clustered else ()
@@ -114,6 +116,27 @@ def test_chance_is_of_one_arm_and_one_word(text):
         assert own["p"] < 0.05 or own["low"] <= 0 <= own["high"]
 
 
+@pytest.mark.parametrize(("data", "prior"), [(0.20, 0.05), (0.05, 0.20)])
+def test_planted_effects_are_found_and_the_larger_one_dominates(data, prior):
+    # catches: an effect of the other grouping, labels of users that move apart from their item, a sign by size
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 2, 400), rng.integers(0, 2, 400)  # of items; 1 is tail
+    item = rng.integers(0, 400, 3000)
+    p = 0.5 - data * a[item] - prior * b[item] + rng.normal(size=400)[item] * 0.05
+    by = {k: np.where(v[item], "tail", "head").tolist() for k, v in (("data", a), ("prior", b))}
+    hits = (rng.random(3000) < p).astype(float)
+    blocks = [
+        Block("r", "none", 0, UnitScores("user", range(3000), {"m": hits}, by, cluster=item.astype(str).tolist()))
+    ]
+    for text, true in (("effect:m:data~prior", data), ("effect:m:prior~data", prior)):
+        found = of(blocks, text, 400).chance("none", None)
+        assert found["low"] < true < found["high"]
+        assert found["p"] < 0.05
+    found = of(blocks, "dominance:m:data~prior", 400).chance("none", None)
+    assert found["low"] < data - prior < found["high"]
+    assert found["low"] * found["high"] > 0
+
+
 def rows(values, group, **more):
     by = {"g": list(group)} | {k: list(v) for k, v in more.items()}
     return [Block("r", "none", 0, UnitScores("row", range(len(values)), {"p/1": np.asarray(values, float)}, by))]
@@ -177,9 +200,10 @@ def test_what_a_level_says_besides():
 
 @pytest.mark.parametrize(
     "pair",
-    f"""mean:m/m mean:m:two/two client_disparity:predicted:two/client membership:mia_loss/set mean median:m mean:m:age
-    memory_gap:{KNOWN}/retrain client_disparity:predicted:client disparity:m:two utility:authors
-    disparity:predicted+recall:two leakage:m:two rank_correlation:x~z""".split(),
+    f"""mean:m/m mean:m:two/two client_disparity:predicted:two/client membership:mia_loss/set mean median:m
+    mean:m:age memory_gap:{KNOWN}/retrain client_disparity:predicted:client disparity:m:two utility:authors
+    effect:m:two~half/half effect:m:two~three effect:m:two disparity:predicted+recall:two leakage:m:two
+    rank_correlation:x~z""".split(),
 )
 def test_what_a_table_lacks_is_known_beforehand(pair):
     # catches: a table without clients or held-out records that ends in an error instead of fewer statistics

@@ -30,6 +30,16 @@ def value(blocks: Sequence[Block], text: str, arm: str, cell: str | None = None)
     if name in ("gap", "abs_gap"):
         first, second = (value(blocks, f"mean:{metric}:{grouping}", arm, g) for g in _groups(seeds, grouping))
         return first - second if name == "gap" else abs(first - second)
+    if name in ("effect", "dominance"):
+        a, b = grouping.split("~")
+        if name == "dominance":
+            return abs(value(blocks, f"effect:{metric}:{a}~{b}", arm)) - abs(
+                value(blocks, f"effect:{metric}:{b}~{a}", arm)
+            )
+        first, second = _groups(seeds, a)
+        return _mean(
+            _both(seeds, metric, a, first, b, g) - _both(seeds, metric, a, second, b, g) for g in _groups(seeds, b)
+        )
     if name in ("leakage", "worst_leakage"):
         return _leakage(seeds, name, metric, grouping, cell)
     found = []
@@ -101,6 +111,11 @@ def _records(
         if there and not math.isnan(v) and side in (None, scores.by.get("set", [side] * (i + 1))[i]):
             own[unit] = float(v)
     return own
+
+
+def _both(seeds: Sequence[UnitScores], metric: str, a: str, first: str, b: str, second: str) -> float:
+    rows = [row for s in seeds for row in zip(s.by[a], s.by[b], s.values[metric], strict=True)]
+    return _mean(v for one, two, v in rows if (one, two) == (first, second) and not math.isnan(v))
 
 
 def _auc(strata: Iterable[Sequence[Iterable[float]]]) -> float:
