@@ -17,6 +17,7 @@ import json, os, sys
 import numpy as np, torch
 from transformers import TrainingArguments
 from upright.data.forget import Record
+from upright.language.eisam_trainer import EISAMArguments, EISAMTrainer
 from upright.language.encoding import encode_all
 from upright.language.trainer import UnlearnTrainer
 from upright.models.tiny import tiny_llama, tiny_tokenizer
@@ -66,17 +67,21 @@ if "sharded" in jobs:
 for name, job in jobs.items():
     arguments, options, resume = job["args"], job["options"], job.get("resume", False)
     model = tiny_llama(tokenizer, hidden=16, layers=2, heads=2, seed=0)
-    args = TrainingArguments(
+    eisam = "mode" in options
+    args = (EISAMArguments if eisam else TrainingArguments)(
         output_dir=f"{out}/{job.get('folder', name)}", use_cpu=True, report_to=[], disable_tqdm=True, optim="sgd",
         max_grad_norm=1.0, seed=3, lr_scheduler_type="constant", learning_rate=0.05, logging_steps=1,
-        **{"save_strategy": "no", **arguments},
+        **{"save_strategy": "no", **arguments, **(options if eisam else {})},
     )
-    one = UnlearnTrainer(model, encoded[:10], encoded[10:], args=args, processing_class=tokenizer, **options)
+    if eisam:
+        one = EISAMTrainer(model, encoded[:10], [k % 4 for k in range(10)], args=args, processing_class=tokenizer)
+    else:
+        one = UnlearnTrainer(model, encoded[:10], encoded[10:], args=args, processing_class=tokenizer, **options)
     one.train(resume_from_checkpoint=resume)
     weights = torch.cat([p.detach().reshape(-1).double() for p in one.model.parameters()])
-    lines = [[line["loss"], line["forget_loss"]] for line in one.state.log_history if "loss" in line]
+    lines = [[line["loss"], line["penalty" if eisam else "forget_loss"]] for line in one.state.log_history if "loss" in line]
     np.savez(f"{out}/{name}-{args.process_index}.npz", weights=weights.numpy(), lines=np.array(lines),
-             drawn=one.schedule.weights, step=one.state.global_step)
+             drawn=0 if eisam else one.schedule.weights, step=one.state.global_step)
 if torch.distributed.is_initialized():
     torch.distributed.barrier()
 os._exit(0)
@@ -123,6 +128,7 @@ KINDS = {
     "undial": {"loss": "undial", "sampling": "uniform"}, "simnpo": {"loss": "simnpo"},
     "pdu": {"loss": "pdu", "loss_options": {"epsilon": 5.0, "warmup": 0}},
     "rmu": {"loss": "rmu", "loss_options": {"layer": 0}},
+    "lagged": {"mode": "lagged", "rho": 0.3}, "subset": {"mode": "subset", "rho": 0.3},
 }  # fmt: skip
 
 

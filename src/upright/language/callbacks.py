@@ -1,4 +1,4 @@
-"""What watches an unlearning run: numbers that stop being numbers, weights without gradient, utility below a floor.
+"""What watches a run: numbers that stop being numbers, weights without gradient, utility below a floor.
 
 The first two end the run with an error that names the step; checkpoints written before stay as they are, and none is
 written from weights that are not finite. The third ends the run in good order.
@@ -58,11 +58,16 @@ class GradientGuard(TrainerCallback):
 
     A gradient of zeros is a gradient: that of lora_A is zero as long as lora_B is.
 
-    Losses that read a layer leave what is above it alone; there one tensor with a gradient will do.
+    Parameters
+    ----------
+    idle : callable
+        Whether a step has no loss, asked before each look.
+    some : bool
+        One tensor with a gradient will do: losses that read a layer leave what is above it alone.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
+    def __init__(self, *, idle: Callable[[], bool] = lambda: False, some: bool = False) -> None:
+        self.idle, self.some = idle, some
         self.done = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -71,12 +76,12 @@ class GradientGuard(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look once."""
-        if self.done or self.trainer.schedule.finished:
+        if self.done or self.idle():
             return
         self.done = True
         trained = [(name, p) for name, p in kwargs["model"].named_parameters() if p.requires_grad]
         without = [name for name, p in trained if p.grad is None]
-        if without and (self.trainer.objective.layer is None or len(without) == len(trained)):
+        if without and not (self.some and len(without) < len(trained)):
             raise InputError(
                 f"no gradient for {without[0]} in the first step ({len(without)} of {len(trained)} trainable tensors)",
                 "a gradient for every trainable tensor",

@@ -1,4 +1,4 @@
-"""What a checkpoint of unlearning holds beside Trainer's: one file, whole or not there, bound to its records.
+"""What a checkpoint of our trainers holds beside Trainer's: one file, whole or not there, bound to its records.
 
 ``upright_state.safetensors`` in each ``checkpoint-<step>``: tensors by name, and under ``upright`` in its metadata the
 settings, the epoch, the dual factor and the history as JSON. Records stand in it as SHA-256 alone.
@@ -56,7 +56,7 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(
-            f"{folder.name} without a readable {STATE} ({type(error).__name__})", "a checkpoint of UnlearnTrainer",
+            f"{folder.name} without a readable {STATE} ({type(error).__name__})", "a checkpoint of the same trainer",
             "resume from an earlier checkpoint, or start again",
         ) from None  # fmt: skip
     if values.get("version") != _VERSION:

@@ -150,7 +150,8 @@ class UnlearnTrainer(Trainer):
         )  # fmt: skip
         kept = self.retain if self.objective.retain else ()
         watch: list[Any] = [NumberGuard(), Epochs(self)]
-        watch += [GradientGuard(self)] if check_gradients else []
+        guard = GradientGuard(idle=lambda: self.schedule.finished, some=self.objective.layer is not None)
+        watch += [guard] if check_gradients else []
         watch += [UtilityGuard(self, stop)] if stop is not None else []
         super().__init__(
             model=adapted(model, peft_config, seed=self._seed, checkpointing=bool(args.activation_checkpointing)),
