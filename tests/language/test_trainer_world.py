@@ -79,7 +79,8 @@ for name, job in jobs.items():
         one = UnlearnTrainer(model, encoded[:10], encoded[10:], args=args, processing_class=tokenizer, **options)
     one.train(resume_from_checkpoint=resume)
     weights = torch.cat([p.detach().reshape(-1).double() for p in one.model.parameters()])
-    lines = [[line["loss"], line["penalty" if eisam else "forget_loss"]] for line in one.state.log_history if "loss" in line]
+    own = "penalty" if eisam else "forget_loss"
+    lines = [[line["loss"], line[own]] for line in one.state.log_history if "loss" in line]
     np.savez(f"{out}/{name}-{args.process_index}.npz", weights=weights.numpy(), lines=np.array(lines),
              drawn=0 if eisam else one.schedule.weights, step=one.state.global_step)
 if torch.distributed.is_initialized():
