@@ -142,7 +142,7 @@ class EISAMTrainer(Trainer):
         item_count: ArrayLike | None = None,
         item_weight: ArrayLike | None = None,
         peft_config: Any = None,
-        callbacks: Sequence[Any] = (),
+        callbacks: Sequence[Any] | None = None,
         **trainer: Any,
     ) -> None:
         if not isinstance(args, EISAMArguments):
@@ -165,7 +165,7 @@ class EISAMTrainer(Trainer):
             train_dataset=_Titles(records, self.item_codes.tolist()),
             processing_class=processing_class,
             data_collator=functools.partial(_collate, pad=pad_of(processing_class), scope=args.scope),
-            callbacks=[*callbacks, *watch],
+            callbacks=[*(callbacks or ()), *watch],
             **trainer,
         )
         if use_cache is not None:  # Trainer turns it off, and a saved model would stay without
