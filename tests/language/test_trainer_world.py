@@ -79,8 +79,8 @@ for name, job in jobs.items():
         one = UnlearnTrainer(model, encoded[:10], encoded[10:], args=args, processing_class=tokenizer, **options)
     one.train(resume_from_checkpoint=resume)
     weights = torch.cat([p.detach().reshape(-1).double() for p in one.model.parameters()])
-    own = "penalty" if eisam else "forget_loss"
-    lines = [[line["loss"], line[own]] for line in one.state.log_history if "loss" in line]
+    second = "penalty" if eisam else "forget_loss"
+    lines = [[line["loss"], line[second]] for line in one.state.log_history if "loss" in line]
     np.savez(f"{out}/{name}-{args.process_index}.npz", weights=weights.numpy(), lines=np.array(lines),
              drawn=0 if eisam else one.schedule.weights, step=one.state.global_step)
 if torch.distributed.is_initialized():
@@ -153,6 +153,8 @@ def test_two_processes_give_the_weights_of_one(tmp_path, alone):
     cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 3}
     work["cut"] = {"args": {**cut, "save_strategy": "steps", "save_steps": 1}, "options": KINDS["npo"]}
     work["resumed"] = {"args": {**cut, "max_steps": 4}, "options": KINDS["npo"], "folder": "cut", "resume": True}
+    work["cut lagged"] = {**work["cut"], "options": KINDS["lagged"]}
+    work["resumed lagged"] = {**work["resumed"], "options": KINDS["lagged"], "folder": "cut lagged"}
     both = launch(tmp_path, work, 2)
     for name, (first, second) in both.items():
         np.testing.assert_array_equal(first["weights"], second["weights"])
@@ -161,6 +163,7 @@ def test_two_processes_give_the_weights_of_one(tmp_path, alone):
             assert np.abs(first["weights"] - alone[name]["weights"]).max() < 1e-6, name
             np.testing.assert_allclose(first["lines"], alone[name]["lines"], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(both["resumed"][0]["weights"], both["npo"][0]["weights"])
+    np.testing.assert_array_equal(both["resumed lagged"][0]["weights"], both["lagged"][0]["weights"])
     assert np.abs(both["cut"][0]["weights"] - both["npo"][0]["weights"]).max() > 1e-4  # the last step moves the weights
     args = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": 4}
     work = {

@@ -36,8 +36,8 @@ def tiny(seed=0, **changes):
     return tiny_llama(data()[0], **{"hidden": 16, "layers": 2, "heads": 2, "seed": seed, **changes})
 
 
-def arguments(folder, **changes):
-    return TrainingArguments(
+def arguments(folder, kind=TrainingArguments, **changes):
+    return kind(
         output_dir=str(folder),
         **{
             "use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no", "max_steps": 2,

@@ -70,11 +70,11 @@ class EISAMArguments(TrainingArguments):
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.remove_unused_columns = False  # items are no argument of a model
         hints = get_type_hints(EISAMArguments, include_extras=True)
-        for name, value in self.own().items():
+        for name, value in self.sharpness_settings().items():
             if not reading(value, hints[name]):
                 raise InputError(f"{name} = {value!r}", accepted(hints[name]), f"set {name} to such a value")
 
-    def own(self) -> dict[str, Any]:
+    def sharpness_settings(self) -> dict[str, Any]:
         """Return the settings of EISAM alone."""
         return {name: getattr(self, name) for name in EISAMArguments.__annotations__}
 
@@ -142,13 +142,11 @@ class EISAMTrainer(Trainer):
         item_count: ArrayLike | None = None,
         item_weight: ArrayLike | None = None,
         peft_config: Any = None,
-        callbacks: Sequence[Any] = (),
+        callbacks: Sequence[Any] | None = None,
         **trainer: Any,
     ) -> None:
         if not isinstance(args, EISAMArguments):
-            raise InputError(
-                f"args of type {type(args).__name__}", "EISAMArguments", "pass the same fields to that class"
-            )
+            raise InputError(f"args of type {type(args).__name__}", "EISAMArguments", "pass its fields to that class")
         self.item_codes, self.item_count = _codes_and_counts(items, len(records), item_count)
         _refuse_titles(records, args.title_limit, getattr(processing_class, "eos_token_id", None))
         f = item_weights(self.item_count, args.weight, args.gamma) if item_weight is None else item_weight
@@ -167,7 +165,7 @@ class EISAMTrainer(Trainer):
             train_dataset=_Titles(records, self.item_codes.tolist()),
             processing_class=processing_class,
             data_collator=functools.partial(_collate, pad=pad_of(processing_class), scope=args.scope),
-            callbacks=[*callbacks, *watch],
+            callbacks=[*(callbacks or ()), *watch],
             **trainer,
         )
         if use_cache is not None:  # Trainer turns it off, and a saved model would stay without
@@ -268,7 +266,7 @@ class EISAMTrainer(Trainer):
     def settings(self) -> dict[str, Any]:
         """Return what a resumed run must share with the one that wrote its checkpoint; records as SHA-256."""
         block = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return {**self.args.own(), **self._keys, "effective batch": block, "seed": self._seed}
+        return {**self.args.sharpness_settings(), **self._keys, "effective batch": block, "seed": self._seed}
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train, or go on from a checkpoint; True takes the last one that is complete."""
@@ -331,7 +329,7 @@ def _codes_and_counts(items: ArrayLike, n: int, count: ArrayLike | None) -> tupl
 
 def _refuse_titles(records: Sequence[Encoded], limit: int, end: int | None) -> None:
     for row, one in enumerate(records):
-        tokens = one.answer_length - (one.ids[-1] == end)
+        tokens = sum(token != end for token in one.ids[one.start :])
         if not 1 <= tokens <= limit:
             got = f"a title of {tokens} tokens of record {row} (the first is 0)"
             raise InputError(got, f"1 to {limit} tokens", "correct that title, or raise title_limit")
@@ -339,10 +337,11 @@ def _refuse_titles(records: Sequence[Encoded], limit: int, end: int | None) -> N
 
 def _train_in_float32(model: Any) -> None:
     """Cast adapters to float32, in which a small perturbation survives; refuse other narrow trained weights."""
+    prefix = getattr(getattr(model, "base_model", None), "prefix", None)  # of a PeftModel: in the names of its adapter
     for name, p in model.named_parameters():
         if not p.requires_grad or p.element_size() >= 4:
             continue
-        if not hasattr(model, "disable_adapter") or ".modules_to_save." in name:
+        if prefix is None or prefix not in name:
             got = f"trained weights of type {p.dtype} ({name}), which would round the perturbation away"
             todo = "load the model with dtype=torch.float32 and set bf16=True in args, or train an adapter alone"
             raise InputError(got, "32 bits", todo)
