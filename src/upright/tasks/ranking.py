@@ -16,6 +16,7 @@ expectation over these orders. `docs/audit-ranking.md` describes files, columns 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -82,18 +83,6 @@ class RankingConfig(Config):
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Lists:
-    """Rows of the lists; `rank` holds positions from 1 on, or None when `score` orders the rows."""
-
-    table: Columns
-    user: Ints
-    users: tuple[str, ...]
-    rank: Ints | None
-    score: Array | None
-    relevant: Bools | None
-
-
 def _open_files(config: RankingConfig) -> dict[str, tuple[Columns, Names]]:
     """Return the table of each file that was given, and which of the named columns it has."""
     given = {name: getattr(config, name) for name in ("lists", "held_out", "users", "items")}
@@ -136,7 +125,8 @@ def _calling_value(name: str, names: Names) -> Names:
     return {name if one == "value" else one: own for one, own in names.items()}
 
 
-def _read_lists(opened: Columns, names: Names, judged: bool, warnings: list[str]) -> Lists:
+def _read_lists(opened: Columns, names: Names, judged: bool, warnings: list[str]) -> Columns:
+    """Return the rows of the lists; `rank` holds positions from 1 on, where there is none `score` orders the rows."""
     wanted = {"user": Column("id"), "item": Column("id"), "rank": Column("number", optional=True)}
     wanted |= {"score": Column("number", optional=True, option="--value")}
     wanted |= {} if judged else {"relevant": Column("flag", optional=True)}
@@ -148,15 +138,13 @@ def _read_lists(opened: Columns, names: Names, judged: bool, warnings: list[str]
             "pass --held-out FILE, or add the column",
         )
     _pairs_once(table)
-    user, users = code_ids(table["user"])
-    rank: Ints | None = None
     if "rank" in table:
         if "score" in table:
             warnings.append(f"{table.name} has rank and score; rank orders the lists and score is not read.")
-        rank = _ranks(table, user, warnings)
+        table = _ranked(table, warnings)
     elif "score" not in table:
         warnings.append(f"{table.name} has no rank and no score: the rows of a user stand in the order of the list.")
-        rank = pl.Series(user).to_frame("u").select(pl.int_range(1, pl.len() + 1).over("u")).to_series().to_numpy()
+        table = _with_rank(table, pl.int_range(1, pl.len() + 1).over("user"))
     if judged and "relevant" in opened.header:
         warnings.append(f"{table.name} has a column 'relevant'; the held-out file decides and the column is not read.")
     elif not judged:
@@ -164,44 +152,42 @@ def _read_lists(opened: Columns, names: Names, judged: bool, warnings: list[str]
             "Relevance comes from the lists themselves: relevant items that a list lacks are unknown, so NDCG and "
             "recall are relative to the items listed, and undefined for a list without a relevant one."
         )
-    scores = table.array("score").astype(np.float64) if rank is None else None
-    relevant = table.array("relevant").astype(bool) if "relevant" in table else None
-    return Lists(table, user, users, rank, scores, relevant)
+    return table
 
 
-def _ranks(table: Columns, user: Ints, warnings: list[str]) -> Ints:
-    """Return checked ranks from 1 on; the smallest may be 0."""
+def _with_rank(table: Columns, rank: pl.Expr) -> Columns:
+    return dataclasses.replace(table, frame=table.frame.with_columns(rank=rank.cast(pl.Int64)))
+
+
+def _ranked(table: Columns, warnings: list[str]) -> Columns:
+    """Return the lists with checked ranks from 1 on; the smallest may be 0."""
     value = table.array("rank").astype(np.float64)
     low = 0.0 if value.min() == 0 else 1.0
     bad = np.flatnonzero((value < low) | (value != np.floor(value)) | (value >= 2.0**31))
     if len(bad):
         accepted, todo = "whole numbers from 1 (or 0) on, the smallest being the top", "correct those rows"
         raise table.refuse(bad, f"'rank' is {value[bad[0]]:g}", accepted, todo)
-    rank: Ints = value.astype(np.int64) + int(low == 0)
     if low == 0:
         warnings.append(f"{table.name} counts ranks from 0; 0 is taken for the top.")
-        least = np.full(int(user.max()) + 1, np.inf)
-        np.minimum.at(least, user, value)
-        mixed = np.flatnonzero((least[user] == 1) & (value == 1))
-        if len(mixed) and (least == 1).sum() * 10 > len(least):
-            got = f"{(least == 1).sum()} lists begin with rank 1, {(least == 0).sum()} with 0"
+        begins = table.frame.select(pl.col("rank").min().over("user")).to_series().to_numpy()
+        first = table.frame.group_by("user").agg(pl.col("rank").min())["rank"]
+        mixed = np.flatnonzero((begins == 1) & (value == 1))
+        if len(mixed) and (first == 1).sum() * 10 > len(first):
+            got = f"{(first == 1).sum()} lists begin with rank 1, {(first == 0).sum()} with 0"
             raise table.refuse(mixed, got, "ranks that begin alike", "number all lists from 1, or all from 0")
-    order = np.lexsort((np.arange(len(rank)), rank, user))
-    same = np.append(False, (np.diff(user[order]) == 0) & (np.diff(rank[order]) == 0))
-    if same.any():
-        again = np.sort(order[same])
+    again = table.repeats("user", "rank")
+    if len(again):
         raise table.refuse(
             again,
             f"rank {value[again[0]]:g} of user {table['user'][int(again[0])]!r} is taken already",
             "each rank once in a list",
             "number each list 1, 2, 3 ..., or give scores, where ties are allowed",
         )
-    last = np.zeros(int(user.max()) + 1, dtype=np.int64)
-    np.maximum.at(last, user, rank)
-    gaps = int((last != np.bincount(user)).sum())
+    table = _with_rank(table, pl.col("rank") + int(low == 0))
+    gaps = len(table.frame.group_by("user").agg(pl.col("rank").max() - pl.len()).filter(pl.col("rank") != 0))
     if gaps:
         warnings.append(f"{plural(gaps, 'list')} skip a rank; the places skipped count as misses.")
-    return rank
+    return table
 
 
 def _read_held_out(opened: Columns, names: Names, least: float | None) -> Columns:
@@ -317,23 +303,23 @@ def _absent(wanted: Columns, users: Sequence[str], who: Sequence[str], lists: st
 # -- numbers --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _Shown:
-    """Lists seen down to place k."""
+def _show(lists: Columns, user: Ints, relevant: Bools, n_users: int, k: int) -> tuple[Array, Array, Array]:
+    """Look at the first k places; items of one score stand in each order of a block with the same probability.
 
-    chance: Array  # (U, k) probability that the place holds a relevant item
-    first: Array  # (U, k) the same given that no earlier place did
-    weight: Array  # (N,) probability that a row is within the first k places
-
-
-def _show(lists: Lists, relevant: Bools, n_users: int, k: int) -> _Shown:
-    """Look at the first k places; items of one score stand in each order of a block with the same probability."""
-    user, chance = lists.user, np.zeros((n_users, k))
-    if lists.rank is not None:
-        inside = lists.rank <= k
-        chance[user[inside], lists.rank[inside] - 1] = relevant[inside]
-        return _Shown(chance, chance, inside.astype(np.float64))
-    score: Array = lists.score if lists.score is not None else np.zeros(len(user))
+    Returns
+    -------
+    chance, first : ndarray, shape (U, k)
+        Probability that the place holds a relevant item; the same given that no earlier place did.
+    weight : ndarray, shape (N,)
+        Probability that a row is within the first k places.
+    """
+    chance = np.zeros((n_users, k))
+    if "rank" in lists:
+        rank = lists.array("rank")
+        inside = rank <= k
+        chance[user[inside], rank[inside] - 1] = relevant[inside]
+        return chance, chance, inside.astype(np.float64)
+    score = lists.array("score").astype(np.float64)
     order = np.lexsort((-score, user))
     new_user = np.append(True, np.diff(user[order]) != 0)
     begins = np.flatnonzero(new_user | np.append(True, np.diff(score[order]) != 0))  # of blocks of equal scores
@@ -349,7 +335,7 @@ def _show(lists: Lists, relevant: Bools, n_users: int, k: int) -> _Shown:
     chance[at] = (hits / size)[block]
     first = np.zeros((n_users, k))
     first[at] = np.minimum(1.0, hits[block] / (size[block] - step))
-    return _Shown(chance, first, weight)
+    return chance, first, weight
 
 
 def _exposure(
@@ -459,10 +445,11 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
     opened = _open_files(config)
     warnings: list[str] = []
     given = _read_lists(*opened["lists"], config.held_out is not None, warnings)
-    who, absent = list(given.users), list[str]()
+    user, lists = code_ids(given["user"])
+    who, absent = list(lists), list[str]()
     wanted = _read_held_out(*opened["held_out"], config.relevant_from) if config.held_out is not None else None
     if wanted is not None:
-        absent = _absent(wanted, code_ids(wanted["user"])[1], who, given.table.name, config.missing)
+        absent = _absent(wanted, code_ids(wanted["user"])[1], who, given.name, config.missing)
         if absent:
             warnings.append(f"{plural(len(absent), 'user')} with held-out items but without a list count as zero.")
     who += absent
@@ -475,13 +462,13 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
 
     # one code for each item over all files, the catalogue's first
     known = catalogue.ids if catalogue is not None else pl.Series("item", [], dtype=pl.String)
-    tables = [given.table["item"], wanted["item"] if wanted is not None else known[:0]]
+    tables = [given["item"], wanted["item"] if wanted is not None else known[:0]]
     every = pl.concat([known, *tables]).unique(maintain_order=True)
     item, want_item = (_places(table, every) for table in tables)
     if catalogue is not None and (item >= len(known)).any():
         bad = np.flatnonzero(item >= len(known))
-        unknown = sorted(set(given.table["item"].gather(bad).to_list()))
-        raise given.table.refuse(
+        unknown = sorted(set(given["item"].gather(bad).to_list()))
+        raise given.refuse(
             bad,
             f"{plural(len(unknown), 'item')} not in {opened['items'][0].name}: {some(unknown)}",
             "listed items that are all in the file of items",
@@ -489,11 +476,11 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
         )
     if wanted is not None:
         want_user = _places(wanted["user"], pl.Series(who))
-        relevant = np.isin(given.user * len(every) + item, want_user * len(every) + want_item)
+        relevant = np.isin(user * len(every) + item, want_user * len(every) + want_item)
         if not np.isin(want_item, item).any():
             raise InputError(
-                f"no item of {wanted.name} is in {given.table.name}: {some(wanted['item'].head(3).to_list())} against "
-                f"{some(given.table['item'].head(3).to_list())}",
+                f"no item of {wanted.name} is in {given.name}: {some(wanted['item'].head(3).to_list())} against "
+                f"{some(given['item'].head(3).to_list())}",
                 "items written alike in both files",
                 "write ids alike; a list in one cell needs brackets, [a, b], or a separator",
             )
@@ -502,20 +489,20 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
                 "No list holds any held-out item of its user: check that ids are written alike in both files."
             )
     else:
-        relevant = given.relevant if given.relevant is not None else np.zeros(len(item), dtype=bool)
-        want_user, want_item = given.user[relevant], item[relevant]
+        relevant = given.array("relevant").astype(bool)
+        want_user, want_item = user[relevant], item[relevant]
     n = np.bincount(want_user, minlength=n_users)
     judged = int((n > 0).sum()) if wanted is not None else n_users
     if judged < 2:
-        where = f"with a held-out item in {opened['held_out'][0].name}" if n_users > 1 else f"in {given.table.name}"
+        where = f"with a held-out item in {opened['held_out'][0].name}" if n_users > 1 else f"in {given.name}"
         raise InputError(
             f"{plural(judged, 'user')} {where}",
             "at least 2 users, so that there are others to compare with",
             "give the lists and held-out items of more users",
         )
 
-    shown = _show(given, relevant, n_users, k)
-    quality = list_quality(shown.chance, shown.first, n, k)
+    chance, first, weight = _show(given, user, relevant, n_users, k)
+    quality = list_quality(chance, first, n, k)
     metrics = {f"{name}@{k}": Metric(f"{name}@{k}", title=f"{title}@{k}") for name, title in QUALITY.items()}
     values = {f"{name}@{k}": quality[name] for name in QUALITY}
     for name in metrics if wanted is not None else (f"ndcg@{k}", f"recall@{k}"):
@@ -529,7 +516,7 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
             + ("quality is not" if wanted is not None else "NDCG and recall are not")
             + " defined there."
         )
-    length = np.bincount(given.user, minlength=n_users)[: len(given.users)]
+    length = np.bincount(user)  # of those who have a list
     short = int((length < k).sum())
     if short:
         warnings.append(
@@ -541,7 +528,7 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
     totals: dict[str, float] = {}
     if catalogue is not None:
         boot = Bootstrap(Units([Block("", YOURS, seed, UnitScores("user", range(n_users), {}))]), draws, seed)
-        listed = pl.DataFrame({"user": given.user, "item": item, "weight": shown.weight, "relevant": relevant})
+        listed = pl.DataFrame({"user": user, "item": item, "weight": weight, "relevant": relevant})
         pairs = pl.DataFrame({"user": want_user, "item": want_item})
         found, totals, exposure = _by_items(catalogue, listed, pairs, k, boot, warnings)
         metrics |= {name: about for name, (about, _) in found.items()}
@@ -568,10 +555,10 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
         if len(set(kept) - {""}) < 2:
             warnings.append(f"{plural(len(set(kept) - {''}), 'group')} to compare; a gap needs two.")
     return Answer(
-        title=f"Audit of the ranked lists in {given.table.name}",
+        title=f"Audit of the ranked lists in {given.name}",
         arm_title="your lists",
         asks="how well the lists serve each user and each group, and which items they show",
-        data={"name": given.table.name, "users": n_users, "items": len(every), "test": len(want_user)},
+        data={"name": given.name, "users": n_users, "items": len(every), "test": len(want_user)},
         resolved={"group": grouping if labels is not None else None},
         scores=UnitScores("user", who, values, by, totals),
         metrics=metrics,
@@ -582,7 +569,7 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
             "k": k,
             "lists": len(length),
             "rows": len(item),
-            "order": "score" if given.rank is None else "rank",
+            "order": "rank" if "rank" in given else "score",
             "users_without_held_out": undefined,
             "users_without_list": len(absent),
             "lists_shorter_than_k": short,
