@@ -217,7 +217,7 @@ def _read_groups(
     table = read_columns(opened, {"user": Column("id")}, own)
     rest = [name for name in opened.header if name != table.names["user"]]
     column = group or (rest[0] if len(rest) == 1 else "group")
-    label = read_groups(opened, column, missing=False).to_list()
+    label = read_groups(opened, column, missing=True).to_list()
     again = table.repeats("user")
     if len(again):
         got = f"user {table['user'][int(again[0])]!r} has two groups"
@@ -225,11 +225,13 @@ def _read_groups(
     group_of = dict(zip(table["user"].to_list(), label, strict=True))
     lacking = [user for user in users if user not in group_of]
     if lacking:
-        raise InputError(
-            f"{table.name} has no group for {len(lacking)} of {len(users)} users: {some(lacking)}",
-            "a group for every user with a list",
-            "add them, under a group of their own such as 'unknown' when theirs is not known",
-        )
+        got = f"{table.name} has no group for {len(lacking)} of {len(users)} users: {some(lacking)}"
+        todo = "add them; a group that is not known stays empty"
+        if len(lacking) == len(users):
+            got, todo = f"{got}; it names {some(list(group_of))}", "write ids alike in both files"
+        raise InputError(got, "a group for every user with a list", todo)
+    if without := [group_of[user] for user in users].count(""):
+        warnings.append(f"{plural(without, 'user')} without a group of {column!r} took no part in its comparisons.")
     extra = len(group_of) - len(users)
     if extra:
         warnings.append(f"{table.name} names {plural(extra, 'user')} that the lists do not; ignored.")
