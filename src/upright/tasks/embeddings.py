@@ -189,12 +189,6 @@ class _Users:
     unknown: list[str]  # labelled or aligned, and in no table
 
 
-def _differ(a: str, one: Sequence[str], b: str, other: Sequence[str]) -> InputError:
-    sides = [(a, sorted(set(one) - set(other))), (b, sorted(set(other) - set(one)))]
-    got = "; ".join(f"{plural(len(ids), 'user')} only in {name}: {some(ids)}" for name, ids in sides if ids)
-    return InputError(got, "the same users in every table", "leave out users that one of the tables lacks")
-
-
 def _join(
     config: EmbeddingsConfig,
     tables: Mapping[str, tuple[str, Array, tuple[str, ...] | None]],
@@ -223,11 +217,12 @@ def _join(
             raise InputError(got, "a column 'user' in both", "add the column to the labels")
         who[surface] = users or own
     first = next(iter(tables))
-    file = tables[first][0]
+    file, there = tables[first][0], set(who[first])
     for surface, ids in who.items():
-        if set(ids) != set(who[first]):
-            raise _differ(file, who[first], tables[surface][0], ids)
-    there = set(who[first])
+        if set(ids) != there:
+            apart = ((file, sorted(there - set(ids))), (tables[surface][0], sorted(set(ids) - there)))
+            got = "; ".join(f"{plural(len(one), 'user')} only in {name}: {some(one)}" for name, one in apart if one)
+            raise InputError(got, "the same users in every table", "leave out users that one of the tables lacks")
     if not there & set(own):
         raise InputError(
             f"no user of {labels.file} is in {file}: {some(own)}",
@@ -486,7 +481,13 @@ def read_embeddings(config: EmbeddingsConfig, *, seed: int, draws: int, margins:
     labelled = coded.code >= 0
     held_out = None if users.aligned is None else ~users.aligned
     if users.aligned is not None:
-        _both_sides(labelled, users.aligned)
+        for side, word in ((users.aligned, "aligned"), (~users.aligned, "held out")):
+            if not (labelled & side).any():
+                raise InputError(
+                    f"no labelled user is {word}",
+                    "labelled users on both sides, aligned and held out",
+                    "give labels of both, or leave out --aligned when no defence was fitted on anybody",
+                )
         check_counts(coded, labelled & users.aligned, least, "aligned")
     scored = labelled if held_out is None else labelled & held_out
     check_counts(coded, scored, least, "labelled" if held_out is None else "held-out")
@@ -537,8 +538,6 @@ def read_embeddings(config: EmbeddingsConfig, *, seed: int, draws: int, margins:
         metrics={METRIC.name: METRIC},
         evidence=judged.evidence,
         facts={
-            "attribute": known.attribute,
-            "protocols": sorted({one.protocol for one in found}),
             "rows": judged.rows,
             "strongest": strongest["attack"],
             "p_max": judged.evidence["headline"]["p"],
@@ -546,10 +545,6 @@ def read_embeddings(config: EmbeddingsConfig, *, seed: int, draws: int, margins:
             "classes": classes,
             "curve": curve,
             "curve_of": f"{top.attacker} on {top.surface}" if curve else None,
-            "surfaces": dimensions,
-            "unlabelled_users": int((~labelled).sum()),
-            "unknown_users": len(users.unknown),
-            "folds": config.folds,
         },
         warnings=warnings,
     )
@@ -581,16 +576,6 @@ def _read_table(
             )
         users = owners
     return name, values, users
-
-
-def _both_sides(labelled: Bools, aligned: Bools) -> None:
-    for side, word in ((labelled & aligned, "aligned"), (labelled & ~aligned, "held out")):
-        if not side.any():
-            raise InputError(
-                f"no labelled user is {word}",
-                "labelled users on both sides, aligned and held out",
-                "give labels of both, or leave out --aligned when no defence was fitted on anybody",
-            )
 
 
 def _warnings(

@@ -292,9 +292,7 @@ def read_cases(config: PredictionsConfig, groupings: Mapping[str, tuple[str, ...
     groups: dict[str, list[str]] = {}
     for name, columns in groupings.items():
         own = [parts[column].to_list() for column in columns]
-        groups[name] = own[0]
-        if len(columns) > 1:
-            groups[name] = [" and ".join(part) if all(part) else "" for part in zip(*own, strict=True)]
+        groups[name] = [" and ".join(part) if all(part) else "" for part in zip(*own, strict=True)]
         without = groups[name].count("")
         if without:
             what = f"{plural(without, 'row')} without a group of {' and '.join(map(repr, columns))}"

@@ -283,9 +283,9 @@ def _read_items(opened: Columns, names: Names) -> Catalogue:
     return Catalogue(table["item"], bins, count, f"column 'bin' of {table.name}" if "bin" in table else BY_COUNT)
 
 
-def _absent(wanted: Columns, users: Sequence[str], who: Sequence[str], lists: str, missing: str) -> list[str]:
+def _absent(wanted: Columns, who: Sequence[str], lists: str, missing: str) -> list[str]:
     """Return users with held-out items and without a list."""
-    there = set(who)
+    users, there = code_ids(wanted["user"])[1], set(who)
     absent = [user for user in users if user not in there]
     if len(absent) == len(users):
         raise InputError(
@@ -448,18 +448,14 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
     warnings: list[str] = []
     given = _read_lists(*opened["lists"], config.held_out is not None, warnings)
     user, lists = code_ids(given["user"])
-    who, absent = list(lists), list[str]()
     wanted = _read_held_out(*opened["held_out"], config.relevant_from) if config.held_out is not None else None
-    if wanted is not None:
-        absent = _absent(wanted, code_ids(wanted["user"])[1], who, given.name, config.missing)
-        if absent:
-            warnings.append(f"{plural(len(absent), 'user')} with held-out items but without a list count as zero.")
-    who += absent
+    absent = _absent(wanted, lists, given.name, config.missing) if wanted is not None else []
+    if absent:
+        warnings.append(f"{plural(len(absent), 'user')} with held-out items but without a list count as zero.")
+    who = [*lists, *absent]
     n_users = len(who)
-    labels: list[str] | None = None
     grouping = "group" if cut_of(config.group or "") else re.sub("[:=]", "_", config.group or "group")
-    if config.users is not None:
-        labels = _read_groups(*opened["users"], config.group, who, warnings)
+    labels = _read_groups(*opened["users"], config.group, who, warnings) if config.users is not None else None
     catalogue = _read_items(*opened["items"]) if config.items is not None else None
 
     # one code for each item over all files, the catalogue's first
