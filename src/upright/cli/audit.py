@@ -40,8 +40,7 @@ class AuditGroup(TyperGroup):
         def look(more: Sequence[str], encoding: str) -> None:
             words, unused = propose([cmd_name, *more], encoding)
             typer.echo(shlex.join(words))
-            if unused:
-                typer.echo(f"not used: {', '.join(unused)}", err=True)
+            typer.echo(f"not used: {', '.join(unused)}\n" if unused else "", err=True, nl=False)
 
         rest, encoding = click.Argument(["more"], nargs=-1), click.Option(["--encoding"], default="utf-8")
         return click.Command(cmd_name, params=[rest, encoding], callback=look)

@@ -324,7 +324,10 @@ def forgetting_evidence(
     units = Units(blocks)
     boot, reference = Bootstrap(units, draws, seed), RETRAIN in units.arms
     roles = [Arm(YOURS, "baseline", title=TITLES[YOURS]), Arm(RETRAIN, "rival", title=TITLES[RETRAIN])]
-    texts = [text for text in _statistics(units) if computable(text, units)]
+    means = [m for m in METRICS if m in units.metrics and not m.startswith("mia_")]
+    asked = [f"mean:{m}" for m in sorted(means, key=lambda m: m != KNOWN)]  # what a person asks for first
+    asked += ["utility:retain", f"memory_gap:{KNOWN}", f"ks_distance:{TRUTH}", f"forget_quality:{TRUTH}"]
+    texts = [text for text in asked if computable(text, units)]
     found = evidence(units, arms=roles, statistics=texts, metrics=METRICS, draws=draws, seed=seed, boot=boot)
     rows = [Level.read(row) for row in found["levels"]]
     # no reference is compared with itself
@@ -345,13 +348,6 @@ def forgetting_evidence(
     found["levels"] = [x.row() for x in levels.values()]
     facts = {"reference": reference, "authors": _authors(blocks, roles, draws, seed)}
     return found, facts, {arm: {"truth": _truth(units, arm)} for arm in units.arms}
-
-
-def _statistics(units: Units) -> list[str]:
-    """Return what the evidence holds, the one that a person asks for first."""
-    means = [m for m in METRICS if m in units.metrics and not m.startswith("mia_")]
-    found = [f"mean:{m}" for m in sorted(means, key=lambda m: m != KNOWN)]
-    return [*found, "utility:retain", f"memory_gap:{KNOWN}", f"ks_distance:{TRUTH}", f"forget_quality:{TRUTH}"]
 
 
 def _scored(units: Units, arm: str) -> list[str]:

@@ -278,14 +278,14 @@ def read_cases(config: PredictionsConfig, groupings: Mapping[str, tuple[str, ...
         For a file that cannot be read, a column that is not there, a missing client, person, label or decision, an id
         twice, classes or groups of more than 50 values, probabilities that are none; with the lines where it is wrong.
     """
-    plain = {name: getattr(config, name) for name in ("client", "label", "person", "prediction")}
+    plain = {name: getattr(config, name) for name in ("client", "label", "person", "prediction", "score")}
     plain = {name: column for name, column in plain.items() if column is not None}
     every = dict.fromkeys(part for columns in groupings.values() for part in columns)
-    named = {*every, *plain.values(), config.score, config.id, *(cut.column for p in every if (cut := cut_of(p)))}
+    named = {*every, *plain.values(), config.id, *(cut.column for p in every if (cut := cut_of(p)))}
     named |= {name for one in named_columns(config.proba) for name in (one, one.partition("=")[2].strip())}
     table, warnings = open_columns(config.file, config.encoding, keep=named.__contains__), list[str]()
     if config.missing == "drop":
-        table = _dropped(table, config, [*plain.values(), *([config.score] if config.score else [])], warnings)
+        table = _dropped(table, config, [*plain.values()], warnings)
     parts = {part: read_groups(table, part, missing=True) for part in every}
     for part, text in parts.items():
         _few(table.name, part, text, "name another column with --group, or join groups")
@@ -297,10 +297,8 @@ def read_cases(config: PredictionsConfig, groupings: Mapping[str, tuple[str, ...
         if without:
             what = f"{plural(without, 'row')} without a group of {' and '.join(map(repr, columns))}"
             warnings.append(f"{what} took no part in its comparisons.")
-    wanted = {name: Column("text") for name in plain}
-    wanted |= {"score": Column("number")} if config.score else {}
     try:
-        cells = read_columns(table, wanted, plain | ({"score": config.score} if config.score else {}))
+        cells = read_columns(table, {name: Column("number" if name == "score" else "text") for name in plain}, plain)
     except InputError as error:
         if " missing " not in error.got or config.missing == "drop":
             raise

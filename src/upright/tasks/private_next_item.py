@@ -104,9 +104,8 @@ def classes_of(column: Any, cuts: tuple[float, ...] = (), merge_below: int = 0) 
         label = np.array(ends, dtype=object)[np.searchsorted(cuts, values, side="right")]
         label[values != values] = ""  # NaN
     else:
-        written = (f"{v:g}" if isinstance(v, float) else str(v) for v in values.tolist() if v is not None and v == v)
-        label = np.full(len(values), "", dtype=object)
-        label[[v is not None and v == v for v in values.tolist()]] = list(written)
+        written = ((v, f"{v:g}" if isinstance(v, float) else str(v)) for v in values.tolist())
+        label = np.array(["" if v is None or v != v else text for v, text in written], dtype=object)
     names, size = np.unique(label[label != ""].astype(str), return_counts=True)
     for name in names[size < merge_below]:
         label[label == name] = "merged"

@@ -508,12 +508,8 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
     compared = list(metrics)
     undefined = int((n == 0).sum())
     if undefined:
-        what = "held-out item" if wanted is not None else "relevant item in the list"
-        warnings.append(
-            f"{plural(undefined, 'user')} of {n_users} without a {what}: "
-            + ("quality is not" if wanted is not None else "NDCG and recall are not")
-            + " defined there."
-        )
+        what = "held-out item: quality is" if wanted is not None else "relevant item in the list: NDCG and recall are"
+        warnings.append(f"{plural(undefined, 'user')} of {n_users} without a {what} not defined there.")
     length = np.bincount(user)  # of those who have a list
     short = int((length < k).sum())
     if short:
