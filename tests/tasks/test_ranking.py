@@ -485,7 +485,8 @@ held | user,itm;a,x | held.csv line 1 has no column 'item' | its columns | name 
 users | user,group;a,g | users.csv has no group for 1 of 2 users: 'b' | a group for every user | stays empty
 users | user,group;a,g;b,h;a,h | users.csv line 4: user 'a' has two groups | one group a user | keep one
 users | user,grp,x;a,g,1 | users.csv line 1 has no column 'group' | its columns | name them: group='grp'
-users | user,group;a,;b,h | every group of users.csv has fewer than 5 users with a defined value: 'h' | of 5 such users | join
+users | user,group;a,;b,h | every group of users.csv has fewer than 5 users with a defined value: 'h' | \
+    at least one group of 5 such users | join
 items | item,cnt;x,1;y,1 | items.csv line 1 has neither 'count' nor 'bin' | besides item | add one of them
 items | item,count;x,many;y,1 | items.csv line 2: 'count' is 'many', not a number | a finite number | correct
 items | item,count;x,1;y,-1 | items.csv line 3: 'count' is -1 | a number of at least 0 | correct

@@ -372,7 +372,7 @@ def _class_of_high_scores(file: str, classes: Sequence[str], positive: str | Non
     usual = all(name.lower() in (*_POSITIVE, *_NEGATIVE) for name in classes)
     if len(told) != 1 or not (usual or positive in classes):
         got = f"{file}: scores, and the classes {some(classes)}"
-        todo = " or ".join(f"--positive {shlex.quote(name)}" for name in reversed(classes))
+        todo = ", or ".join(f"--positive {shlex.quote(name)}" for name in reversed(classes))
         raise InputError(got, "the class that high scores decide for", f"write {todo}")
     return classes.index(told[0])
 
