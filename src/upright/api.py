@@ -45,12 +45,11 @@ class Result:
         said = self.evidence["verdict"]
         return f"{said['title'][:1].upper()}{said['title'][1:]}. {said['sentence']}"
 
-    @property
-    def frame(self) -> Any:
-        """Levels as a data frame of polars, a row an arm and statistic, with the ends of each 95 % interval."""
+    def to_frame(self) -> Any:
+        """Return levels as a data frame of polars, a row an arm and statistic, with the ends of each 95 % interval."""
         import polars as pl
 
-        names = ("arm", "label", "value", "low", "high", "n_units", "statistic", "group")
+        names = ("arm", "label", "value", "low", "high", "p", "n_units", "statistic", "group")
         return pl.DataFrame([{name: row[name] for name in names} for row in self.evidence["levels"]])
 
     def _repr_html_(self) -> str:
@@ -59,7 +58,7 @@ class Result:
 
         said = printed(self.evidence["verdict"])
         head = f"<p><b>{escape(said['title'])}</b></p><p>{escape(said['sentence'])}</p>"
-        return head + str(self.frame._repr_html_())
+        return head + str(self.to_frame()._repr_html_())
 
     def report(self, out: Path | None = None) -> Path:
         """Write the HTML report and return its path."""

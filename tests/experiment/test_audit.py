@@ -54,7 +54,7 @@ def test_data_frames_give_what_their_file_gives(tmp_path, monkeypatch, make):
     assert from_frame.evidence == from_file.evidence
     assert from_frame.summary["data"]["name"] == "the data frame"
     assert len(from_frame.summary["data"]["fingerprint"]) == 64
-    assert from_frame.verdict in from_frame._repr_html_().replace("</b></p><p>", ". ") or from_frame.frame.height
+    assert from_frame.verdict in from_frame._repr_html_().replace("</b></p><p>", ". ") or from_frame.to_frame().height
 
 
 def test_python_values_are_taken_as_they_are(tmp_path):

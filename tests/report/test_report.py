@@ -439,5 +439,5 @@ def test_a_notebook_shows_the_verdict_above_the_levels(sample, tmp_path):
     assert result.verdict.endswith(" <b>&")
     assert " &lt;b&gt;&amp;</p>" in html
     assert "<script>" not in html
-    assert [row["value"] for row in levels] == result.frame["value"].to_list()
-    assert {"low", "high", "n_units"} < set(result.frame.columns)
+    assert [row["value"] for row in levels] == result.to_frame()["value"].to_list()
+    assert {"low", "high", "n_units"} < set(result.to_frame().columns)

@@ -497,7 +497,7 @@ def test_high_scores_decide_for_the_class_that_is_named(tmp_path):
     data = {"sex": ["f", "m"] * 200, "score": 0.3 + 0.4 * truth + rng.normal(0, 0.05, 400)}
     options = {"group": "sex", "score": "score", "label": "truth", "out": tmp_path / "audits", "draws": 50}
     path = write(tmp_path, data | {"truth": np.where(truth, "ja", "nein")})
-    assert three(lambda: api.audit("predictions", path, **options))[2] == "write positive='nein'"
+    assert three(lambda: api.audit("predictions", path, **options))[2] == "write positive='nein', or positive='ja'"
     told = api.audit("predictions", path, **options, positive="ja")
     accuracy = {x["statistic"]: x["value"] for x in told.evidence["levels"]}["mean:accuracy"]
     assert accuracy > 0.99
@@ -516,3 +516,24 @@ def test_rows_without_a_decision_are_dropped_and_counted_by_group(tmp_path):
     found = api.audit("predictions", path, **options, missing="drop").summary
     assert (found["data"]["rows"], found["evidence"]["headline"]["group"]) == (58, "age<25 minus age>=25")
     assert "2 rows without 'decided' dropped: 1 of age<25, 1 of age>=25." in found["warnings"]
+
+
+def test_labels_of_1_and_2_do_not_say_which_class_is_scored(tmp_path):
+    # catches: 1 taken for the positive class because 0 is usual beside it; a silent audit of scores of the other class
+    data = scored(n=400)
+    data["truth"] = data["truth"] + 1
+    path = write(tmp_path, data)
+    with pytest.raises(InputError, match="classes '1', '2'"):
+        audit(path, label="truth", score="score", prediction=None)
+    fine, _ = audit(path, label="truth", score="score", prediction=None, positive="2")
+    turned, _ = audit(path, label="truth", score="score", prediction=None, positive="1")
+    said = [any("worse than chance" in w for w in found["warnings"]) for found in (fine, turned)]
+    assert said == [False, True]
+
+
+def test_a_gap_in_scores_alone_is_in_what_to_do_next(tmp_path):
+    # catches: equal shares of decisions that hide unequal areas
+    summary, _ = audit(write(tmp_path, scored(signal=0.8)), label="truth", score="score", prediction=None)
+    verdict = summary["evidence"]["verdict"]
+    assert verdict["word"] == "gap shown" or "errors and scores" in verdict["next_steps"][0]
+    assert "ROC AUC" in verdict["lines"]["also asked"]

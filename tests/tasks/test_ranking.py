@@ -482,10 +482,11 @@ held | user,item;c,x | no user of held.csv is in lists.csv: 'c' | the same users
 held | user,item;a,X;b,Y | no item of held.csv is in lists.csv: 'X', 'Y' against 'x', 'y' | alike in both | brackets
 lists | user,item,rank;a,x,0;a,y,1;b,x,1;b,y,2 | lists.csv line 4: 1 lists begin with rank 1, 1 with 0 | alike | from 1
 held | user,itm;a,x | held.csv line 1 has no column 'item' | its columns | name them: item='itm'
-users | user,group;a,g | users.csv has no group for 1 of 2 users: 'b' | a group for every user | 'unknown'
+users | user,group;a,g | users.csv has no group for 1 of 2 users: 'b' | a group for every user | stays empty
 users | user,group;a,g;b,h;a,h | users.csv line 4: user 'a' has two groups | one group a user | keep one
 users | user,grp,x;a,g,1 | users.csv line 1 has no column 'group' | its columns | name them: group='grp'
-users | user,group;a,;b,h | users.csv line 2: 1 missing 'group' | in every row | fill in
+users | user,group;a,;b,h | every group of users.csv has fewer than 5 users with a defined value: 'h' | \
+    at least one group of 5 such users | join
 items | item,cnt;x,1;y,1 | items.csv line 1 has neither 'count' nor 'bin' | besides item | add one of them
 items | item,count;x,many;y,1 | items.csv line 2: 'count' is 'many', not a number | a finite number | correct
 items | item,count;x,1;y,-1 | items.csv line 3: 'count' is -1 | a number of at least 0 | correct

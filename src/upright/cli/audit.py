@@ -40,8 +40,7 @@ class AuditGroup(TyperGroup):
         def look(more: Sequence[str], encoding: str) -> None:
             words, unused = propose([cmd_name, *more], encoding)
             typer.echo(shlex.join(words))
-            if unused:
-                typer.echo(f"not used: {', '.join(unused)}", err=True)
+            typer.echo(f"not used: {', '.join(unused)}\n" if unused else "", err=True, nl=False)
 
         rest, encoding = click.Argument(["more"], nargs=-1), click.Option(["--encoding"], default="utf-8")
         return click.Command(cmd_name, params=[rest, encoding], callback=look)
@@ -57,15 +56,14 @@ def _command(kind: str) -> click.Command:
     first = file_fields(spec.config)[0]
     several = next("tuple" in row["type"] for row in rows if row["name"] == first)
     params: list[click.Parameter] = [click.Argument([first], nargs=-1 if several else 1, required=True)]
-    for row in rows:
-        if row["name"] == first:
-            continue
+    for row in (row for row in rows if row["name"] != first):
         option, shown = f"--{row['name'].replace('_', '-')}", row["doc"].replace("`", "")
         if row["type"] == "bool":
             params.append(click.Option([f"{option}/--no-{option[2:]}"], default=None, help=shown))
             continue
-        usual = "" if row["default"] is None or "MISSING" in str(row["default"]) else f" [{_plain(row['default'])}]"
-        needed = "MISSING" in str(row["default"])
+        default, needed = row["default"], "MISSING" in str(row["default"])
+        default = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        usual = "" if default is None or needed else f" [{default}]"
         words = row["type"].replace("'", "").replace(" | ", "|").removesuffix(" or none")
         kinds = {"a": "FILE", "int": "N", "float": "X", "str": "NAME"}  # the first word of what is accepted
         metavar = words if "|" in words else kinds.get(words.split()[0], "A,B,...")
@@ -96,10 +94,6 @@ def _command(kind: str) -> click.Command:
         finish(result.summary, result.folder, build_report(result.folder), as_json, fail_if)
 
     return click.Command(kind, params=params, callback=run, help=doc)
-
-
-def _plain(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 # -- a look at files ------------------------------------------------------------------------------------------------
@@ -135,21 +129,28 @@ def propose(files: Sequence[str], encoding: str = "utf-8") -> tuple[list[str], l
         own = take(role, usual)
         return [name, *own] if own else []
 
+    header = headers.get(found["users"][0], []) if "users" in found else []
+    column = ["COLUMN"] if len(header) > 2 and not {"group", "attribute"} & {*header} else []
+
     if {"model", "records"} & found.keys():
         words = ["forgetting", *take("model", "MODEL"), *option("--forget", "records", "FORGET.jsonl")]
         words += option("--retain", "records", "RETAIN.jsonl")
     elif "vectors" in found:
         words = ["embeddings", *found.pop("vectors"), *option("--labels", "users", "LABELS.csv")]
-        words += option("--ids", "ids")
+        words += [*option("--ids", "ids"), *(["--attribute", *column] if column else [])]
     elif {"lists", "pairs"} & found.keys():
         words = ["ranking", *(take("lists") or take("pairs")), *option("--held-out", "pairs", "HELD_OUT.csv")]
-        words += [*option("--users", "users"), *option("--items", "items")]
+        words += [*option("--users", "users"), *option("--items", "items"), *(["--group", *column] if column else [])]
     elif "cases" in found:
         file = found["cases"].pop(0)
         words = ["predictions", file, *_columns_of_cases(headers[file])]
     else:
-        got = f"{', '.join(map(repr, files))}: nothing that tells what it is"
-        raise InputError(got, "lists, vectors, decisions, or the folder of a model", "see upright audit --help")
+        got = "; ".join(f"{file}: {', '.join(headers.get(file, []))}" for file in files)
+        todo = "name the kind and its columns: upright audit predictions FILE --group COLUMN --score COLUMN ..."
+        raise InputError(
+            f"nothing that tells what it is, {got}", "lists, vectors, decisions, or a model's folder", todo
+        )
+    words += ["--encoding", encoding] if encoding != "utf-8" else []
     return ["upright", "audit", *words], [file for own in found.values() for file in own]
 
 

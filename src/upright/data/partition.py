@@ -30,6 +30,7 @@ code of the first authors draws from Dir(2 gamma) and gives a client that is ful
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -236,7 +237,7 @@ def counts_of(
     clients: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Count rows per client and group, and per class in each: what a person looks at before a run.
+    """Count rows per client, group and class: what a person looks at before a run.
 
     Parameters
     ----------
@@ -251,8 +252,7 @@ def counts_of(
     Returns
     -------
     list of dict
-        One for each pair of client and group, empty ones too: ``client``, ``group``, ``n``, and ``y=CLASS`` for each
-        class.
+        One for each client, group and class, empty ones too: ``client``, ``group``, ``label``, ``n``.
 
     Raises
     ------
@@ -278,9 +278,6 @@ def counts_of(
     known = [str(value) for value in np.unique(np.asarray(group))]
     table = np.zeros((shape[0], len(known), shape[1]), dtype=np.int64)  # (clients, groups, classes)
     np.add.at(table, (which, codes, labels), 1)
-    return [
-        {"client": clients[k] if clients else str(k), "group": name, "n": int(table[k, a].sum())}
-        | {f"y={classes[y] if classes else y}": int(table[k, a, y]) for y in range(shape[1])}
-        for k in range(shape[0])
-        for a, name in enumerate(known)
-    ]
+    axes = (clients or [*map(str, range(shape[0]))], known, classes or [*map(str, range(shape[1]))])
+    cells = zip(itertools.product(*axes), table.ravel().tolist(), strict=True)
+    return [{"client": one, "group": name, "label": decided, "n": n} for (one, name, decided), n in cells]

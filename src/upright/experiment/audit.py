@@ -82,6 +82,8 @@ def run_audit(
     """
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
         raise InputError(f"draws = {draws!r}", "a whole number of at least 2", "set draws to at least 2")
+    if not isinstance(margins, Mapping | None):
+        raise InputError(f"margins = {margins!r}", "{METRIC: X}, '' for what decides", f"margins={{'': {margins!r}}}")
     since = time.time(), time.process_time()
     spec = load_audit(kind)
     files = file_fields(spec.config)

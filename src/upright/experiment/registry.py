@@ -94,6 +94,8 @@ def load_audit(kind: str) -> AuditSpec:
         For an unknown kind, or a plugin that does not import (a warning names its package first).
     """
     installed = find("audits")
+    if not isinstance(kind, str):
+        raise InputError(f"a {type(kind).__name__}", ", ".join(sorted(installed)), "name the kind of audit first")
     if kind not in installed:
         raise InputError(f"{kind!r} is no audit", ", ".join(sorted(installed)), suggest(kind, sorted(installed)))
     return _loaded(installed[kind], AuditSpec, "audit")

@@ -272,7 +272,8 @@ def execute(
             )
             write_summary(path, found)
     except InputError:
-        if new and _is_bare(path):
+        bare = {"config.json", "run.json", ".lock"}  # settings and status alone: nothing was trained
+        if new and {p.name for p in path.rglob("*") if not p.is_dir()} <= bare:
             shutil.rmtree(path)
         raise
     except KeyboardInterrupt as stop:
@@ -286,11 +287,6 @@ def _differing(path: Path, asked: Mapping[str, Any]) -> str:
     rows = [(row, row["resolved"]) for row in (read_json(path / "config.json"), asked)]
     old, new = (row | own["method"] | {f"task.{k}": v for k, v in own["task"].items()} for row, own in rows)
     return ", ".join(k for k, v in old.items() if k not in ("passed", "resolved") and v != new.get(k))
-
-
-def _is_bare(path: Path) -> bool:
-    """Whether a run folder holds its settings and status alone: nothing was trained in it."""
-    return {p.name for p in path.rglob("*") if not p.is_dir()} <= {"config.json", "run.json", ".lock"}
 
 
 def resume_all(

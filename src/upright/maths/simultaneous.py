@@ -53,6 +53,7 @@ __all__ = [
     "newcombe",
     "random_signs",
     "rate_bounds",
+    "reach_zero",
     "stretch",
     "wilson",
 ]
@@ -256,7 +257,7 @@ def _adjust(score: Array, top: Array) -> tuple[float, Array]:
     return critical, np.asarray(p)
 
 
-def _reach_zero(low: Array, high: Array, p: Array) -> tuple[Array, Array]:
+def reach_zero(low: Any, high: Any, p: Any) -> tuple[Array, Array]:
     """Widen intervals to 0 where p does not tell the value from chance, so that the two cannot say different things."""
     return np.where(p < LEVEL, low, np.minimum(low, 0.0)), np.where(p < LEVEL, high, np.maximum(high, 0.0))
 
@@ -464,7 +465,7 @@ def compare_groups(
         for a, b in zip(i, j, strict=True)
     ]
     p = np.where(judged.ravel(), p, 1.0)
-    ends = _reach_zero(low.ravel(), high.ravel(), p)
+    ends = reach_zero(low.ravel(), high.ravel(), p)
     detectable = np.where(judged, (critical + POWER) * error, np.inf).ravel()
     most = np.abs(averaged).max(2, initial=0.0)
     return Comparisons(of, value.ravel(), *ends, p, score.ravel(), detectable, critical, sizes, most)
@@ -605,7 +606,7 @@ def compare_aucs(
     for a in np.flatnonzero(sure).tolist():
         low[a], high[a] = (end - 0.5 for end in auc_bound(value[a] + 0.5, sides[0, a], sides[1, a], critical))
         reach[a] = max(reach[a], (high[a] - low[a]) / 2 / critical)
-    ends, detectable = _reach_zero(low, high, p), (critical + POWER) * reach
+    ends, detectable = reach_zero(low, high, p), (critical + POWER) * reach
     of = [(a, int(c)) for a, c in enumerate(classes)]
     sizes = np.where(np.isnan(value), np.nan, np.abs(null))[:, None]
     return Comparisons(of, value, *ends, p, score, detectable, critical, sizes, sizes[:, 0])

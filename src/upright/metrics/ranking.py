@@ -33,6 +33,7 @@ __all__ = [
     "coverage",
     "evaluate_full",
     "gini",
+    "list_quality",
     "matched_positives",
     "ranks_by_expectation",
     "sampled_protocol",
@@ -135,6 +136,32 @@ def ranks_by_expectation(
     left = np.maximum(size[group] - offset, 1)
     first[tied] = np.where(real, np.minimum(wanted[group] / left, 1.0), 0.0)
     return chance, first, items, values
+
+
+def list_quality(
+    chance: NDArray[np.float64], first: NDArray[np.float64], count: NDArray[np.int64], k: int
+) -> dict[str, NDArray[np.float64]]:
+    """Return each metric of the first k places by name, shape (B,); of a user without a relevant item it says nothing.
+
+    Parameters
+    ----------
+    chance, first : ndarray of float64, shape (B, k) or wider
+        As `ranks_by_expectation` gives them.
+    count : ndarray of int64, shape (B,)
+        Relevant items.
+    """
+    discount, n = _discounts(k), np.maximum(count, 1)
+    survive = np.cumprod(1.0 - first, axis=1)  # probability of no relevant item up to and with p
+    found = np.diff(1.0 - survive, axis=1, prepend=0.0)  # probability that the first one is at p
+    hits = chance[:, :k].sum(axis=1)
+    values = {
+        "ndcg": chance[:, :k] @ discount / np.cumsum(discount)[np.minimum(n, k) - 1],
+        "recall": hits / n,
+        "mrr": found[:, :k] @ (1.0 / np.arange(1, k + 1)),
+        "hit": 1.0 - survive[:, k - 1],
+        "precision": hits / k,
+    }
+    return {name: np.clip(value, 0.0, 1.0) for name, value in values.items()}
 
 
 def _discounts(k: int) -> NDArray[np.float64]:
@@ -247,27 +274,13 @@ def evaluate_full(
     if not ks:
         raise InputError("ks = ()", "at least one list length", "pass for example ks=(10,)")
     who, seen, relevant = _check(users, seen, relevant, chunk=chunk, smallest_k=min(ks))
-    discount = _discounts(max(ks))
-    ideal = np.cumsum(discount)
     names = [f"{name}@{k}" for k in ks for name in ("ndcg", "recall", "mrr", "hit", "precision")]
     out = {name: np.full(who.size, np.nan) for name in names} | {f"exposure@{k}": np.zeros(seen.shape[1]) for k in ks}
     for place, _, scores, wanted, count in _chunks(scores_of, who, seen, relevant, chunk):
         chance, first, items, values = ranks_by_expectation(scores, wanted, max(ks))
-        survive = np.cumprod(1.0 - first, axis=1)  # probability of no relevant item up to and with p
-        found = np.diff(1.0 - survive, axis=1, prepend=0.0)  # probability that the first one is at p
-        some = count > 0
-        n = np.maximum(count, 1)
         for k in ks:
-            hits = chance[:, :k].sum(axis=1)
-            here = {
-                "ndcg": chance[:, :k] @ discount[:k] / ideal[np.minimum(n, k) - 1],
-                "recall": hits / n,
-                "mrr": found[:, :k] @ (1.0 / np.arange(1, k + 1)),
-                "hit": 1.0 - survive[:, k - 1],
-                "precision": hits / k,
-            }
-            for name, value in here.items():
-                out[f"{name}@{k}"][place] = np.where(some, np.clip(value, 0.0, 1.0), np.nan)
+            for name, value in list_quality(chance, first, count, k).items():
+                out[f"{name}@{k}"][place] = np.where(count > 0, value, np.nan)
             out[f"exposure@{k}"] += _exposure(scores, items, values, k)
     return out
 

@@ -191,6 +191,10 @@ def _better(views: Sequence[View]) -> Table:
     body = [[Cell("Word"), *(Cell("", tag=sections.word_tag(view)) for view in views), Cell("–")]]
     lines = [("What decides", first.primary), ("What is paid", first.cost_statistic)]
     means = [row.statistic for row in first.levels if row.name == "mean" and row.group is None]
+    heads = [view.evidence.headline for view in views]
+    if first.kind == "audit" and any(heads):
+        cells = [Cell(f"{row.value:.3f}", row.label) if row else Cell("–") for row in heads]
+        body.append([Cell("What decides"), *cells, Cell("–")])
     # what decides in an audit is its own largest pair; levels over all units are what two audits share
     for word, statistic in [("Level", one) for one in means] if first.kind == "audit" else lines:
         rows = [view.level(view.remedy.name, statistic) if view.remedy else None for view in views]
@@ -201,8 +205,8 @@ def _better(views: Sequence[View]) -> Table:
     if len(body) == 1:
         body.append([Cell("Level"), *(Cell("–") for _ in views), Cell("see the levels below")])
     reading = [
-        "Remedies of two reports are not paired with each other: overlapping intervals settle nothing, and intervals "
-        "that do not overlap are a hint, not a test."
+        "Two reports are not paired with each other: overlapping intervals settle nothing, and intervals that do not "
+        "overlap are a hint, not a test."
     ]
     return Table("Side by side", [Column("Line"), *_heads(views), Column("Better by its point")], body, False, reading)
 

@@ -113,7 +113,9 @@ def read_groups(table: Columns, group: str, *, missing: bool) -> pl.Series:
         values = text.unique().to_list()
         if len(values) > MOST_GROUPS and not any(math.isnan(number_of(one)) for one in values if one):
             got = f"{table.name}: {group!r} has {len(values)} different values"
-            raise InputError(got, f"at most {MOST_GROUPS} groups", f"cut it into ranges: --group '{group}:25,45,65'")
+            todo = f"cut it into ranges: --group '{group}:25,45,65'"
+            todo = "name another column, these are ids" if len(values) == len(text) else todo
+            raise InputError(got, f"at most {MOST_GROUPS} groups", todo)
         return text
     wanted = {cut.column: Column("number", missing=missing, option="--group")}
     number = read_columns(table, wanted, {cut.column: cut.column}).array(cut.column)

@@ -258,12 +258,7 @@ class Classify:
     def counts(self, run: Run) -> list[dict[str, Any]]:
         """Return the number of rows of every client, group and class."""
         group = np.array(self.groups)[self.group]
-        table = counts_of(self.layout(run).client, group, self.label, clients=self.clients, classes=self.classes)
-        return [
-            {"client": row["client"], "group": row["group"], "label": name, "n": row[f"y={name}"]}
-            for row in table
-            for name in self.classes
-        ]
+        return counts_of(self.layout(run).client, group, self.label, clients=self.clients, classes=self.classes)
 
     def part(self, run: Run, which: Literal["train", "valid"]) -> tuple[Array, Ints, Ints, Ints]:
         """Return features (n, d), labels, groups and clients of the training or the calibration rows."""

@@ -9,6 +9,7 @@ that stands out most against chance, whichever protocol it has. `upright.metrics
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from upright.evidence.statistics import parse
 from upright.evidence.units import FEWEST, Block, Units
 from upright.evidence.verdict import audit_verdict
 from upright.maths.simultaneous import Comparisons
-from upright.metrics.attacks import MOST_ROWS, AttackScores, Coded, attack, check_attackers, check_counts, code_labels
+from upright.metrics.attacks import MOST_ROWS, AttackScores, attack, check_attackers, check_counts, code_labels
 from upright.metrics.leakage import attack_curve, balanced_accuracy, rank_values
 from upright.tasks.answers import YOURS, Answer, name_of, plural
 
@@ -188,17 +189,11 @@ class _Users:
     unknown: list[str]  # labelled or aligned, and in no table
 
 
-def _differ(a: str, one: Sequence[str], b: str, other: Sequence[str]) -> InputError:
-    sides = [(a, sorted(set(one) - set(other))), (b, sorted(set(other) - set(one)))]
-    got = "; ".join(f"{plural(len(ids), 'user')} only in {name}: {some(ids)}" for name, ids in sides if ids)
-    return InputError(got, "the same users in every table", "leave out users that one of the tables lacks")
-
-
 def _join(
     config: EmbeddingsConfig,
     tables: Mapping[str, tuple[str, Array, tuple[str, ...] | None]],
     labels: _Labels,
-    aligned: Sequence[str],
+    aligned: Sequence[str] | None,
 ) -> _Users:
     """Put surfaces, labels and aligned users in one order, that of the ids."""
     rows = len(labels.label)
@@ -222,11 +217,12 @@ def _join(
             raise InputError(got, "a column 'user' in both", "add the column to the labels")
         who[surface] = users or own
     first = next(iter(tables))
-    file = tables[first][0]
+    file, there = tables[first][0], set(who[first])
     for surface, ids in who.items():
-        if set(ids) != set(who[first]):
-            raise _differ(file, who[first], tables[surface][0], ids)
-    there = set(who[first])
+        if set(ids) != there:
+            apart = ((file, sorted(there - set(ids))), (tables[surface][0], sorted(set(ids) - there)))
+            got = "; ".join(f"{plural(len(one), 'user')} only in {name}: {some(one)}" for name, one in apart if one)
+            raise InputError(got, "the same users in every table", "leave out users that one of the tables lacks")
     if not there & set(own):
         raise InputError(
             f"no user of {labels.file} is in {file}: {some(own)}",
@@ -234,7 +230,9 @@ def _join(
             "write ids alike in both files (text is compared, so '1' is not '01')",
         )
     unknown = [one for one in own if one not in there]
-    strangers = [one for one in aligned if one not in there]
+    if labels.aligned is not None:
+        aligned = list(itertools.compress(own, labels.aligned))
+    strangers = [one for one in aligned or () if one not in there]
     for what, found in ((f"users of {labels.file}", unknown), ("aligned users", strangers)):
         if found and config.missing == "error":
             raise InputError(
@@ -247,17 +245,11 @@ def _join(
     order = sorted(there, key=lambda one: (len(one), one)) if by_id else list(who[first])
     place = {surface: {one: i for i, one in enumerate(users)} for surface, users in who.items()}
     known = dict(zip(own, labels.label, strict=True))
-    mask: Bools | None = None
-    if labels.aligned is not None:
-        flag = dict(zip(own, labels.aligned.tolist(), strict=True))
-        mask = np.array([flag.get(one, False) for one in order], dtype=bool)
-    elif aligned:
-        mask = np.isin(np.array(order, dtype=object), list(aligned))
     return _Users(
         order,
         {s: values[[place[s][one] for one in order]] for s, (_, values, _) in tables.items()},
         [known.get(one, "") for one in order],
-        mask,
+        None if aligned is None else np.isin(np.array(order, dtype=object), list(aligned)),
         list(dict.fromkeys([*unknown, *strangers])),
     )
 
@@ -349,8 +341,28 @@ def judge_attacks(
     rows = []
     for one, accuracy in zip(found, right, strict=True):
         own = [k for k, (other, _) in enumerate(columns) if other is one]
+        best = max(own, key=lambda k: seen.score[k])
+        aucs = np.resize(0.5 + seen.value[own], len(classes)).tolist()  # of two classes both have the same
         level = levels.get(cell_of(one), levels[None])  # of one attack alone
-        rows.append(_row(one, level, seen, {k: columns[k][1] for k in own}, classes, accuracy))
+        rows.append(
+            {
+                "surface": one.surface,
+                "attacker": one.attacker,
+                "protocol": one.protocol,
+                "leakage": level["value"],
+                "leakage_low": level["low"],
+                "leakage_high": level["high"],
+                "p": level["p"],
+                "class": columns[best][1],
+                "auc": 0.5 + float(seen.value[best]),
+                "auc_low": 0.5 + float(seen.low[best]),
+                "auc_high": 0.5 + float(seen.high[best]),
+                "balanced_accuracy": accuracy,
+                "converged": one.converged,
+                "n": level["n_units"],
+                **{f"auc[{name}]": value for name, value in zip(classes, aucs, strict=True)},
+            }
+        )
     return Judged(scores, told, rows)
 
 
@@ -378,36 +390,6 @@ def _pairs(
             )
         )
     return pairs
-
-
-def _row(
-    one: AttackScores,
-    level: Mapping[str, Any],
-    seen: Comparisons,
-    of: Mapping[int, str],
-    classes: Sequence[str],
-    accuracy: float,
-) -> dict[str, Any]:
-    """Return the numbers of one attack: those of its level, and of its comparisons `of` classes."""
-    best = max(of, key=lambda k: seen.score[k])
-    aucs = np.resize(0.5 + seen.value[[*of]], len(classes)).tolist()  # of two classes both have the same
-    return {
-        "surface": one.surface,
-        "attacker": one.attacker,
-        "protocol": one.protocol,
-        "leakage": level["value"],
-        "leakage_low": level["low"],
-        "leakage_high": level["high"],
-        "p": level["p"],
-        "class": of[best],
-        "auc": 0.5 + float(seen.value[best]),
-        "auc_low": 0.5 + float(seen.low[best]),
-        "auc_high": 0.5 + float(seen.high[best]),
-        "balanced_accuracy": accuracy,
-        "converged": one.converged,
-        "n": level["n_units"],
-        **{f"auc[{name}]": value for name, value in zip(classes, aucs, strict=True)},
-    }
 
 
 def cell_of(one: AttackScores) -> str:
@@ -492,14 +474,20 @@ def read_embeddings(config: EmbeddingsConfig, *, seed: int, draws: int, margins:
     known = _read_labels(config, column)
     owners, said = read_ids(id_file, config.encoding, argument="ids") if id_file is not None else (None, [])
     tables = {s: _read_table(s, source, id_column, id_file, owners, config.encoding) for s, source in files.items()}
-    given = read_ids(aligned_file, config.encoding, argument="aligned") if aligned_file is not None else ((), [])
+    given = read_ids(aligned_file, config.encoding, argument="aligned") if aligned_file is not None else (None, [])
     users = _join(config, tables, known, given[0])
 
     coded, least = code_labels(users.label), max(2 * config.folds, FEWEST)
     labelled = coded.code >= 0
     held_out = None if users.aligned is None else ~users.aligned
     if users.aligned is not None:
-        _both_sides(labelled, users.aligned)
+        for side, word in ((users.aligned, "aligned"), (~users.aligned, "held out")):
+            if not (labelled & side).any():
+                raise InputError(
+                    f"no labelled user is {word}",
+                    "labelled users on both sides, aligned and held out",
+                    "give labels of both, or leave out --aligned when no defence was fitted on anybody",
+                )
         check_counts(coded, labelled & users.aligned, least, "aligned")
     scored = labelled if held_out is None else labelled & held_out
     check_counts(coded, scored, least, "labelled" if held_out is None else "held-out")
@@ -525,7 +513,11 @@ def read_embeddings(config: EmbeddingsConfig, *, seed: int, draws: int, margins:
     most = int(scored.sum()) - int(scored.sum()) // config.folds
     if most > MOST_ROWS:
         warnings.append(f"Attackers learned from {MOST_ROWS} rows each, drawn of {most}; all users are scored.")
-    counts = _counts(coded, scored, labelled & ~scored)
+    sizes = [np.bincount(coded.code[mask], minlength=len(coded.classes)) for mask in (scored, labelled & ~scored)]
+    classes = [
+        {"class": str(name), "n": n, "aligned": aligned, "auc": strongest.get(f"auc[{name}]")}
+        for name, n, aligned in zip(coded.classes, *(size.tolist() for size in sizes), strict=True)
+    ]
     named = next(iter(tables.values()))[0]
     name_of_data = named if len(files) == 1 else f"{named} and {len(files) - 1} more"
     dimensions = {s: table.shape[1] for s, table in users.surfaces.items()}
@@ -546,27 +538,13 @@ def read_embeddings(config: EmbeddingsConfig, *, seed: int, draws: int, margins:
         metrics={METRIC.name: METRIC},
         evidence=judged.evidence,
         facts={
-            "attribute": known.attribute,
-            "protocols": sorted({one.protocol for one in found}),
             "rows": judged.rows,
             "strongest": strongest["attack"],
             "p_max": judged.evidence["headline"]["p"],
-            "majority": max(sides["scored"] for sides in counts.values()) / int(scored.sum()),
-            "classes": [
-                {
-                    "class": name,
-                    "n": sides["scored"],
-                    "aligned": sides["aligned"],
-                    "auc": strongest.get(f"auc[{name}]"),
-                }
-                for name, sides in counts.items()
-            ],
+            "majority": max(row["n"] for row in classes) / int(scored.sum()),
+            "classes": classes,
             "curve": curve,
             "curve_of": f"{top.attacker} on {top.surface}" if curve else None,
-            "surfaces": dimensions,
-            "unlabelled_users": int((~labelled).sum()),
-            "unknown_users": len(users.unknown),
-            "folds": config.folds,
         },
         warnings=warnings,
     )
@@ -598,24 +576,6 @@ def _read_table(
             )
         users = owners
     return name, values, users
-
-
-def _both_sides(labelled: Bools, aligned: Bools) -> None:
-    for side, word in ((labelled & aligned, "aligned"), (labelled & ~aligned, "held out")):
-        if not side.any():
-            raise InputError(
-                f"no labelled user is {word}",
-                "labelled users on both sides, aligned and held out",
-                "give labels of both, or leave out --aligned when no defence was fitted on anybody",
-            )
-
-
-def _counts(coded: Coded, scored: Bools, aligned: Bools) -> dict[str, dict[str, int]]:
-    """Users of each class; a class of fewer than five on either side was refused before."""
-    return {
-        str(name): {"scored": int((coded.code[scored] == c).sum()), "aligned": int((coded.code[aligned] == c).sum())}
-        for c, name in enumerate(coded.classes)
-    }
 
 
 def _warnings(

@@ -40,7 +40,7 @@ from upright.evidence.records import Level, Null
 from upright.evidence.statistics import RETRAIN, SET, computable, parse
 from upright.evidence.units import FEWEST, Block, Units
 from upright.evidence.verdict import Verdict, audit_verdict
-from upright.maths.simultaneous import LEVEL, POWER, Comparisons, Z, wilson
+from upright.maths.simultaneous import LEVEL, POWER, Comparisons, Z, reach_zero, wilson
 from upright.metrics import forgetting as metrics_of
 from upright.metrics import membership
 from upright.tasks.answers import YOURS, Answer, name_of, plural, suppress_small
@@ -51,6 +51,8 @@ __all__ = ["NO_REFERENCE", "ForgettingConfig", "forgetting_evidence", "read_forg
 Array = NDArray[np.float64]
 Row = dict[str, Any]
 Levels = dict[tuple[str, str], Level]  # by statistic and arm
+Sets = Mapping[str, Sequence[Record]]  # by side: forget, retain, holdout
+Readings = Mapping[str, Any]  # what a model makes of the records of each side
 NO_REFERENCE = "No retain-only reference: how a model answers that never saw the records is not known."
 METRICS: Mapping[str, Metric] = {
     **metrics_of.METRICS,
@@ -184,10 +186,9 @@ def read_forgetting(config: ForgettingConfig, *, seed: int, draws: int, margins:
     if reference is not None and Path(reference).resolve() == model.resolve():
         todo = "name a model that was trained without the forgotten records"
         raise InputError(f"{model.name} as its own reference", "another model", todo)
-    values, other = _ask(model, reference, sets, config.template, config.generate, config.batch_size)
-    arms = [(YOURS, values)] + ([(RETRAIN, other)] if other is not None else [])
-    lost = [m for m in values if all(np.isnan(own.get(m, np.array([np.nan]))).all() for _, own in arms)]
-    kept = {name: {m: v for m, v in own.items() if m not in lost} for name, own in arms}
+    arms = _ask(config, sets)
+    lost = [m for m in arms[YOURS] if all(np.isnan(own.get(m, math.nan)).all() for own in arms.values())]
+    kept = {name: {m: v for m, v in own.items() if m not in lost} for name, own in arms.items()}
     warnings += _remarks(sets, lost, reference is not None, "holdout" in files)
 
     by, cluster = _groupings(sets, warnings)
@@ -212,7 +213,7 @@ def read_forgetting(config: ForgettingConfig, *, seed: int, draws: int, margins:
         notes=notes,
         warnings=warnings,
         evidence=found,
-        others=[(RETRAIN, TITLES[RETRAIN], scores[RETRAIN])] if other is not None else [],
+        others=[(name, TITLES[name], scores[name]) for name in scores if name != YOURS],
     )
 
 
@@ -233,41 +234,30 @@ def _records(path: Any, side: str, warnings: list[str]) -> list[Record]:
     return records
 
 
-def _ask(
-    model: Path,
-    reference: Path | str | None,
-    sets: Mapping[str, Sequence[Record]],
-    template: Any,
-    generate: bool,
-    batch_size: int,
-) -> tuple[dict[str, Array], dict[str, Array] | None]:
-    """Return scores of the model and of the reference, shape (U,) each, forgotten records first."""
+def _ask(config: ForgettingConfig, sets: Sets) -> dict[str, dict[str, Array]]:
+    """Return scores of the model and, if there is one, of the reference, shape (U,) each, forgotten records first."""
     from upright.language.encoding import refuse_mismatch
     from upright.language.evaluation import Speaker
     from upright.models.hub import load_language_model
 
-    own = load_language_model(model)
-    speaker = Speaker(*own, template=template, batch_size=batch_size)
+    options: dict[str, Any] = {"template": config.template, "batch_size": config.batch_size}
+    own = load_language_model(Path(config.model))
+    speaker = Speaker(*own, **options)
     for records in sets.values():
         speaker.encode(records)  # a record that is too long is named before the first one is scored
-    other, readings = None, {}
-    if reference is not None:
-        beside = load_language_model(reference)
+    other, readings = {}, {}
+    if config.reference is not None:
+        beside = load_language_model(config.reference)
         refuse_mismatch(own[1], own[0], reference=beside[1])
-        second = Speaker(*beside, template=template, batch_size=batch_size)
+        second = Speaker(*beside, **options)
         readings = {side: second.read(records) for side, records in sets.items()}
-        other = _scores(second, sets, readings, {}, generate)
+        other = {RETRAIN: _scores(second, sets, readings, {}, config.generate)}
         del second, beside
-    return _scores(speaker, sets, {s: speaker.read(r) for s, r in sets.items()}, readings, generate), other
+    found = {side: speaker.read(records) for side, records in sets.items()}
+    return {YOURS: _scores(speaker, sets, found, readings, config.generate), **other}
 
 
-def _scores(
-    speaker: Any,
-    sets: Mapping[str, Sequence[Record]],
-    own: Mapping[str, Any],
-    reference: Mapping[str, Any],
-    generate: bool,
-) -> dict[str, Array]:
+def _scores(speaker: Any, sets: Sets, own: Readings, reference: Readings, generate: bool) -> dict[str, Array]:
     """Score every set."""
     from upright.language.evaluation import score_records
 
@@ -282,7 +272,7 @@ def _scores(
     return side_by_side(found, [len(records) for records in sets.values()])
 
 
-def _remarks(sets: Mapping[str, Sequence[Record]], lost: Sequence[str], reference: bool, holdout: bool) -> list[str]:
+def _remarks(sets: Sets, lost: Sequence[str], reference: bool, holdout: bool) -> list[str]:
     found = [] if reference else [NO_REFERENCE]
     if not holdout:
         found.append("No held-out records: whether forgotten records stand out from unseen ones is not measured.")
@@ -294,7 +284,7 @@ def _remarks(sets: Mapping[str, Sequence[Record]], lost: Sequence[str], referenc
     return found
 
 
-def _groupings(sets: Mapping[str, Sequence[Record]], warnings: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+def _groupings(sets: Sets, warnings: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Return groupings and what records are drawn with, authors as numbers in the order of the files.
 
     Groupings are the set of each record and the author of forgotten ones.
@@ -334,7 +324,10 @@ def forgetting_evidence(
     units = Units(blocks)
     boot, reference = Bootstrap(units, draws, seed), RETRAIN in units.arms
     roles = [Arm(YOURS, "baseline", title=TITLES[YOURS]), Arm(RETRAIN, "rival", title=TITLES[RETRAIN])]
-    texts = [text for text in _statistics(units) if computable(text, units)]
+    means = [m for m in METRICS if m in units.metrics and not m.startswith("mia_")]
+    asked = [f"mean:{m}" for m in sorted(means, key=lambda m: m != KNOWN)]  # what a person asks for first
+    asked += ["utility:retain", f"memory_gap:{KNOWN}", f"ks_distance:{TRUTH}", f"forget_quality:{TRUTH}"]
+    texts = [text for text in asked if computable(text, units)]
     found = evidence(units, arms=roles, statistics=texts, metrics=METRICS, draws=draws, seed=seed, boot=boot)
     rows = [Level.read(row) for row in found["levels"]]
     # no reference is compared with itself
@@ -355,13 +348,6 @@ def forgetting_evidence(
     found["levels"] = [x.row() for x in levels.values()]
     facts = {"reference": reference, "authors": _authors(blocks, roles, draws, seed)}
     return found, facts, {arm: {"truth": _truth(units, arm)} for arm in units.arms}
-
-
-def _statistics(units: Units) -> list[str]:
-    """Return what the evidence holds, the one that a person asks for first."""
-    means = [m for m in METRICS if m in units.metrics and not m.startswith("mia_")]
-    found = [f"mean:{m}" for m in sorted(means, key=lambda m: m != KNOWN)]
-    return [*found, "utility:retain", f"memory_gap:{KNOWN}", f"ks_distance:{TRUTH}", f"forget_quality:{TRUTH}"]
 
 
 def _scored(units: Units, arm: str) -> list[str]:
@@ -452,7 +438,7 @@ def _beyond_reference(boot: Bootstrap, levels: Levels) -> list[tuple[float, Leve
     p = (1 + (top[:, None] >= score - 1e-9).sum(0)) / (1 + len(top))
     own, error = slice(len(metrics)), found.detectable / (found.critical + POWER)
     low, high = found.value - critical * error, found.value + critical * error
-    low, high = _adjusted_ends(low, high, p[own])
+    low, high = np.clip(reach_zero(low, high, p[own]), -1.0, 1.0)
     least = (critical + POWER) * error
     pairs = _pairs(dataclasses.replace(found, low=low, high=high, p=p[own], detectable=least), metrics, levels)
     if truth is not None and len(size):
@@ -460,22 +446,11 @@ def _beyond_reference(boot: Bootstrap, levels: Levels) -> list[tuple[float, Leve
         near, top_end = drawn.interval(critical)
         if truth.value > 1 - 1e-9:  # no draw differs
             near = float(wilson(1.0, truth.n_clusters or truth.n_units, critical)[0])
-        ends = _adjusted_ends(np.array(near), np.array(top_end), p[-1])
+        low, high = np.clip(reach_zero(near, top_end, p[-1]), -1.0, 1.0).tolist()
         null, least_d = Null(float(size.mean()), 0.0, far), far + POWER * drawn.standard_error()
-        changed: Row = {
-            "low": float(ends[0]),
-            "high": float(ends[1]),
-            "p": float(p[-1]),
-            "smallest_detectable": least_d,
-        }
-        pairs.append((float(score[-1]), dataclasses.replace(truth, null=null, **changed)))
+        ends: Row = {"low": low, "high": high, "p": float(p[-1]), "smallest_detectable": least_d}
+        pairs.append((float(score[-1]), dataclasses.replace(truth, null=null, **ends)))
     return pairs
-
-
-def _adjusted_ends(low: Array, high: Array, p: Any) -> tuple[Array, Array]:
-    """Keep ends in [-1, 1] and let them reach 0 where p tells nothing from chance, so that no two words can differ."""
-    low, high = np.where(p < LEVEL, low, np.minimum(low, 0.0)), np.where(p < LEVEL, high, np.maximum(high, 0.0))
-    return low.clip(-1.0, 1.0), high.clip(-1.0, 1.0)
 
 
 def _changes(boot: Bootstrap, texts: Sequence[str]) -> list[Level]:

@@ -76,6 +76,7 @@ _PLAUSIBLE = 4  # copies a row, above which a table of few columns and values is
 _SUM = 1e-3  # by how much rounded probabilities of a row may miss 1
 _TRUTH = {"false": "0", "true": "1"}
 _POSITIVE = ("1", "yes", "true", "y", "t", "positive", "pos")
+_NEGATIVE = ("0", "-1", "no", "false", "n", "f", "negative", "neg")
 
 
 class PredictionsConfig(Config):
@@ -98,8 +99,8 @@ class PredictionsConfig(Config):
     """Columns of probabilities, all classes in order: `p_no,p_yes` or `no=a,yes=b`."""
     score: str | None = None
     """Column of scores; at least the threshold decides for the positive class."""
-    threshold: float = 0.5
-    """Of the scores."""
+    threshold: float | None = None
+    """Of the scores: 0.5 where they lie in [0, 1]; of others it must be given."""
     criterion: Literal["demographic_parity", "equal_opportunity", "equalized_odds"] = "demographic_parity"
     """Decides the verdict; the others are computed when there are labels."""
     positive: str | None = None
@@ -173,7 +174,7 @@ def named_columns(text: str | None) -> list[str]:
     """Take ``A,B`` apart, blanks around names removed; numbers go on with a cut, ``age:25,45``."""
     parts: list[str] = []
     for part in (one.strip() for one in (text or "").split(",")):
-        if parts and ":" in parts[-1] and re.fullmatch(r"[-+]?\d+(\.\d+)?", part):
+        if parts and ":" in parts[-1] and re.fullmatch(r"[-+]?\d+(\.\d+)?(\*.*)?", part):
             parts[-1] += f",{part}"
         elif part and part not in parts:
             parts.append(part)
@@ -277,30 +278,31 @@ def read_cases(config: PredictionsConfig, groupings: Mapping[str, tuple[str, ...
         For a file that cannot be read, a column that is not there, a missing client, person, label or decision, an id
         twice, classes or groups of more than 50 values, probabilities that are none; with the lines where it is wrong.
     """
-    plain = {name: getattr(config, name) for name in ("client", "label", "person", "prediction")}
+    plain = {name: getattr(config, name) for name in ("client", "label", "person", "prediction", "score")}
     plain = {name: column for name, column in plain.items() if column is not None}
     every = dict.fromkeys(part for columns in groupings.values() for part in columns)
-    named = {*every, *plain.values(), config.score, config.id, *(cut.column for p in every if (cut := cut_of(p)))}
+    named = {*every, *plain.values(), config.id, *(cut.column for p in every if (cut := cut_of(p)))}
     named |= {name for one in named_columns(config.proba) for name in (one, one.partition("=")[2].strip())}
     table, warnings = open_columns(config.file, config.encoding, keep=named.__contains__), list[str]()
     if config.missing == "drop":
-        table = _dropped(table, config, [*plain.values(), *([config.score] if config.score else [])], warnings)
+        table = _dropped(table, config, [*plain.values()], warnings)
     parts = {part: read_groups(table, part, missing=True) for part in every}
     for part, text in parts.items():
         _few(table.name, part, text, "name another column with --group, or join groups")
     groups: dict[str, list[str]] = {}
     for name, columns in groupings.items():
         own = [parts[column].to_list() for column in columns]
-        groups[name] = own[0]
-        if len(columns) > 1:
-            groups[name] = [" and ".join(part) if all(part) else "" for part in zip(*own, strict=True)]
+        groups[name] = [" and ".join(part) if all(part) else "" for part in zip(*own, strict=True)]
         without = groups[name].count("")
         if without:
             what = f"{plural(without, 'row')} without a group of {' and '.join(map(repr, columns))}"
             warnings.append(f"{what} took no part in its comparisons.")
-    wanted = {name: Column("text") for name in plain}
-    wanted |= {"score": Column("number")} if config.score else {}
-    cells = read_columns(table, wanted, plain | ({"score": config.score} if config.score else {}))
+    try:
+        cells = read_columns(table, {name: Column("number" if name == "score" else "text") for name in plain}, plain)
+    except InputError as error:
+        if " missing " not in error.got or config.missing == "drop":
+            raise
+        raise InputError(error.got, error.accepted, f"{error.todo}, or pass --missing drop") from None
     decided = cells["prediction"] if config.prediction else None
     truth = _booleans(cells["label"], decided) if config.label else None
     todo = "classes of labels and predictions, not numbers; probabilities go into --proba, scores into --score"
@@ -326,10 +328,14 @@ def read_cases(config: PredictionsConfig, groupings: Mapping[str, tuple[str, ...
             raise InputError(f"{len(classes)} classes with --score", "two classes", "give --prediction or --proba")
         up = _class_of_high_scores(table.name, classes, config.positive)
         score = cells.array("score")
-        above = score >= config.threshold
+        if config.threshold is None and not (score.min() >= 0.0 and score.max() <= 1.0):
+            got = f"{table.name}: {config.score!r} runs from {score.min():g} to {score.max():g}, without --threshold"
+            raise InputError(got, "scores in [0, 1], or a threshold", "pass --threshold X: from X on it is decided so")
+        threshold = 0.5 if config.threshold is None else config.threshold
+        above = score >= threshold
         if above.all() or not above.any():
             which = "Every" if above.all() else "No"
-            warnings.append(f"{which} score reaches the threshold of {config.threshold:g}, so all are decided alike.")
+            warnings.append(f"{which} score reaches the threshold of {threshold:g}, so all are decided alike.")
         h = np.eye(2)[np.where(above, up, 1 - up)]
     elif decided is not None:
         decided = _booleans(decided, truth)
@@ -361,11 +367,13 @@ def read_cases(config: PredictionsConfig, groupings: Mapping[str, tuple[str, ...
 
 
 def _class_of_high_scores(file: str, classes: Sequence[str], positive: str | None) -> int:
-    """Return the place of the class that high scores decide for; only usual words tell it by themselves."""
+    """Return the place of the class that high scores decide for; only usual pairs of words tell it by themselves."""
     told = [positive] if positive in classes else [name for name in classes if name.lower() in _POSITIVE]
-    if len(told) != 1:
+    usual = all(name.lower() in (*_POSITIVE, *_NEGATIVE) for name in classes)
+    if len(told) != 1 or not (usual or positive in classes):
         got = f"{file}: scores, and the classes {some(classes)}"
-        raise InputError(got, "the class that high scores decide for", f"write --positive {shlex.quote(classes[-1])}")
+        todo = ", or ".join(f"--positive {shlex.quote(name)}" for name in reversed(classes))
+        raise InputError(got, "the class that high scores decide for", f"write {todo}")
     return classes.index(told[0])
 
 
@@ -490,6 +498,11 @@ def read_predictions(config: PredictionsConfig, *, seed: int, draws: int, margin
     compared = [positive] if positive is not None else last
     scored, quality = quality_of(cases, by[next(iter(by))]), list[Level]()
     values = scores_of(cases, compared) | scored
+    if "roc_auc" in scored and np.nanmean(scored["roc_auc"]) < 0.5:
+        warnings.append(
+            f"Scores rank worse than chance (ROC AUC below 0.5): are they of another class than "
+            f"{cases.classes[cases.scored]!r}? --positive names it."
+        )
     if cases.client is not None:
         by["client"] = cases.client
     if cases.label is not None:
@@ -513,7 +526,9 @@ def read_predictions(config: PredictionsConfig, *, seed: int, draws: int, margin
     found["levels"] = [
         row for row in found["levels"] if row["statistic"] not in few and not (row["group"] and _is_few(row["n_units"]))
     ]
-    pairs, said = pairs_and_verdict(tables[grouping, criterion], grouping, metrics, margins)
+    own = {name: margin for name, margin in margins.items() if name in scored or (scored and name == "accuracy")}
+    rest = {name: margin for name, margin in margins.items() if name not in own}
+    pairs, said = pairs_and_verdict(tables[grouping, criterion], grouping, metrics, rest)
     beside = {key: pairs_and_verdict(one, key[0], metrics, {})[1] for key, one in tables.items()}
     others = []
     for (name, c), one in beside.items():
@@ -522,9 +537,14 @@ def read_predictions(config: PredictionsConfig, *, seed: int, draws: int, margin
             asked = f"{c.replace('_', ' ')} of {_named(groupings[name])}"
             others.append(f"{asked}: {one.title}, {top.label} {top.value:.3f}")
     if scored:
-        quality, how = _compare_quality(units, grouping, metrics, found["levels"], seed)
+        quality, how = _compare_quality(units, grouping, metrics, found["levels"], own, seed)
         others.append(f"errors and scores: {how}")
     said = dataclasses.replace(said, lines={**said.lines, **({"also asked": "; ".join(others)} if others else {})})
+    if said.word != "gap shown" and (elsewhere := [one.partition(":")[0] for one in others if ": gap shown" in one]):
+        step = f"Read what else was asked: a gap is shown in {', '.join(elsewhere)}."
+        said = dataclasses.replace(said, next_steps=(step, *said.next_steps))
+    for row in found["levels"]:  # more decisions, or higher scores than labels, are neither better nor worse
+        row["better"] = "none" if row["metric"].startswith(("predicted/", "calibration")) else row["better"]
     found["levels"] += [level.row() for level in [*pairs, *quality]]
     found["headline"] = said.headline.row() if pairs and said.headline else None
     found["verdict"] = said.row() | ({} if pairs else {"primary": statistics[0]})
@@ -596,7 +616,8 @@ def metrics_of(names: Sequence[str]) -> dict[str, Metric]:
     found = {prefix: Metric(prefix, "lower", title=title) for prefix, title in CRITERIA_OF.values()}
     for name in names:
         kind, _, one = name.partition("/")
-        found[name] = Metric(name, title=f"{_TITLES[kind]} {one!r}") if one else _QUALITY[name]
+        side: Literal["higher", "lower"] = "lower" if kind == "false_positive" else "higher"
+        found[name] = Metric(name, side, title=f"{_TITLES[kind]} {one!r}") if one else _QUALITY[name]
     return found
 
 
@@ -649,7 +670,12 @@ def pairs_and_verdict(
 
 
 def _compare_quality(
-    units: Units, grouping: str, metrics: Mapping[str, Metric], rows: Sequence[Mapping[str, Any]], seed: int
+    units: Units,
+    grouping: str,
+    metrics: Mapping[str, Metric],
+    rows: Sequence[Mapping[str, Any]],
+    margins: Mapping[str, float],
+    seed: int,
 ) -> tuple[list[Level], str]:
     """Return every pair of groups in errors and scores, adjusted for all of them, and what they show."""
     names = [name for name in _QUALITY if name in units.metrics]
@@ -660,8 +686,10 @@ def _compare_quality(
     sizes = {(row["metric"], row["group"]): row["n_units"] for row in rows if row["grouping"] == grouping}
     about = [metrics[name] for name in names]
     levels = pair_levels(seen, arm=YOURS, groups=groups, metrics=about, grouping=grouping, sizes=sizes)
-    said = audit_verdict("gap shown", levels, margin={name: metrics[name].margin for name in names}, unit="row")
-    return levels, f"{said.title}, {levels[0].label} {levels[0].value:.3f}" if levels else ""
+    margin = margins_of({name: metrics[name].margin for name in names}, margins)
+    said = audit_verdict("gap shown", levels, margin=margin, unit="row")
+    shown = {row.metric: row for row in reversed(levels) if row.shown} or {"": levels[0]}
+    return levels, f"{said.title}, {', '.join(f'{row.label} {row.value:.3f}' for row in reversed(shown.values()))}"
 
 
 def _ratio(rates: Mapping[str, float]) -> tuple[float, str] | None:
@@ -680,6 +708,7 @@ def _inside(found: GroupFairness) -> str:
     shown = [one for one, shown in zip(inside.of, inside.shown, strict=True) if shown]
     homes = dict.fromkeys(h for h, m, *pair in shown if found.cells[0, m, h + 1, pair].min() >= FEWEST)
     words = [f"gap shown at {some([found.table.clients[h] for h in homes])}" if homes else "no gap shown"]
+    words += [f"not shown, nor excluded, at {len(found.table.clients) - len(homes)} others"] * bool(homes)
     against = len({row["client"] for row in found.conflicts})
     words += [f"at {plural(against, 'client')} the other way than over all rows"] * bool(against)
     small = sum(row["client"] is not None for row in found.small)

@@ -104,9 +104,8 @@ def classes_of(column: Any, cuts: tuple[float, ...] = (), merge_below: int = 0) 
         label = np.array(ends, dtype=object)[np.searchsorted(cuts, values, side="right")]
         label[values != values] = ""  # NaN
     else:
-        written = (f"{v:g}" if isinstance(v, float) else str(v) for v in values.tolist() if v is not None and v == v)
-        label = np.full(len(values), "", dtype=object)
-        label[[v is not None and v == v for v in values.tolist()]] = list(written)
+        written = ((v, f"{v:g}" if isinstance(v, float) else str(v)) for v in values.tolist())
+        label = np.array(["" if v is None or v != v else text for v, text in written], dtype=object)
     names, size = np.unique(label[label != ""].astype(str), return_counts=True)
     for name in names[size < merge_below]:
         label[label == name] = "merged"
@@ -166,12 +165,12 @@ class PrivateNextItem(NextItem):
         k = settings["k"]
         found = {f"{n}@{k}": Metric(f"{n}@{k}", title=f"{t}@{k}") for n, t in QUALITY.items()}
         found["attack"] = Metric("attack", "lower", 0.0, 0.5, 0.02, "Leakage")
-        for surface in settings.get("surfaces", ()):
-            for attacker in settings.get("attackers", ()):
-                for protocol in PROTOCOLS:
-                    for c in _scored(settings.get("classes", ())):
-                        name = f"attack/{surface}/{attacker}/{protocol}/{c}"
-                        found[name] = Metric(name, "lower", title=f"rank for {c}")
+        classes = list(settings.get("classes", ()))
+        scored = classes[1:] if len(classes) == 2 else classes  # of two, the second one's scores say all
+        attacks = settings.get("surfaces", ()), settings.get("attackers", ()), PROTOCOLS, scored
+        for surface, attacker, protocol, c in itertools.product(*attacks):
+            name = f"attack/{surface}/{attacker}/{protocol}/{c}"
+            found[name] = Metric(name, "lower", title=f"rank for {c}")
         return found
 
     @classmethod
@@ -307,11 +306,6 @@ def _typed(values: list[str]) -> NDArray[Any]:
         return np.array([float(v) if v else np.nan for v in values])
     except ValueError:
         return np.array(values, dtype=object)
-
-
-def _scored(classes: Any) -> list[str]:
-    """Classes whose scores are kept: of two, the second says all."""
-    return list(classes)[1:] if len(classes) == 2 else list(classes)
 
 
 def _product(columns: list[NDArray[np.str_]]) -> NDArray[np.str_]:

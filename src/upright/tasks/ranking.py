@@ -16,6 +16,7 @@ expectation over these orders. `docs/audit-ranking.md` describes files, columns 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -34,8 +35,9 @@ from upright.declare import Intervals, Noted, Signed
 from upright.evidence.bootstrap import Bootstrap
 from upright.evidence.units import FEWEST, Block, Units
 from upright.maths.resampling import ratio_of_sums
-from upright.metrics.ranking import coverage, gini
+from upright.metrics.ranking import coverage, gini, list_quality
 from upright.tasks.answers import YOURS, Answer, plural, read_groups, suppress_small
+from upright.tasks.next_item import QUALITY
 
 __all__ = ["BINS", "RankingConfig", "popularity_bins", "read_ranking"]
 
@@ -45,6 +47,7 @@ Bools = NDArray[np.bool_]
 Names = Mapping[str, str]  # the column of a file for user, item and value
 _TREC = {"run": "a TREC run, in the order of its scores", "qrels": "TREC qrels"}  # what the reader says of them
 BINS = (("head", 0.2), ("mid", 0.3), ("tail", 0.5))  # name and share of the items
+BY_COUNT = "head, mid, tail: 20, 30 and 50 % of the items by count, equal counts in one bin"
 
 
 class RankingConfig(Config):
@@ -78,19 +81,6 @@ class RankingConfig(Config):
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Lists:
-    """Rows of the lists; `rank` holds positions from 1 on, or None when `score` orders the rows."""
-
-    table: Columns
-    user: Ints
-    users: tuple[str, ...]
-    rank: Ints | None
-    score: Array | None
-    relevant: Bools | None
-    warnings: list[str]
 
 
 def _open_files(config: RankingConfig) -> dict[str, tuple[Columns, Names]]:
@@ -127,11 +117,16 @@ def _pairs_once(table: Columns) -> None:
         raise table.refuse(again, got, "each pair once", "keep one row of each pair")
 
 
+def _places(ids: pl.Series, known: pl.Series) -> Ints:
+    return ids.replace_strict(known, np.arange(len(known)), return_dtype=pl.Int64).to_numpy()
+
+
 def _calling_value(name: str, names: Names) -> Names:
     return {name if one == "value" else one: own for one, own in names.items()}
 
 
-def _read_lists(opened: Columns, names: Names, judged: bool) -> Lists:
+def _read_lists(opened: Columns, names: Names, judged: bool, warnings: list[str]) -> Columns:
+    """Return the rows of the lists; `rank` holds positions from 1 on, where there is none `score` orders the rows."""
     wanted = {"user": Column("id"), "item": Column("id"), "rank": Column("number", optional=True)}
     wanted |= {"score": Column("number", optional=True, option="--value")}
     wanted |= {} if judged else {"relevant": Column("flag", optional=True)}
@@ -143,16 +138,13 @@ def _read_lists(opened: Columns, names: Names, judged: bool) -> Lists:
             "pass --held-out FILE, or add the column",
         )
     _pairs_once(table)
-    user, users = code_ids(table["user"])
-    warnings = []
-    rank: Ints | None = None
     if "rank" in table:
         if "score" in table:
             warnings.append(f"{table.name} has rank and score; rank orders the lists and score is not read.")
-        rank = _ranks(table, user, warnings)
+        table = _ranked(table, warnings)
     elif "score" not in table:
         warnings.append(f"{table.name} has no rank and no score: the rows of a user stand in the order of the list.")
-        rank = pl.Series(user).to_frame("u").select(pl.int_range(1, pl.len() + 1).over("u")).to_series().to_numpy()
+        table = _with_rank(table, pl.int_range(1, pl.len() + 1).over("user"))
     if judged and "relevant" in opened.header:
         warnings.append(f"{table.name} has a column 'relevant'; the held-out file decides and the column is not read.")
     elif not judged:
@@ -160,44 +152,42 @@ def _read_lists(opened: Columns, names: Names, judged: bool) -> Lists:
             "Relevance comes from the lists themselves: relevant items that a list lacks are unknown, so NDCG and "
             "recall are relative to the items listed, and undefined for a list without a relevant one."
         )
-    scores = table.array("score").astype(np.float64) if rank is None else None
-    relevant = table.array("relevant").astype(bool) if "relevant" in table else None
-    return Lists(table, user, users, rank, scores, relevant, warnings)
+    return table
 
 
-def _ranks(table: Columns, user: Ints, warnings: list[str]) -> Ints:
-    """Return checked ranks from 1 on; the smallest may be 0."""
+def _with_rank(table: Columns, rank: pl.Expr) -> Columns:
+    return dataclasses.replace(table, frame=table.frame.with_columns(rank=rank.cast(pl.Int64)))
+
+
+def _ranked(table: Columns, warnings: list[str]) -> Columns:
+    """Return the lists with checked ranks from 1 on; the smallest may be 0."""
     value = table.array("rank").astype(np.float64)
     low = 0.0 if value.min() == 0 else 1.0
     bad = np.flatnonzero((value < low) | (value != np.floor(value)) | (value >= 2.0**31))
     if len(bad):
         accepted, todo = "whole numbers from 1 (or 0) on, the smallest being the top", "correct those rows"
         raise table.refuse(bad, f"'rank' is {value[bad[0]]:g}", accepted, todo)
-    rank: Ints = value.astype(np.int64) + int(low == 0)
     if low == 0:
         warnings.append(f"{table.name} counts ranks from 0; 0 is taken for the top.")
-        least = np.full(int(user.max()) + 1, np.inf)
-        np.minimum.at(least, user, value)
-        mixed = np.flatnonzero((least[user] == 1) & (value == 1))
-        if len(mixed) and (least == 1).sum() * 10 > len(least):
-            got = f"{(least == 1).sum()} lists begin with rank 1, {(least == 0).sum()} with 0"
+        begins = table.frame.select(pl.col("rank").min().over("user")).to_series().to_numpy()
+        first = table.frame.group_by("user").agg(pl.col("rank").min())["rank"]
+        mixed = np.flatnonzero((begins == 1) & (value == 1))
+        if len(mixed) and (first == 1).sum() * 10 > len(first):
+            got = f"{(first == 1).sum()} lists begin with rank 1, {(first == 0).sum()} with 0"
             raise table.refuse(mixed, got, "ranks that begin alike", "number all lists from 1, or all from 0")
-    order = np.lexsort((np.arange(len(rank)), rank, user))
-    same = np.append(False, (np.diff(user[order]) == 0) & (np.diff(rank[order]) == 0))
-    if same.any():
-        again = np.sort(order[same])
+    again = table.repeats("user", "rank")
+    if len(again):
         raise table.refuse(
             again,
             f"rank {value[again[0]]:g} of user {table['user'][int(again[0])]!r} is taken already",
             "each rank once in a list",
             "number each list 1, 2, 3 ..., or give scores, where ties are allowed",
         )
-    last = np.zeros(int(user.max()) + 1, dtype=np.int64)
-    np.maximum.at(last, user, rank)
-    gaps = int((last != np.bincount(user)).sum())
+    table = _with_rank(table, pl.col("rank") + int(low == 0))
+    gaps = len(table.frame.group_by("user").agg(pl.col("rank").max() - pl.len()).filter(pl.col("rank") != 0))
     if gaps:
         warnings.append(f"{plural(gaps, 'list')} skip a rank; the places skipped count as misses.")
-    return rank
+    return table
 
 
 def _read_held_out(opened: Columns, names: Names, least: float | None) -> Columns:
@@ -219,13 +209,15 @@ def _read_held_out(opened: Columns, names: Names, least: float | None) -> Column
     return table
 
 
-def _read_groups(opened: Columns, names: Names, group: str | None, users: Sequence[str]) -> Any:
-    """Return the group of each user, and warnings."""
+def _read_groups(
+    opened: Columns, names: Names, group: str | None, users: Sequence[str], warnings: list[str]
+) -> list[str]:
+    """Return the group of each user."""
     own = {name: column for name, column in names.items() if name == "user"}
     table = read_columns(opened, {"user": Column("id")}, own)
     rest = [name for name in opened.header if name != table.names["user"]]
     column = group or (rest[0] if len(rest) == 1 else "group")
-    label = read_groups(opened, column, missing=False).to_list()
+    label = read_groups(opened, column, missing=True).to_list()
     again = table.repeats("user")
     if len(again):
         got = f"user {table['user'][int(again[0])]!r} has two groups"
@@ -233,24 +225,26 @@ def _read_groups(opened: Columns, names: Names, group: str | None, users: Sequen
     group_of = dict(zip(table["user"].to_list(), label, strict=True))
     lacking = [user for user in users if user not in group_of]
     if lacking:
-        raise InputError(
-            f"{table.name} has no group for {len(lacking)} of {len(users)} users: {some(lacking)}",
-            "a group for every user with a list",
-            "add them, under a group of their own such as 'unknown' when theirs is not known",
-        )
+        got = f"{table.name} has no group for {len(lacking)} of {len(users)} users: {some(lacking)}"
+        todo = "add them; a group that is not known stays empty"
+        if len(lacking) == len(users):
+            got, todo = f"{got}; it names {some(list(group_of))}", "write ids alike in both files"
+        raise InputError(got, "a group for every user with a list", todo)
+    if without := [group_of[user] for user in users].count(""):
+        warnings.append(f"{plural(without, 'user')} without a group of {column!r} took no part in its comparisons.")
     extra = len(group_of) - len(users)
-    said = [f"{table.name} names {plural(extra, 'user')} that the lists do not; ignored."] if extra else []
-    return [group_of[user] for user in users], said
+    if extra:
+        warnings.append(f"{table.name} names {plural(extra, 'user')} that the lists do not; ignored.")
+    return [group_of[user] for user in users]
 
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """Bin and count of each item of the popularity file."""
+    """Bin and count of each item of the popularity file; `words` say what the bins are."""
 
-    ids: tuple[str, ...]
-    bin: tuple[str, ...]
+    ids: pl.Series
+    bin: list[str]
     count: Array | None
-    by_count: bool
     words: str
 
 
@@ -280,27 +274,18 @@ def _read_items(opened: Columns, names: Names) -> Catalogue:
     if "count" not in table and "bin" not in table:
         accepted = "count (interactions in training) or bin besides item"
         raise table.refuse_header("has neither 'count' nor 'bin'", accepted, "add one of them, or rename a column")
-    code, ids = code_ids(table["item"])
-    order = np.argsort(code)
-    count: Array | None = None
-    if "count" in table:
-        count = table.array("count").astype(np.float64)
-        bad = np.flatnonzero(count < 0)
-        if len(bad):
-            got = f"'count' is {count[bad[0]]:g}"
-            raise table.refuse(bad, got, "a number of at least 0 in every row", "correct those rows")
-        count = count[order]
-    if "bin" in table:
-        bins = [table["bin"][int(i)] for i in order]
-        return Catalogue(ids, tuple(bins), count, False, f"column 'bin' of {table.name}")
-    words = "head, mid, tail: 20, 30 and 50 % of the items by count, equal counts in one bin"
-    assert count is not None
-    return Catalogue(ids, tuple(popularity_bins(count)), count, True, words)
+    if "count" in table and len(bad := np.flatnonzero(table.array("count") < 0)):
+        got = f"'count' is {table['count'][int(bad[0])]:g}"
+        raise table.refuse(bad, got, "a number of at least 0 in every row", "correct those rows")
+    table = table.take(np.argsort(code_ids(table["item"])[0]))
+    count = table.array("count").astype(np.float64) if "count" in table else None
+    bins = table["bin"].to_list() if "bin" in table else popularity_bins(table.array("count").astype(np.float64))
+    return Catalogue(table["item"], bins, count, f"column 'bin' of {table.name}" if "bin" in table else BY_COUNT)
 
 
-def _absent(wanted: Columns, users: Sequence[str], who: Sequence[str], lists: str, missing: str) -> list[str]:
+def _absent(wanted: Columns, who: Sequence[str], lists: str, missing: str) -> list[str]:
     """Return users with held-out items and without a list."""
-    there = set(who)
+    users, there = code_ids(wanted["user"])[1], set(who)
     absent = [user for user in users if user not in there]
     if len(absent) == len(users):
         raise InputError(
@@ -320,23 +305,23 @@ def _absent(wanted: Columns, users: Sequence[str], who: Sequence[str], lists: st
 # -- numbers --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _Shown:
-    """Lists seen down to place k."""
+def _show(lists: Columns, user: Ints, relevant: Bools, n_users: int, k: int) -> tuple[Array, Array, Array]:
+    """Look at the first k places; items of one score stand in each order of a block with the same probability.
 
-    chance: Array  # (U, k) probability that the place holds a relevant item
-    first: Array  # (U, k) the same given that no earlier place did
-    weight: Array  # (N,) probability that a row is within the first k places
-
-
-def _show(lists: Lists, relevant: Bools, n_users: int, k: int) -> _Shown:
-    """Look at the first k places; items of one score stand in each order of a block with the same probability."""
-    user, chance = lists.user, np.zeros((n_users, k))
-    if lists.rank is not None:
-        inside = lists.rank <= k
-        chance[user[inside], lists.rank[inside] - 1] = relevant[inside]
-        return _Shown(chance, chance, inside.astype(np.float64))
-    score: Array = lists.score if lists.score is not None else np.zeros(len(user))
+    Returns
+    -------
+    chance, first : ndarray, shape (U, k)
+        Probability that the place holds a relevant item; the same given that no earlier place did.
+    weight : ndarray, shape (N,)
+        Probability that a row is within the first k places.
+    """
+    chance = np.zeros((n_users, k))
+    if "rank" in lists:
+        rank = lists.array("rank")
+        inside = rank <= k
+        chance[user[inside], rank[inside] - 1] = relevant[inside]
+        return chance, chance, inside.astype(np.float64)
+    score = lists.array("score").astype(np.float64)
     order = np.lexsort((-score, user))
     new_user = np.append(True, np.diff(user[order]) != 0)
     begins = np.flatnonzero(new_user | np.append(True, np.diff(score[order]) != 0))  # of blocks of equal scores
@@ -352,30 +337,13 @@ def _show(lists: Lists, relevant: Bools, n_users: int, k: int) -> _Shown:
     chance[at] = (hits / size)[block]
     first = np.zeros((n_users, k))
     first[at] = np.minimum(1.0, hits[block] / (size[block] - step))
-    return _Shown(chance, first, weight)
-
-
-def _quality(shown: _Shown, n: Ints, k: int) -> dict[str, Array]:
-    """Per-user metrics of users with n relevant items, shape (U,)."""
-    discount = 1.0 / np.log2(np.arange(2, k + 2, dtype=np.float64))
-    ideal = np.cumsum(discount)[np.clip(n, 1, k) - 1]
-    none_yet = np.cumprod(1.0 - shown.first, axis=1)
-    found = np.diff(1.0 - none_yet, axis=1, prepend=0.0)
-    some = n > 0
-    values = {
-        f"ndcg@{k}": np.where(some, shown.chance @ discount / ideal, np.nan),
-        f"recall@{k}": np.where(some, shown.chance.sum(axis=1) / np.maximum(n, 1), np.nan),
-        f"mrr@{k}": found @ (1.0 / np.arange(1, k + 1)),
-        f"hit@{k}": 1.0 - none_yet[:, -1],
-    }
-    return {name: np.clip(value, 0.0, 1.0) for name, value in values.items()}
+    return chance, first, weight
 
 
 def _exposure(
-    expo: Array, names: Sequence[str], of_item: Array, item_bin: Ints, draws: int, seed: int
+    boot: Bootstrap, expo: Array, names: Sequence[str], of_item: Array, item_bin: Ints
 ) -> list[dict[str, Any]]:
     """Share of list places per bin with an interval over users; `expo` (U, B) places, `of_item` (I,) appearances."""
-    boot = Bootstrap(Units([Block("", YOURS, seed, UnitScores("user", range(len(expo)), {}))]), draws, seed)
     sums = boot.sums(np.stack([*expo.T, expo.sum(axis=1)])[:, None])  # (B + 1, 1 + draws, 1)
     rows = []
     for b, name in enumerate(names):
@@ -388,68 +356,47 @@ def _exposure(
     return rows
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Rows of lists and of held-out items in codes common to all files."""
+def _by_items(
+    catalogue: Catalogue, listed: pl.DataFrame, wanted: pl.DataFrame, k: int, boot: Bootstrap, warnings: list[str]
+) -> tuple[dict[str, tuple[Metric, Array]], dict[str, float], list[dict[str, Any]]]:
+    """Return recall of the items of each bin and popularity of what each user is shown; totals; exposure of each bin.
 
-    user: Ints
-    item: Ints
-    weight: Array
-    relevant: Bools
-    want_user: Ints
-    want_item: Ints
-    n_users: int
-
-
-@dataclass(frozen=True, eq=False)
-class _ByItems:
-    """What the popularity file adds."""
-
-    values: dict[str, Array]
-    metrics: dict[str, Metric]
-    totals: dict[str, float]
-    exposure: list[dict[str, Any]]
-    warnings: list[str]
-
-
-def _by_items(catalogue: Catalogue, rows: _Rows, k: int, draws: int, seed: int) -> _ByItems:
-    """Recall of the items of each bin, exposure of each bin, popularity of what each user is shown."""
+    Rows of the lists have user, item, weight, relevant; wanted ones have user and item. Codes of items begin with those
+    of the catalogue.
+    """
     bins = [name for name, _ in BINS if name in catalogue.bin]
     bins += sorted(set(catalogue.bin) - set(bins))
     place_of = {name: b for b, name in enumerate(bins)}
     item_bin = np.array([place_of[name] for name in catalogue.bin], dtype=np.int64)
-    known, shape = len(item_bin), (rows.n_users, len(bins))
-    warnings = []
-    empty = [name for name, _ in BINS if name not in bins] if catalogue.by_count else []
+    n_users = len(boot.units.units)
+    empty = [name for name, _ in BINS if name not in bins] if catalogue.words == BY_COUNT else []
     if empty:
         warnings.append(f"No item is in {' and '.join(empty)}, because many items have the same count.")
-    place = (rows.user, item_bin[rows.item])
-    expo, got, have = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    np.add.at(expo, place, rows.weight)
-    np.add.at(got, place, rows.weight * rows.relevant)
-    inside = rows.want_item < known
-    np.add.at(have, (rows.want_user[inside], item_bin[rows.want_item[inside]]), 1.0)
-    if not inside.all():
-        warnings.append(
-            f"{plural(int((~inside).sum()), 'held-out row')} of items that the file of items lacks are in no bin's "
-            "recall."
-        )
-    values: dict[str, Array] = {}
-    metrics: dict[str, Metric] = {}
+    inside = wanted.filter(pl.col("item") < len(item_bin))
+    if len(inside) < len(wanted):
+        what = plural(len(wanted) - len(inside), "held-out row")
+        warnings.append(f"{what} of items that the file of items lacks are in no bin's recall.")
+
+    def in_bins(user: Ints, item: Ints, weight: Array | None = None) -> Array:  # (U, B)
+        cells = np.bincount(user * len(bins) + item_bin[item], weight, n_users * len(bins))
+        return cells.astype(np.float64).reshape(n_users, -1)
+
+    user, item, weight, relevant = (column.to_numpy() for column in listed)
+    expo, got, have = in_bins(user, item, weight), in_bins(user, item, weight * relevant), in_bins(*inside.to_numpy().T)
+    recall = np.divide(got, have, out=np.full(have.shape, np.nan), where=have > 0)
+    found = {}
     for b, name in enumerate(bins):
         metric = f"recall@{k}/{name.replace(':', '_')}"
-        values[metric] = np.divide(got[:, b], have[:, b], out=np.full(rows.n_users, np.nan), where=have[:, b] > 0)
-        metrics[metric] = Metric(metric, title=f"Recall@{k} of {name} items")
-    of_item = np.bincount(rows.item, weights=rows.weight, minlength=known).astype(np.float64)
+        found[metric] = Metric(metric, title=f"Recall@{k} of {name} items"), recall[:, b]
+    of_item = np.bincount(item, weights=weight, minlength=len(item_bin)).astype(np.float64)
     totals = {f"coverage@{k}": coverage(of_item), f"gini_exposure@{k}": gini(of_item)}
     if catalogue.count is not None:
-        metric, places = f"popularity@{k}", expo.sum(axis=1)
-        mass = np.bincount(rows.user, weights=rows.weight * catalogue.count[rows.item], minlength=rows.n_users)
-        values[metric] = np.divide(mass, places, out=np.full(rows.n_users, np.nan), where=places > 0)
-        top = float(catalogue.count.max())
-        metrics[metric] = Metric(metric, "lower", 0.0, top, 0.01 * top, f"Average popularity of the first {k} items")
+        metric, places, top = f"popularity@{k}", expo.sum(axis=1), float(catalogue.count.max())
+        mass = np.bincount(user, weights=weight * catalogue.count[item], minlength=n_users)
+        about = Metric(metric, "lower", 0.0, top, 0.01 * top, f"Average popularity of the first {k} items")
+        found[metric] = about, np.divide(mass, places, out=np.full(n_users, np.nan), where=places > 0)
         totals[metric] = float(mass.sum() / places.sum())
-    return _ByItems(values, metrics, totals, _exposure(expo, bins, of_item, item_bin, draws, seed), warnings)
+    return found, totals, _exposure(boot, expo, bins, of_item, item_bin)
 
 
 # -- the audit ----------------------------------------------------------------------------------------------------
@@ -498,52 +445,40 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
     if config.group is not None and config.users is None:
         raise InputError(f"group {config.group!r} without a file of users", "both or none", "pass --users FILE")
     opened = _open_files(config)
-    given = _read_lists(*opened["lists"], judged=config.held_out is not None)
-    warnings, who = list(given.warnings), list(given.users)
+    warnings: list[str] = []
+    given = _read_lists(*opened["lists"], config.held_out is not None, warnings)
+    user, lists = code_ids(given["user"])
     wanted = _read_held_out(*opened["held_out"], config.relevant_from) if config.held_out is not None else None
-    absent: list[str] = []
-    want_ids: tuple[str, ...] = ()
-    want_user = np.zeros(0, dtype=np.int64)
-    if wanted is not None:
-        want_user, want_ids = code_ids(wanted["user"])
-        absent = _absent(wanted, want_ids, who, given.table.name, config.missing)
-        if absent:
-            warnings.append(f"{plural(len(absent), 'user')} with held-out items but without a list count as zero.")
-    who += absent
-    labels: list[str] | None = None
-    grouping = "group" if cut_of(config.group or "") else re.sub("[:=]", "_", config.group or "group")
-    if config.users is not None:
-        labels, said = _read_groups(*opened["users"], config.group, who)
-        warnings += said
-    catalogue = _read_items(*opened["items"]) if config.items is not None else None
+    absent = _absent(wanted, lists, given.name, config.missing) if wanted is not None else []
+    if absent:
+        warnings.append(f"{plural(len(absent), 'user')} with held-out items but without a list count as zero.")
+    who = [*lists, *absent]
     n_users = len(who)
+    grouping = "group" if cut_of(config.group or "") else re.sub("[:=]", "_", config.group or "group")
+    labels = _read_groups(*opened["users"], config.group, who, warnings) if config.users is not None else None
+    catalogue = _read_items(*opened["items"]) if config.items is not None else None
 
-    # one code for each item over all files
-    tables = [given.table["item"], *([wanted["item"]] if wanted is not None else [])]
-    known = list(catalogue.ids if catalogue else ())
-    every = pl.concat([pl.Series("item", known, dtype=pl.String), *tables]).unique(maintain_order=True)
-    code_of = pl.DataFrame({"item": every, "code": np.arange(len(every))})
-    item, *rest = (
-        t.to_frame("item").join(code_of, "item", "left", maintain_order="left")["code"].to_numpy() for t in tables
-    )
+    # one code for each item over all files, the catalogue's first
+    known = catalogue.ids if catalogue is not None else pl.Series("item", [], dtype=pl.String)
+    tables = [given["item"], wanted["item"] if wanted is not None else known[:0]]
+    every = pl.concat([known, *tables]).unique(maintain_order=True)
+    item, want_item = (_places(table, every) for table in tables)
     if catalogue is not None and (item >= len(known)).any():
         bad = np.flatnonzero(item >= len(known))
-        unknown = sorted(set(given.table["item"].gather(bad).to_list()))
-        raise given.table.refuse(
+        unknown = sorted(set(given["item"].gather(bad).to_list()))
+        raise given.refuse(
             bad,
             f"{plural(len(unknown), 'item')} not in {opened['items'][0].name}: {some(unknown)}",
             "listed items that are all in the file of items",
             "add them there, with count 0 when they are new",
         )
     if wanted is not None:
-        user_code = {one: i for i, one in enumerate(who)}
-        want_user = np.array([user_code[one] for one in want_ids], dtype=np.int64)[want_user]
-        want_item = rest[0]
-        relevant = np.isin(given.user * len(every) + item, want_user * len(every) + want_item)
+        want_user = _places(wanted["user"], pl.Series(who))
+        relevant = np.isin(user * len(every) + item, want_user * len(every) + want_item)
         if not np.isin(want_item, item).any():
             raise InputError(
-                f"no item of {wanted.name} is in {given.table.name}: {some(wanted['item'].head(3).to_list())} against "
-                f"{some(given.table['item'].head(3).to_list())}",
+                f"no item of {wanted.name} is in {given.name}: {some(wanted['item'].head(3).to_list())} against "
+                f"{some(given['item'].head(3).to_list())}",
                 "items written alike in both files",
                 "write ids alike; a list in one cell needs brackets, [a, b], or a separator",
             )
@@ -552,37 +487,30 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
                 "No list holds any held-out item of its user: check that ids are written alike in both files."
             )
     else:
-        relevant = given.relevant if given.relevant is not None else np.zeros(len(item), dtype=bool)
-        want_user, want_item = given.user[relevant], item[relevant]
+        relevant = given.array("relevant").astype(bool)
+        want_user, want_item = user[relevant], item[relevant]
     n = np.bincount(want_user, minlength=n_users)
     judged = int((n > 0).sum()) if wanted is not None else n_users
     if judged < 2:
-        where = f"with a held-out item in {opened['held_out'][0].name}" if n_users > 1 else f"in {given.table.name}"
+        where = f"with a held-out item in {opened['held_out'][0].name}" if n_users > 1 else f"in {given.name}"
         raise InputError(
             f"{plural(judged, 'user')} {where}",
             "at least 2 users, so that there are others to compare with",
             "give the lists and held-out items of more users",
         )
 
-    shown = _show(given, relevant, n_users, k)
-    values = _quality(shown, n, k)
-    if wanted is not None:
-        for value in values.values():
-            value[n == 0] = np.nan
-    metrics = {
-        f"{name}@{k}": Metric(f"{name}@{k}", "higher", 0.0, 1.0, 0.01, f"{title}@{k}")
-        for name, title in (("ndcg", "NDCG"), ("recall", "Recall"), ("mrr", "MRR"), ("hit", "Hit rate"))
-    }
+    chance, first, weight = _show(given, user, relevant, n_users, k)
+    quality = list_quality(chance, first, n, k)
+    metrics = {f"{name}@{k}": Metric(f"{name}@{k}", title=f"{title}@{k}") for name, title in QUALITY.items()}
+    values = {f"{name}@{k}": quality[name] for name in QUALITY}
+    for name in metrics if wanted is not None else (f"ndcg@{k}", f"recall@{k}"):
+        values[name][n == 0] = np.nan
     compared = list(metrics)
     undefined = int((n == 0).sum())
     if undefined:
-        what = "held-out item" if wanted is not None else "relevant item in the list"
-        warnings.append(
-            f"{plural(undefined, 'user')} of {n_users} without a {what}: "
-            + ("quality is not" if wanted is not None else "NDCG and recall are not")
-            + " defined there."
-        )
-    length = np.bincount(given.user, minlength=n_users)[: len(given.users)]
+        what = "held-out item: quality is" if wanted is not None else "relevant item in the list: NDCG and recall are"
+        warnings.append(f"{plural(undefined, 'user')} of {n_users} without a {what} not defined there.")
+    length = np.bincount(user)  # of those who have a list
     short = int((length < k).sum())
     if short:
         warnings.append(
@@ -593,12 +521,13 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
     exposure: list[dict[str, Any]] = []
     totals: dict[str, float] = {}
     if catalogue is not None:
-        rows = _Rows(given.user, item, shown.weight, relevant, want_user, want_item, n_users)
-        extra = _by_items(catalogue, rows, k, draws, seed)
-        values, metrics, totals = values | extra.values, metrics | extra.metrics, extra.totals
-        compared += [name for name in extra.metrics if name.startswith("popularity@")]
-        exposure = extra.exposure
-        warnings += extra.warnings
+        boot = Bootstrap(Units([Block("", YOURS, seed, UnitScores("user", range(n_users), {}))]), draws, seed)
+        listed = pl.DataFrame({"user": user, "item": item, "weight": weight, "relevant": relevant})
+        pairs = pl.DataFrame({"user": want_user, "item": want_item})
+        found, totals, exposure = _by_items(catalogue, listed, pairs, k, boot, warnings)
+        metrics |= {name: about for name, (about, _) in found.items()}
+        values |= {name: value for name, (_, value) in found.items()}
+        compared += [name for name in found if name.startswith("popularity@")]
     by: dict[str, Sequence[str]] = {}
     suppressed: list[str] = []
     if labels is not None:
@@ -620,10 +549,10 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
         if len(set(kept) - {""}) < 2:
             warnings.append(f"{plural(len(set(kept) - {''}), 'group')} to compare; a gap needs two.")
     return Answer(
-        title=f"Audit of the ranked lists in {given.table.name}",
+        title=f"Audit of the ranked lists in {given.name}",
         arm_title="your lists",
         asks="how well the lists serve each user and each group, and which items they show",
-        data={"name": given.table.name, "users": n_users, "items": len(every), "test": len(want_user)},
+        data={"name": given.name, "users": n_users, "items": len(every), "test": len(want_user)},
         resolved={"group": grouping if labels is not None else None},
         scores=UnitScores("user", who, values, by, totals),
         metrics=metrics,
@@ -634,7 +563,7 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
             "k": k,
             "lists": len(length),
             "rows": len(item),
-            "order": "score" if given.rank is None else "rank",
+            "order": "rank" if "rank" in given else "score",
             "users_without_held_out": undefined,
             "users_without_list": len(absent),
             "lists_shorter_than_k": short,
