@@ -192,6 +192,10 @@ def _evidence(
     statistics = [*answer.statistics, *(f"mean:{metric}:{grouping}" for metric in compared)]
     arms = [Arm(YOURS, "baseline", title=answer.arm_title)]
     found = evidence(units, arms=arms, statistics=statistics, metrics=answer.metrics, draws=draws, seed=seed)
+    if answer.beside is not None:
+        scores, more = answer.beside
+        other, about = Units([Block("", YOURS, seed, scores)]), answer.metrics
+        found["levels"] += evidence(other, arms=arms, statistics=more, metrics=about, draws=draws, seed=seed)["levels"]
     pairs: list[Level] = []
     small: dict[int, float] = {}
     if compared:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["auc", "auc_values", "bin_edges", "ks_null", "ks_p", "rank_sides", "weighted_rank_correlation", "widest"]
+__all__ = ["auc", "auc_values", "bin_edges", "head_items", "ks_null", "ks_p", "rank_sides", "weighted_rank_correlation", "widest"]
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+HEAD = 0.2  # share of the items that are head
 
 
 def auc(values: Array, weights: Array, positive: Bools, stratum: NDArray[np.int64] | None = None) -> Any:
@@ -114,6 +115,17 @@ def bin_edges(x: Array, weights: Array, bins: int) -> Array:
     at = np.minimum(np.searchsorted(total, wanted), last)
     above = np.where(total[at] - wanted > np.finfo(np.float64).eps, at, np.minimum(at + 1, last))
     return np.unique((value[at] + value[above]) / 2)
+
+
+def head_items(size: Array) -> Bools:
+    """Return the fifth of the items (rounded up) that are largest, bool of shape (I,); ties at its end are tail.
+
+    Parameters
+    ----------
+    size : ndarray, shape (I,)
+        Such as counts, or prior scores.
+    """
+    return np.asarray(size > np.append(np.sort(size)[::-1], -np.inf)[int(np.ceil(HEAD * len(size)))])
 
 
 def weighted_rank_correlation(x: Array, weights: Array, y: Array, given: Array | None = None) -> Array:

@@ -23,6 +23,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from upright.contract import InputError
+from upright.maths.ranks import head_items
 
 __all__ = [
     "WEIGHTS",
@@ -41,7 +42,6 @@ __all__ = [
 
 Array = NDArray[np.float64]
 WEIGHTS = ("focal", "relative", "power", "effective", "rank", "tail_only", "constant")
-HEAD = 0.2  # share of the items that are head
 CLIP = 100.0  # largest ratio of a `power` weight to that of the item with the median count
 ALIKE = 0.05
 
@@ -154,12 +154,6 @@ def item_weights(count: ArrayLike, kind: str, gamma: float = 1.0) -> Array:
         means = f"{inside:.3f} and {outside:.3f}"
         warnings.warn(f"{kind!r} weighs head and tail alike, {means}: this is nearly plain SAM", stacklevel=2)
     return f
-
-
-def head_items(count: ArrayLike) -> NDArray[np.bool_]:
-    """Return the most frequent fifth of the items (rounded up), bool of shape (I,); ties at its end are tail."""
-    n = _counts(count)
-    return np.asarray(n > np.append(np.sort(n)[::-1], 0.0)[math.ceil(HEAD * len(n))])
 
 
 def shuffled_weights(weight: ArrayLike, count: ArrayLike, order: ArrayLike | np.random.Generator) -> Array:

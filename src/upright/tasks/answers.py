@@ -59,6 +59,8 @@ class Answer:
         ``evidence(margins) -> dict`` of an audit that compares otherwise; by default that of the unit table.
     others : sequence of (str, str, UnitScores)
         Name, title and scores of what is compared with, on the same units.
+    beside : (UnitScores, sequence of str), optional
+        Scores of units of another kind, and statistics of them that stand beside the others.
     """
 
     title: str
@@ -75,6 +77,7 @@ class Answer:
     warnings: Sequence[str] = ()
     evidence: Any = None
     others: Sequence[tuple[str, str, UnitScores]] = ()
+    beside: tuple[UnitScores, Sequence[str]] | None = None
 
 
 def plural(n: int, word: str) -> str:

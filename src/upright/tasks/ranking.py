@@ -20,24 +20,34 @@ import dataclasses
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from upright.contract import Config, File, InputError, Metric, PositiveInt, UnitScores, audit
+from upright.contract import Config, File, InputError, Metric, PositiveInt, UnitScores, audit, stream
+from upright.data.catalogue import cache_dir
 from upright.data.columns import Column, code_ids, known_names, read_columns
 from upright.data.formats import Columns, open_columns, some
 from upright.data.tabular import cut_of
 from upright.declare import Intervals, Noted, Signed
 from upright.evidence.bootstrap import Bootstrap
 from upright.evidence.units import FEWEST, Block, Units
+from upright.lazy import LazyModule
+from upright.maths.ranks import head_items, rank_sides
 from upright.maths.resampling import ratio_of_sums
 from upright.metrics.ranking import coverage, gini, list_quality
 from upright.tasks.answers import YOURS, Answer, plural, read_groups, suppress_small
 from upright.tasks.next_item import QUALITY
+
+if TYPE_CHECKING:
+    from upright.language import titles
+    from upright.models import hub
+else:
+    titles = LazyModule("upright.language.titles")
+    hub = LazyModule("upright.models.hub")
 
 __all__ = ["BINS", "RankingConfig", "popularity_bins", "read_ranking"]
 
@@ -47,6 +57,7 @@ Bools = NDArray[np.bool_]
 Names = Mapping[str, str]  # the column of a file for user, item and value
 _TREC = {"run": "a TREC run, in the order of its scores", "qrels": "TREC qrels"}  # what the reader says of them
 BINS = (("head", 0.2), ("mid", 0.3), ("tail", 0.5))  # name and share of the items
+MIN_AGREEMENT = 0.6  # rank correlation of two templates; below it prior scores are of words, not of titles
 BY_COUNT = "head, mid, tail: 20, 30 and 50 % of the items by count, equal counts in one bin"
 
 
@@ -60,7 +71,9 @@ class RankingConfig(Config):
     users: File | None = None
     """Groups of users: user, group."""
     items: File | None = None
-    """The whole catalogue: item, and count (interactions in training) or bin."""
+    """The whole catalogue: item, and count (interactions in training) or bin; with count, `prior` or title as well."""
+    model: File | None = None
+    """Folder of a language model that gives prior scores to the titles, where the file of items has no `prior`."""
     k: PositiveInt = 10
     """Places of a list that count."""
     group: str | None = None
@@ -240,12 +253,14 @@ def _read_groups(
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """Bin and count of each item of the popularity file; `words` say what the bins are."""
+    """Bin, count and prior score of each item of the file of items; `words` say what the bins are."""
 
     ids: pl.Series
     bin: list[str]
     count: Array | None
     words: str
+    prior: Array | None = None
+    about_prior: Mapping[str, float] = field(default_factory=dict)
 
 
 def popularity_bins(count: Array) -> list[str]:
@@ -266,10 +281,11 @@ def popularity_bins(count: Array) -> list[str]:
     return [str(name) for name in names[place]]
 
 
-def _read_items(opened: Columns, names: Names) -> Catalogue:
+def _read_items(opened: Columns, names: Names, model: Any, warnings: list[str]) -> Catalogue:
     """Return the items of a popularity file; a column ``bin`` takes the place of the bins by count."""
     wanted = {"item": Column("id", unique=True), "count": Column("number", optional=True)}
-    wanted |= {"bin": Column("text", optional=True)}
+    wanted |= {"bin": Column("text", optional=True), "prior": Column("number", optional=True)}
+    wanted |= {"title": Column("text", optional=True)} if model is not None else {}
     table = read_columns(opened, wanted, {name: own for name, own in names.items() if name == "item"})
     if "count" not in table and "bin" not in table:
         accepted = "count (interactions in training) or bin besides item"
@@ -280,7 +296,40 @@ def _read_items(opened: Columns, names: Names) -> Catalogue:
     table = table.take(np.argsort(code_ids(table["item"])[0]))
     count = table.array("count").astype(np.float64) if "count" in table else None
     bins = table["bin"].to_list() if "bin" in table else popularity_bins(table.array("count").astype(np.float64))
-    return Catalogue(table["item"], bins, count, f"column 'bin' of {table.name}" if "bin" in table else BY_COUNT)
+    words = f"column 'bin' of {table.name}" if "bin" in table else BY_COUNT
+    if count is None or ("prior" not in table and model is None):
+        return Catalogue(table["item"], bins, count, words)
+    prior, said = _prior_of(table, count, model, warnings)
+    return Catalogue(table["item"], bins, count, words, prior, said)
+
+
+def _prior_of(table: Columns, count: Array, model: Any, warnings: list[str]) -> tuple[Array | None, dict[str, float]]:
+    """Return how well each item was known before there were interactions, and how that goes with them.
+
+    Scores of titles whose templates agree too little are withheld.
+    """
+
+    def correlation(prior: Array, given: Array | None = None) -> float:
+        a, b = rank_sides(prior, count, given)
+        return float(a @ b)
+
+    if "prior" in table:
+        prior = table.array("prior").astype(np.float64)
+        return prior, {"with_counts": correlation(prior)}
+    if "title" not in table:
+        raise table.refuse_header("has neither 'prior' nor 'title', beside a model", "title besides item", "add one")
+    language = hub.load_language_model(model)
+    found = titles.prior_table(*language, table["title"].to_list(), folder=cache_dir() / "sequences")
+    prior, agreement = found.scores.mean(axis=0), found.agreement()
+    said = {"templates": agreement, "with_counts": correlation(prior)}
+    said |= {"with_counts_given_length": correlation(prior, found.tokens.astype(np.float64))}
+    if agreement < MIN_AGREEMENT:
+        warnings.append(
+            f"Prior scores of two templates have a rank correlation of {agreement:.2f}, below {MIN_AGREEMENT}: the table "
+            "of two by two is withheld."
+        )
+        return None, said
+    return prior, said
 
 
 def _absent(wanted: Columns, who: Sequence[str], lists: str, missing: str) -> list[str]:
@@ -399,6 +448,43 @@ def _by_items(
     return found, totals, _exposure(boot, expo, bins, of_item, item_bin)
 
 
+def _two_by_two(
+    catalogue: Catalogue, listed: pl.DataFrame, wanted: pl.DataFrame, k: int, boot: Bootstrap, warnings: list[str]
+) -> tuple[tuple[UnitScores, list[str]] | None, list[dict[str, Any]]]:
+    """Return recall of each held-out pair of known items with its statistics, and exposure of the four cells.
+
+    Head and tail, of the data by count and of the prior, are labels of items: the cluster of a pair is its item, by a
+    code that tells nothing of it.
+    """
+    count, prior = catalogue.count, catalogue.prior
+    if count is None or prior is None:
+        return None, []
+    sides = [np.where(head_items(size), "head", "tail") for size in (count, prior)]
+    names = [f"{a} of data, {b} of prior" for a in ("head", "tail") for b in ("head", "tail")]
+    cell = np.array([names.index(f"{a} of data, {b} of prior") for a, b in zip(*sides, strict=True)])
+    user, item, weight = (listed[name].to_numpy() for name in ("user", "item", "weight"))
+    n_users = len(boot.units.units)
+    expo = np.bincount(user * 4 + cell[item], weight, n_users * 4).reshape(n_users, 4)
+    of_item = np.bincount(item, weights=weight, minlength=len(cell)).astype(np.float64)
+    shown = _exposure(boot, expo, names, of_item, cell)
+    pairs = wanted.filter(pl.col("item") < len(cell))
+    pairs = pairs.join(listed.select("user", "item", "weight"), ["user", "item"], "left", maintain_order="left")
+    own, hit = pairs["item"].to_numpy(), pairs["weight"].fill_null(0.0).to_numpy()
+    size = pairs.select("user", cell=pl.Series(cell[own])).unique()["cell"].value_counts()
+    few = {names[c] for c, n in size.rows() if n < FEWEST} | {names[c] for c in {*range(4)} - {*size["cell"]}}
+    labels = [name if (name := names[c]) not in few else "" for c in cell[own]]
+    code = np.random.default_rng(stream(boot.seed, "opaque items")).permutation(len(cell))[own]
+    by = {"popularity": sides[0][own].tolist(), "prior": sides[1][own].tolist(), "cell": labels}
+    metric, statistics = f"pair_recall@{k}", [f"mean:pair_recall@{k}:cell"]
+    if few:
+        warnings.append(f"No effects of data and prior: under {FEWEST} users have a held-out item that is {some(sorted(few))}.")
+    else:
+        pair = ("popularity~prior", "prior~popularity")
+        statistics += [f"effect:{metric}:{one}" for one in pair] + [f"dominance:{metric}:{pair[0]}"]
+    scores = UnitScores("held-out pair", range(len(own)), {metric: hit}, by, cluster=[f"i{c}" for c in code])
+    return (scores, statistics), shown
+
+
 # -- the audit ----------------------------------------------------------------------------------------------------
 
 
@@ -425,6 +511,24 @@ def _by_items(
                 "share_of_exposure": "share of places",
                 "coverage": "shown at least once",
                 "gini": "Gini of places",
+            },
+        ),
+        Intervals("Recall of a held-out item, by head and tail of the data and of the prior", "mean:pair_recall@*:cell=*"),
+        Signed(
+            "Effect of being head, of the data and of the prior, and which is larger",
+            "effect:* dominance:*",
+            ["An effect is the mean over the groups of the other side. Dominance is the first size minus the second."],
+        ),
+        Intervals(
+            "Share of places, by the same", "cells", by=("bin",), value="share_of_exposure", bars=True
+        ),
+        Noted(
+            "The prior score",
+            "prior",
+            names={
+                "templates": "smallest rank correlation of two templates",
+                "with_counts": "rank correlation with the counts",
+                "with_counts_given_length": "the same, given the tokens of the title",
             },
         ),
     ],
@@ -456,7 +560,7 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
     n_users = len(who)
     grouping = "group" if cut_of(config.group or "") else re.sub("[:=]", "_", config.group or "group")
     labels = _read_groups(*opened["users"], config.group, who, warnings) if config.users is not None else None
-    catalogue = _read_items(*opened["items"]) if config.items is not None else None
+    catalogue = _read_items(*opened["items"], config.model, warnings) if config.items is not None else None
 
     # one code for each item over all files, the catalogue's first
     known = catalogue.ids if catalogue is not None else pl.Series("item", [], dtype=pl.String)
@@ -518,7 +622,7 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
             f"{plural(int(length.min()), 'item')}); the places that they lack count as misses."
         )
 
-    exposure: list[dict[str, Any]] = []
+    exposure, cells, beside = list[dict[str, Any]](), list[dict[str, Any]](), None
     totals: dict[str, float] = {}
     if catalogue is not None:
         boot = Bootstrap(Units([Block("", YOURS, seed, UnitScores("user", range(n_users), {}))]), draws, seed)
@@ -528,6 +632,8 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
         metrics |= {name: about for name, (about, _) in found.items()}
         values |= {name: value for name, (_, value) in found.items()}
         compared += [name for name in found if name.startswith("popularity@")]
+        beside, cells = _two_by_two(catalogue, listed, pairs, k, boot, warnings)
+        metrics |= {f"pair_recall@{k}": Metric(f"pair_recall@{k}", title=f"Recall@{k} of a held-out item")} if beside else {}
     by: dict[str, Sequence[str]] = {}
     suppressed: list[str] = []
     if labels is not None:
@@ -557,9 +663,11 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
         scores=UnitScores("user", who, values, by, totals),
         metrics=metrics,
         compared=compared,
-        statistics=[f"mean:{m}" for m in metrics] + [f"worst_decile:ndcg@{k}"],
+        statistics=[f"mean:{m}" for m in metrics if m in values] + [f"worst_decile:ndcg@{k}"],
+        beside=beside,
         facts={
             "exposure": exposure,
+            **({"cells": cells, "prior": dict(catalogue.about_prior)} if catalogue and catalogue.about_prior else {}),
             "k": k,
             "lists": len(length),
             "rows": len(item),
