@@ -12,6 +12,8 @@ Trained are the adapters, W and b. A prompt names the newest items and as many o
 oldest first. Padding stands at the right of the end, where no token looks, so it changes no state.
 
 On a CPU, whole epochs through 135 million parameters are out of reach. With kept states a step costs two layers.
+`TitleHead` has no head but the model's own: the score of an item is the log-probability of its title. It needs whole
+passes, and beams for every list: for small models.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ from torch.nn.utils.rnn import pad_sequence
 from upright.contract import InputError
 from upright.language.adapters import adapted, quiet
 from upright.language.encoding import Encoded, collate, length_batches, refuse_mismatch
+from upright.language.logprobs import sample_means, token_log_probs
 from upright.language.references import cached_tensors, model_key
-from upright.language.titles import prefix_ids, title_ids
+from upright.language.titles import TitleTrie, prefix_ids, title_ids
 from upright.models.sequential import SeededDropout, refuse_histories
 
-__all__ = ["ItemHead", "KeptStates"]
+__all__ = ["ItemHead", "KeptStates", "TitleHead"]
 
 _BEGIN, _AFTER_TITLE = "Chosen in this order:", ";"
 _ROWS = 16
@@ -104,7 +107,8 @@ class KeptStates:
         self.n_items, self.prompt_titles, self.layers = len(titles), prompt_titles, layers
         self.width = int(model.config.hidden_size)
         self._title = [[*ids, *after] for ids in title_ids(tokenizer, titles, " ", limit)]
-        self._limit, self._model, self._decoder = limit + 1, model, decoder
+        self._limit, self.model, self._decoder = limit + 1, model, decoder
+        self.prompt_tokens, self.end = prompt_tokens, tokenizer.eos_token_id
         self._folder = None if folder is None else Path(folder)
         self._key = model_key(model) if folder is not None else ""
         self._states: dict[Ids, Tensor] = {}
@@ -118,6 +122,12 @@ class KeptStates:
                 break
             kept = self._title[item] + kept
         return (*self._begin, *kept)
+
+    def record(self, history: Sequence[int], target: int | None) -> Encoded:
+        """Return the tokens of a prompt, and those of a title with its end after it; any title where target is -1."""
+        ids = self.prompt([item for item in history if item >= 0])
+        title = [] if target is None else [*self._title[target][:-1], self.end]
+        return Encoded((*ids, *title), len(ids) if title else 1)
 
     def prepare(self, history: Tensor, advance: Callable[[int], Any] | None = None) -> None:
         """Compute the states of histories, or read them from the folder.
@@ -172,7 +182,7 @@ class KeptStates:
     def _passes(self, prompts: Sequence[Ids]) -> Iterator[tuple[list[int], Tensor]]:
         """Yield rows of prompts of similar length, and their tokens, padded at the right."""
         records = [Encoded(ids, 1) for ids in prompts]
-        with quiet(self._model):
+        with quiet(self.model):
             for rows in length_batches(records, _ROWS):
                 yield rows, collate([records[row] for row in rows], 0)["input_ids"]
 
@@ -208,26 +218,64 @@ class KeptStates:
 
     def _try(self) -> None:
         ids = self.prompt([0])
-        with quiet(self._model):
+        with quiet(self.model):
             whole = self._decoder(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state
             parts = self.last_layers()(inputs_embeds=self._below([ids], None)[0][None], use_cache=False)
         if not torch.allclose(parts.last_hidden_state, whole, rtol=1e-3, atol=1e-3 * float(whole.abs().mean())):
             raise InputError(
-                f"a model of type {self._model.config.model_type}, whose last layers do not run by themselves",
+                f"a model of type {self.model.config.model_type}, whose last layers do not run by themselves",
                 "a model in float32 whose layers are alike, such as Llama or SmolLM2",
                 "take another model",
             )
 
 
 class _Dropout(nn.Module):
-    """The dropout of the present call, for all layers at once."""
+    """The dropout of the present call, for all adapters at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: float) -> None:
         super().__init__()
-        self.draw = SeededDropout(0.0, None)
+        if not 0 <= share < 1:
+            raise InputError(f"dropout = {share}", "a number from 0 to below 1", "use for example 0.2")
+        self.share = share
+        self.begin(None)
+
+    def begin(self, masks: int | None) -> None:
+        """Begin a call with masks of a seed, or with none."""
+        generator = None if masks is None or not self.share else torch.Generator().manual_seed(masks)
+        self._draw = SeededDropout(self.share, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.draw(x)
+        return self._draw(x)
+
+    def add_adapters(self, model: Any, rank: int, generator: torch.Generator, layers: list[int] | None = None) -> None:
+        """Put adapters on queries and values of some layers, by default of all."""
+        if rank < 1:
+            raise InputError(f"rank = {rank}", "at least 1", "use for example 8")
+        names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        if not {"q_proj", "v_proj"} <= names:
+            got = "a model without q_proj and v_proj"
+            raise InputError(got, "queries and values as layers of their own, as in Llama", "take another model")
+        try:
+            from peft import LoraConfig
+        except ImportError:
+            got = "a language model as recommender without the package peft"
+            raise InputError(got, "the extra llm", "pip install 'upright[llm]'") from None
+        seed, where = int(torch.randint(2**62, (1,), generator=generator)), ["q_proj", "v_proj"]
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=where, layers_to_transform=layers)
+        adapted(model, config, seed=seed, checkpointing=False)
+        for module in model.modules():
+            if hasattr(module, "lora_dropout"):
+                module.lora_dropout = nn.ModuleDict(dict.fromkeys(module.lora_dropout, self))
+
+
+def _last_targets(kept: KeptStates, history: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which rows have a target, (B,), and the targets of those, after refusing what does not fit."""
+    refuse_histories(history, target, kept.n_items, kept.prompt_titles)
+    if bool((target[:, :-1] >= 0).any()):
+        got = "a target before the last place of a history"
+        raise InputError(got, "one target a history: each costs a prompt", "cut histories to end before a target")
+    there = target[:, -1] >= 0
+    return there, target[there, -1]
 
 
 class ItemHead(nn.Module):
@@ -256,12 +304,8 @@ class ItemHead(nn.Module):
 
     def __init__(self, kept: KeptStates, *, rank: int = 8, dropout: float = 0.2, generator: torch.Generator) -> None:
         super().__init__()
-        if rank < 1 or not 0 <= dropout < 1:
-            got = f"rank = {rank}, dropout = {dropout}"
-            raise InputError(got, "a rank of at least 1, and dropout from 0 to below 1", "use for example 8 and 0.2")
-        self.kept, self.dropout, self._masks = kept, dropout, _Dropout()
-        last = kept.last_layers()
-        _add_adapters(last, rank, int(torch.randint(2**62, (1,), generator=generator)), self._masks)
+        last, self.kept, self._masks = kept.last_layers(), kept, _Dropout(dropout)
+        self._masks.add_adapters(last, rank, generator)
         self._last = (last,)  # a tuple: its frozen weights belong to the model, not to this module
         self.adapter = nn.ParameterList(p for p in last.parameters() if p.requires_grad)
         self.project = nn.Parameter(torch.randn(kept.width, kept.width, generator=generator) * kept.width**-0.5)
@@ -274,8 +318,8 @@ class ItemHead(nn.Module):
         every: Tensor = self._last[0](inputs_embeds=states, use_cache=False).last_hidden_state
         return every[torch.arange(len(end)), end]
 
-    def _scores(self, history: Tensor, generator: torch.Generator | None) -> Tensor:
-        self._masks.draw = SeededDropout(self.dropout, generator)
+    def _scores(self, history: Tensor, masks: int | None) -> Tensor:
+        self._masks.begin(masks)
         h = self._masks(self.hidden(history))
         scores: Tensor = (h @ self.project.T) @ self.title.T / math.sqrt(self.kept.width) + self.bias
         return scores
@@ -309,15 +353,8 @@ class ItemHead(nn.Module):
         Equal arguments give equal bits; the global generators are neither read nor changed. Rows without a target keep
         their part of the masks: leaving out targets changes no other loss.
         """
-        refuse_histories(history, target, self.kept.n_items, self.kept.prompt_titles)
-        if bool((target[:, :-1] >= 0).any()):
-            got = "a target before the last place of a history"
-            raise InputError(got, "one target a history: each costs a prompt", "cut histories to end before a target")
-        generator = None
-        if self.training and self.dropout:
-            generator = torch.Generator().manual_seed(masks)
-        there = target[:, -1] >= 0
-        item, scores = target[there, -1], self._scores(history, generator)[there]
+        there, item = _last_targets(self.kept, history, target)
+        scores = self._scores(history, masks if self.training else None)[there]
         return cross_entropy(scores if offset is None else scores + offset, item, reduction="none"), item
 
     def score_all(self, history: Tensor) -> Tensor:
@@ -342,20 +379,92 @@ class ItemHead(nn.Module):
         return torch.cat([self._scores(rows, None) for rows in torch.split(history, _ROWS)])
 
 
-def _add_adapters(last: Any, rank: int, seed: int, masks: _Dropout) -> None:
-    """Put adapters of low rank on queries and values; what they drop is drawn by one module."""
-    names = {name.rpartition(".")[2] for name, _ in last.named_modules()}
-    if not {"q_proj", "v_proj"} <= names:
-        got = "a model without q_proj and v_proj"
-        raise InputError(got, "queries and values as layers of their own, as in Llama", "take another model")
-    from peft import LoraConfig
+class TitleHead(nn.Module):
+    """Scores of items by the log-probability of their titles; lists are the best beams among all titles.
 
-    adapted(
-        last,
-        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"]),
-        seed=seed,
-        checkpointing=False,
-    )
-    for module in last.modules():
-        if hasattr(module, "lora_dropout"):
-            module.lora_dropout = nn.ModuleDict(dict.fromkeys(module.lora_dropout, masks))
+    Parameters and state dict are the adapters of the last layers.
+
+    Parameters
+    ----------
+    kept : KeptStates
+        Of which the model and the prompts are used, not the states. The model's weights are frozen.
+    trie : TitleTrie
+        Of the same titles.
+    beams : int
+        Titles that are found for a history.
+    rank, dropout, generator
+        As for `ItemHead`; dropout before each adapter.
+    """
+
+    def __init__(
+        self,
+        kept: KeptStates,
+        trie: TitleTrie,
+        *,
+        beams: int = 20,
+        rank: int = 8,
+        dropout: float = 0.2,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.kept, self.trie, self.beams, self._masks = kept, trie, min(beams, trie.n_titles), _Dropout(dropout)
+        # weights are noted as copied already: all heads of one model share them
+        model = copy.deepcopy(kept.model, {id(weight): weight for weight in kept.model.parameters()})
+        depth = len(model.base_model.layers)
+        self._masks.add_adapters(model, rank, generator, [*range(depth - kept.layers, depth)])
+        self._model = (model,)
+        self.adapter = nn.ParameterList(p for p in model.parameters() if p.requires_grad)
+
+    def target_losses(
+        self, history: Tensor, target: Tensor, *, masks: int, offset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``-(1 / n) log p(title)`` of the target, its end among the n tokens; see `ItemHead.target_losses`.
+
+        Raises
+        ------
+        InputError
+            As `ItemHead.target_losses`, and for an offset, since there is no softmax over items to add it to.
+        """
+        there, item = _last_targets(self.kept, history, target)
+        if offset is not None:
+            raise InputError("logit adjustment of titles", "head = 'items'", "leave that arm out (--arms none,eisam)")
+        # rows without a target and padding to one width, so that leaving out targets changes no mask
+        records = [self.kept.record(*pair) for pair in zip(history.tolist(), target[:, -1].tolist(), strict=True)]
+        batch = collate(records, 0, width=self.kept.prompt_tokens + self.trie.longest)
+        labels = batch.pop("labels")
+        self._masks.begin(masks if self.training else None)
+        means = sample_means(*token_log_probs(self._model[0](**batch, use_cache=False).logits, labels))
+        return -means[there], item
+
+    def score_all(self, history: Tensor) -> Tensor:
+        """Score the items of the best beams by the log-probability of their titles, shape (B, I).
+
+        Items that share a title have one score. All that no beam found share a score below the others.
+        """
+        refuse_histories(history, None, self.kept.n_items, self.kept.prompt_titles)
+        self._masks.begin(None)
+        scores = torch.empty(len(history), self.kept.n_items)
+        for rows in torch.split(torch.arange(len(history)), _ROWS):
+            prompts = [self.kept.record(one, None) for one in history[rows].tolist()]
+            batch = collate(prompts, 0, side="left")
+            width = batch["input_ids"].shape[1]
+            found = self._model[0].generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                prefix_allowed_tokens_fn=self.trie.allowed(width),
+                max_new_tokens=self.trie.longest,
+                num_beams=self.beams,
+                num_return_sequences=self.beams,
+                do_sample=False,
+                length_penalty=0.0,
+                early_stopping=False,
+                pad_token_id=self.kept.end,
+                return_dict_in_generate=True,
+                output_scores=True,
+            )
+            value = found.sequences_scores.view(len(rows), -1)
+            scores[rows] = value.min(dim=1, keepdim=True).values - 1
+            for n, ids in enumerate(found.sequences[:, width:]):
+                row, beam = divmod(n, self.beams)
+                scores[rows[row], list(self.trie.items(ids))] = value[row, beam]
+        return scores

@@ -244,8 +244,8 @@ class TitleTrie:
     ----------
     longest : int
         Tokens of the longest title with its end: ``max_new_tokens``.
-    shared : int
-        Titles that more than one item has.
+    n_titles, shared : int
+        Distinct titles, and those that more than one item has.
 
     Raises
     ------
@@ -273,6 +273,7 @@ class TitleTrie:
             self._items[tuple(ids)] = (*self._items.get(tuple(ids), ()), item)
         self._following = {written: list(tokens) for written, tokens in following.items()}
         self.longest = max(map(len, self._items)) + 1
+        self.n_titles = len(self._items)
         self.shared = sum(len(items) > 1 for items in self._items.values())
 
     def allowed(self, prompt_length: int) -> Callable[[int, Tensor], list[int]]:

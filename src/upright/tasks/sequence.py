@@ -81,6 +81,11 @@ class NextInSequenceConfig(InteractionsConfig):
     """`llm`: layers that are trained, the last ones; what lies below is computed once and kept in the cache."""
     rank: PositiveInt = 8
     """`llm`: rank of the adapters."""
+    head: Literal["items", "title"] = "items"
+    """`llm`: scores of all items by the last hidden state, or titles that the model writes, held to the catalogue by a
+    prefix tree; the latter takes whole passes and beams, so a small model."""
+    beams: PositiveInt = 20
+    """`llm` with titles: titles that are found for a user, those that were seen among them."""
     dim: PositiveInt = 32
     """`sasrec`: width of the item vectors."""
     layers: PositiveInt = 2
@@ -105,6 +110,8 @@ class NextInSequenceConfig(InteractionsConfig):
             got = "no model_folder" if self.model_folder is None else f"precision = {self.precision!r}"
             todo = "--set model_folder=FOLDER" if self.model_folder is None else "leave precision out"
             raise InputError(f"{got} with backbone = 'llm'", "the folder of a language model, in float32", todo)
+        if self.backbone != "llm" and self.head == "title":
+            raise InputError("head = 'title' with item codes", "backbone = 'llm'", "--set backbone=llm")
         if self.backbone != "llm" and self.model_folder is not None and self.prior is not None:
             got = "both prior and model_folder"
             raise InputError(got, "one source of prior scores", "leave one of them out, or set backbone=llm")
@@ -258,7 +265,7 @@ class NextInSequence:
             c, before = self.config, (self.train, self.valid)
             kept = item_head.KeptStates(
                 *self.language(),
-                [titles.natural_title(one) for one in self._titles or ()],
+                self._written(),
                 layers=c.kept_layers,
                 prompt_titles=c.prompt_titles,
                 prompt_tokens=c.prompt_tokens,
@@ -268,18 +275,25 @@ class NextInSequence:
             prompts |= {
                 name: last_histories(*before[:n], length=c.seen_items) for name, n in (("validation", 1), ("test", 2))
             }
-            for name, history in prompts.items():
+            for name, history in prompts.items() if c.head == "items" else ():
                 with run.progress(len(history), f"states of {name} prompts") as advance:
                     kept.prepare(torch.from_numpy(history), advance)
             self._kept.append(kept)
         return self._kept[0]
+
+    def _written(self) -> list[str]:
+        return [titles.natural_title(one) for one in self._titles or ()]
 
     def model(self, run: Run) -> Any:
         """Return a fresh backbone, initialised from the stream ``init`` that all arms share."""
         c = self.config
         if c.backbone == "llm":
             kept, generator = self._keep_states(run), run.torch_rng("init")
-            return item_head.ItemHead(kept, rank=c.rank, dropout=c.dropout, generator=generator)
+            more = {"rank": c.rank, "dropout": c.dropout, "generator": generator}
+            if c.head == "items":
+                return item_head.ItemHead(kept, **more)
+            trie = titles.TitleTrie(self._written(), self.language()[1])
+            return item_head.TitleHead(kept, trie, beams=c.beams, **more)
         sizes = (self.n_items, c.dim, c.layers, c.heads, c.length, c.dropout)
         precision = getattr(torch, c.precision)
         return sequential.SASRec(*sizes, generator=run.torch_rng("init"), dtype=precision)
