@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,7 +43,9 @@ def adapted(model: Any, config: Any, *, seed: int, checkpointing: bool) -> Any:
         except ImportError:
             got = "peft_config without the package peft"
             raise InputError(got, "the extra llm", "pip install 'upright[llm]'") from None
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # peft 0.21 asks transformers by an old name
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
             torch.manual_seed(stream(seed, "adapter"))
             model = get_peft_model(model, config)
     if checkpointing and hasattr(model, "disable_adapter"):

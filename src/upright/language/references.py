@@ -12,7 +12,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,20 @@ from upright.language.adapters import adapter_is_neutral, quiet
 from upright.language.encoding import Encoded, Scope, collate, length_batches
 from upright.language.logprobs import sequence_log_probs
 
-__all__ = ["Reference", "agree", "cached_sums", "checksum", "frozen_copy", "mean_nll", "records_key", "reference_sums",
-           "sums_key", "write_tensors"]  # fmt: skip
+__all__ = [
+    "Reference",
+    "agree",
+    "cached_sums",
+    "cached_tensors",
+    "checksum",
+    "frozen_copy",
+    "mean_nll",
+    "model_key",
+    "records_key",
+    "reference_sums",
+    "sums_key",
+    "write_tensors",
+]
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -50,6 +62,13 @@ def checksum(model: Any) -> str:
         raw: Any = whole.reshape(-1).view(torch.uint8).numpy()  # bytes: bfloat16 has no NumPy type
         total.update(raw)
     return total.hexdigest()
+
+
+def model_key(model: Any) -> str:
+    """SHA-256 over weights and settings of a model, which decide all that it says; 64 hex digits."""
+    told = {k: v for k, v in model.config.to_dict().items() if k[0] != "_" and k != "transformers_version"}
+    text = json.dumps([checksum(model), told], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def records_key(encoded: Sequence[Encoded]) -> str:
@@ -113,18 +132,40 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     os.replace(part, path)
 
 
-def _stored(path: Path, key: str, n: int) -> Tensor | None:
-    """Return what was stored under a key, None where nothing fits it whole."""
+def _stored(path: Path, key: str) -> dict[str, Tensor] | None:
+    """Return what was stored under a key, None where nothing is or the file is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt") as file:
             if (file.metadata() or {}).get("key") != key:
                 return None
-            sums: Tensor = file.get_tensor("sums")
+            names: list[str] = file.keys()
+            return {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError):
         return None
-    return sums if sums.shape == (n,) and bool(torch.isfinite(sums).all()) else None
+
+
+def cached_tensors(
+    folder: Path | None, name: str, key: str, make: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Return what ``make()`` gives, kept as ``<name>-<key>.safetensors`` in a folder; a damaged file is made again.
+
+    Parameters
+    ----------
+    folder : path, optional
+        None keeps nothing.
+    name, key : str
+        What the tensors are, and the SHA-256 of all that they depend on.
+    make : callable
+    """
+    path = None if folder is None else folder / f"{name}-{key[:32]}.safetensors"
+    if path is not None and (stored := _stored(path, key)) is not None:
+        return stored
+    made = make()
+    if path is not None:
+        write_tensors(path, made, {"key": key})
+    return made
 
 
 def cached_sums(
@@ -151,8 +192,9 @@ def cached_sums(
     """
     key = sums_key(model, encoded, scope, tag)
     path = None if cache_dir is None else Path(cache_dir) / f"reference-{key[:32]}.safetensors"
-    if path is not None and (stored := _stored(path, key, len(encoded))) is not None:
-        return stored, key
+    stored = None if path is None else _stored(path, key)
+    if stored is not None and stored["sums"].shape == (len(encoded),) and bool(stored["sums"].isfinite().all()):
+        return stored["sums"], key
     sums, _ = reference_sums(model, encoded, pad=pad, scope=scope, batch_size=batch_size)
     if path is not None and write:
         write_tensors(path, {"sums": sums}, {"key": key})

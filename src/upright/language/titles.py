@@ -16,8 +16,13 @@ may stand at each place would let a title begin as one and end as another.
 from __future__ import annotations
 
 import copy
+import hashlib
+import itertools
+import json
+import math
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,8 +36,19 @@ from upright.contract import InputError
 from upright.language.adapters import quiet
 from upright.language.encoding import refuse_mismatch
 from upright.language.logprobs import IGNORE, sample_means, token_log_probs
+from upright.language.references import cached_tensors, model_key
+from upright.maths.ranks import rank_sides
 
-__all__ = ["TEMPLATES", "PriorTable", "TitleTrie", "natural_title", "prior_scores", "prior_table"]
+__all__ = [
+    "TEMPLATES",
+    "PriorTable",
+    "TitleTrie",
+    "natural_title",
+    "prefix_ids",
+    "prior_scores",
+    "prior_table",
+    "title_ids",
+]
 
 TEMPLATES = (
     "Here is a list of movies that people have watched:",
@@ -71,7 +87,7 @@ def natural_title(title: str) -> str:
     return f"{article}{'' if article.endswith(chr(39)) else ' '}{rest}{more}"
 
 
-def _title_ids(tokenizer: Any, titles: Sequence[str], start: str, limit: int) -> list[list[int]]:
+def title_ids(tokenizer: Any, titles: Sequence[str], start: str, limit: int) -> list[list[int]]:
     """Return the tokens of ``start + title`` for each title, after refusing empty and long ones."""
     texts = [title.strip() for title in titles]
     if not texts:
@@ -106,9 +122,20 @@ class PriorTable(NamedTuple):
     scores: NDArray[np.float64]
     tokens: NDArray[np.int64]
 
+    def agreement(self) -> float:
+        """Return the smallest rank correlation of two templates; NaN with one template, or equal scores."""
+        found = [float(np.dot(*rank_sides(a, b))) for a, b in itertools.combinations(self.scores, 2)]
+        return min(found, default=math.nan) if not any(map(math.isnan, found)) else math.nan
+
 
 def prior_table(
-    model: Any, tokenizer: Any, titles: Sequence[str], templates: Sequence[str] = TEMPLATES, *, limit: int = 64
+    model: Any,
+    tokenizer: Any,
+    titles: Sequence[str],
+    templates: Sequence[str] = TEMPLATES,
+    *,
+    limit: int = 64,
+    folder: Path | None = None,
 ) -> PriorTable:
     """Score titles under each template; see the module for the formula.
 
@@ -123,6 +150,8 @@ def prior_table(
         What stands before a title, without a blank at the end.
     limit : int
         Most tokens of a title.
+    folder : Path, optional
+        Where scores are kept under the SHA-256 of model, titles and templates; None keeps nothing.
 
     Returns
     -------
@@ -139,15 +168,21 @@ def prior_table(
             f"templates = {templates!r}", "a sequence of texts, one at least", "leave it out, or give some"
         )
     refuse_mismatch(tokenizer, model)
-    prefixes = [_prefix_ids(tokenizer, text) for text in (_NOTHING, *templates)]
+    prefixes = [prefix_ids(tokenizer, text) for text in (_NOTHING, *templates)]
     longest = max(map(len, prefixes))
     context = getattr(model.config, "max_position_embeddings", None) or longest + limit
     natural = [natural_title(title) for title in titles]
-    every = [*map(tuple, _title_ids(tokenizer, natural, " ", min(limit, context - longest)))]
+    every = [*map(tuple, title_ids(tokenizer, natural, " ", min(limit, context - longest)))]
     place = {ids: k for k, ids in enumerate(dict.fromkeys(every))}
-    with quiet(model):
-        nothing, *means = (_mean_log_probs(model, prefix, [*place]) for prefix in prefixes)
-    scores = (np.array(means) - nothing)[:, [place[ids] for ids in every]]
+
+    def make() -> dict[str, Tensor]:
+        with quiet(model):
+            nothing, *means = (_mean_log_probs(model, prefix, [*place]) for prefix in prefixes)
+        return {"scores": torch.from_numpy((np.array(means) - nothing)[:, [place[ids] for ids in every]])}
+
+    asked = [model_key(model) if folder is not None else "", prefixes, every]
+    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    scores = cached_tensors(folder, "prior", key, make)["scores"].numpy()
     return PriorTable(scores, np.array([*map(len, every)]))
 
 
@@ -159,7 +194,7 @@ def prior_scores(
     return mean
 
 
-def _prefix_ids(tokenizer: Any, text: str) -> list[int]:
+def prefix_ids(tokenizer: Any, text: str) -> list[int]:
     """Return the tokens of a text with what the tokenizer puts before texts, without what it puts after them."""
     ids = list(tokenizer(text)["input_ids"])
     return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
@@ -209,8 +244,8 @@ class TitleTrie:
     ----------
     longest : int
         Tokens of the longest title with its end: ``max_new_tokens``.
-    shared : int
-        Titles that more than one item has.
+    n_titles, shared : int
+        Distinct titles, and those that more than one item has.
 
     Raises
     ------
@@ -229,7 +264,7 @@ class TitleTrie:
         self._end = int(tokenizer.eos_token_id)
         self._items: dict[tuple[int, ...], tuple[int, ...]] = {}
         following: dict[tuple[int, ...], dict[int, None]] = {}
-        for item, ids in enumerate(_title_ids(tokenizer, titles, start, limit)):
+        for item, ids in enumerate(title_ids(tokenizer, titles, start, limit)):
             if self._end in ids:
                 got = f"a title of item {item} (the first is 0) that holds {tokenizer.eos_token}"
                 raise InputError(got, "titles without the end of sequence", "correct that title")
@@ -238,6 +273,7 @@ class TitleTrie:
             self._items[tuple(ids)] = (*self._items.get(tuple(ids), ()), item)
         self._following = {written: list(tokens) for written, tokens in following.items()}
         self.longest = max(map(len, self._items)) + 1
+        self.n_titles = len(self._items)
         self.shared = sum(len(items) > 1 for items in self._items.values())
 
     def allowed(self, prompt_length: int) -> Callable[[int, Tensor], list[int]]:

@@ -164,7 +164,7 @@ def item_sharpness(model: Any, t: Any, rho: float, rng: np.random.Generator) -> 
     item = t.target[place][rows, columns]
     head, found = sharpness.head_items(t.item_count), list[dict[str, Any]]()
     for name, inside in (("head", head), ("tail", ~head)):
-        known = np.flatnonzero(inside & (t.item_count > 0))
+        known = np.flatnonzero(inside & (np.bincount(item, minlength=len(head)) > 0))
         chosen = rng.choice(known, min(PROBED, len(known)), replace=False)
         at = np.flatnonzero(np.isin(item, chosen))
         history = torch.from_numpy(t.history[place][rows[at]])
@@ -276,7 +276,7 @@ def run(task: Task, config: EISAMConfig, run: Run) -> nn.Module:
     """Train the task's backbone, and return it at its best validation NDCG."""
     t: Any = task
     if t.prior is None:
-        run.warn("without prior scores (--set prior=FILE) items are told apart by their interactions alone")
+        run.warn(t.without_prior)
     model: Any = t.model(run)
     optimiser, f, lam = _optimiser(model, t, config, run)
     mixed = (1.0 - lam) + lam * f if config.remedy in ("reweight", "resample") else None

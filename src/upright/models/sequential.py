@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy, embedding
 
 from upright.contract import InputError
 
-__all__ = ["SASRec", "SeededDropout"]
+__all__ = ["SASRec", "SeededDropout", "refuse_histories"]
 
 _STD = 0.02
 """Standard deviation of the initial embeddings: scores start near 0, whatever the item."""
@@ -90,6 +90,56 @@ class _Block(nn.Module):
         return x + drop(self.second(torch.relu(self.first(self.before_places(x)))))
 
 
+def refuse_histories(history: Tensor, target: Tensor | None, n_items: int, length: int) -> None:
+    """Refuse what is no batch of histories, with the next item at some places or to be scored.
+
+    Parameters
+    ----------
+    history, target : Tensor of int64, shape (B, T)
+        Without targets every history needs an item, else every target one before it.
+    n_items, length : int
+        I, and the largest T.
+
+    Raises
+    ------
+    InputError
+        For shapes and codes that do not fit, padding after an item, a row or a target without an item, no target.
+    """
+    if history.ndim != 2 or not 1 <= history.shape[1] <= length or history.dtype != torch.int64:
+        raise InputError(
+            f"a history of shape {tuple(history.shape)} and type {history.dtype}",
+            f"int64 of shape (B, T), T from 1 to {length}",
+            "cut histories with upright.data.sequences",
+        )
+    if target is not None and (target.shape != history.shape or target.dtype != torch.int64):
+        raise InputError(
+            f"targets of shape {tuple(target.shape)} and type {target.dtype}",
+            f"int64 of the shape of the history, {tuple(history.shape)}",
+            "give the next item at every place, -1 where there is none",
+        )
+    codes = history if target is None else torch.stack([history, target])
+    if codes.numel() and not -1 <= int(codes.min()) <= int(codes.max()) < n_items:
+        raise InputError(
+            f"item codes from {int(codes.min())} to {int(codes.max())}",
+            f"0 to {n_items - 1}, or -1 for padding",
+            "use the codes of the log that the model was made for",
+        )
+    gap = ((history[:, :-1] >= 0) & (history[:, 1:] < 0)).any(dim=1).nonzero()
+    if len(gap):
+        raise InputError(
+            f"a history with padding after an item, in row {int(gap[0])}",
+            "items at the right, padding of -1 at the left",
+            "cut histories with upright.data.sequences",
+        )
+    if target is None:
+        empty = (history[:, -1] < 0).nonzero()
+        if len(empty):
+            raise InputError(f"a history without an item, in row {int(empty[0])}", "one item", "leave the row out")
+    elif not bool((target >= 0).any()) or bool(((target >= 0) & (history < 0)).any()):
+        got = "a target without an item before it" if bool((target >= 0).any()) else "no target"
+        raise InputError(got, "a target where the history has an item, one at least", "leave such rows out")
+
+
 class SASRec(nn.Module):
     r"""Self-attentive sequential recommendation with the full softmax; see the module for the formula.
 
@@ -151,27 +201,6 @@ class SASRec(nn.Module):
         self.blocks = nn.ModuleList(_Block(dim, heads, generator, dtype) for _ in range(layers))
         self.norm = nn.LayerNorm(dim, dtype=dtype)
 
-    def _check(self, history: Tensor, codes: Tensor) -> None:
-        if history.ndim != 2 or not 1 <= history.shape[1] <= self.length or history.dtype != torch.int64:
-            raise InputError(
-                f"a history of shape {tuple(history.shape)} and type {history.dtype}",
-                f"int64 of shape (B, T), T from 1 to {self.length}",
-                "cut histories with upright.data.sequences",
-            )
-        if codes.numel() and not -1 <= int(codes.min()) <= int(codes.max()) < self.n_items:
-            raise InputError(
-                f"item codes from {int(codes.min())} to {int(codes.max())}",
-                f"0 to {self.n_items - 1}, or -1 for padding",
-                "use the codes of the log that the model was made for",
-            )
-        gap = ((history[:, :-1] >= 0) & (history[:, 1:] < 0)).any(dim=1).nonzero()
-        if len(gap):
-            raise InputError(
-                f"a history with padding after an item, in row {int(gap[0])}",
-                "items at the right, padding of -1 at the left",
-                "cut histories with upright.data.sequences",
-            )
-
     def _states(self, history: Tensor, drop: SeededDropout) -> Tensor:
         """Return what is compared with the item table at every place, shape (B, T, d); no meaning at padding."""
         width = history.shape[1]
@@ -214,17 +243,8 @@ class SASRec(nn.Module):
         ---------
         Equal arguments give equal bits; the global generators are neither read nor changed.
         """
-        if target.shape != history.shape or target.dtype != torch.int64:
-            raise InputError(
-                f"targets of shape {tuple(target.shape)} and type {target.dtype}",
-                f"int64 of the shape of the history, {tuple(history.shape)}",
-                "give the next item at every place, -1 where there is none",
-            )
+        refuse_histories(history, target, self.n_items, self.length)
         there = target >= 0
-        self._check(history, torch.stack([history, target]))
-        if not bool(there.any()) or bool((there & (history < 0)).any()):
-            got = "a target without an item before it" if bool(there.any()) else "no target"
-            raise InputError(got, "a target where the history has an item, one at least", "leave such rows out")
         generator = None
         if self.training and self.dropout:
             generator = torch.Generator(device=history.device).manual_seed(masks)
@@ -251,8 +271,5 @@ class SASRec(nn.Module):
         InputError
             For a shape or a code that does not fit, padding after an item, a row without an item.
         """
-        self._check(history, history)
-        empty = (history[:, -1] < 0).nonzero()
-        if len(empty):
-            raise InputError(f"a history without an item, in row {int(empty[0])}", "one item", "leave the row out")
+        refuse_histories(history, None, self.n_items, self.length)
         return self._states(history, SeededDropout(self.dropout, None))[:, -1] @ self.item.T

@@ -11,11 +11,19 @@ grouping        of the held-out item
 ``prior``       the same by a prior score: how well a language model knows the title, before it saw any interaction
 ``cell``        both together
 ==============  ====================================================================================================
+
+Prior scores come from a file, or a language model gives them to titles. What one template says of a title another one
+must say too: where they agree too little, the last two groupings are left out.
+
+With ``backbone="llm"`` that model is the recommender: training has one target a user, the last one, and head and tail
+are still told apart by all targets.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -24,10 +32,12 @@ from scipy import sparse
 from scipy.stats import rankdata
 
 from upright.contract import File, InputError, Metric, PositiveInt, Range, Run, UnitScores, stream
+from upright.data.catalogue import cache_dir
 from upright.data.columns import Column, read_columns
 from upright.data.interactions import Split, synthetic
 from upright.data.sequences import joined, last_histories, leave_last, tie_shares, windows
 from upright.lazy import LazyModule
+from upright.maths.ranks import rank_sides
 from upright.metrics import ranking
 from upright.tasks.next_item import InteractionsConfig
 
@@ -35,10 +45,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from upright.language import item_head, titles
     from upright.maths import sharpness
-    from upright.models import sequential
+    from upright.models import hub, sequential
 else:
     torch = LazyModule("torch")
+    item_head = LazyModule("upright.language.item_head")
+    titles = LazyModule("upright.language.titles")
+    hub = LazyModule("upright.models.hub")
     sharpness = LazyModule("upright.maths.sharpness")
     sequential = LazyModule("upright.models.sequential")
 
@@ -48,21 +62,38 @@ Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 QUALITY: Mapping[str, str] = {"ndcg": "NDCG", "hit": "Hit rate", "mrr": "MRR"}
 MIN_CELL = 5  # users; the mean of fewer says too much about each
+MIN_AGREEMENT = 0.6  # rank correlation of two templates; below it prior scores are of words, not of titles
 
 
 class NextInSequenceConfig(InteractionsConfig):
     """Data, backbone and groups of items of a next-in-sequence task."""
 
-    backbone: Literal["sasrec"] = "sasrec"
-    """Self-attention over item codes."""
+    backbone: Literal["sasrec", "llm"] = "sasrec"
+    """Self-attention over item codes, or the language model of `model_folder` over titles."""
+    model_folder: str | None = None
+    """Folder of a language model with its tokenizer, as `save_pretrained` writes it, or `smollm2`; nothing is
+    downloaded. Without `prior` it scores the titles (two minutes for 1,349 of them, kept in the cache)."""
+    prompt_titles: PositiveInt = 10
+    """`llm`: most titles of a history in a prompt."""
+    prompt_tokens: PositiveInt = 64
+    """`llm`: most tokens of a prompt; older titles are left out."""
+    kept_layers: PositiveInt = 2
+    """`llm`: layers that are trained, the last ones; what lies below is computed once and kept in the cache."""
+    rank: PositiveInt = 8
+    """`llm`: rank of the adapters."""
+    head: Literal["items", "title"] = "items"
+    """`llm`: scores of all items by the last hidden state, or titles that the model writes, held to the catalogue by a
+    prefix tree; the latter takes whole passes and beams, so a small model."""
+    beams: PositiveInt = 20
+    """`llm` with titles: titles that are found for a user, those that were seen among them."""
     dim: PositiveInt = 32
-    """Width of the item vectors."""
+    """`sasrec`: width of the item vectors."""
     layers: PositiveInt = 2
-    """Blocks of attention."""
+    """`sasrec`: blocks of attention."""
     heads: PositiveInt = 2
-    """Attention heads of a block; they divide `dim`."""
+    """`sasrec`: attention heads of a block; they divide `dim`."""
     length: PositiveInt = 20
-    """Items of a history that the model sees."""
+    """`sasrec`: items of a history that the model sees."""
     dropout: Annotated[float, Range(ge=0, lt=1)] = 0.2
     """Share of activations that training drops."""
     k: PositiveInt = 10
@@ -72,6 +103,23 @@ class NextInSequenceConfig(InteractionsConfig):
     by their interactions alone."""
     precision: Literal["float32", "float64"] = "float32"
     """Floating-point type of the model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backbone == "llm" and (self.model_folder is None or self.precision != "float32"):
+            got = "no model_folder" if self.model_folder is None else f"precision = {self.precision!r}"
+            todo = "--set model_folder=FOLDER" if self.model_folder is None else "leave precision out"
+            raise InputError(f"{got} with backbone = 'llm'", "the folder of a language model, in float32", todo)
+        if self.backbone != "llm" and self.head == "title":
+            raise InputError("head = 'title' with item codes", "backbone = 'llm'", "--set backbone=llm")
+        if self.backbone != "llm" and self.model_folder is not None and self.prior is not None:
+            got = "both prior and model_folder"
+            raise InputError(got, "one source of prior scores", "leave one of them out, or set backbone=llm")
+
+    @property
+    def seen_items(self) -> int:
+        """Return how many items of a history the backbone sees."""
+        return self.prompt_titles if self.backbone == "llm" else self.length
 
 
 class NextInSequence:
@@ -84,6 +132,11 @@ class NextInSequence:
     config : NextInSequenceConfig
     prior : ndarray of float64, shape (I,), optional
         Prior score of each item.
+
+    Raises
+    ------
+    InputError
+        For a language model and a log without titles.
     """
 
     unit_kind = "user"
@@ -93,9 +146,19 @@ class NextInSequence:
         self.config, self.train, self.valid, self.prior = config, split.train, split.valid, prior
         self.n_users, self.n_items = split.train.n_users, split.train.n_items
         self._test, self._open = split.test, False
-        _, self.history, self.target = windows(split.train, config.length)  # (W, T) each
+        self._titles, self._loaded, self._kept = split.item_titles, list[Any](), list[Any]()
+        if config.model_folder is not None and self._titles is None:
+            got, todo = f"{split.name}, a log without titles, and a language model", "take ml100k or ml-latest-small"
+            raise InputError(got, "items with titles: a language model knows no codes", f"{todo}, or backbone=sasrec")
+        #: why there is no prior score, where there is none
+        self.without_prior = "without prior scores (--set prior=FILE) items are told apart by their interactions alone"
+        user, self.history, self.target = windows(split.train, config.seen_items)  # (W, T) each
         #: targets of each item in training, shape (I,)
         self.item_count = np.bincount(self.target[self.target >= 0], minlength=self.n_items)
+        if config.backbone == "llm":  # a prompt for each target would be too dear
+            last = np.r_[user[1:] != user[:-1], True]
+            self.history, self.target = self.history[last], self.target[last]
+            self.target[:, :-1] = -1
         #: whether each item is head or tail by them, length I
         self.popularity = _head_or_tail(self.item_count.astype(np.float64))
         neighbours, last = (
@@ -115,6 +178,10 @@ class NextInSequence:
             "tied_neighbours": neighbours,
             "tied_last": last,
         }
+        if config.model_folder is not None:
+            self.facts["model"] = Path(config.model_folder).name
+        if prior is not None:
+            self.facts["prior_count_correlation"] = self._rank_correlation(prior)
         self.metrics = self.metrics_of({"k": config.k})
 
     @staticmethod
@@ -133,7 +200,7 @@ class NextInSequence:
         ------
         InputError
             For a log without times, a user with fewer than three interactions, head or tail that is the last item of
-            fewer than `MIN_CELL` users, and everything that the readers refuse.
+            fewer than `MIN_CELL` users, and everything that the readers refuse, that of models among them.
         """
         split = leave_last(config.load_split(data_dir), seed=config.split_seed)
         prior = _read_prior(config.prior, config.encoding, split) if config.prior is not None else None
@@ -143,6 +210,10 @@ class NextInSequence:
             if (n := int((names == name).sum())) < MIN_CELL:
                 got = f"{n} users of {split.name} whose last item is {name}"
                 raise InputError(got, f"at least {MIN_CELL}", "take data with more users")
+        if config.model_folder is not None:
+            task.language()
+            if prior is None:
+                task.score_titles()
         return task
 
     @classmethod
@@ -157,9 +228,72 @@ class NextInSequence:
         """Let `score` see the held-out items; the runner calls it after every arm is trained."""
         self._open = True
 
+    def language(self) -> tuple[Any, Any]:
+        """Return the language model of `model_folder` and its tokenizer, loaded once."""
+        if not self._loaded:
+            folder = self.config.model_folder
+            self._loaded += hub.load_language_model(hub.smollm2() if folder == "smollm2" else str(folder))
+        model, tokenizer = self._loaded
+        return model, tokenizer
+
+    def score_titles(self) -> None:
+        """Let the language model give prior scores, kept in the cache; withheld where its templates do not agree."""
+        print(f"Prior scores of {self.n_items} titles, kept in the cache", file=sys.stderr)
+        table = titles.prior_table(*self.language(), self._titles or (), folder=cache_dir() / "sequences")
+        prior, agreement = table.scores.mean(axis=0), table.agreement()
+        self.facts |= {
+            "prior_agreement": agreement,
+            "prior_count_correlation": self._rank_correlation(prior),
+            "prior_count_correlation_given_length": self._rank_correlation(prior, table.tokens),
+        }
+        if agreement >= MIN_AGREEMENT:
+            self.prior = prior
+        else:
+            self.without_prior = (
+                f"prior scores of two templates have a rank correlation of {agreement:.2f}, below {MIN_AGREEMENT}: the "
+                "groupings prior and cell are withheld"
+            )
+
+    def _rank_correlation(self, prior: Array, given: Any = None) -> float:
+        """Return that of prior scores with training targets, without what the tokens of titles explain."""
+        a, b = rank_sides(prior, self.item_count.astype(np.float64), given)
+        return float(a @ b)
+
+    def _keep_states(self, run: Run) -> Any:
+        """Return the kept states of every prompt; the item that a split holds out is in none of its own."""
+        if not self._kept:
+            c, before = self.config, (self.train, self.valid)
+            kept = item_head.KeptStates(
+                *self.language(),
+                self._written(),
+                layers=c.kept_layers,
+                prompt_titles=c.prompt_titles,
+                prompt_tokens=c.prompt_tokens,
+                folder=cache_dir() / "sequences",
+            )
+            prompts = {"training": self.history}
+            prompts |= {
+                name: last_histories(*before[:n], length=c.seen_items) for name, n in (("validation", 1), ("test", 2))
+            }
+            for name, history in prompts.items() if c.head == "items" else ():
+                with run.progress(len(history), f"states of {name} prompts") as advance:
+                    kept.prepare(torch.from_numpy(history), advance)
+            self._kept.append(kept)
+        return self._kept[0]
+
+    def _written(self) -> list[str]:
+        return [titles.natural_title(one) for one in self._titles or ()]
+
     def model(self, run: Run) -> Any:
         """Return a fresh backbone, initialised from the stream ``init`` that all arms share."""
         c = self.config
+        if c.backbone == "llm":
+            kept, generator = self._keep_states(run), run.torch_rng("init")
+            more = {"rank": c.rank, "dropout": c.dropout, "generator": generator}
+            if c.head == "items":
+                return item_head.ItemHead(kept, **more)
+            trie = titles.TitleTrie(self._written(), self.language()[1])
+            return item_head.TitleHead(kept, trie, beams=c.beams, **more)
         sizes = (self.n_items, c.dim, c.layers, c.heads, c.length, c.dropout)
         precision = getattr(torch, c.precision)
         return sequential.SASRec(*sizes, generator=run.torch_rng("init"), dtype=precision)
@@ -207,7 +341,7 @@ class NextInSequence:
                 "the test split inside a method", "split='valid'", "select on validation; the runner scores"
             )
         before, wanted = ([self.train], self.valid) if split == "valid" else ([self.train, self.valid], self._test)
-        history, k = torch.from_numpy(last_histories(*before, length=self.config.length)), self.config.k
+        history, k = torch.from_numpy(last_histories(*before, length=self.config.seen_items)), self.config.k
         seen = sparse.csr_array(sum((part.csr() for part in before[1:]), before[0].csr()).sign())
 
         def scores(users: Ints) -> Any:
