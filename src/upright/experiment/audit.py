@@ -193,9 +193,11 @@ def _evidence(
     arms = [Arm(YOURS, "baseline", title=answer.arm_title)]
     found = evidence(units, arms=arms, statistics=statistics, metrics=answer.metrics, draws=draws, seed=seed)
     if answer.beside is not None:
-        scores, more = answer.beside
-        other, about = Units([Block("", YOURS, seed, scores)]), answer.metrics
-        found["levels"] += evidence(other, arms=arms, statistics=more, metrics=about, draws=draws, seed=seed)["levels"]
+        pairs_of, more = Units([Block("", YOURS, seed, answer.beside[0])]), answer.beside[1]
+        levels = evidence(pairs_of, arms=arms, statistics=more, metrics=answer.metrics, draws=draws, seed=seed)[
+            "levels"
+        ]
+        found["levels"] += levels
     pairs: list[Level] = []
     small: dict[int, float] = {}
     if compared:

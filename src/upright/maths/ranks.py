@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["auc", "auc_values", "bin_edges", "head_items", "ks_null", "ks_p", "rank_sides", "weighted_rank_correlation", "widest"]
+__all__ = [
+    "auc",
+    "auc_values",
+    "bin_edges",
+    "head_items",
+    "ks_null",
+    "ks_p",
+    "rank_sides",
+    "weighted_rank_correlation",
+    "widest",
+]
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -41,6 +41,7 @@ from upright.maths.resampling import ratio_of_sums
 from upright.metrics.ranking import coverage, gini, list_quality
 from upright.tasks.answers import YOURS, Answer, plural, read_groups, suppress_small
 from upright.tasks.next_item import QUALITY
+from upright.tasks.sequence import MIN_AGREEMENT
 
 if TYPE_CHECKING:
     from upright.language import titles
@@ -57,7 +58,6 @@ Bools = NDArray[np.bool_]
 Names = Mapping[str, str]  # the column of a file for user, item and value
 _TREC = {"run": "a TREC run, in the order of its scores", "qrels": "TREC qrels"}  # what the reader says of them
 BINS = (("head", 0.2), ("mid", 0.3), ("tail", 0.5))  # name and share of the items
-MIN_AGREEMENT = 0.6  # rank correlation of two templates; below it prior scores are of words, not of titles
 BY_COUNT = "head, mid, tail: 20, 30 and 50 % of the items by count, equal counts in one bin"
 
 
@@ -325,8 +325,8 @@ def _prior_of(table: Columns, count: Array, model: Any, warnings: list[str]) -> 
     said |= {"with_counts_given_length": correlation(prior, found.tokens.astype(np.float64))}
     if agreement < MIN_AGREEMENT:
         warnings.append(
-            f"Prior scores of two templates have a rank correlation of {agreement:.2f}, below {MIN_AGREEMENT}: the table "
-            "of two by two is withheld."
+            f"Prior scores of two templates have a rank correlation of {agreement:.2f}, below {MIN_AGREEMENT}: the "
+            "table of two by two is withheld."
         )
         return None, said
     return prior, said
@@ -464,7 +464,7 @@ def _two_by_two(
     cell = np.array([names.index(f"{a} of data, {b} of prior") for a, b in zip(*sides, strict=True)])
     user, item, weight = (listed[name].to_numpy() for name in ("user", "item", "weight"))
     n_users = len(boot.units.units)
-    expo = np.bincount(user * 4 + cell[item], weight, n_users * 4).reshape(n_users, 4)
+    expo = np.bincount(user * 4 + cell[item], weight, n_users * 4).astype(np.float64).reshape(n_users, 4)
     of_item = np.bincount(item, weights=weight, minlength=len(cell)).astype(np.float64)
     shown = _exposure(boot, expo, names, of_item, cell)
     pairs = wanted.filter(pl.col("item") < len(cell))
@@ -477,7 +477,9 @@ def _two_by_two(
     by = {"popularity": sides[0][own].tolist(), "prior": sides[1][own].tolist(), "cell": labels}
     metric, statistics = f"pair_recall@{k}", [f"mean:pair_recall@{k}:cell"]
     if few:
-        warnings.append(f"No effects of data and prior: under {FEWEST} users have a held-out item that is {some(sorted(few))}.")
+        warnings.append(
+            f"No effects of data and prior: under {FEWEST} users have a held-out item that is {some(sorted(few))}."
+        )
     else:
         pair = ("popularity~prior", "prior~popularity")
         statistics += [f"effect:{metric}:{one}" for one in pair] + [f"dominance:{metric}:{pair[0]}"]
@@ -513,15 +515,15 @@ def _two_by_two(
                 "gini": "Gini of places",
             },
         ),
-        Intervals("Recall of a held-out item, by head and tail of the data and of the prior", "mean:pair_recall@*:cell=*"),
+        Intervals(
+            "Recall of a held-out item, by head and tail of the data and of the prior", "mean:pair_recall@*:cell=*"
+        ),
         Signed(
             "Effect of being head, of the data and of the prior, and which is larger",
             "effect:* dominance:*",
             ["An effect is the mean over the groups of the other side. Dominance is the first size minus the second."],
         ),
-        Intervals(
-            "Share of places, by the same", "cells", by=("bin",), value="share_of_exposure", bars=True
-        ),
+        Intervals("Share of places, by the same", "cells", by=("bin",), value="share_of_exposure", bars=True),
         Noted(
             "The prior score",
             "prior",
@@ -633,7 +635,9 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
         values |= {name: value for name, (_, value) in found.items()}
         compared += [name for name in found if name.startswith("popularity@")]
         beside, cells = _two_by_two(catalogue, listed, pairs, k, boot, warnings)
-        metrics |= {f"pair_recall@{k}": Metric(f"pair_recall@{k}", title=f"Recall@{k} of a held-out item")} if beside else {}
+        metrics |= (
+            {f"pair_recall@{k}": Metric(f"pair_recall@{k}", title=f"Recall@{k} of a held-out item")} if beside else {}
+        )
     by: dict[str, Sequence[str]] = {}
     suppressed: list[str] = []
     if labels is not None:
