@@ -439,6 +439,98 @@ def test_one_group_has_no_gap(tmp_path):
     assert verdict["next_steps"] == ["Hand in at least two groups of 5 users to compare them."]
 
 
+# -- head and tail of the data and of the prior ---------------------------------------------------------------------
+
+
+def two_by_two(folder, data, prior, users=2000, items=200, seed=5):
+    """Lists of ten that hold the wanted item in half of the cases, in fewer where it is tail of data or prior."""
+    rng = np.random.default_rng(seed)
+    count, known = np.sort(rng.zipf(1.6, items))[::-1] + rng.random(items), rng.normal(size=items)
+    tails = [~(x > np.sort(x)[::-1][items // 5]) for x in (count, known)]
+    wanted = rng.integers(0, items, users)
+    found = rng.random(users) < 0.5 - data * tails[0][wanted] - prior * tails[1][wanted]
+    rows = []
+    for u, w in enumerate(wanted):
+        shown = [i for i in rng.permutation(items)[:11] if i != w][:10]
+        shown[0] = w if found[u] else shown[0]
+        rows += [(u, i, p) for p, i in enumerate(shown, start=1)]
+    write(folder, "lists", "user,item,rank", rows)
+    write(folder, "held", "user,item", list(enumerate(wanted)))
+    write(folder, "items", "item,count,prior", zip(range(items), count, known, strict=True))
+
+
+@pytest.mark.parametrize(("data", "prior", "sign"), [(0.25, 0.0, 1), (0.0, 0.25, -1), (0.0, 0.0, 0)])
+def test_effects_of_data_and_prior_are_told_apart(tmp_path, data, prior, sign):
+    # catches: sides exchanged, cells by user, an effect that holds the other one, a gate without these names
+    two_by_two(tmp_path, data, prior)
+    summary, _, _ = audit(tmp_path, draws=400)
+    effects = [level(summary, f"effect:pair_recall@10:{pair}") for pair in ("popularity~prior", "prior~popularity")]
+    for row, true in zip(effects, (data, prior), strict=True):
+        assert row["low"] < true < row["high"]
+    dominance = level(summary, "dominance:pair_recall@10:popularity~prior")
+    assert [dominance["low"] > 0, dominance["high"] < 0] == [sign > 0, sign < 0]
+    assert fail_if(summary, '"dominance:pair_recall@10:popularity~prior low" > 0') is (sign > 0)
+    cells = summary["audit"]["cells"]
+    assert sum(row["items"] for row in cells) == 200
+    assert sum(row["share_of_exposure"] for row in cells) == pytest.approx(1.0)
+
+
+def test_recall_of_a_cell_is_that_of_its_held_out_items(tmp_path):
+    two_by_two(tmp_path, 0.2, 0.1, users=400)
+    summary, _, _ = audit(tmp_path)
+    lists, held, items = (pl.read_csv(tmp_path / f"{name}.csv") for name in ("lists", "held", "items"))
+    top = {n: set(items.sort(n, descending=True)["item"][:40].to_list()) for n in ("count", "prior")}
+    shown = set(lists.select("user", "item").rows())
+    hits = [(u, i) in shown for u, i in held.rows() if i in top["count"] and i not in top["prior"]]
+    row = level(summary, "mean:pair_recall@10:cell", "head of data, tail of prior")
+    assert (row["value"], row["n_units"]) == (pytest.approx(np.mean(hits)), len(hits))
+
+
+def test_a_cell_of_few_users_is_not_shown_and_no_effect_is_made_of_it(tmp_path):
+    # catches: the value of four people
+    two_by_two(tmp_path, 0.0, 0.0, users=40)
+    summary, _, _ = audit(tmp_path)
+    groups = {x["group"] for x in summary["evidence"]["levels"] if x["statistic"] == "mean:pair_recall@10:cell"}
+    assert "head of data, head of prior" not in groups
+    assert not [x for x in summary["evidence"]["levels"] if x["statistic"].startswith(("effect", "dominance"))]
+    assert any("head of data, head of prior" in w for w in summary["warnings"])
+
+
+def test_titles_are_scored_by_a_model_which_stays_as_it_is(tmp_path, monkeypatch):
+    # catches: a model that is trained, scores in another order, a table of templates that do not agree
+    from upright.language import titles
+    from upright.models.tiny import tiny_llama, tiny_tokenizer
+
+    monkeypatch.setenv("UPRIGHT_CACHE", str(tmp_path / "cache"))
+    two_by_two(tmp_path, 0.2, 0.0, users=400)
+    items = pl.read_csv(tmp_path / "items.csv").drop("prior")
+    names = [f"film {chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(len(items))]
+    items.with_columns(title=pl.Series(names)).write_csv(tmp_path / "items.csv")
+    tokenizer = tiny_tokenizer([*names, *titles.TEMPLATES])
+    model = tiny_llama(tokenizer)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    summary, _, _ = audit(tmp_path, model=str(tmp_path / "model"))
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+    agreement = summary["audit"]["prior"]["templates"]
+    table = [x for x in summary["evidence"]["levels"] if "pair_recall" in x["statistic"]]
+    assert bool(table) is (agreement >= 0.6)
+    assert bool(table) or any("rank correlation" in w for w in summary["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("items", "got"),
+    [
+        ("item,count,prior;x,2,0.5;y,1,inf;z,1,0", "'prior' is 'inf'"),
+        ("item,count;x,2;y,1;z,1", "has neither 'prior' nor 'title'"),
+    ],
+)
+def test_a_prior_that_cannot_be_is_refused(small, items, got):
+    (small / "items.csv").write_text(items.replace(";", "\n") + "\n")
+    assert got in refused(small, model="nowhere").got
+
+
 # -- folder -------------------------------------------------------------------------------------------------------
 
 

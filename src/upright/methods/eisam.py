@@ -232,7 +232,7 @@ _LIMITS = [
     task="upright.tasks.sequence:NextInSequence",
     config=EISAMConfig,
     title="EISAM",
-    mends="tail items ignored by sequential and LLM-based recommenders",
+    mends="tail items ignored by LLM-based recommenders",
     neutral=[{"rho": 0.0}, {"lam": 0.0}],
     arms=[
         Arm("none", "baseline", {"remedy": "none"}, "no remedy"),
