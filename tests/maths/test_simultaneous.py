@@ -267,3 +267,13 @@ def test_a_client_at_two_seeds_is_one_client():
     found = compare(x[..., None], np.tile(label, (2, 1)), place=np.zeros((2, 65), dtype=np.int64))
     assert (found.p < 0.01).all()
     assert np.isfinite(found.detectable).all()
+
+
+def test_a_place_without_a_group_is_compared_in_silence():
+    # catches: a division by the rows of a group that a client does not have
+    rng = np.random.default_rng(0)
+    group, place = np.arange(300) % 3, np.arange(300) // 150
+    place[(group < 2) & (np.arange(300) % 20 == 0)] = 2  # two groups alone
+    hits = (rng.random(300) < 0.4).astype(float)[None, :, None]
+    found = compare_groups(hits, group[None], np.arange(300), 3, rng=rng, place=place[None], draws=99)
+    assert [np.isnan(found.low[k]) for k, one in enumerate(found.of) if one[0] == 2] == [False, True, True]

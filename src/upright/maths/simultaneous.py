@@ -496,7 +496,7 @@ def _bounds(
     binary = np.isclose(t.squares, t.sum.sum((0, 1)))
     if not binary.any():
         return low, high
-    n = np.broadcast_to(t.n[:, None], r.shape).copy()
+    n = np.broadcast_to(np.where(t.n > 0, t.n, np.nan)[:, None], r.shape)
     error = np.sqrt(np.einsum("ggm->gm", v))
     if clustered:
         q = r * (1 - r)
