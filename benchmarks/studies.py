@@ -3,7 +3,7 @@
 1. *select*: optimiser settings of every arm by its own validation score, on one grid and one seed; arms with a strength
    are selected at the middle of its grid
 2. *tune*: the strength of every such arm, on other seeds: among values whose mean validation score is within the margin
-   of the baseline's, the one with the smallest gap on validation
+   of the baseline's, the one with the smallest gap on validation, or with the best mean of the group to be raised
 3. *run*: every arm at every seed, scored once on test; one comparison
 
 Every job writes its own file, so a study that was interrupted goes on where it stopped.
@@ -54,6 +54,8 @@ class Study:
         Disjoint.
     score, grouping : str
         Metric that is selected on, and the groups whose gap in it tuning shrinks.
+    raised : str
+        Group whose mean tuning raises, in place of the gap.
     margin : float
         How far below the baseline's validation score a tuned arm may lie.
     preset : str
@@ -71,6 +73,7 @@ class Study:
     select_seed: int = 102
     score: str = "ndcg@10"
     grouping: str = "activity"
+    raised: str = ""
     margin: float = 0.01
     preset: str = "full"
 
@@ -99,8 +102,9 @@ def _validate(job: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
     scores = task.score(result, "valid", run)
     values = np.asarray(scores.values[about["score"]])
     groups = np.asarray(scores.by[about["grouping"]])
-    means = [float(np.nanmean(values[groups == g])) for g in sorted(set(groups.tolist()))]
-    found = {"job": about, "mean": float(np.nanmean(values)), "gap": means[0] - means[-1], "notes": run.notes}
+    means = {g: float(np.nanmean(values[groups == g])) for g in sorted(set(groups.tolist()))}
+    first, *_, last = means.values()
+    found = {"job": about, "mean": float(np.nanmean(values)), "gap": first - last, "means": means, "notes": run.notes}
     write_json(file, found)
     return found
 
@@ -152,7 +156,7 @@ def run_study(study: Study, work: Path, run_all: Map) -> Path:
         _validate, floor + [job(a, s, {**selected[a], **p}) for a in tuned for p in points for s in study.tune_seeds]
     )
     reference = float(np.mean([r["mean"] for r in done[: len(floor)]]))
-    strength, curves = _choose(done[len(floor) :], tuned, points, reference - study.margin)
+    strength, curves = _choose(done[len(floor) :], tuned, points, reference - study.margin, study.raised)
     chosen = {a: {**selected[a], **strength.get(a, {})} for a in study.arms}
     folders = [Path(p) for p in run_all(_run_seed, [(str(work), study, s, chosen) for s in study.seeds])]
     scores = {a: [{**{k: r["job"]["extra"][k] for k in study.select}, "mean": r["mean"]}
@@ -167,7 +171,11 @@ def run_study(study: Study, work: Path, run_all: Map) -> Path:
 
 
 def _choose(
-    done: Sequence[Mapping[str, Any]], arms: Sequence[str], points: Sequence[Mapping[str, Any]], floor: float
+    done: Sequence[Mapping[str, Any]],
+    arms: Sequence[str],
+    points: Sequence[Mapping[str, Any]],
+    floor: float,
+    raised: str = "",
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     chosen: dict[str, Any] = {}
     curves: dict[str, Any] = {}
@@ -176,9 +184,14 @@ def _choose(
         for point in points:
             own = [r for r in done if r["job"]["arm"] == arm and point.items() <= r["job"]["extra"].items()]
             mean, gap = float(np.mean([r["mean"] for r in own])), float(np.mean([r["gap"] for r in own]))
-            rows.append({**point, "mean": mean, "gap": gap})
+            best_of = {raised: float(np.mean([r["means"][raised] for r in own]))} if raised else {}
+            rows.append({**point, "mean": mean, "gap": gap, **best_of})
         affordable = [r for r in rows if r["mean"] >= floor]
-        best = min(affordable, key=lambda r: abs(r["gap"])) if affordable else max(rows, key=lambda r: r["mean"])
+        best = (
+            min(affordable, key=lambda r: -r[raised] if raised else abs(r["gap"]))
+            if affordable
+            else max(rows, key=lambda r: r["mean"])
+        )
         chosen[arm] = {k: best[k] for k in points[0]}
         curves[arm] = rows
     return chosen, curves

@@ -18,18 +18,18 @@ BUDGETS = {
     "contract.py": 475,  # aims at 400
     "declare.py": 200,
     "cli+api.py": 1_070,  # aims at 950
-    "experiment": 2_500,  # aims at 1,900
+    "experiment": 2_510,  # aims at 1,900
     "report": 2_750,  # aims at 2,400
-    "evidence": 2_160,  # aims at 950
-    "data": 3_600,  # aims at 2,600
+    "evidence": 2_230,  # aims at 950
+    "data": 3_750,  # aims at 2,600
     "metrics": 2_230,  # docs/metrics.md is written from its docstrings
     "classification": 2_860,
-    "language": 6_400,
+    "language": 7_600,  # with EISAM: titles, trainer, and items as a head
     "maths": 4_900,
     "federation": 1_100,
     "recommendation": 2_100,
     "models": 1_300,
-    "tasks": 3_660,  # aims at 3,400
+    "tasks": 4_180,  # aims at 3,400
     "methods": 3_600,
     "ledger.py": 400,
 }
