@@ -3,8 +3,8 @@
     python benchmarks/study_eisam.py WORK_FOLDER [NAME ...] [--prior FILE]
 
 Two processes with one thread each. It goes on where it was interrupted. Every arm has the learning rate of one grid,
-and its strength is the one with the best validation NDCG of the tail among those that keep the mean within the margin of
-the baseline's. ``--prior`` names a file of prior scores of ML-100K's items for the table of two by two.
+and its strength is the one with the best validation NDCG of the tail among those that keep the mean within the margin
+of the baseline's. ``--prior`` names a file of prior scores of ML-100K's items for the table of two by two.
 """
 
 from __future__ import annotations
