@@ -708,7 +708,8 @@ def _inside(found: GroupFairness) -> str:
     shown = [one for one, shown in zip(inside.of, inside.shown, strict=True) if shown]
     homes = dict.fromkeys(h for h, m, *pair in shown if found.cells[0, m, h + 1, pair].min() >= FEWEST)
     words = [f"gap shown at {some([found.table.clients[h] for h in homes])}" if homes else "no gap shown"]
-    words += [f"not shown, nor excluded, at {plural(len(found.table.clients) - len(homes), 'other')}"] * bool(homes)
+    rest = len(found.table.clients) - len(homes)
+    words += [f"not shown, nor excluded, at {plural(rest, 'other')}"] * bool(homes and rest)
     against = len({row["client"] for row in found.conflicts})
     words += [f"at {plural(against, 'client')} the other way than over all rows"] * bool(against)
     small = sum(row["client"] is not None for row in found.small)
