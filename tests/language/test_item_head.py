@@ -358,6 +358,8 @@ def test_a_run_with_a_language_model(folder, arm, head, monkeypatch):
         own = np.array(task.popularity)[targets] == row["items"]
         assert row["n"] == min(eisam.PROBED, own.sum())  # every item that is measured has a target
     assert task.facts["model"] == "little"
+    adjusted = next(a for a in spec_of(eisam.run).arms if a.name == "logit_adjust")
+    assert bool(adjusted.unfit(task)) is (head == "title")
     states = len(task._keep_states(run)._states)
     task.score(model, "valid", run)
     assert len(task._keep_states(run)._states) == states  # every prompt was known before
