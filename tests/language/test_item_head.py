@@ -194,6 +194,7 @@ def test_the_cache_is_used_and_that_of_another_model_is_not(model, tokenizer, tm
         kept = kept_of(model, tokenizer, folder=tmp_path, **options)
         passes.clear()
         kept.prepare(history)
+        kept.prepare(history[:2])  # known by now
         found = kept.batch(history)[0]
         return found, sum(passes)
 
@@ -358,6 +359,8 @@ def test_a_run_with_a_language_model(folder, arm, head, monkeypatch):
         own = np.array(task.popularity)[targets] == row["items"]
         assert row["n"] == min(eisam.PROBED, own.sum())  # every item that is measured has a target
     assert task.facts["model"] == "little"
+    adjusted = next(a for a in spec_of(eisam.run).arms if a.name == "logit_adjust")
+    assert bool(adjusted.unfit(task)) is (head == "title")
     states = len(task._keep_states(run)._states)
     task.score(model, "valid", run)
     assert len(task._keep_states(run)._states) == states  # every prompt was known before

@@ -140,6 +140,8 @@ class KeptStates:
             Gets the number of prompts as they are computed.
         """
         missing = self._missing(self._prompts(history))
+        if not missing:
+            return
         lengths = [len(ids) for ids in missing]
         found = self._cached("states", missing, lambda: torch.cat(self._below(missing, advance)), sum(lengths))
         self._states |= zip(missing, torch.split(found, lengths), strict=True)
@@ -147,8 +149,8 @@ class KeptStates:
     def batch(self, history: Tensor) -> tuple[Tensor, Tensor]:
         """Return padded states of histories, (B, T, d), and the place of the end of each, (B,)."""
         prompts = self._prompts(history)
-        missing = self._missing(prompts)
-        self._states |= zip(missing, self._below(missing, None), strict=True)
+        if missing := self._missing(prompts):
+            self._states |= zip(missing, self._below(missing, None), strict=True)
         states = [self._states[ids] for ids in prompts]
         return pad_sequence(states, batch_first=True), torch.tensor([len(one) - 1 for one in states])
 
@@ -182,9 +184,8 @@ class KeptStates:
     def _passes(self, prompts: Sequence[Ids]) -> Iterator[tuple[list[int], Tensor]]:
         """Yield rows of prompts of similar length, and their tokens, padded at the right."""
         records = [Encoded(ids, 1) for ids in prompts]
-        with quiet(self.model):
-            for rows in length_batches(records, _ROWS):
-                yield rows, collate([records[row] for row in rows], 0)["input_ids"]
+        for rows in length_batches(records, _ROWS):
+            yield rows, collate([records[row] for row in rows], 0)["input_ids"]
 
     def _below(self, prompts: Sequence[Ids], advance: Callable[[int], Any] | None) -> list[Tensor]:
         """Return what enters the first of the last layers, shape (T, d) for each prompt."""
@@ -193,8 +194,8 @@ class KeptStates:
             raise _Reached(args[0])
 
         found = dict[int, Tensor]()
-        hook = self._decoder.layers[-self.layers].register_forward_pre_hook(stop)
-        try:
+        entry = self._decoder.layers[-self.layers]
+        with quiet(self.model), entry.register_forward_pre_hook(stop):
             for rows, ids in self._passes(prompts):
                 try:
                     self._decoder(input_ids=ids, use_cache=False)
@@ -203,17 +204,16 @@ class KeptStates:
                         found[row] = states[: len(prompts[row])].clone()
                 if advance is not None:
                     advance(len(rows))
-        finally:
-            hook.remove()
         return [found[row] for row in range(len(prompts))]
 
     def _means(self, prompts: Sequence[Ids]) -> Tensor:
         """Return the mean hidden state of each title, shape (n, d)."""
         found, first = torch.empty(len(prompts), self.width), len(self._begin)
-        for rows, ids in self._passes(prompts):
-            states = self._decoder(input_ids=ids, use_cache=False).last_hidden_state
-            for row, own in zip(rows, states, strict=True):
-                found[row] = own[first : len(prompts[row])].mean(0)
+        with quiet(self.model):
+            for rows, ids in self._passes(prompts):
+                states = self._decoder(input_ids=ids, use_cache=False).last_hidden_state
+                for row, own in zip(rows, states, strict=True):
+                    found[row] = own[first : len(prompts[row])].mean(0)
         return found
 
     def _try(self) -> None:

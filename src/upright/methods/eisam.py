@@ -183,6 +183,11 @@ def item_sharpness(model: Any, t: Any, rho: float, rng: np.random.Generator) -> 
     return found
 
 
+def _no_softmax(task: Any) -> str:
+    """Say why the scores of a task's model cannot be shifted item by item, where they cannot."""
+    return "titles that are written token by token have no softmax over items" if task.config.head == "title" else ""
+
+
 _REPORT = [
     Front("Quality of everybody against that of the tail"),
     Intervals(
@@ -238,7 +243,7 @@ _LIMITS = [
         Arm("none", "baseline", {"remedy": "none"}, "no remedy"),
         Arm("eisam", "remedy", {}, "EISAM"),
         Arm("reweight", "trivial", {"remedy": "reweight"}, "reweighted loss", simpler=True),
-        Arm("logit_adjust", "trivial", {"remedy": "logit_adjust"}, "logit adjustment", simpler=True),
+        Arm("logit_adjust", "trivial", {"remedy": "logit_adjust"}, "logit adjustment", unfit=_no_softmax, simpler=True),
         Arm("resample", "trivial", {"remedy": "resample"}, "resampling", simpler=True),
         Arm("shuffled", "placebo", {"weights": "shuffled"}, "weights of other items"),
         Arm("random", "placebo", {"direction": "random"}, "random direction"),

@@ -151,7 +151,10 @@ class NextInSequence:
             got, todo = f"{split.name}, a log without titles, and a language model", "take ml100k or ml-latest-small"
             raise InputError(got, "items with titles: a language model knows no codes", f"{todo}, or backbone=sasrec")
         #: why there is no prior score, where there is none
-        self.without_prior = "without prior scores (--set prior=FILE) items are told apart by their interactions alone"
+        self.without_prior = (
+            "without prior scores (--set prior=FILE, or model_folder=FOLDER where items have titles) items are told "
+            "apart by their interactions alone"
+        )
         user, self.history, self.target = windows(split.train, config.seen_items)  # (W, T) each
         #: targets of each item in training, shape (I,)
         self.item_count = np.bincount(self.target[self.target >= 0], minlength=self.n_items)
