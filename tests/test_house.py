@@ -22,7 +22,7 @@ BUDGETS = {
     "report": 2_750,  # aims at 2,400
     "evidence": 2_230,  # aims at 950
     "data": 3_750,  # aims at 2,600
-    "metrics": 2_230,  # docs/metrics.md is written from its docstrings
+    "metrics": 2_250,  # docs/metrics.md is written from its docstrings
     "classification": 2_860,
     "language": 7_600,  # with EISAM: titles, trainer, and items as a head
     "maths": 4_900,

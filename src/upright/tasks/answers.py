@@ -22,9 +22,20 @@ from upright.data.formats import Columns, number_of
 from upright.data.tabular import cut_of
 from upright.evidence.units import FEWEST
 
-__all__ = ["FEWEST", "YOURS", "Answer", "in_python", "name_of", "plural", "read_groups", "suppress_small"]
+__all__ = [
+    "FEWEST",
+    "MIN_AGREEMENT",
+    "YOURS",
+    "Answer",
+    "in_python",
+    "name_of",
+    "plural",
+    "read_groups",
+    "suppress_small",
+]
 
 YOURS = "yours"
+MIN_AGREEMENT = 0.6  # rank correlation of two templates; below it prior scores are of words, not of titles
 MOST_GROUPS = 50  # more different numbers are a quantity
 
 

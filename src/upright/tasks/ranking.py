@@ -39,9 +39,8 @@ from upright.lazy import LazyModule
 from upright.maths.ranks import head_items, rank_sides
 from upright.maths.resampling import ratio_of_sums
 from upright.metrics.ranking import coverage, gini, list_quality
-from upright.tasks.answers import YOURS, Answer, plural, read_groups, suppress_small
+from upright.tasks.answers import MIN_AGREEMENT, YOURS, Answer, plural, read_groups, suppress_small
 from upright.tasks.next_item import QUALITY
-from upright.tasks.sequence import MIN_AGREEMENT
 
 if TYPE_CHECKING:
     from upright.language import titles

@@ -39,6 +39,7 @@ from upright.data.sequences import joined, last_histories, leave_last, tie_share
 from upright.lazy import LazyModule
 from upright.maths.ranks import rank_sides
 from upright.metrics import ranking
+from upright.tasks.answers import MIN_AGREEMENT
 from upright.tasks.next_item import InteractionsConfig
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 QUALITY: Mapping[str, str] = {"ndcg": "NDCG", "hit": "Hit rate", "mrr": "MRR"}
 MIN_CELL = 5  # users; the mean of fewer says too much about each
-MIN_AGREEMENT = 0.6  # rank correlation of two templates; below it prior scores are of words, not of titles
 
 
 class NextInSequenceConfig(InteractionsConfig):
