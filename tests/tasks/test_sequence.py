@@ -154,3 +154,16 @@ def test_ties_are_facts_of_the_data():
     ).facts
     assert found["tied_neighbours"] > 0.5
     assert NextInSequence.tiny().facts["tied_neighbours"] == 0.0
+
+
+def test_what_is_noted_of_places_and_frequency_counts_everybody_once():
+    # catches: bins that overlap or lose a user, a curve that does not run from 0 to 1 or lies above the diagonal
+    task, run = NextInSequence.tiny(), ArmRun(None, 0, "x")
+    task.open_test()
+    found = task.score(Oracle(task._test.item, task.n_items), "test", run)
+    assert sum(row["n"] for row in run.notes["frequency"]) == len(found.unit)
+    assert all(row["value"] == 1.0 for row in run.notes["frequency"])
+    items, places = (np.array([row[name] for row in run.notes["lorenz"]]) for name in ("items", "places"))
+    assert (items[0], places[0], items[-1], places[-1]) == (0.0, 0.0, 1.0, pytest.approx(1.0))
+    assert (places <= items + 1e-12).all()
+    assert (np.diff(places) >= 0).all()

@@ -48,8 +48,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.contract import Arm, InputError, NonNegativeFloat, Range, Run, Task, Training, method, stream
-from upright.declare import Changes, Front, Intervals, Noted
+from upright.contract import (
+    Arm,
+    InputError,
+    NonNegativeFloat,
+    PositiveFloat,
+    Range,
+    Run,
+    Task,
+    Training,
+    method,
+    stream,
+)
+from upright.declare import Changes, Curve, Front, Intervals, Noted, Signed
 from upright.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -89,6 +100,8 @@ class EISAMConfig(Training):
     """`random` perturbs as far in a random direction: a placebo."""
     mode: Literal["lagged", "subset", "shared"] = "lagged"
     """Direction of the last step; the same with the rarest items alone in the second pass; of this step."""
+    learning_rate: PositiveFloat = 3e-3
+    """Step size of Adam."""
     batch_size: Annotated[int, Range(ge=1)] = 64
     """Windows of a step."""
     weight_decay: NonNegativeFloat = 0.0
@@ -190,11 +203,23 @@ def _no_softmax(task: Any) -> str:
 
 _REPORT = [
     Front("Quality of everybody against that of the tail"),
+    Signed(
+        "Effect of being head, of the data and of the prior, and which is larger",
+        "effect:* dominance:*",
+        ["An effect is the mean over the groups of the other side. Dominance is the first size minus the second."],
+    ),
     Intervals(
-        "Who gets what: the held-out item is head or tail",
-        "mean:ndcg@*:cell=*",
-        join="group",
-        arms=("baseline", "remedy", "trivial"),
+        "Quality of the last item by how often it is a target in training",
+        "frequency",
+        by=("targets",),
+        arms=("baseline", "remedy"),
+    ),
+    Curve(
+        "Lorenz curve of places in the lists",
+        "lorenz",
+        ["The least shown items stand left. The further below the diagonal, the fewer items have most places."],
+        x="items",
+        y="places",
     ),
     Changes("Change for head and tail", "mean:ndcg@*_tail mean:ndcg@*_head mean:ndcg@*:cell=*"),
     Intervals(
@@ -274,7 +299,7 @@ _LIMITS = [
     sweep={"lam": [0.2, 0.5, 0.8, 1.0]},
     report=_REPORT,
     limits=_LIMITS,
-    demo={"data": "ml100k", "settings": {"epochs": 10}, "arms": ["none", "eisam", "reweight"]},
+    demo={"data": "ml100k", "settings": {"epochs": 4}, "arms": ["none", "eisam", "reweight"]},
     tiny={"epochs": 4, "check_every": 2, "batch_size": 32, "learning_rate": 0.01},
 )
 def run(task: Task, config: EISAMConfig, run: Run) -> nn.Module:

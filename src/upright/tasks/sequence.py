@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.stats import rankdata
 
 from upright.contract import File, InputError, Metric, PositiveInt, Range, Run, UnitScores, stream
 from upright.data.catalogue import cache_dir
@@ -37,7 +36,8 @@ from upright.data.columns import Column, read_columns
 from upright.data.interactions import Split, synthetic
 from upright.data.sequences import joined, last_histories, leave_last, tie_shares, windows
 from upright.lazy import LazyModule
-from upright.maths.ranks import rank_sides
+from upright.maths.ranks import head_items, rank_sides
+from upright.maths.simultaneous import rate_bounds
 from upright.metrics import ranking
 from upright.tasks.answers import MIN_AGREEMENT
 from upright.tasks.next_item import InteractionsConfig
@@ -47,14 +47,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from upright.language import item_head, titles
-    from upright.maths import sharpness
     from upright.models import hub, sequential
 else:
     torch = LazyModule("torch")
     item_head = LazyModule("upright.language.item_head")
     titles = LazyModule("upright.language.titles")
     hub = LazyModule("upright.models.hub")
-    sharpness = LazyModule("upright.maths.sharpness")
     sequential = LazyModule("upright.models.sequential")
 
 __all__ = ["NextInSequence", "NextInSequenceConfig"]
@@ -62,6 +60,7 @@ __all__ = ["NextInSequence", "NextInSequenceConfig"]
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 QUALITY: Mapping[str, str] = {"ndcg": "NDCG", "hit": "Hit rate", "mrr": "MRR"}
+POINTS = 41  # of a Lorenz curve
 MIN_CELL = 5  # users; the mean of fewer says too much about each
 
 
@@ -361,13 +360,31 @@ class NextInSequence:
         values, by = {name: full[name] for name in self.metrics if name in full}, self._by(wanted.item)
         for group in ("tail", "head"):
             values[f"ndcg@{k}_{group}"] = np.where(np.array(by["popularity"]) == group, values[f"ndcg@{k}"], np.nan)
+        if split == "test":
+            run.note("frequency", self._by_frequency(values[f"ndcg@{k}"], wanted.item))
+            places = np.append(0.0, np.cumsum(np.sort(exposure))) / exposure.sum()
+            at = np.linspace(0, self.n_items, POINTS).round().astype(np.int64)
+            run.note("lorenz", [{"items": i / self.n_items, "places": float(places[i])} for i in at.tolist()])
         return UnitScores("user", wanted.user.tolist(), values, by, totals, self._codes(wanted.item))
+
+    def _by_frequency(self, value: Array, item: Ints) -> list[dict[str, Any]]:
+        """Return means of values by tenths of the training targets of held-out items, with intervals over items."""
+        count = self.item_count[item]
+        edges = np.unique(np.quantile(count, np.linspace(0.0, 1.0, 11)[1:-1]))
+        place = np.searchsorted(edges, count, side="left")
+        table = rate_bounds(value, place, np.unique(item, return_inverse=True)[1], len(edges) + 1).T
+        return [
+            {"targets": f"{count[place == b].min()} to {count[place == b].max()}", "n": int(n)}
+            | dict(zip(("value", "low", "high"), map(float, numbers), strict=True))
+            for b, (n, *numbers) in enumerate(table)
+            if n
+        ]
 
     def _by(self, item: Ints) -> dict[str, list[str]]:
         """Return the groups of held-out items."""
         names = {"popularity": self.popularity}
         if self.prior is not None:
-            names["prior"] = _head_or_tail(rankdata(self.prior))
+            names["prior"] = _head_or_tail(self.prior)
             names["cell"] = [f"{a} of data, {b} of prior" for a, b in zip(*names.values(), strict=True)]
         return {name: np.array(own)[item].tolist() for name, own in names.items()}
 
@@ -378,7 +395,7 @@ class NextInSequence:
 
 
 def _head_or_tail(size: Array) -> list[str]:
-    return np.where(sharpness.head_items(size), "head", "tail").tolist()  # type: ignore[no-any-return]
+    return [*map(str, np.where(head_items(size), "head", "tail"))]
 
 
 def _read_prior(file: Any, encoding: str, split: Split) -> Array:
