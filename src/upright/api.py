@@ -50,7 +50,7 @@ class Result:
         import polars as pl
 
         names = ("arm", "label", "value", "low", "high", "p", "n_units", "statistic", "group")
-        return pl.DataFrame([{name: row[name] for name in names} for row in self.evidence["levels"]])
+        return pl.DataFrame({name: [row.get(name) for row in self.evidence["levels"]] for name in names}, strict=False)
 
     def _repr_html_(self) -> str:
         """The verdict above the levels, as a notebook shows it."""

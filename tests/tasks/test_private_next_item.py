@@ -289,7 +289,7 @@ def test_attributes_come_from_a_file_of_their_own(tmp_path):
     users.write_text("person,gender\n" + "".join(f"{u},{g}\n" for u, g in reversed(people.items())))
     config = PrivateNextItemConfig(data=str(log), users_file=str(users), users_id="person", folds=3)
     task = PrivateNextItem.load(config)
-    names = PrivateNextItem.split_of(config, None).train.user_ids
+    names = config.load_split(None).train.user_ids
     wanted = [people[u] if people[u] in ("F", "M") else "" for u in names]
     assert task.labels.tolist() == wanted
     run = run_of()
