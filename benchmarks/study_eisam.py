@@ -20,12 +20,12 @@ from studies import Study, publish, run_study
 
 ARMS = ("none", "eisam", "reweight", "logit_adjust", "shuffled")
 FEW = ("none", "eisam", "reweight", "shuffled")
-SELECT = {"learning_rate": [1e-3, 3e-3]}
+SELECT = {"learning_rate": [1e-3, 3e-3, 1e-2]}
 TUNE = {"lam": [0.3, 0.6, 0.9]}
 
 
 def _study(data: str, arms: tuple[str, ...], more: dict[str, str]) -> Study:
-    settings = {"data": data, "epochs": 40, "check_every": 2, "patience": 4, **more}
+    settings = {"data": data, "epochs": 80, "check_every": 2, "patience": 4, **more}
     named = {"grouping": "popularity", "raised": "tail"}
     return Study(f"eisam-sasrec-{data}", "eisam", settings, SELECT, TUNE, arms, **named)  # type: ignore[arg-type]
 

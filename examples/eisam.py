@@ -13,6 +13,7 @@ from upright.methods.eisam import EISAM, check_sharpness
 from upright.metrics.ranking import evaluate_full
 from upright.models.sequential import SASRec
 
+torch.manual_seed(0)
 split = leave_last(synthetic(n_users=200, n_items=120, seed=0), seed=0)
 _, history, target = (torch.from_numpy(x) for x in windows(split.train, length=10))
 count = np.bincount(target[target >= 0], minlength=split.train.n_items)

@@ -49,10 +49,11 @@ def test_a_step_of_reweighting_is_the_gradient_of_the_weighted_mean():
 
 
 def test_a_window_is_drawn_in_proportion_to_the_weights_of_its_targets():
-    # catches: resampling by the weight of the history, or of one target
+    # catches: resampling by the weight of the history, of one target, or by how many a window has
     task, rng = NextInSequence.tiny(), np.random.default_rng(0)
     weight = rng.random(task.n_items) ** 4
-    mass = np.where(task.target >= 0, weight[task.target], 0.0).sum(1)
+    there = task.target >= 0
+    mass = np.where(there, weight[task.target], 0.0).sum(1) / there.sum(1)
     drawn = [
         tuple(row)
         for e in range(300)

@@ -13,6 +13,7 @@ from upright.contract import InputError
 from upright.data.interactions import synthetic
 from upright.data.sequences import leave_last
 from upright.experiment.folders import ArmRun
+from upright.tasks.answers import opaque_codes
 from upright.tasks.sequence import NextInSequence, NextInSequenceConfig
 
 RUN = ArmRun(None, 0, "x")
@@ -89,9 +90,8 @@ def test_groups_are_those_of_the_held_out_item_and_clusters_tell_nothing_of_it(t
         assert values[own].tolist() == found.values["ndcg@10"][own].tolist()
     assert len(set(zip(found.cluster, task.valid.item, strict=True))) == len(set(found.cluster))
     assert len(set(found.cluster)) == len(set(task.valid.item))
-    order = np.argsort(np.unique(task.valid.item))
-    codes = np.array([int(found.cluster[task.valid.item.tolist().index(i)][1:]) for i in np.unique(task.valid.item)])
-    assert not np.array_equal(np.argsort(codes), order)
+    other = np.random.default_rng(1).permutation(task.n_items)  # other items, equal where these are
+    assert opaque_codes(other[task.valid.item]) == list(found.cluster)
 
 
 def test_batches_hold_every_window_once_or_are_drawn_by_weight(task):
@@ -154,6 +154,18 @@ def test_ties_are_facts_of_the_data():
     ).facts
     assert found["tied_neighbours"] > 0.5
     assert NextInSequence.tiny().facts["tied_neighbours"] == 0.0
+
+
+def test_a_cell_of_few_users_takes_the_table_of_the_prior_away():
+    # catches: the value of one user
+    task, run = NextInSequence.tiny(), ArmRun(None, 0, "x")
+    task.prior = np.zeros(task.n_items)
+    flat = type("Flat", (), {"score_all": lambda self, history: torch.zeros(len(history), task.n_items)})()
+    task.prior[task.valid.item[0]] = 1.0  # head of the prior is one item
+    few = int((task.valid.item == task.valid.item[0]).sum())
+    found = task.score(flat, "valid", run)
+    assert ("cell" in found.by) is (few >= 5)
+    assert ("cell" in found.by) or "no table of two by two" in run.warnings[0]
 
 
 def test_what_is_noted_of_places_and_frequency_counts_everybody_once():

@@ -30,10 +30,12 @@ Deviations
 D1. One perturbation for all items of a batch, along the weighted loss: the maximum of a sum is at most the sum of the
     maxima, so this is a lower bound of the item-wise penalty. ``mode="exact"`` of the optimiser keeps them apart.
 D2. ``mode="lagged"`` takes the direction of the last step's second pass, which saves a backward pass; ``shared`` takes
-    the present one.
+    the present one, as SAM and its relatives among the arms do. On MovieLens 100K the lagged direction had a cosine of
+    0.05 to 0.15 with the batch's own gradient, and the loss rose a tenth as much along it: it sees what batches share.
 D3. f is ``relative``, ``(1 - n / n_max)^gamma``. The form ``(1 - n / N)^gamma`` of Focal-SAM is nearly constant where
     no item holds a tenth of the interactions.
-D4. Loss at every place of a history, not at the last one alone.
+D4. Loss at every place of a history, not at the last one alone. With a language model as backbone it is the last one
+    of each user; counts, weights and frequencies are those of all targets.
 
 Cost
 ----
@@ -52,7 +54,6 @@ from upright.contract import (
     Arm,
     InputError,
     NonNegativeFloat,
-    PositiveFloat,
     Range,
     Run,
     Task,
@@ -174,6 +175,8 @@ def item_sharpness(model: Any, t: Any, rho: float, rng: np.random.Generator) -> 
 
     Every item is measured on as many targets, at most `TARGETS`: a mean over few has the longer gradient by chance.
     """
+    from scipy.stats import t as student
+
     place = np.flatnonzero((t.target >= 0).any(1))
     rows, columns = np.nonzero(t.target[place] >= 0)
     order = rng.permutation(len(rows))
@@ -195,10 +198,9 @@ def item_sharpness(model: Any, t: Any, rho: float, rng: np.random.Generator) -> 
             return model.target_losses(h[some], y[some], masks=0)[0]  # type: ignore[no-any-return]
 
         _, size = sharpness.item_sharpness(losses, params, torch.from_numpy(item[at]), rho)
-        value, error = float(size.mean()), float(size.std() / len(size) ** 0.5) if len(size) > 1 else float("nan")
-        found.append(
-            {"items": name, "value": value, "low": value - 1.96 * error, "high": value + 1.96 * error, "n": len(size)}
-        )
+        value, n = float(size.mean()), len(size)
+        wide = float(size.std() * student.ppf(0.975, n - 1) / n**0.5) if n > 1 else float("nan")
+        found.append({"items": name, "value": value, "low": value - wide, "high": value + wide, "n": n})
     return found
 
 
@@ -278,9 +280,9 @@ _LIMITS = [
         Arm("resample", "trivial", {"remedy": "resample"}, "resampling", simpler=True),
         Arm("shuffled", "placebo", {"weights": "shuffled"}, "weights of other items"),
         Arm("random", "placebo", {"direction": "random"}, "random direction"),
-        Arm("sam", "rival", {"weight": "constant", "lam": 1.0}, "SAM"),
-        Arm("tail_only", "rival", {"weight": "tail_only", "lam": "tail_share"}, "ImbSAM"),
-        Arm("focal", "rival", {"weight": "focal"}, "Focal-SAM"),
+        Arm("sam", "rival", {"weight": "constant", "lam": 1.0, "mode": "shared"}, "SAM"),
+        Arm("tail_only", "rival", {"weight": "tail_only", "lam": "tail_share", "mode": "shared"}, "ImbSAM"),
+        Arm("focal", "rival", {"weight": "focal", "mode": "shared"}, "Focal-SAM"),
     ],
     statistics=[
         "mean:ndcg@10_tail",

@@ -136,6 +136,12 @@ def read_groups(table: Columns, group: str, *, missing: bool) -> pl.Series:
     return pl.Series(group, np.where(np.isnan(number), "", cut.range_of(number)).tolist())
 
 
+def opaque_codes(item: NDArray[np.int64]) -> list[str]:
+    """Return names of items that say which are equal and nothing else: numbers by first appearance."""
+    _, first, place = np.unique(item, return_index=True, return_inverse=True)
+    return [f"i{code}" for code in np.argsort(np.argsort(first))[place].tolist()]
+
+
 def suppress_small(labels: Sequence[str], counted: NDArray[np.bool_] | None = None) -> tuple[list[str], list[str]]:
     """Take the label from units of small groups.
 

@@ -27,7 +27,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from upright.contract import Config, File, InputError, Metric, PositiveInt, UnitScores, audit, stream
+from upright.contract import Config, File, InputError, Metric, PositiveInt, UnitScores, audit
 from upright.data.catalogue import cache_dir
 from upright.data.columns import Column, code_ids, known_names, read_columns
 from upright.data.formats import Columns, open_columns, some
@@ -39,7 +39,7 @@ from upright.lazy import LazyModule
 from upright.maths.ranks import head_items, rank_sides
 from upright.maths.resampling import ratio_of_sums
 from upright.metrics.ranking import coverage, gini, list_quality
-from upright.tasks.answers import MIN_AGREEMENT, YOURS, Answer, plural, read_groups, suppress_small
+from upright.tasks.answers import MIN_AGREEMENT, YOURS, Answer, opaque_codes, plural, read_groups, suppress_small
 from upright.tasks.next_item import QUALITY
 
 if TYPE_CHECKING:
@@ -296,6 +296,10 @@ def _read_items(opened: Columns, names: Names, model: Any, warnings: list[str]) 
     count = table.array("count").astype(np.float64) if "count" in table else None
     bins = table["bin"].to_list() if "bin" in table else popularity_bins(table.array("count").astype(np.float64))
     words = f"column 'bin' of {table.name}" if "bin" in table else BY_COUNT
+    if count is None and ("prior" in table or model is not None):
+        warnings.append(
+            f"{table.name} has no 'count', so head and tail of the data are not told from those of the prior."
+        )
     if count is None or ("prior" not in table and model is None):
         return Catalogue(table["item"], bins, count, words)
     prior, said = _prior_of(table, count, model, warnings)
@@ -322,7 +326,7 @@ def _prior_of(table: Columns, count: Array, model: Any, warnings: list[str]) -> 
     prior, agreement = found.scores.mean(axis=0), found.agreement()
     said = {"templates": agreement, "with_counts": correlation(prior)}
     said |= {"with_counts_given_length": correlation(prior, found.tokens.astype(np.float64))}
-    if agreement < MIN_AGREEMENT:
+    if not agreement >= MIN_AGREEMENT:
         warnings.append(
             f"Prior scores of two templates have a rank correlation of {agreement:.2f}, below {MIN_AGREEMENT}: the "
             "table of two by two is withheld."
@@ -472,17 +476,15 @@ def _two_by_two(
     size = pairs.select("user", cell=pl.Series(cell[own])).unique()["cell"].value_counts()
     few = {names[c] for c, n in size.rows() if n < FEWEST} | {names[c] for c in {*range(4)} - {*size["cell"]}}
     labels = [name if (name := names[c]) not in few else "" for c in cell[own]]
-    code = np.random.default_rng(stream(boot.seed, "opaque items")).permutation(len(cell))[own]
     by = {"popularity": sides[0][own].tolist(), "prior": sides[1][own].tolist(), "cell": labels}
     metric, statistics = f"pair_recall@{k}", [f"mean:pair_recall@{k}:cell"]
     if few:
-        warnings.append(
-            f"No effects of data and prior: under {FEWEST} users have a held-out item that is {some(sorted(few))}."
-        )
+        why = f"under {FEWEST} users have a held-out item that is {some(sorted(few))}"
+        warnings.append(f"No effects of data and prior: {why} (items tied with the first of the tail are tail).")
     else:
         pair = ("popularity~prior", "prior~popularity")
         statistics += [f"effect:{metric}:{one}" for one in pair] + [f"dominance:{metric}:{pair[0]}"]
-    scores = UnitScores("held-out pair", range(len(own)), {metric: hit}, by, cluster=[f"i{c}" for c in code])
+    scores = UnitScores("held-out pair", range(len(own)), {metric: hit}, by, cluster=opaque_codes(own))
     return (scores, statistics), shown
 
 

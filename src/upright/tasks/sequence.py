@@ -39,7 +39,7 @@ from upright.lazy import LazyModule
 from upright.maths.ranks import head_items, rank_sides
 from upright.maths.simultaneous import rate_bounds
 from upright.metrics import ranking
-from upright.tasks.answers import MIN_AGREEMENT
+from upright.tasks.answers import FEWEST, MIN_AGREEMENT, opaque_codes, suppress_small
 from upright.tasks.next_item import InteractionsConfig
 
 if TYPE_CHECKING:
@@ -317,7 +317,7 @@ class NextInSequence:
         order = rng.permutation(len(self.target))
         if weight is not None:
             there = self.target >= 0
-            mass = np.where(there, weight[np.where(there, self.target, 0)], 0.0).sum(1)
+            mass = np.where(there, weight[np.where(there, self.target, 0)], 0.0).sum(1) / there.sum(1)
             order = rng.choice(len(mass), len(mass), p=mass / mass.sum())
         for number, start in enumerate(range(0, len(order), size)):
             rows = order[start : start + size]
@@ -357,7 +357,7 @@ class NextInSequence:
             f"gini_exposure@{k}": ranking.gini(exposure),
             f"popularity@{k}": float(exposure @ self.item_count / exposure.sum()),
         }
-        values, by = {name: full[name] for name in self.metrics if name in full}, self._by(wanted.item)
+        values, by = {name: full[name] for name in self.metrics if name in full}, self._by(wanted.item, run)
         for group in ("tail", "head"):
             values[f"ndcg@{k}_{group}"] = np.where(np.array(by["popularity"]) == group, values[f"ndcg@{k}"], np.nan)
         if split == "test":
@@ -365,7 +365,7 @@ class NextInSequence:
             places = np.append(0.0, np.cumsum(np.sort(exposure))) / exposure.sum()
             at = np.linspace(0, self.n_items, POINTS).round().astype(np.int64)
             run.note("lorenz", [{"items": i / self.n_items, "places": float(places[i])} for i in at.tolist()])
-        return UnitScores("user", wanted.user.tolist(), values, by, totals, self._codes(wanted.item))
+        return UnitScores("user", wanted.user.tolist(), values, by, totals, opaque_codes(wanted.item))
 
     def _by_frequency(self, value: Array, item: Ints) -> list[dict[str, Any]]:
         """Return means of values by tenths of the training targets of held-out items, with intervals over items."""
@@ -380,18 +380,17 @@ class NextInSequence:
             if n
         ]
 
-    def _by(self, item: Ints) -> dict[str, list[str]]:
-        """Return the groups of held-out items."""
+    def _by(self, item: Ints, run: Run) -> dict[str, list[str]]:
+        """Return the groups of held-out items; those of the prior where no cell has one to four users."""
         names = {"popularity": self.popularity}
         if self.prior is not None:
             names["prior"] = _head_or_tail(self.prior)
             names["cell"] = [f"{a} of data, {b} of prior" for a, b in zip(*names.values(), strict=True)]
-        return {name: np.array(own)[item].tolist() for name, own in names.items()}
-
-    def _codes(self, item: Ints) -> list[str]:
-        """Return codes of items that tell nothing of them: a published table must not give the data away."""
-        rng = np.random.default_rng(stream(self.config.split_seed, "opaque items"))
-        return [f"i{code}" for code in rng.permutation(self.n_items)[item].tolist()]
+        found = {name: np.array(own)[item].tolist() for name, own in names.items()}
+        if small := suppress_small(found.get("cell", []))[1]:
+            run.warn(f"under {FEWEST} users have a last item that is {' or '.join(small)}: no table of two by two")
+            found = {"popularity": found["popularity"]}
+        return found
 
 
 def _head_or_tail(size: Array) -> list[str]:
