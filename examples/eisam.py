@@ -36,8 +36,7 @@ for epoch in range(10):
 
 print("a step against its closed form:", check_sharpness(opt, losses))
 model.eval()
-seen, held_out = split.train.csr(), split.valid
-shown = torch.from_numpy(last_histories(split.train, length=10))
+seen, held_out, shown = split.train.csr(), split.valid, torch.from_numpy(last_histories(split.train, length=10))
 with torch.no_grad():
     found = evaluate_full(lambda users: model.score_all(shown[users]).numpy(), held_out.user, seen, held_out.csr())
 head = head_items(count)[held_out.item]
