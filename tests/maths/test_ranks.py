@@ -10,6 +10,7 @@ from scipy.stats import ks_2samp, rankdata, spearmanr
 from sklearn.metrics import roc_auc_score
 
 from upright.maths import ranks
+from upright.maths.simultaneous import stretch
 
 
 @settings(max_examples=80, deadline=None)
@@ -88,7 +89,8 @@ def test_values_of_an_area_have_its_mean_and_the_error_of_delong():
         up, down = score[own & y], score[own & ~y]
         wins = (up[:, None] > down) + 0.5 * (up[:, None] == down)
         area = roc_auc_score(y[own], score[own])
-        errors = sum(((v - area) ** 2).sum() / len(v) ** 2 for v in (wins.mean(1), wins.mean(0)))
+        sides = (wins.mean(1), wins.mean(0))
+        errors = sum(((v - area) ** 2).sum() * stretch(len(v)) ** 2 / len(v) ** 2 for v in sides)
         assert found[own].mean() == pytest.approx(area, abs=1e-12)
         assert ((found[own] - area) ** 2).sum() / own.sum() ** 2 == pytest.approx(errors, rel=1e-9)
 

@@ -100,7 +100,7 @@ def test_scores_outside_0_to_1_are_ranked_but_no_probabilities(tmp_path):
 
 
 @pytest.mark.slow
-def test_equal_areas_of_unlike_groups_are_called_unequal_in_at_most_5_percent():
+def test_equal_areas_of_unlike_groups_are_called_unequal_in_about_5_percent():
     # catches an error of areas that forgets that a group has few positives, or a permutation that mixes the classes
     shown = 0
     for seed in range(300):

@@ -62,12 +62,12 @@ def auc(values: Array, weights: Array, positive: Bools, stratum: NDArray[np.int6
 
 
 def auc_values(score: Array, positive: Bools, group: NDArray[np.int64], *, fewest: int = 5) -> Array:
-    """Return one value a row, whose mean over a group is the group's ROC AUC and whose error is DeLong's.
+    """Return one value a row, whose mean over a group is the group's ROC AUC and whose error is DeLong's, stretched.
 
-    ``x_i = A + (n / n_i) (V_i - A)``: ``V_i`` is the share of the group's rows of the other class that are ranked on
-    the right side of row i, ties half, A the group's AUC, n its rows and ``n_i`` those of the class of i. The mean of x
-    is A, and ``sum (x_i - A)^2 / n^2 = S_1 / n_1 + S_0 / n_0``, the variance of DeLong, DeLong and Clarke-Pearson
-    (1988) with divisors ``n_1`` and ``n_0``.
+    ``x_i = A + (n / n_i) s(n_i) (V_i - A)``: ``V_i`` is the share of the group's rows of the other class that are
+    ranked on the right side of row i, ties half, A the group's AUC, n its rows, ``n_i`` those of the class of i and
+    ``s(m) = sqrt(m / (m - 1)) t(m - 1) / z`` for few rows of a class. The mean of x is A, and ``sum (x_i - A)^2 / n^2 =
+    s(n_1)^2 S_1 / n_1 + s(n_0)^2 S_0 / n_0``, without s the variance of DeLong, DeLong and Clarke-Pearson (1988).
 
     Parameters
     ----------
@@ -84,6 +84,8 @@ def auc_values(score: Array, positive: Bools, group: NDArray[np.int64], *, fewes
     ndarray, shape (n,)
         NaN in groups with fewer rows of a class.
     """
+    from upright.maths.simultaneous import stretch
+
     found = np.full(len(score), np.nan)
     for one in np.unique(group[group >= 0]):
         rows = np.flatnonzero(group == one)
@@ -97,7 +99,7 @@ def auc_values(score: Array, positive: Bools, group: NDArray[np.int64], *, fewes
         below = (all_of - inside) / (len(rows) - size)
         right = np.where(own, below, 1.0 - below)
         area = right[own].mean()
-        found[rows] = area + len(rows) / size * (right - area)
+        found[rows] = area + len(rows) / size * stretch(size) * (right - area)
     return found
 
 
