@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from tiny_trainer import arguments, data, tiny, weights
+from tiny_trainer import Kill, Killed, arguments, data, tiny, weights
 from upright.contract import InputError
 from upright.language.eisam_trainer import EISAMArguments, EISAMTrainer
 from upright.language.encoding import Encoded
@@ -195,23 +195,6 @@ def test_adapters_train_in_float32_and_other_narrow_weights_are_refused(tmp_path
 
 
 # -- resume ---------------------------------------------------------------------------------------------------------
-
-
-class Killed(Exception):
-    pass
-
-
-class Kill(TrainerCallback):
-    """Ends a run within the step after ``at``, between two micro-batches where it has two."""
-
-    def __init__(self, at):
-        self.at = at
-
-    def on_substep_end(self, args, state, control, **kwargs):
-        if state.global_step == self.at:
-            raise Killed
-
-    on_pre_optimizer_step = on_substep_end
 
 
 def lora(folder, kill=None, items=ITEMS, **args):

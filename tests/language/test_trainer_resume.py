@@ -7,8 +7,9 @@ import functools
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
+from tiny_trainer import Kill, Killed
 from upright.contract import InputError
 from upright.data.forget import Record
 from upright.language import resume
@@ -39,23 +40,6 @@ def tiny(seed=0):
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.2
     return model
-
-
-class Killed(Exception):
-    pass
-
-
-class Kill(TrainerCallback):
-    """Ends a run within the step after ``at``: between two micro-batches where it has two."""
-
-    def __init__(self, at):
-        self.at = at
-
-    def on_substep_end(self, args, state, control, **kwargs):
-        if state.global_step == self.at:
-            raise Killed
-
-    on_pre_optimizer_step = on_substep_end
 
 
 def make(folder, *, seed=0, kill=None, forget=None, args=None, **options):

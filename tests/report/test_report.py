@@ -356,11 +356,16 @@ def test_compare_takes_an_audit_beside_a_run(sample, tmp_path):
 
 def test_compare_takes_audits_of_one_kind_over_other_files_and_says_which(sample, tmp_path):
     # catches: lists of two models that cannot be set side by side, or whose levels are not
-    a = sample.audit_folder(tmp_path / "a")
+
+    def decides(found):
+        found["evidence"]["headline"] = found["evidence"]["levels"][0]
+
+    a = sample.edit(sample.audit_folder(tmp_path / "a"), decides)
     b = sample.edit(sample.audit_folder(tmp_path / "b"), lambda found: found["data"].update(fingerprint="x", name="b"))
     page = _Page(build_compare([a, b], tmp_path / "out.html"))
     assert "data.name" in page.words
     assert "equal" in page.words  # the same levels
+    assert "What decides" in page.words
     other = sample.edit(sample.audit_folder(tmp_path / "c"), lambda found: found.update(method="audit_predictions"))
     with pytest.raises(InputError, match=r"data\.name"):
         build_compare([b, other], tmp_path / "no.html")

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from upright.data.forget import Record
 from upright.language.encoding import encode_all
@@ -15,6 +15,23 @@ from upright.models.tiny import tiny_llama, tiny_tokenizer
 
 WORDS = ["the", "river", "town", "keeps", "nine", "old", "boats", "and", "one", "quiet", "clock", "a", "low", "hill"]
 OPTIONS = {"pdu": {"epsilon": 5.0, "warmup": 0}, "rmu": {"layer": 0}}
+
+
+class Killed(Exception):
+    pass
+
+
+class Kill(TrainerCallback):
+    """Ends a run within the step after ``at``: between two micro-batches where it has two."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        if state.global_step == self.at:
+            raise Killed
+
+    on_pre_optimizer_step = on_substep_end
 
 
 def records(n, seed):

@@ -537,3 +537,15 @@ def test_a_gap_in_scores_alone_is_in_what_to_do_next(tmp_path):
     verdict = summary["evidence"]["verdict"]
     assert verdict["word"] == "gap shown" or "errors and scores" in verdict["next_steps"][0]
     assert "ROC AUC" in verdict["lines"]["also asked"]
+
+
+def test_sides_of_levels_are_those_of_the_rates(tmp_path):
+    # catches: fewer false alarms that count as worse, a share of decisions or a leaning of scores with a better side
+    summary, _ = audit(write(tmp_path, scored(n=400)), label="truth", score="score", prediction=None)
+    sides = {x["metric"]: x["better"] for x in summary["evidence"]["levels"] if x["statistic"].startswith("mean:")}
+    assert {name: sides[name] for name in ("predicted/1", "calibration")} == {
+        "predicted/1": "none",
+        "calibration": "none",
+    }
+    assert (sides["true_positive/1"], sides["false_positive/1"]) == ("higher", "lower")
+    assert (sides["accuracy"], sides["roc_auc"], sides["brier"]) == ("higher", "higher", "lower")

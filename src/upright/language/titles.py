@@ -5,9 +5,9 @@ The *prior score* of a title y of n tokens, over templates k = 1 ... K such as `
     score_k(y) = (1 / n) (log p(y | template_k) - log p(y | new line))
     score(y)   = mean_k score_k(y)
 
-The second term takes away what makes a text likely whatever it is: short words, few tokens. Against the counts of
-MovieLens 100K the difference has a rank correlation of 0.33, the first term alone 0.08 to 0.26 by template. It is a
-stand-in for counts in a corpus that nobody can read; compare the templates before you trust it (`prior_table`).
+The second term takes away what makes a text likely whatever it is: short words, few tokens. Against the training counts
+of MovieLens 100K the score of SmolLM2-135M has a rank correlation of 0.28. It is a stand-in for counts in a corpus that
+nobody can read; compare the templates before you trust it (`prior_table`): their smallest correlation is 0.60 there.
 
 Generation is held to the titles by a prefix tree: what may follow depends on everything written so far. A table of what
 may stand at each place would let a title begin as one and end as another.
