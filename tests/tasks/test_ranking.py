@@ -517,6 +517,10 @@ def test_titles_are_scored_by_a_model_which_stays_as_it_is(tmp_path, monkeypatch
     table = [x for x in summary["evidence"]["levels"] if "pair_recall" in x["statistic"]]
     assert bool(table) is (agreement >= 0.6)
     assert bool(table) or any("rank correlation" in w for w in summary["warnings"])
+    written = pl.read_csv(next(tmp_path.rglob("prior.csv")))
+    again = dict(zip(names, titles.prior_table(model, tokenizer, names).scores.mean(axis=0), strict=True))
+    given = dict(pl.read_csv(tmp_path / "items.csv").select("item", "title").rows())
+    np.testing.assert_allclose(written["prior"], [again[given[item]] for item in written["item"]], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,8 @@ def run_audit(
         passed = {"passed": given, "resolved": {"audit": resolved}, "method": method, "seed": seed}
         write_json(path / "config.json", passed | {"arms": [name for name, *_ in arms]})
         write_units(path / "units.parquet", [Block(method, name, seed, scores) for name, _, _, scores in arms], "test")
+        for name, columns in answer.tables.items():
+            pl.DataFrame(columns).write_csv(path / f"{name}.csv")
         summary = Summary(
             kind="audit",
             method=method,

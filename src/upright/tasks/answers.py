@@ -72,6 +72,8 @@ class Answer:
         Name, title and scores of what is compared with, on the same units.
     beside : (UnitScores, sequence of str), optional
         Scores of units of another kind, and statistics of them that stand beside the others.
+    tables : mapping of name to columns
+        What was computed on the way and is of use elsewhere, written as ``NAME.csv`` beside the report.
     """
 
     title: str
@@ -89,6 +91,7 @@ class Answer:
     evidence: Any = None
     others: Sequence[tuple[str, str, UnitScores]] = ()
     beside: tuple[UnitScores, Sequence[str]] | None = None
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def plural(n: int, word: str) -> str:

@@ -252,7 +252,10 @@ def _read_groups(
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """Bin, count and prior score of each item of the file of items; `words` say what the bins are."""
+    """Bin, count and prior score of each item of the file of items; `words` say what the bins are.
+
+    `scored` holds what a model said of the titles, agreed or not.
+    """
 
     ids: pl.Series
     bin: list[str]
@@ -260,6 +263,7 @@ class Catalogue:
     words: str
     prior: Array | None = None
     about_prior: Mapping[str, float] = field(default_factory=dict)
+    scored: Array | None = None
 
 
 def popularity_bins(count: Array) -> list[str]:
@@ -302,14 +306,16 @@ def _read_items(opened: Columns, names: Names, model: Any, warnings: list[str]) 
         )
     if count is None or ("prior" not in table and model is None):
         return Catalogue(table["item"], bins, count, words)
-    prior, said = _prior_of(table, count, model, warnings)
-    return Catalogue(table["item"], bins, count, words, prior, said)
+    prior, said, scored = _prior_of(table, count, model, warnings)
+    return Catalogue(table["item"], bins, count, words, prior, said, scored)
 
 
-def _prior_of(table: Columns, count: Array, model: Any, warnings: list[str]) -> tuple[Array | None, dict[str, float]]:
-    """Return how well each item was known before there were interactions, and how that goes with them.
+def _prior_of(
+    table: Columns, count: Array, model: Any, warnings: list[str]
+) -> tuple[Array | None, dict[str, float], Array | None]:
+    """Return how well each item was known before there were interactions, how that goes with them, and new scores.
 
-    Scores of titles whose templates agree too little are withheld.
+    Scores of titles whose templates agree too little are withheld from tables, not from the file of scores.
     """
 
     def correlation(prior: Array, given: Array | None = None) -> float:
@@ -318,7 +324,7 @@ def _prior_of(table: Columns, count: Array, model: Any, warnings: list[str]) -> 
 
     if "prior" in table:
         prior = table.array("prior").astype(np.float64)
-        return prior, {"with_counts": correlation(prior)}
+        return prior, {"with_counts": correlation(prior)}, None
     if "title" not in table:
         raise table.refuse_header("has neither 'prior' nor 'title', beside a model", "title besides item", "add one")
     language = hub.load_language_model(model)
@@ -331,8 +337,8 @@ def _prior_of(table: Columns, count: Array, model: Any, warnings: list[str]) -> 
             f"Prior scores of two templates have a rank correlation of {agreement:.2f}, below {MIN_AGREEMENT}: the "
             "table of two by two is withheld."
         )
-        return None, said
-    return prior, said
+        return None, said, prior
+    return prior, said, prior
 
 
 def _absent(wanted: Columns, who: Sequence[str], lists: str, missing: str) -> list[str]:
@@ -684,4 +690,7 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
             "bins": catalogue.words if catalogue else None,
         },
         warnings=warnings,
+        tables={"prior": {"item": catalogue.ids, "prior": catalogue.scored}}
+        if catalogue and catalogue.scored is not None
+        else {},
     )
