@@ -324,7 +324,7 @@ def test_cache_dir(monkeypatch, environment, platform, expected):
 
 def test_catalogue_is_complete():
     """Catches an entry without terms, origin, hash or folder."""
-    logs = ["ml100k", "ml-latest-small", "epinions", "gowalla", "lastfm", "amazon-video"]
+    logs = ["ml100k", "ml-latest-small", "epinions", "gowalla", "lastfm", "amazon-video", "filmtrust"]
     tables = ["adult", "compas", "german", "census-kdd"]
     assert list(CATALOGUE) == [*logs, *tables, "tofu"]
     free = {"ml-latest-small", "adult", "german", "census-kdd", "tofu"}

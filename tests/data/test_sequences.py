@@ -171,3 +171,16 @@ def test_amazon_video():
     assert set(np.unique(split.train.value)) == {1.0, 2.0, 3.0, 4.0, 5.0}
     assert (split.train.time % 86_400 == 0).all()
     assert len(leave_last(split, seed=0).test) == split.n_users
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not os.environ.get("UPRIGHT_DATA"), reason="UPRIGHT_DATA is not set")
+def test_filmtrust():
+    # Catches: blanks read as one column, a filter of items, doubled pairs. The counts are those of the published split.
+    split = load_split("filmtrust")
+    assert (split.n_users, split.n_items) == (1_227, 2_059)
+    assert sum(map(len, (split.train, split.valid, split.test))) == 34_886  # 34,889 rows, of which 3 repeat a pair
+    assert split.train.time is None
+    with pytest.raises(InputError, match="without times"):
+        leave_last(split, seed=0)
+    assert len(leave_last(split, seed=0, without_times="draw").test) == split.n_users

@@ -379,6 +379,7 @@ def load_split(
     ``epinions`` ``gowalla``  the published parts in the order of their files
     ``lastfm``                the same; the value is a play count
     ``amazon-video``          every rating, random 70/10/20; times in days, no titles
+    ``filmtrust``             users with at least 5 ratings, random 70/10/20; neither times nor titles
     path                      `read_interactions` with the reader options, random 70/10/20
     ========================  =====================================================================================
 

@@ -168,6 +168,18 @@ _ENTRIES = (
         reader="plain_log",
     ),
     Entry(
+        name="filmtrust",
+        title="FilmTrust (users with at least 5 ratings)",
+        licence="none stated, research use only; no redistribution",
+        may_redistribute=False,
+        size=376_445,
+        source="ratings.dat of the repository FedCA (hongleizhang), folder datasets/filmtrust",
+        files={"ratings.dat": "241167424e24d588e8871d68641e94ead98d5b3a4f0db01ef3181a74ad35e7a1"},
+        kind="folder",
+        folders=("filmtrust",),
+        reader="plain_log",
+    ),
+    Entry(
         name="adult",
         title="Adult (UCI census income 1994)",
         licence="CC BY 4.0; cite Becker and Kohavi, UCI Machine Learning Repository (1996)",

@@ -77,10 +77,15 @@ def _given_parts(entry: Entry, folder: Path, seed: int) -> Split:
 
 
 def _plain_log(entry: Entry, folder: Path, seed: int) -> Split:
-    """Read one file of ``user,item,value,time`` without a header; every row is kept."""
+    """Read one file of ``user,item,value,time`` without a header, or of three columns between blanks without times."""
     (file,) = entry.files
-    frame = pl.read_csv(folder / file, has_header=False, new_columns=["user", "item", "value", "time"])
-    train, valid, test = random_split(read_interactions(frame, time="time", min_user=1), seed=seed)
+    with (folder / file).open(encoding="utf-8") as handle:
+        separator = "," if "," in handle.readline() else " "
+    frame = pl.read_csv(folder / file, has_header=False, separator=separator)
+    frame.columns = ["user", "item", "value", "time"][: frame.width]
+    # without times as it was published: users with five rows or more, the last of equal pairs
+    options = {"time": "time", "min_user": 1} if frame.width > 3 else {"min_user": 5, "duplicates": "last"}
+    train, valid, test = random_split(read_interactions(frame, **options), seed=seed)  # type: ignore[arg-type]
     return Split(train, valid, test, entry.name, entry.licence)
 
 
