@@ -95,6 +95,10 @@ def test_labels_of_rank_one_rows_are_read_without_error(tmp_path, radius):
     assert auc["low"] - 0.5 == pytest.approx(leak["low"])
     assert 0.5 < auc["low"] < 1.0  # certainty of twelve clients has a width
     assert set(units(made)[1].values["rank"]) == {1.0}
+    assert [level(summary, "mean:rank")[end] for end in ("low", "high")] == [
+        1.0,
+        1.0,
+    ]  # no rate, whose interval is wide
     assert summary["audit"]["holds"]["rank_one"] == 1.0
     verdict = summary["evidence"]["verdict"]
     assert (verdict["word"], verdict["answer"]) == ("leak shown", "mend it")
@@ -285,7 +289,7 @@ BAD = {
     "names 1 row outside the": {"rows": np.array([0, -1]), "values": VALUES},
     "names 1 row twice": {"rows": np.array([4, 4]), "values": VALUES},
     "holds values that are not finite": {"rows": ROWS, "values": VALUES * np.array([1, np.nan], np.float32)[:, None]},
-    "holds int64 values": {"rows": ROWS, "values": VALUES.astype(np.int64)},
+    "holds int64 of shape (2, 8)": {"rows": ROWS, "values": VALUES.astype(np.int64)},
     "has rows of width 3, u00.1.safetensors of 8": {"rows": ROWS, "values": VALUES[:, :3].copy()},
     "has rows int64 (2,) and values float32 (1, 8)": {"rows": ROWS, "values": VALUES[:1].copy()},
     "has a table of shape (2, 8), the catalogue 200 items": {"item": VALUES},

@@ -15,7 +15,7 @@ scores add up to less has them. A client that has seen so much of the catalogue 
 the wrong way, and its AUC is near 0.
 
 *AUC of a client*: of its rows, those in the truth against the others, the mean over its uploads. Clients are drawn
-whole, and so is chance: under a row's score that knows nothing, ``AUC - 1/2`` changes sign from client to client
+whole, and so is chance: where scores know nothing, ``AUC - 1/2`` changes its sign from client to client
 (`upright.maths.simultaneous.compare_groups` of AUC and 1 - AUC, whose gap is ``2 AUC - 1``).
 """
 
@@ -151,11 +151,11 @@ def _read_upload(path: Path, n_items: int) -> Upload:
             raise refuse(got, "one row for each item", "hand in the catalogue of these uploads")
     else:
         raise refuse(f"holds {', '.join(map(repr, held)) or 'nothing'}", "`rows` and `values`, or `item`")
-    if values.dtype.kind != "f" or not values.shape[1] or not np.isfinite(values).all():
-        kind = (
-            "values that are not finite" if values.dtype.kind == "f" and values.shape[1] else f"{values.dtype} values"
-        )
-        raise refuse(f"holds {kind}", "finite floats", "find where the client diverged, or leave its file out")
+    if values.dtype.kind != "f" or not values.shape[1]:
+        raise refuse(f"holds {values.dtype} of shape {values.shape}", "floats, one row for each item")
+    if not np.isfinite(values).all():
+        todo = "find where the client diverged, or leave its file out"
+        raise refuse("holds values that are not finite", "finite floats", todo)
     if len(rows) and (rows.min() < 0 or rows.max() >= n_items):
         outside = int(((rows < 0) | (rows >= n_items)).sum())
         accepted = f"row numbers from 0 to {n_items - 1}"
@@ -335,7 +335,7 @@ def read_updates(config: UpdatesConfig, *, seed: int, draws: int, margins: Mappi
     warnings = [
         (
             single.sum(),
-            f"{plural(single.sum(), 'client')} whose rows are multiples of one vector: the sign is the label.",
+            f"{plural(single.sum(), 'client')} whose rows are multiples of one vector: one sign is the positives'.",
         ),
         (full, f"{plural(full, 'upload')} with every row of the catalogue: numbers of rows name nothing."),
         (unknown, f"{plural(unknown, 'client')} without an AUC: without truth, or with rows of one kind alone."),
