@@ -29,7 +29,7 @@ BUDGETS = {
     "federation": 1_100,
     "recommendation": 2_100,
     "models": 1_300,
-    "tasks": 4_180,  # aims at 3,400
+    "tasks": 4_550,  # aims at 3,400; the audit of uploads has 400
     "methods": 3_600,
     "ledger.py": 400,
 }
