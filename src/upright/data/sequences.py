@@ -98,16 +98,16 @@ def leave_last(split: Split, *, seed: int, without_times: Literal["refuse", "dra
 
 
 def tie_shares(log: Interactions) -> tuple[float, float]:
-    """Return how much of the order of a log with times is chance.
+    """Return how much of the order of a log is chance.
 
     Returns
     -------
     neighbours, last : float
         Share of pairs of neighbouring interactions of a user that have one time, and the same of the last pair of each
-        user; NaN where there are no pairs.
+        user; NaN without times or pairs.
     """
     if log.time is None:
-        raise ValueError("The log has no times.")
+        return float("nan"), float("nan")
     order = np.lexsort((log.time, log.user))
     user, time = log.user[order], log.time[order]
     same = user[1:] == user[:-1]  # (N - 1,), whether a row and the next one are a pair

@@ -37,7 +37,7 @@ from upright.language.adapters import quiet
 from upright.language.encoding import refuse_mismatch
 from upright.language.logprobs import IGNORE, sample_means, token_log_probs
 from upright.language.references import cached_tensors, model_key
-from upright.maths.ranks import rank_sides
+from upright.maths.ranks import rank_correlation
 
 __all__ = [
     "TEMPLATES",
@@ -124,7 +124,7 @@ class PriorTable(NamedTuple):
 
     def agreement(self) -> float:
         """Return the smallest rank correlation of two templates; NaN with one template, or equal scores."""
-        found = [float(np.dot(*rank_sides(a, b))) for a, b in itertools.combinations(self.scores, 2)]
+        found = [rank_correlation(a, b) for a, b in itertools.combinations(self.scores, 2)]
         return min(found, default=math.nan) if not any(map(math.isnan, found)) else math.nan
 
 

@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "auc",
@@ -19,6 +19,7 @@ __all__ = [
     "head_items",
     "ks_null",
     "ks_p",
+    "rank_correlation",
     "rank_sides",
     "weighted_rank_correlation",
     "widest",
@@ -165,6 +166,12 @@ def rank_sides(x: Array, y: Array, given: Array | None = None) -> tuple[Array, A
     a, b, norm = _centred(x, np.ones((1, len(x))), y, given)
     scale = np.sqrt(norm[0]) if norm[0] > 1e-9 * len(x) ** 3 else np.nan
     return np.asarray(a[0] / scale), np.asarray(b[0] / scale)
+
+
+def rank_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> float:
+    """Return Spearman's rho of two vectors (U,), without what a third explains of both; NaN where it is undefined."""
+    a, b = rank_sides(np.asarray(x), np.asarray(y), None if given is None else np.asarray(given))
+    return float(a @ b)
 
 
 def _centred(x: Array, weights: Array, y: Array, given: Array | None) -> tuple[Array, Array, Array]:

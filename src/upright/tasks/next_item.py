@@ -37,6 +37,7 @@ __all__ = [
     "InteractionsConfig",
     "NextItem",
     "NextItemConfig",
+    "SplitTask",
     "activity_groups",
     "activity_score",
 ]
@@ -178,27 +179,15 @@ def activity_groups(score: NDArray[np.float64], share: float) -> NDArray[np.str_
     return label.astype(str)
 
 
-class NextItem:
-    """A split of interactions, a backbone, and the per-user scores of a trained model.
-
-    Parameters
-    ----------
-    split : Split
-        Interactions; the test part is kept out of reach until the runner opens it.
-    config : NextItemConfig
-    """
+class SplitTask:
+    """A split of interactions whose test part is kept out of reach until the runner opens it; the unit is the user."""
 
     unit_kind = "user"
-    Config = NextItemConfig
 
-    def __init__(self, split: Split, config: NextItemConfig) -> None:
-        self.config, self.train, self.valid = config, split.train, split.valid
-        self.n_users, self.n_items = split.train.n_users, split.train.n_items
-        self.seen: sparse.csr_array = split.train.csr()
-        self.groups = activity_groups(activity_score(split.train, config.group_rule), config.group_share)
-        self.user_columns: Mapping[str, Any] = split.user_columns
-        self._test, self._open = split.test, False
-        self.facts = {
+    def __init__(self, split: Split) -> None:
+        self.train, self.valid, self._test, self._open = split.train, split.valid, split.test, False
+        self.n_users, self.n_items = split.n_users, split.n_items
+        self.facts: dict[str, Any] = {
             "name": split.name,
             "licence": split.licence,
             "users": self.n_users,
@@ -208,6 +197,40 @@ class NextItem:
             "test": len(split.test),
             "fingerprint": split.fingerprint,
         }
+
+    def open_test(self) -> None:
+        """Let `score` see the test split; the runner calls it after every arm is trained."""
+        self._open = True
+
+    def scored_part(self, split: Literal["valid", "test"]) -> Interactions:
+        """Return the validation part, or the test part once it is open."""
+        if split == "valid":
+            return self.valid
+        if not self._open:
+            raise InputError(
+                "the test split inside a method", "split='valid'", "select on validation; the runner scores"
+            )
+        return self._test
+
+
+class NextItem(SplitTask):
+    """A split of interactions, a backbone, and the per-user scores of a trained model.
+
+    Parameters
+    ----------
+    split : Split
+        Interactions; the test part is kept out of reach until the runner opens it.
+    config : NextItemConfig
+    """
+
+    Config = NextItemConfig
+
+    def __init__(self, split: Split, config: NextItemConfig) -> None:
+        super().__init__(split)
+        self.config = config
+        self.seen: sparse.csr_array = split.train.csr()
+        self.groups = activity_groups(activity_score(split.train, config.group_rule), config.group_share)
+        self.user_columns: Mapping[str, Any] = split.user_columns
         self.metrics = self.metrics_of({"k": config.k, "matched": config.matched})
 
     @staticmethod
@@ -248,10 +271,6 @@ class NextItem:
             "draws": 3,
         } | changes
         return cls(synthetic(n_items=160, max_share=0.38, seed=seed), NextItemConfig(**settings))
-
-    def open_test(self) -> None:
-        """Let `score` see the test split; the runner calls it after every arm is trained."""
-        self._open = True
 
     def model(self, run: Run) -> Any:
         """Return a fresh backbone, initialised from the stream ``init`` that all arms share."""
@@ -315,13 +334,8 @@ class NextItem:
 
     def opened(self, split: Literal["valid", "test"]) -> tuple[sparse.csr_array, sparse.csr_array]:
         """Return relevant and seen items of a split, (U, I) each; see `score` for what is refused."""
-        if split == "valid":
-            return self.valid.csr(), self.seen
-        if not self._open:
-            raise InputError(
-                "the test split inside a method", "split='valid'", "select on validation; the runner scores"
-            )
-        return self._test.csr(), (self.seen + self.valid.csr()).sign()
+        seen = self.seen if split == "valid" else (self.seen + self.valid.csr()).sign()
+        return self.scored_part(split).csr(), seen
 
     @staticmethod
     def scores_of(result: Any) -> Callable[[NDArray[np.int64]], NDArray[Any]]:

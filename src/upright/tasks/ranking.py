@@ -36,7 +36,7 @@ from upright.declare import Intervals, Noted, Signed
 from upright.evidence.bootstrap import Bootstrap
 from upright.evidence.units import FEWEST, Block, Units
 from upright.lazy import LazyModule
-from upright.maths.ranks import head_items, rank_sides
+from upright.maths.ranks import head_items, rank_correlation
 from upright.maths.resampling import ratio_of_sums
 from upright.metrics.ranking import coverage, gini, list_quality
 from upright.tasks.answers import MIN_AGREEMENT, YOURS, Answer, opaque_codes, plural, read_groups, suppress_small
@@ -317,21 +317,16 @@ def _prior_of(
 
     Scores of titles whose templates agree too little are withheld from tables, not from the file of scores.
     """
-
-    def correlation(prior: Array, given: Array | None = None) -> float:
-        a, b = rank_sides(prior, count, given)
-        return float(a @ b)
-
     if "prior" in table:
         prior = table.array("prior").astype(np.float64)
-        return prior, {"with_counts": correlation(prior)}, None
+        return prior, {"with_counts": rank_correlation(prior, count)}, None
     if "title" not in table:
         raise table.refuse_header("has neither 'prior' nor 'title', beside a model", "title besides item", "add one")
     language = hub.load_language_model(model)
     found = titles.prior_table(*language, table["title"].to_list(), folder=cache_dir() / "sequences")
     prior, agreement = found.scores.mean(axis=0), found.agreement()
-    said = {"templates": agreement, "with_counts": correlation(prior)}
-    said |= {"with_counts_given_length": correlation(prior, found.tokens.astype(np.float64))}
+    said = {"templates": agreement, "with_counts": rank_correlation(prior, count)}
+    said |= {"with_counts_given_length": rank_correlation(prior, count, found.tokens)}
     if not agreement >= MIN_AGREEMENT:
         warnings.append(
             f"Prior scores of two templates have a rank correlation of {agreement:.2f}, below {MIN_AGREEMENT}: the "

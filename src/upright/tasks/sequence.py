@@ -36,11 +36,11 @@ from upright.data.columns import Column, read_columns
 from upright.data.interactions import Split, synthetic
 from upright.data.sequences import joined, last_histories, leave_last, tie_shares, windows
 from upright.lazy import LazyModule
-from upright.maths.ranks import head_items, rank_sides
+from upright.maths.ranks import head_items, rank_correlation
 from upright.maths.simultaneous import rate_bounds
 from upright.metrics import ranking
 from upright.tasks.answers import FEWEST, MIN_AGREEMENT, opaque_codes, suppress_small
-from upright.tasks.next_item import InteractionsConfig
+from upright.tasks.next_item import InteractionsConfig, SplitTask
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +121,7 @@ class NextInSequenceConfig(InteractionsConfig):
         return self.prompt_titles if self.backbone == "llm" else self.length
 
 
-class NextInSequence:
+class NextInSequence(SplitTask):
     """A log with its last items held out, a sequential backbone, and the per-user scores of a trained model.
 
     Parameters
@@ -138,13 +138,11 @@ class NextInSequence:
         For a language model and a log without titles.
     """
 
-    unit_kind = "user"
     Config = NextInSequenceConfig
 
     def __init__(self, split: Split, config: NextInSequenceConfig, prior: Array | None = None) -> None:
-        self.config, self.train, self.valid, self.prior = config, split.train, split.valid, prior
-        self.n_users, self.n_items = split.train.n_users, split.train.n_items
-        self._test, self._open = split.test, False
+        super().__init__(split)
+        self.config, self.prior = config, prior
         self._titles, self._loaded, self._kept = split.item_titles, list[Any](), list[Any]()
         if config.model_folder is not None and self._titles is None:
             got, todo = f"{split.name}, a log without titles, and a language model", "take ml100k or ml-latest-small"
@@ -163,27 +161,12 @@ class NextInSequence:
             self.target[:, :-1] = -1
         #: whether each item is head or tail by them, length I
         self.popularity = _head_or_tail(self.item_count.astype(np.float64))
-        neighbours, last = (
-            (float("nan"),) * 2
-            if split.train.time is None
-            else tie_shares(joined(split.train, split.valid, split.test))
-        )
-        self.facts = {
-            "name": split.name,
-            "licence": split.licence,
-            "users": self.n_users,
-            "items": self.n_items,
-            "train": len(split.train),
-            "valid": len(split.valid),
-            "test": len(split.test),
-            "fingerprint": split.fingerprint,
-            "tied_neighbours": neighbours,
-            "tied_last": last,
-        }
+        ties = tie_shares(joined(split.train, split.valid, split.test))
+        self.facts |= dict(zip(("tied_neighbours", "tied_last"), ties, strict=True))
         if config.model_folder is not None:
             self.facts["model"] = Path(config.model_folder).name
         if prior is not None:
-            self.facts["prior_count_correlation"] = self._rank_correlation(prior)
+            self.facts["prior_count_correlation"] = rank_correlation(prior, self.item_count)
         self.metrics = self.metrics_of({"k": config.k})
 
     @staticmethod
@@ -226,10 +209,6 @@ class NextInSequence:
         split = leave_last(synthetic(seed=seed), seed=config.split_seed)
         return cls(split, config, np.random.default_rng(stream(seed, "prior")).normal(size=split.train.n_items))
 
-    def open_test(self) -> None:
-        """Let `score` see the held-out items; the runner calls it after every arm is trained."""
-        self._open = True
-
     def language(self) -> tuple[Any, Any]:
         """Return the language model of `model_folder` and its tokenizer, loaded once."""
         if not self._loaded:
@@ -245,8 +224,8 @@ class NextInSequence:
         prior, agreement = table.scores.mean(axis=0), table.agreement()
         self.facts |= {
             "prior_agreement": agreement,
-            "prior_count_correlation": self._rank_correlation(prior),
-            "prior_count_correlation_given_length": self._rank_correlation(prior, table.tokens),
+            "prior_count_correlation": rank_correlation(prior, self.item_count),
+            "prior_count_correlation_given_length": rank_correlation(prior, self.item_count, table.tokens),
         }
         if agreement >= MIN_AGREEMENT:
             self.prior = prior
@@ -255,11 +234,6 @@ class NextInSequence:
                 f"prior scores of two templates have a rank correlation of {agreement:.2f}, below {MIN_AGREEMENT}: the "
                 "groupings prior and cell are withheld"
             )
-
-    def _rank_correlation(self, prior: Array, given: Any = None) -> float:
-        """Return that of prior scores with training targets, without what the tokens of titles explain."""
-        a, b = rank_sides(prior, self.item_count.astype(np.float64), given)
-        return float(a @ b)
 
     def _keep_states(self, run: Run) -> Any:
         """Return the kept states of every prompt; the item that a split holds out is in none of its own."""
@@ -338,11 +312,7 @@ class NextInSequence:
         InputError
             When the test split is asked for before the runner opened it, or scores are NaN.
         """
-        if split == "test" and not self._open:
-            raise InputError(
-                "the test split inside a method", "split='valid'", "select on validation; the runner scores"
-            )
-        before, wanted = ([self.train], self.valid) if split == "valid" else ([self.train, self.valid], self._test)
+        wanted, before = self.scored_part(split), [self.train] if split == "valid" else [self.train, self.valid]
         history, k = torch.from_numpy(last_histories(*before, length=self.config.seen_items)), self.config.k
         seen = sparse.csr_array(sum((part.csr() for part in before[1:]), before[0].csr()).sign())
 
