@@ -482,9 +482,10 @@ def test_counts_that_cannot_be_are_quarantined(change, reason):
                 reply = reply | {"decided": change(reply["decided"])}
             return reply, private
 
-    state, _ = drive(Liar(algorithm), data)
-    assert [list(e["quarantined"]) for e in state["log"]] == [[], ["c1"], ["c1"]]
-    assert reason in state["log"][1]["quarantined"]["c1"]
+    log = []
+    state, _ = drive(Liar(algorithm), data, on_round=lambda s, p: log.append(s["log"][-1]))
+    assert [list(e["quarantined_names"]) for e in log] == [[], ["c1"], ["c1"]]
+    assert reason in log[1]["quarantined_names"]["c1"]
     assert "decided/c1" not in state
 
 

@@ -180,7 +180,7 @@ class Rounds(Strategy):
             refused[name] = reason
         asked = [self.names.get(node, _node(node)) for node in self.asked]
         self.state = settle(
-            self.algorithm, self.state, good, asked, least=self.least, repeats=self.repeats, refused=refused
+            self.algorithm, self.state, {**good, **refused}, asked, least=self.least, repeats=self.repeats
         )
         if self.on_round is not None:
             self.on_round(self.state)
@@ -208,7 +208,7 @@ class Rounds(Strategy):
     def _metrics(self) -> fl.MetricRecord:
         entry = self.state["log"][-1]
         out: dict[str, Any] = {"round": int(entry["round"]), "used": int(entry["used"])}
-        out |= {"absent": len(entry["absent"]), "quarantined": len(entry["quarantined"])}
+        out |= {"absent": int(entry["absent"]), "quarantined": int(entry["quarantined"])}
         past = self.state.get("history") or [{}]
         return fl.MetricRecord(out | {k: float(v) for k, v in past[-1].items() if isinstance(v, int | float)})
 
