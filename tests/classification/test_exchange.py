@@ -206,7 +206,8 @@ def test_a_client_that_is_gone_for_good_is_never_counted_as_fair():
         data[f"c{i}"] = Scores(f"c{i}", np.column_stack([1 - score, score]), (np.eye(2)[g],))
     wanted, last = [Constraint("demographic_parity", 0.02)], 2
     algorithm = FedFACTPost(wanted, [2], 2)
-    state, privates = drive(algorithm, data, present=lambda r, name: name != "c2" or r < last)
+    with pytest.warns(RuntimeWarning, match="old reply of clients .*: c2$"):
+        state, privates = drive(algorithm, data, present=lambda r, name: name != "c2" or r < last)
     assert state["over"]
     assert state["waited"] == 3
     tables = algorithm.tables(privates)
@@ -255,6 +256,7 @@ class Broken(FedFACTPost):
         (lambda r: {**r, "mass": -r["mass"]}, {0}, "masses that do not fit {n} rows"),
         (lambda r: {**r, "mass": 3.0 * r["mass"]}, {0}, "masses that do not fit {n} rows"),
         (lambda r: {**r, "count": r["count"] + 0.5}, {0}, "masses that do not fit {half} rows"),
+        (lambda r: {**r, "count": r["count"] * 0 + 1e9}, {0}, "masses that do not fit 1e+09 rows"),
         (lambda r: {"sums": r["sums"]}, {4}, "a reply without ['value'] and with [] besides"),
     ],
 )  # fmt: skip
@@ -269,6 +271,37 @@ def test_a_reply_that_cannot_be_is_quarantined_and_changes_nothing_in_the_end(ch
     assert all(not entry["quarantined"] for entry in log if entry["round"] != round_)
     assert state["over"]
     agree(data, wanted, algorithm.tables(privates))
+
+
+def test_a_client_that_claims_a_billion_rows_does_not_switch_off_the_prices():
+    # catches true masses beside a count that makes every rate of everybody nothing, without a word
+    data, wanted = world(13), [Constraint("equalized_odds", 0.02, 0.04)]
+    lie = lambda r: {**r, "count": np.array([1e9])} if "count" in r else r  # noqa: E731
+    algorithm = Broken(lie, range(400), wanted, [3], 2)
+    state, privates, log = logged(algorithm, data)
+    assert {tuple(entry["quarantined_names"]) for entry in log} == {("c1",)}
+    assert state["over"]
+    agree({name: data[name] for name in ("c0", "c2")}, wanted, algorithm.tables(privates))
+
+
+@pytest.mark.parametrize("criterion", ["demographic_parity", "equal_opportunity"])
+@pytest.mark.parametrize("lie", ["sums of nothing", "a value with noise"])
+def test_lies_that_cannot_be_seen_end_with_the_promised_warning(lie, criterion):
+    # catches a search that halves its steps to the last round and ends without prices and without a word
+    data, noise = world(16), np.random.default_rng(0)
+
+    def change(reply):
+        if "sums" not in reply:
+            return reply
+        if lie == "sums of nothing":
+            return {**reply, "sums": 0.0 * reply["sums"]}
+        return {**reply, "value": reply["value"] + noise.normal(size=1)}
+
+    algorithm = Broken(change, range(400), [Constraint(criterion, 0.01)], [3], 2)
+    algorithm.rounds = 60
+    with pytest.warns(RuntimeWarning, match="not found in 60 rounds"):
+        state, _ = drive(algorithm, data)
+    assert "prices" not in state
 
 
 def test_settle_names_the_quarantined_beside_the_absent():
