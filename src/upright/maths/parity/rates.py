@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 
 from upright.contract import InputError
 
-__all__ = ["CRITERIA", "Criterion", "Gap", "contrasts", "masses", "names_of_strata", "needed", "rates", "strata"]
+__all__ = ["CRITERIA", "Criterion", "Gap", "contrasts", "masses", "masses_fit", "names_of_strata", "needed", "rates",
+           "strata"]  # fmt: skip
 
 Array = NDArray[np.float64]
 Criterion = Literal["demographic_parity", "equal_opportunity", "equalized_odds", "equalized_odds_cells"]
@@ -95,6 +96,22 @@ def masses(f: list[Array], member: Array, weight: Array, m: int) -> Array:
     """
     weighted = (member * weight[:, None]).T  # (G, n)
     return np.stack([weighted @ np.broadcast_to(one, (len(weight), m)) for one in f])
+
+
+def masses_fit(criterion: Criterion, mass: Array, rows: float) -> bool:
+    """Return whether masses can be those of so many rows of weight 1: none negative or above, and together all rows.
+
+    ``sum_sgj P_sgj = k rows``, with k = 1 for ``equal_opportunity`` and k = m for the others, to 1e-6 of it: each row
+    is in one group, or its memberships and probabilities sum to 1.
+
+    Parameters
+    ----------
+    mass : ndarray, shape (S, G, m)
+    rows : float
+    """
+    total = rows * (1 if criterion == "equal_opportunity" else mass.shape[2])
+    inside = bool((mass >= 0).all() and (mass <= rows * (1 + 1e-9)).all())
+    return inside and abs(float(mass.sum()) - total) <= 1e-6 * total
 
 
 def rates(f: list[Array], member: Array, weight: Array, h: Array) -> Array:
