@@ -14,27 +14,21 @@ grouping         of the client, by its training items
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy import sparse
 
 from upright.contract import InputError, Metric, PositiveInt, Run, UnitScores, stream
 from upright.data.interactions import Split, synthetic
 from upright.data.sequences import joined, leave_last
-from upright.lazy import LazyModule
 from upright.metrics import ranking
-from upright.tasks.next_item import InteractionsConfig, NextItem, facts_of
-
-if TYPE_CHECKING:
-    from upright.recommendation import federated
-else:
-    federated = LazyModule("upright.recommendation.federated")
+from upright.recommendation.devices import devices_of
+from upright.tasks.next_item import InteractionsConfig, SplitTask
 
 __all__ = ["FederatedNextItem", "FederatedNextItemConfig"]
 
-Ints = NDArray[np.int64]
 MIN_CLIENTS = 10
 QUALITY: Mapping[str, str] = {"ndcg": "NDCG", "hit": "Hit rate", "mrr": "MRR"}
 
@@ -53,7 +47,7 @@ class FederatedNextItemConfig(InteractionsConfig):
     """Floating-point type of the model."""
 
 
-class FederatedNextItem(NextItem):
+class FederatedNextItem(SplitTask):
     """A log with its last items held out, a device for each user, and the scores of each client.
 
     Parameters
@@ -64,19 +58,16 @@ class FederatedNextItem(NextItem):
     """
 
     unit_kind = "client"
-    Config = FederatedNextItemConfig  # type: ignore[assignment]
-    config: FederatedNextItemConfig  # type: ignore[assignment]
+    Config = FederatedNextItemConfig
 
     def __init__(self, split: Split, config: FederatedNextItemConfig) -> None:
-        self.config = config
         if config.mode == "official":
             split = dataclasses.replace(split, train=joined(split.train, split.valid), valid=split.test)
-        self.train, self.valid, self._test, self._open = split.train, split.valid, split.test, False
-        self.n_users, self.n_items, self.seen = split.train.n_users, split.train.n_items, split.train.csr()
+        super().__init__(split)
+        self.config, self.seen = config, split.train.csr()
         #: data of each client by name, in the order of users
-        self.devices = federated.devices_of(split.train.user, split.train.item, self.n_users)
+        self.devices = devices_of(split.train.user, split.train.item, self.n_users)
         self.size = split.train.counts("user")
-        self.facts = facts_of(split)
         self.metrics = self.metrics_of({"k": config.k})
 
     @staticmethod
@@ -88,7 +79,7 @@ class FederatedNextItem(NextItem):
         return found | {sampled: Metric(sampled, title=f"NDCG@{k}, one positive among 99 sampled negatives")}
 
     @classmethod
-    def load(cls, config: FederatedNextItemConfig, data_dir: str | None = None) -> FederatedNextItem:  # type: ignore[override]
+    def load(cls, config: FederatedNextItemConfig, data_dir: str | None = None) -> FederatedNextItem:
         """Load the data that a config names, and hold out the last items.
 
         Raises
@@ -151,17 +142,16 @@ class FederatedNextItem(NextItem):
         by = {name: np.array(labels)[users].tolist() for name, labels in self._groups().items()}
         return UnitScores("client", users.tolist(), values, by, totals)
 
-    def opened(self, split: Literal["valid", "test"]) -> tuple[Any, Any]:
+    def opened(self, split: Literal["valid", "test"]) -> tuple[sparse.csr_array, sparse.csr_array]:
         """Return held-out and met items of a split, (U, I) each; see `score` for what is refused."""
-        relevant, seen = super().opened(split)
-        return relevant, self.seen if self.config.mode == "official" else seen
+        known = split == "valid" or self.config.mode == "official"
+        return self.scored_part(split).csr(), self.seen if known else (self.seen + self.valid.csr()).sign()
 
     def _groups(self) -> dict[str, list[str]]:
         """Return the groups of all clients."""
         light = self.size < np.median(self.size)
-        place = np.searchsorted(np.sort(self.size), self.size, side="right") / self.n_users  # share with as many or fewer
+        place = (
+            np.searchsorted(np.sort(self.size), self.size, side="right") / self.n_users
+        )  # share with as many or fewer
         decile = np.ceil(place * 10 - 1e-9).astype(int)
         return {"size": np.where(light, "light", "heavy").tolist(), "size_decile": decile.astype(str).tolist()}
-
-
-Scores = Callable[[Ints], NDArray[Any]]
