@@ -166,7 +166,7 @@ class Device:
 
 
 def devices_of(user: NDArray[np.int64], item: NDArray[np.int64], n_users: int) -> dict[str, Device]:
-    """Return the device of each user with interactions (codes, shape (N,)), named ``u`` and its code in equal length."""
+    """Return the device of each user with interactions (codes, shape (N,)), named ``u`` and its code, of one length."""
     span, width = int(item.max(initial=0)) + 1, len(str(n_users - 1))
     user, item = np.divmod(np.unique(user.astype(np.int64) * span + item), span)
     code, first = np.unique(user, return_index=True)
@@ -258,8 +258,8 @@ def three_passes(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return G_s and G_u of each client, and by how much either perturbation raised its loss, shape (C, 2).
 
-    Rows, users, a and b have shapes (C, R, d), (C, d), (C, R) and (C, R); layers are the same for all; `along` stands in
-    place of the gradients in step 3.
+    Rows, users, a and b have shapes (C, R, d), (C, d), (C, R) and (C, R); layers are the same for all; `along` is taken
+    in place of the gradients in step 3.
     """
     own = {name: value.expand(len(rows), *value.shape) for name, value in net.items()}
     shared = {"rows": rows, **own}
