@@ -74,7 +74,7 @@ def the_mean_is_over_those_that_arrived():
     here = ("u1", "u2")
     after, _ = play(one, data, rounds=1, state=state, present=lambda r, name: name in here)
     mean = np.zeros_like(state["shared.item"])
-    for reply, _ in one.clients(one.message(state), dict.fromkeys(here, {}), {k: data[k] for k in here}).values():
+    for reply, _ in one.clients(one.message(state), {key: {} for key in here}, {k: data[k] for k in here}).values():
         mean[reply["rows"]] += reply["values"] / 2
     assert np.allclose(after["m.item"], 0.1 * mean, atol=1e-14)
 

@@ -60,11 +60,11 @@ def naive(config, state, device, user):
         x = s["item"][torch.tensor(item)]
         z = x @ u
         if len(s) > 1:
-            wide = s["w1"].shape[1] // 2
+            wide = len(s["w1"]) // 2
             g = len(u) - wide
             h = torch.cat([u[g:].expand(len(x), -1), x[:, g:]], 1)
             for layer in (1, 2, 3):
-                h = torch.relu(h @ s[f"w{layer}"].T + s[f"b{layer}"])
+                h = torch.relu(h @ s[f"w{layer}"] + s[f"b{layer}"])
             z = torch.cat([u[:g] * x[:, :g], h], 1) @ s["out"] + s["bias"]
         y, step = torch.tensor(label.astype(float)), config.block
         return sum(cross_entropy(z[i : i + step], y[i : i + step]) for i in range(0, len(y), step))
@@ -263,6 +263,21 @@ def test_the_mean_is_over_the_replies_that_arrived():
     np.testing.assert_allclose(after["m.item"], 0.1 * mean, atol=1e-14)
 
 
+def test_a_state_stays_arrays_of_its_dtype_and_plain_numbers():
+    # a checkpoint is read back with weights alone; one bias that became a NumPy scalar would stop it
+    algorithm, state, data = world("neumf", dtype="float32", view_every=1)
+    after, privates = play(algorithm, data, state=state, rounds=2)
+    assert after.keys() == state.keys() | {"view"}
+    for key in state:
+        assert type(after[key]) is type(state[key])
+        assert not isinstance(state[key], np.ndarray) or after[key].dtype == state[key].dtype
+    for own in privates.values():
+        assert [(k, v.dtype.name, v.shape) for k, v in own.items()] == [
+            *((k, "float32", (16,)) for k in ("user", "m", "v")),
+            ("step", "int64", ()),
+        ]
+
+
 def test_the_view_counts_clients_and_compares_their_gradients():
     algorithm, state, data = world(view_every=2, sizes=(4, 6, 8))
     first, privates = play(algorithm, data, state=state, rounds=1)
@@ -362,6 +377,7 @@ def test_a_reply_has_the_shapes_of_the_template(backbone):
     for reply, _ in answers(algorithm, state, data).values():
         assert reply.keys() == template.keys()
         for key, value in reply.items():
+            assert isinstance(value, np.ndarray)  # also where it is one number
             assert value.dtype == template[key].dtype
             wanted = template[key].shape
             assert value.shape[wanted[:1] == (None,) :] == wanted[wanted[:1] == (None,) :]
