@@ -98,11 +98,11 @@ class FedRecConfig(FederatedTraining):
         return self.dim + wide, wide, (wide, max(1, wide // 2), max(1, wide // 4))
 
     def layers(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each layer by name: w1, b1, w2, b2, w3, b3, out and bias; none for dot."""
+        """Return the shape of each layer, weights as (inputs, outputs): w1, b1, w2, b2, w3, b3, out, bias; none for dot."""
         width, wide, hidden = self.widths()
         shapes: dict[str, tuple[int, ...]] = {}
         for number, (narrow, broad) in enumerate(pairwise((2 * wide, *hidden)), start=1):
-            shapes |= {f"w{number}": (broad, narrow), f"b{number}": (broad,)}
+            shapes |= {f"w{number}": (narrow, broad), f"b{number}": (broad,)}
         return shapes | {"out": (width - wide + hidden[-1],), "bias": ()} if hidden else {}
 
 
@@ -120,7 +120,7 @@ class Device:
 
 
 def devices_of(user: NDArray[np.int64], item: NDArray[np.int64], n_users: int) -> dict[str, Device]:
-    """Return the device of each user with interactions (codes, shape (N,)), named ``u`` and its code in equal length."""
+    """Return the device of each user with interactions (codes, shape (N,)), named ``u`` and its code, of one length."""
     span, width = int(item.max(initial=0)) + 1, len(str(n_users - 1))
     user, item = np.divmod(np.unique(user.astype(np.int64) * span + item), span)
     code, first = np.unique(user, return_index=True)

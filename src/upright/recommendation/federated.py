@@ -111,16 +111,16 @@ def logits(rows: Tensor, user: Tensor, net: Tensors) -> Tensor:
     Rows have shape (C, R, d), or (1, R, d) where all clients look at the same, users (C, d); layers have a leading axis
     of clients or not, and dot has none.
     """
-    wide = net["w1"].shape[-1] // 2 if net else 0
+    wide = net["w1"].shape[-2] // 2 if net else 0
     g = rows.shape[-1] - wide
     left = user[:, :g] * net["out"][..., :g] if net else user
     z = left @ rows[0, :, :g].T if len(rows) == 1 else (rows[..., :g] @ left[..., None]).squeeze(-1)
     if not net:
         return z
-    first = net["w1"].mT  # linear in both halves: once a row and once a user
-    h = rows[..., g:] @ first[..., wide:, :] + (user[:, None, g:] @ first[..., :wide, :] + net["b1"].unsqueeze(-2))
+    of_user, of_row = torch.split(net["w1"], wide, dim=-2)  # linear in both halves: once a user and once a row
+    h = rows[..., g:] @ of_row + (user[:, None, g:] @ of_user + net["b1"].unsqueeze(-2))
     for layer in ("2", "3"):
-        h = torch.relu(h) @ net["w" + layer].mT + net["b" + layer].unsqueeze(-2)
+        h = torch.relu(h) @ net["w" + layer] + net["b" + layer].unsqueeze(-2)
     return z + (torch.relu(h) @ net["out"][..., g:, None]).squeeze(-1) + net["bias"].unsqueeze(-1)
 
 
@@ -140,7 +140,8 @@ def gradients(blocks: Tensors, a: Tensor, b: Tensor, by: Sequence[str]) -> tuple
 
 def ascent(along: Tensors, rho: float) -> dict[str, Tensor]:
     """``e = rho g / ||g||`` of each client, one norm over all tensors, each of shape (C, ...); 0 where g is 0."""
-    norm = torch.stack([g.reshape(len(g), -1).square().sum(1) for g in along.values()]).sum(0).sqrt()
+    norms = [torch.linalg.vector_norm(g[..., None], dim=tuple(range(1, g.dim() + 1))) for g in along.values()]
+    norm = torch.stack(norms).norm(dim=0)
     scale = torch.where(norm > 0, rho / norm, 0.0)
     return {name: g * scale.view(-1, *[1] * (g.dim() - 1)) for name, g in along.items()}
 
@@ -150,8 +151,8 @@ def three_passes(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return G_s and G_u of each client, and by how much either perturbation raised its loss, shape (C, 2).
 
-    Rows, users, a and b have shapes (C, R, d), (C, d), (C, R) and (C, R); layers are the same for all; `along` stands in
-    place of the gradients in step 3.
+    Rows, users, a and b have shapes (C, R, d), (C, d), (C, R) and (C, R); layers are the same for all; `along` is taken
+    in place of the gradients in step 3.
     """
     own = {name: value.expand(len(rows), *value.shape) for name, value in net.items()}
     shared = {"rows": rows, **own}
@@ -173,7 +174,8 @@ def adam(
     gradient = gradient.astype(value.dtype)
     first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
     short, long = (np.asarray(1 - beta**step, dtype=value.dtype) for beta in (0.9, 0.999))
-    return value - rate * (first / short) / (np.sqrt(second / long) + 1e-8), first, second
+    value = np.asarray(value - rate * (first / short) / (np.sqrt(second / long) + 1e-8))  # one number stays an array
+    return value, np.asarray(first), np.asarray(second)
 
 
 # -- the algorithm ----------------------------------------------------------------------------------------------------
@@ -262,7 +264,7 @@ class FedRecGEL:
             moved = adam(user, found["user"], m, v, step[:, None], config.client_rate)  # step 5
             for i, c in enumerate(place):
                 reply = {"rows": item[i], "values": found["rows"][i, : len(item[i])]}
-                reply |= {f"net.{key}": found[key][i] for key in config.layers()}
+                reply |= {f"net.{key}": found[key][i, ...] for key in config.layers()}
                 reply = self._sent(reply, rngs[i], names[c], int(message["round"][0]), n_items)
                 memory = {key: one[i].copy() for key, one in zip(("user", "m", "v"), moved, strict=True)}
                 out[names[c]] = (reply, memory | {"step": np.array(step[i])})
@@ -339,10 +341,10 @@ class FedRecGEL:
 
     def begin(self, state: State) -> State:
         """Return empty sums."""
-        sums = {k.removeprefix("shared."): np.zeros(v.shape) for k, v in state.items() if k.startswith("shared.")}
+        sums = {k.removeprefix("shared."): np.zeros_like(v) for k, v in state.items() if k.startswith("shared.")}
         total: State = {"sum": sums, "clients": 0, "rows": 0}
         if self.config.view_every and state["round"] % self.config.view_every == 0:
-            total |= {"touched": np.zeros(len(sums["item"]), np.int64), "direction": np.zeros_like(sums["item"])}
+            total |= {"touched": np.zeros(len(sums["item"]), np.int64), "direction": np.zeros(sums["item"].shape)}
         return total
 
     def add(self, total: State, name: str, reply: Arrays) -> State:

@@ -23,8 +23,9 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def length_of(reply: Arrays) -> float:
-    """Return the norm over rows and layers together."""
-    return math.hypot(*(float(np.linalg.norm(v.astype(np.float64))) for k, v in reply.items() if k != "rows"))
+    """Return the norm over rows and layers together; infinite where it is beyond what a float holds."""
+    with np.errstate(over="ignore"):
+        return math.hypot(*(float(np.linalg.norm(v.astype(np.float64))) for k, v in reply.items() if k != "rows"))
 
 
 def clipped(reply: Arrays, limit: float) -> Arrays:
@@ -52,16 +53,18 @@ def padded(reply: Arrays, pad_to: int, n_items: int, rng: np.random.Generator) -
     """Return a reply with rows of other items, so that their number is a multiple of `pad_to`, or all items.
 
     A padding row is a random mixture of two true rows with a random sign: with ``dot`` it is a multiple of the user's
-    vector as they are, it equals none of them, and its mean is 0, so that no item is pushed. What is left: padding has
-    the sign of a positive item in half the cases and a positive item always, so the sign still tells something; and
-    positive items come back in each round, so who sees several rounds of a client can intersect them.
+    vector as they are, of a size among theirs, it equals none of them, and its mean is 0, so that no item is pushed.
+    What is left: positive items have one sign, and half the padding has it. With p the share of padding among all
+    other rows, the sign tells positive items with an AUC of about ``1 - p / 4``. And they come back in each round: who
+    sees several rounds of a client can intersect them.
     """
     rows, values = reply["rows"], reply["values"]
     n, more = len(rows), min(-len(rows) % pad_to, n_items - len(rows))
     item = rng.choice(np.setdiff1d(np.arange(n_items), rows, assume_unique=True), more, replace=False)
     one, mix = rng.integers(0, n, more), rng.random((more, 1))
     other = (one + 1 + rng.integers(0, max(n - 1, 1), more)) % n
-    fill = rng.choice([-1.0, 1.0], (more, 1)) * (mix * values[one] + (1 - mix) * values[other])
+    alike = np.where((values[one] * values[other]).sum(1, keepdims=True) < 0, -1.0, 1.0)  # or they cancel each other
+    fill = rng.choice([-1.0, 1.0], (more, 1)) * (mix * values[one] + (1 - mix) * alike * values[other])
     rows, values = np.r_[rows, item], np.concatenate([values, fill.astype(values.dtype)])
     order = np.argsort(rows)
     return {**reply, "rows": rows[order], "values": values[order]}
