@@ -26,6 +26,9 @@ nothing. A turn in which no node is connected is no attempt. An error reply is a
 waits that double, and refused if it stays one; a node that does not answer in time is absent; a late reply is refused
 by its turn.
 
+In Flower's simulation on Ray a worker that died stays among the workers and fails everybody it is given: let Ray start
+it again with ``backend_config={"client_resources": {"num_cpus": 1, "max_restarts": -1}}``.
+
 An algorithm that samples needs names before anybody is asked: then nodes that are new are sent a query first, a roll
 call, which `client_app` answers.
 """
