@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import in_process_grid as grid
 
@@ -485,6 +487,71 @@ def test_a_reply_finds_its_node_without_a_look_at_all_others():
 def test_settings_of_the_server_outside_their_range_are_refused(settings):
     with pytest.raises(InputError, match="waits of"):
         flower.strategy(toy.Table(), **settings)
+
+
+# -- memory that outlives its node -------------------------------------------------------------------------------
+
+
+def test_a_node_that_is_restarted_goes_on_from_its_file(tmp_path):
+    # catches private memory that lives in the process of the node: the device would begin anew
+    data = toy.devices(5)
+    algorithm = toy.Table(4, 1.0)
+    want, memories = drive(algorithm, data)
+    app = flower.client_app(algorithm, lambda context: data[context.node_config["who"]], keep=tmp_path / "kept")
+    first, _, before = on_nodes(algorithm, data, 2, app=app)
+    assert all("private" not in context.state for context in before.contexts.values())
+    second, *_ = on_nodes(algorithm, data, 2, app=app, state=first.state)  # other contexts: all nodes are new
+    np.testing.assert_array_equal(second.state["table"], want["table"])
+    kept = {path.name: path for path in (tmp_path / "kept").iterdir()}
+    assert sorted(kept) == [f"private-{name}.safetensors" for name in sorted(data)]
+    for name, own in memories.items():
+        assert kept[f"private-{name}.safetensors"].stat().st_mode & 0o777 == 0o600
+        held = safetensors.numpy.load_file(kept[f"private-{name}.safetensors"])
+        assert set(held) == set(own)
+        for key, value in own.items():
+            np.testing.assert_array_equal(held[key], value, strict=True)
+
+
+def test_a_write_that_fails_leaves_the_file_that_was(tmp_path, monkeypatch):
+    # catches half a file after a power cut, and parts that pile up
+    data = toy.devices(1)
+    algorithm = toy.Table(4, 1.0)
+    app = flower.client_app(algorithm, lambda context: data[context.node_config["who"]], keep=tmp_path)
+    first, *_ = on_nodes(algorithm, data, 1, app=app)
+    (file,) = tmp_path.iterdir()
+    before = file.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(flower.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("disk full")))
+        second, log, _ = on_nodes(algorithm, data, 1, app=app, state=first.state)
+    assert "disk full" in log[0]["quarantined_names"]["u000"]
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+    third, *_ = on_nodes(algorithm, data, 1, app=app, state=second.state)
+    assert third.state["round"] == 2
+
+
+def test_a_damaged_file_is_named_and_stays_as_it_is(tmp_path):
+    # catches a device that begins anew without a word, and a pickle that is opened
+    data = toy.devices(3)
+    algorithm = toy.Table(1, 1.0)
+    app = flower.client_app(algorithm, lambda context: data[context.node_config["who"]], keep=tmp_path)
+    (tmp_path / "private-u001.safetensors").write_bytes(pickle.dumps({"user": 1}))
+    _, log, _ = on_nodes(algorithm, data, 1, app=app)
+    assert "no private memory can be read" in log[0]["quarantined_names"]["u001"]
+    assert log[0]["used"] == 2
+    assert pickle.loads((tmp_path / "private-u001.safetensors").read_bytes()) == {"user": 1}
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "..", "two\nlines", "ü"])
+def test_no_name_of_a_client_leads_out_of_the_folder(name, tmp_path):
+    # catches a name that is a path
+    data = {name: toy.Device(name, np.array([1, 2]))}
+    algorithm = toy.Table(1, 1.0)
+    folder = tmp_path / "deep" / "kept"
+    app = flower.client_app(algorithm, lambda context: data[context.node_config["who"]], keep=folder)
+    own, *_ = on_nodes(algorithm, data, 1, app=app)
+    assert own.state["round"] == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == list(folder.iterdir())
+    assert len(list(folder.iterdir())) == 1
 
 
 def test_without_flower_the_error_has_three_parts():

@@ -11,7 +11,6 @@ Source: McMahan et al., *Communication-Efficient Learning of Deep Networks from 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from upright.classification.silos import Silo, batches, initial, local_steps, lo
 from upright.contract import Config, InputError, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, stream
 
 __all__ = ["FedAvg", "Trained", "Training", "averaged", "changes", "first_state", "fits", "last_of", "model_of",
-           "scored", "settings_of", "tensors_of", "trained", "trained_by_clients", "warn_of_old_replies"]  # fmt: skip
+           "scored", "settings_of", "tensors_of", "trained", "trained_by_clients"]  # fmt: skip
 
 Array = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
@@ -164,16 +163,6 @@ def averaged(
 def last_of(past: NDArray[Any] | None, now: NDArray[Any], count: int) -> NDArray[Any]:
     """Return the last few values along a first axis, shape (up to count, ...)."""
     return now[None] if past is None else np.concatenate([past, now[None]])[-count:]
-
-
-def warn_of_old_replies(names: Sequence[str]) -> None:
-    """Warn that a training ended without a usable reply of clients for whom an old one stands."""
-    warnings.warn(
-        "the answer stands on an old reply of clients that were away, or refused, in the last round: "
-        + ", ".join([*names[:20], *([f"and {len(names) - 20} more"] if len(names) > 20 else [])]),
-        RuntimeWarning,
-        stacklevel=3,
-    )
 
 
 class FedAvg:

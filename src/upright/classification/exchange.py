@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.classification.averaging import warn_of_old_replies
 from upright.contract import InputError, stream
 from upright.maths.parity.constraints import Constraint, Level, levels_of
 from upright.maths.parity.newton import smooth_abs
@@ -139,9 +138,8 @@ class FedFACTPost:
     def objection(self, state: State, name: str, reply: Arrays) -> str:
         """Return what is wrong with a reply: rates outside what the client's masses allow."""
         if "mass" in reply:
-            n, parts = float(reply["count"][0]), self._split(reply["mass"])
-            fit = all(masses_fit(c.criterion, v, n) for c, v in zip(self.constraints, parts, strict=True))
-            return "" if n >= 1 and n == round(n) and fit else f"masses that do not fit {n:g} rows"
+            n, criteria = float(reply["count"][0]), [c.criterion for c in self.constraints]
+            return "" if masses_fit(criteria, self._split(reply["mass"]), n) else f"masses that do not fit {n:g} rows"
         rows = self._everybody(state)[1]
         most = state[f"mass/{name}"] / rows
         bad = (reply["sums"] < -1e-9).any() or (reply["sums"] > most + 1e-9).any()
@@ -178,12 +176,11 @@ class FedFACTPost:
         """Take masses, or one quasi-Newton step (step 4), and warn where the last round leaves something open."""
         new = self._next(state, replies)
         if self.done(new) and not new["over"]:
-            warnings.warn(
-                f"prices were not found in {self.rounds} rounds: raise rounds, or see who was away or quarantined",
-                RuntimeWarning, stacklevel=2,
-            )  # fmt: skip
+            text = f"prices were not found in {self.rounds} rounds: raise rounds, or see who was away or refused"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
         elif self.done(new) and new["away"]:
-            warn_of_old_replies(new["away"])
+            text = f"the prices rest on an old reply of clients without one in the last round: {', '.join(new['away'])}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
         return new
 
     def _next(self, state: State, replies: Mapping[str, Arrays]) -> State:

@@ -62,6 +62,7 @@ Source: Zhang et al., *FedFACT* (2025), arXiv 2506.03777, algorithm 1, propositi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,7 +86,6 @@ from upright.classification.averaging import (
     tensors_of,
     trained,
     trained_by_clients,
-    warn_of_old_replies,
 )  # fmt: skip
 from upright.classification.silos import Silo, one_hot, weighted_log_loss
 from upright.contract import InputError, stream
@@ -256,9 +256,8 @@ class FedFACTTraining:
     def objection(self, state: State, name: str, reply: Arrays) -> str:
         """Return what is wrong with a reply: counts outside what the client's masses allow."""
         if "mass" in reply:
-            n, parts = float(reply["count"][0]), self._split(reply["mass"])
-            fit = all(masses_fit(c, v, n) for c, v in zip(self.criteria, parts, strict=True))
-            return "" if n >= 1 and n == round(n) and fit else f"masses that do not fit {n:g} rows"
+            n, mass = float(reply["count"][0]), self._split(reply["mass"])
+            return "" if masses_fit(self.criteria, mass, n) else f"masses that do not fit {n:g} rows"
         slack = 1e-6 * (1.0 + float(state[f"count/{name}"]))
         mass, decided = self._split(state[f"mass/{name}"]), self._split(reply["decided"])
         for criterion, p, d in zip(self.criteria, mass, decided, strict=True):
@@ -370,7 +369,8 @@ class FedFACTTraining:
         names = _named(new, "decided/")  # absent ones count with what they sent last
         old = [name for name in names if name not in some]
         if old and self.done(new):
-            warn_of_old_replies(old)
+            text = f"the prices rest on an old reply of clients without one in the last round: {', '.join(old)}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
         level, rows = self._everybody(new, names)
         at = self._at(level)
         d = level.matrix.T @ sum((new[f"decided/{name}"] for name in names), start=np.zeros(self.width)) / rows

@@ -7,7 +7,7 @@ the package ``flwr`` (``pip install 'upright[federated]'``).
 =================  =================================================================================================
 message down       ``message`` (ArrayRecord), and the user's ``config`` (ConfigRecord)
 message up         ``reply`` (ArrayRecord), and the client's name in ``client`` (ConfigRecord)
-stays at the node  private memory, in ``context.state["private"]`` (ArrayRecord)
+stays at the node  private memory, in ``context.state["private"]`` (ArrayRecord), or in a file (``keep=``)
 =================  =================================================================================================
 
 ::
@@ -26,19 +26,28 @@ nothing. A turn in which no node is connected is no attempt. An error reply is a
 waits that double, and refused if it stays one; a node that does not answer in time is absent; a late reply is refused
 by its turn.
 
+In Flower's simulation on Ray a worker that died stays among the workers and fails everybody it is given: let Ray start
+it again with ``backend_config={"client_resources": {"num_cpus": 1, "max_restarts": -1}}``.
+
 An algorithm that samples needs names before anybody is asked: then nodes that are new are sent a query first, a roll
 call, which `client_app` answers.
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from logging import INFO, WARNING, getLogger
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from upright.contract import InputError
 from upright.federation.rounds import Algorithm, Message, State, sampled, settle
@@ -71,7 +80,13 @@ def from_record(record: fl.ArrayRecord) -> Message:
     return {name: array.numpy() for name, array in record.items()}
 
 
-def client_app(algorithm: Algorithm, load_data: Callable[[fl.Context], Any], *, name: str = "name") -> ClientApp:
+def client_app(
+    algorithm: Algorithm,
+    load_data: Callable[[fl.Context], Any],
+    *,
+    name: str = "name",
+    keep: str | Path | None = None,
+) -> ClientApp:
     """Return the client half.
 
     Parameters
@@ -82,16 +97,31 @@ def client_app(algorithm: Algorithm, load_data: Callable[[fl.Context], Any], *, 
         From Flower's context to the client's data, called once a message: cache what is slow to read.
     name : str
         Attribute of the data that names the client; data without it are named by their node.
+    keep : path, optional
+        Folder of the device for private memory, one file a client that its owner alone may read. A node of Flower holds
+        it in memory only (flwr 1.41 does), and a run has its own: with a folder a node that was restarted goes on where
+        it was, and so does the next run. Remove the file to begin anew.
+
+    Raises
+    ------
+    InputError
+        At a message, when the file that is kept is damaged: an error reply then, and the file stays as it is.
     """
     app = ClientApp()
 
     @app.train()
     def train(message: fl.Message, context: fl.Context) -> fl.Message:
         data = load_data(context)
-        down, held = message.content.array_records["message"], context.state.array_records.get("private")
-        reply, private = algorithm.client(from_record(down), from_record(held) if held else {}, data)
-        context.state["private"] = to_record(private)
-        content = fl.RecordDict({"reply": to_record(reply), "client": called(data, context)})
+        own, down = called(data, context), from_record(message.content.array_records["message"])
+        file = None if keep is None else _file_of(Path(keep), own["name"])
+        held = context.state.array_records.get("private")
+        before = (from_record(held) if held else {}) if file is None else _remembered(file)
+        reply, private = algorithm.client(down, before, data)
+        if file is None:
+            context.state["private"] = to_record(private)
+        else:
+            _remember(file, private)
+        content = fl.RecordDict({"reply": to_record(reply), "client": own})
         return fl.Message(content=content, reply_to=message)
 
     @app.query()
@@ -103,6 +133,39 @@ def client_app(algorithm: Algorithm, load_data: Callable[[fl.Context], Any], *, 
         return fl.ConfigRecord({"name": str(getattr(data, name, _node(context.node_id)))})
 
     return app
+
+
+def _file_of(folder: Path, name: Any) -> Path:
+    return folder / f"private-{quote(str(name), safe='')}.safetensors"  # no name leads out of the folder
+
+
+def _remembered(file: Path) -> Message:
+    """Return the private memory that a file keeps; nothing where there is none."""
+    if not file.exists():
+        return {}
+    try:
+        return load(file.read_bytes())
+    except SafetensorError as error:
+        raise InputError(
+            f"{file}: no private memory can be read from it ({error})",
+            "a safetensors file that a client wrote",
+            "bring it back from a backup, or remove it: this client then begins anew",
+        ) from None
+
+
+def _remember(file: Path, private: Message) -> None:
+    """Write private memory whole or not at all, for its owner's eyes."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, part = tempfile.mkstemp(dir=file.parent, prefix=".private-")  # of mode 0600
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(save({name: np.asarray(value, order="C") for name, value in private.items()}))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, file)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
 
 
 def strategy(

@@ -138,10 +138,10 @@ def test_masses_fit_their_own_number_of_rows_and_no_other(criterion, soft):
     if soft:
         y, member = rng.dirichlet(np.ones(m), n), rng.dirichlet(np.ones(groups), n)
     mass = masses(strata(criterion, y), member, np.ones(n), m)
-    assert masses_fit(criterion, mass, n)
-    for rows in (n - 1, n + 1, 1e9):
-        assert not masses_fit(criterion, mass, rows)
-    assert not masses_fit(criterion, mass + 1.0, n)
+    assert masses_fit([criterion], [mass], n)
+    for rows in (n - 1, n + 1, n + 1e-7, 1e9, float("inf")):
+        assert not masses_fit([criterion], [mass], rows)
+    assert not masses_fit([criterion], [mass + 1.0], n)
     turned = mass.copy()
     turned[0, 0, 0], turned[0, 1, 0] = -1.0, turned[0, 1, 0] + turned[0, 0, 0] + 1.0
-    assert not masses_fit(criterion, turned, n)
+    assert not masses_fit([criterion], [turned], n)

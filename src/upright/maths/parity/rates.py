@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -98,20 +99,26 @@ def masses(f: list[Array], member: Array, weight: Array, m: int) -> Array:
     return np.stack([weighted @ np.broadcast_to(one, (len(weight), m)) for one in f])
 
 
-def masses_fit(criterion: Criterion, mass: Array, rows: float) -> bool:
-    """Return whether masses can be those of so many rows of weight 1: none negative or above, and together all rows.
+def masses_fit(criteria: Sequence[Criterion], mass: Sequence[Array], rows: float) -> bool:
+    """Return whether masses can be those of so many rows: none negative or above, and together all rows.
 
     ``sum_sgj P_sgj = k rows``, with k = 1 for ``equal_opportunity`` and k = m for the others, to 1e-6 of it: each row
     is in one group, or its memberships and probabilities sum to 1.
 
     Parameters
     ----------
-    mass : ndarray, shape (S, G, m)
+    criteria : sequence of str
+    mass : sequence of ndarray, shape (S_c, G_c, m)
+        Of rows of weight 1, for each criterion.
     rows : float
+        Any number, as it was claimed.
     """
-    total = rows * (1 if criterion == "equal_opportunity" else mass.shape[2])
-    inside = bool((mass >= 0).all() and (mass <= rows * (1 + 1e-9)).all())
-    return inside and abs(float(mass.sum()) - total) <= 1e-6 * total
+    fit = rows >= 1 and rows % 1 == 0
+    for criterion, own in zip(criteria, mass, strict=True):
+        total = rows * (1 if criterion == "equal_opportunity" else own.shape[2])
+        fit = fit and bool((own >= 0).all() and (own <= rows * (1 + 1e-9)).all())
+        fit = fit and abs(float(own.sum()) - total) <= 1e-6 * total
+    return fit
 
 
 def rates(f: list[Array], member: Array, weight: Array, h: Array) -> Array:
