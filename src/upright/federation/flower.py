@@ -307,8 +307,7 @@ class Rounds(Strategy):
         needed, end = 1 if self.connected else self.min_nodes, time.monotonic() + self.wait_s
         while len(nodes := sorted(grid.get_node_ids())) < needed and time.monotonic() < end:
             time.sleep(0.2)
-        self.connected |= set(nodes)
-        self.connected &= set(nodes)
+        self.connected = set(nodes)
         return nodes
 
     def _to(
@@ -354,8 +353,8 @@ class Rounds(Strategy):
             if not again:
                 break
             time.sleep(self.backoff_s * 2**k)
-            new = list(self._again(sorted(again)))
-            found = [*(reply for reply in found if _of(reply) not in set(map(_of, new))), *new]
+            new = {_of(reply): reply for reply in self._again(sorted(again))}
+            found = [reply for reply in found if _of(reply) not in new] + list(new.values())
         self.failed -= set(self.asked or ())
         self.failed |= {_of(reply) for reply in found if reply.has_error()}
         return sorted(found, key=_of)
