@@ -7,7 +7,8 @@ import numpy as np
 from planted_minima import play
 from upright.contract import stream
 from upright.recommendation import federated
-from upright.recommendation.federated import Device, FedRecConfig, FedRecGEL, score_all
+from upright.recommendation.devices import Device, FedRecConfig
+from upright.recommendation.federated import FedRecGEL, score_all
 
 ITEMS = 30
 

@@ -13,17 +13,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits as cross_entrop
 from planted_minima import CLIENTS, SEEDS, ending, play
 from upright.contract import InputError, stream
 from upright.recommendation import federated
-from upright.recommendation.federated import (
-    Device,
-    FedRecConfig,
-    FedRecGEL,
-    devices_of,
-    draw_samples,
-    epsilon,
-    ledger,
-    score_all,
-    scores_on,
-)
+from upright.recommendation.devices import Device, FedRecConfig, devices_of
+from upright.recommendation.federated import FedRecGEL, draw_samples, score_all, scores_on
+from upright.recommendation.uploads import epsilon, ledger
 
 BACKBONES = ["dot", "neumf", "neumf-paper"]
 SIZES = (1, 3, 12, 20, 38, 39, 40)  # of 40 items: two, one and none are left to the last three
@@ -296,14 +288,17 @@ def test_the_view_counts_clients_and_compares_their_gradients():
 
 def test_sharpness_is_the_rise_of_the_loss_at_either_perturbation():
     algorithm, state, data = world("neumf", passes="plain", direction="random")
-    rise = algorithm.sharpness(algorithm.message(state), {name: {} for name in data}, data)
-    assert rise.shape == (len(data), 2)
-    assert (rise > 0).all()
+    found = algorithm.sharpness(algorithm.message(state), {name: {} for name in data}, data)
+    assert found.shape == (len(data), 3)
+    assert (found > 0).all()
     small = FedRecGEL(algorithm.config.replace(rho_shared=1e-6, rho_private=1e-6))
     tiny = small.sharpness(small.message(state), {name: {} for name in data}, data)
+    np.testing.assert_array_equal(tiny[:, 0], found[:, 0])
     g, by_user = naive(small.config, state, data["u3"], small.users({}, ["u3"])[0])
     lengths = [float(torch.cat([v.flatten() for v in g.values()]).norm()), float(by_user.norm())]
-    np.testing.assert_allclose(tiny[3] / 1e-6, lengths, rtol=1e-3)  # first order: rho times the norm of the gradient
+    np.testing.assert_allclose(
+        tiny[3, 1:] / 1e-6, lengths, rtol=1e-3
+    )  # first order: rho times the norm of the gradient
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from upright.recommendation import federated
-from upright.recommendation.federated import Device, FedRecConfig, FedRecGEL
+from upright.recommendation.devices import Device, FedRecConfig
+from upright.recommendation.federated import FedRecGEL
 
 CLIENTS, SEEDS, SHARP, FLAT = 12, range(6), 40.0, 1.0
 
@@ -57,5 +58,5 @@ def ending(monkeypatch, seed, **settings):
     users = algorithm.users({}, sorted(data))
     monkeypatch.setattr(federated, "client_loss", landscape(dict(zip(data, 10 * users[:, 0], strict=True))))
     state, privates = play(algorithm, data)
-    rise = algorithm.sharpness(algorithm.message(state), privates, data)
+    rise = algorithm.sharpness(algorithm.message(state), privates, data)[:, 1:]
     return float(state["shared.item"][0, 1]), float(rise[:, 0].mean())

@@ -41,6 +41,7 @@ Three forward and backward passes a client (plain training: one), over the rows 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -126,7 +127,7 @@ def _note_view(state: Mapping[str, Any], run: Run) -> None:
         return
     clients, edges = view["clients"], (2, 3, 5, 10, 20, 50, 10**9)
     found = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         inside = (clients >= low) & (clients < high)
         if (n := int(inside.sum())) < 2:
             continue
@@ -207,7 +208,7 @@ _REPORT = [
     Curve(
         "Sharpness of the shared block by round",
         [
-            "How much a client's loss rises when what all share moves by the radius along its gradient; the mean of some."
+            "How much a client's loss rises when what all share moves by the radius along its gradient, a mean over some."
         ],
         x="step",
         y="sharpness/shared",
@@ -254,7 +255,7 @@ _REPORT = [
     ),
 ]
 _LIMITS = [
-    "Clients are simulated in one program. What they send is the same over a network; what networks do is not measured.",
+    "Clients are simulated in one program. Over a network they send the same; what networks do is not measured.",
     "One held-out item a client: an item that the user would have liked as well counts as a miss.",
     "Light and heavy clients are told apart by their training items, not by who people are.",
     "Sharpness-aware training hides nothing: an upload names the items that a client touched, and its sign tells which "

@@ -98,7 +98,7 @@ class FedRecConfig(FederatedTraining):
         return self.dim + wide, wide, (wide, max(1, wide // 2), max(1, wide // 4))
 
     def layers(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each layer, weights as (inputs, outputs): w1, b1, w2, b2, w3, b3, out, bias; none for dot."""
+        """Return shapes of layers, weights as (inputs, outputs): w1, b1, w2, b2, w3, b3, out, bias; none for dot."""
         width, wide, hidden = self.widths()
         shapes: dict[str, tuple[int, ...]] = {}
         for number, (narrow, broad) in enumerate(pairwise((2 * wide, *hidden)), start=1):

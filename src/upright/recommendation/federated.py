@@ -149,7 +149,7 @@ def ascent(along: Tensors, rho: float) -> dict[str, Tensor]:
 def three_passes(
     config: FedRecConfig, rows: Tensor, user: Tensor, net: Tensors, a: Tensor, b: Tensor, along: Tensors | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return G_s and G_u of each client, and by how much either perturbation raised its loss, shape (C, 2).
+    """Return G_s and G_u of each client, its loss, and by how much either perturbation raised it, shape (C, 3).
 
     Rows, users, a and b have shapes (C, R, d), (C, d), (C, R) and (C, R); layers are the same for all; `along` is taken
     in place of the gradients in step 3.
@@ -158,13 +158,13 @@ def three_passes(
     shared = {"rows": rows, **own}
     here, g = gradients({**shared, "user": user}, a, b, [*shared, "user"])
     if config.passes == "plain":
-        return g, torch.zeros(len(rows), 2)
+        return g, torch.stack([here, 0 * here, 0 * here], 1)
     along = g if along is None else along
     e = ascent({name: along[name] for name in shared}, config.rho_shared)
     there, up = gradients({name: shared[name] + e.pop(name) for name in shared} | {"user": user}, a, b, [*shared])
     f = ascent({"user": along["user"]}, config.rho_private)["user"]
     aside, private = gradients({"rows": rows, "user": user + f, **net}, a, b, ["user"])
-    return up | private, torch.stack([there - here, aside - here], 1)
+    return up | private, torch.stack([here, there - here, aside - here], 1)
 
 
 def adam(
@@ -273,12 +273,12 @@ class FedRecGEL:
     def sharpness(
         self, message: Arrays, privates: Mapping[str, Arrays], datas: Mapping[str, Device]
     ) -> NDArray[np.float64]:
-        """Return by how much either perturbation along the gradient raises each client's loss, shape (C, 2).
+        """Return each client's loss, and by how much either perturbation along the gradient raises it, shape (C, 3).
 
         In order of names, at the config's radii whatever its `passes` and `direction`; NaN without interactions.
         """
         own, names = FedRecGEL(self.config.replace(passes="sharp", direction="own")), sorted(datas)
-        rise = np.full((len(names), 2), np.nan)
+        rise = np.full((len(names), 3), np.nan)
         for place, *_, found in own._passes(message, privates, datas, names):
             rise[place] = found
         return rise
