@@ -55,7 +55,7 @@ class Study:
     score, grouping : str
         Metric that is selected on, and the groups whose gap in it tuning shrinks.
     raised : str
-        Group whose mean tuning raises, in place of the gap.
+        Group whose mean tuning raises, in place of the gap; ``mean`` for everybody's.
     margin : float
         How far below the baseline's validation score a tuned arm may lie.
     preset : str
@@ -143,12 +143,13 @@ def run_study(study: Study, work: Path, run_all: Map) -> Path:
         return str(work), {**base, "arm": arm, "seed": seed, "extra": dict(extra)}
 
     baseline = spec.arm("baseline").name
-    tuned = [a for a in study.arms if a != baseline]
+    anchors = [a.name for a in spec.arms if a.role == "anchor" and a.name in study.arms]  # of the baseline's settings
+    tuned = [a for a in study.arms if a != baseline and a not in anchors]
     grid, points = _grid(study.select), _grid(study.tune)
     middle = points[len(points) // 2]
-    found = run_all(_validate, [job(a, study.select_seed, {**g, **middle}) for a in study.arms for g in grid])
+    found = run_all(_validate, [job(a, study.select_seed, {**g, **middle}) for a in (baseline, *tuned) for g in grid])
     selected = {}
-    for arm in study.arms:
+    for arm in (baseline, *tuned):
         best = max((r for r in found if r["job"]["arm"] == arm), key=lambda r: r["mean"])
         selected[arm] = {k: best["job"]["extra"][k] for k in study.select}
     floor = [job(baseline, s, selected[baseline]) for s in study.tune_seeds]
@@ -157,10 +158,10 @@ def run_study(study: Study, work: Path, run_all: Map) -> Path:
     )
     reference = float(np.mean([r["mean"] for r in done[: len(floor)]]))
     strength, curves = _choose(done[len(floor) :], tuned, points, reference - study.margin, study.raised)
-    chosen = {a: {**selected[a], **strength.get(a, {})} for a in study.arms}
+    chosen = {a: {**selected.get(a, selected[baseline]), **strength.get(a, {})} for a in study.arms}
     folders = [Path(p) for p in run_all(_run_seed, [(str(work), study, s, chosen) for s in study.seeds])]
     scores = {a: [{**{k: r["job"]["extra"][k] for k in study.select}, "mean": r["mean"]}
-                  for r in found if r["job"]["arm"] == a] for a in study.arms}  # fmt: skip
+                  for r in found if r["job"]["arm"] == a] for a in selected}  # fmt: skip
     write_json(
         work / "choice.json",
         {"select": {"grid": study.select, "seed": study.select_seed, "chosen": selected, "curves": scores},
@@ -184,7 +185,7 @@ def _choose(
         for point in points:
             own = [r for r in done if r["job"]["arm"] == arm and point.items() <= r["job"]["extra"].items()]
             mean, gap = float(np.mean([r["mean"] for r in own])), float(np.mean([r["gap"] for r in own]))
-            best_of = {raised: float(np.mean([r["means"][raised] for r in own]))} if raised else {}
+            best_of = {raised: float(np.mean([r["means"].get(raised, mean) for r in own]))} if raised else {}
             rows.append({**point, "mean": mean, "gap": gap, **best_of})
         affordable = [r for r in rows if r["mean"] >= floor]
         best = (

@@ -1,0 +1,54 @@
+"""The published studies of FedRecGEL: does a radius help a federated recommender, against controls at matched tuning.
+
+    python benchmarks/study_fedrecgel.py WORK_FOLDER [NAME ...]
+
+Two processes with one thread each. It goes on where it was interrupted. Rates of server and clients are chosen on one
+grid for every arm, the strength (of radii, of weight decay) on two seeds of its own: the best validation NDCG of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from studies import Study, publish, run_study
+
+ARMS = ("none", "fedrecgel", "decay", "random", "shared", "private")
+RATES = {"server_rate": [0.003, 0.01], "client_rate": [0.03, 0.1]}
+TUNE = {"strength": [0.2, 1.0, 5.0]}
+LONG = {"rounds": 400, "check_every": 20, "patience": 4}
+
+
+def _study(name: str, arms: tuple[str, ...], settings: dict[str, Any], select: dict[str, list[float]] = RATES) -> Study:
+    return Study(f"fedrecgel-{name}", "fedrecgel", settings, select, TUNE, arms, grouping="size", raised="mean")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("names", nargs="*")
+    given = parser.parse_args()
+    paper = {"backbone": "neumf-paper", "rounds": 20, "check_every": 10, "patience": 4}
+    studies = [
+        _study("dot-ml100k", (*ARMS, "local", "central"), {"data": "ml100k", **LONG}),
+        _study("dot-filmtrust", ARMS, {"data": "filmtrust", **LONG}),
+        _study("dot-lastfm", ARMS, {"data": "lastfm", **LONG}),
+        _study("dot-amazon-video", ARMS, {"data": "amazon-video", **LONG}),
+        _study("neumf-amazon-video", ("none", "fedrecgel", "random"), {"data": "amazon-video", **paper}),
+    ]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        for study in studies:
+            if given.names and study.name not in given.names:
+                continue
+            run_study(study, given.work / study.name, lambda f, jobs: pool.map(f, jobs, chunksize=1))
+            command = "python benchmarks/study_fedrecgel.py"
+            print("published", publish(study, given.work / study.name, Path("results"), command))
+
+
+if __name__ == "__main__":
+    main()
