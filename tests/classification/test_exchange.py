@@ -33,6 +33,13 @@ def pooled(data, constraints):
     return sites, solve(sites, constraints, BETA)
 
 
+def logged(algorithm, data, **options):
+    """Drive an algorithm, and keep each entry of the log."""
+    log = []
+    state, privates = drive(algorithm, data, on_round=lambda s, p: log.append(s["log"][-1]), **options)
+    return state, privates, log
+
+
 def agree(data, constraints, tables):
     """Whether tables decide as the program on all rows does."""
     sites, wanted = pooled(data, constraints)
@@ -148,10 +155,10 @@ def test_a_client_that_is_absent_for_one_round_changes_nothing_in_the_end(gone):
     algorithm = FedFACTPost(wanted, [3], 2)
     if gone < 0:  # counted from the last round
         gone += drive(algorithm, data)[0]["round"]
-    state, privates = drive(algorithm, data, present=lambda r, name: (r, name) != (gone, "c1"))
-    assert state["log"][gone]["absent"] == ["c1"]
+    state, privates, log = logged(algorithm, data, present=lambda r, name: (r, name) != (gone, "c1"))
+    assert log[gone]["absent_names"] == ["c1"]
     assert state["over"]
-    assert state["log"][-1]["absent"] == []
+    assert log[-1]["absent"] == 0
     agree(data, wanted, algorithm.tables(privates))
 
 
@@ -160,8 +167,10 @@ def test_clients_that_come_and_go_agree_once_they_stay():
     data, wanted = world(9, clients=5), [Constraint("demographic_parity", 0.02, 0.04)]
     algorithm = FedFACTPost(wanted, [3], 2)
     here = np.random.default_rng(0).random((30, 5)) < 0.7
-    state, privates = drive(algorithm, data, present=lambda r, name: r >= 30 or bool(here[r, int(name[1])]), least=0.2)
-    assert sum(bool(entry["absent"]) for entry in state["log"]) > 15
+    state, privates, log = logged(
+        algorithm, data, present=lambda r, name: r >= 30 or bool(here[r, int(name[1])]), least=0.2
+    )
+    assert sum(bool(entry["absent"]) for entry in log) > 15
     assert state["over"]
     agree(data, wanted, algorithm.tables(privates))
 
@@ -170,8 +179,8 @@ def test_a_client_that_comes_late_takes_part_from_then_on():
     # catches masses that are asked for in the first round only
     data, wanted = world(10), [Constraint("demographic_parity", 0.02, 0.04)]
     algorithm = FedFACTPost(wanted, [3], 2)
-    state, privates = drive(algorithm, data, present=lambda r, name: name != "c2" or r >= 6)
-    assert [entry["absent"] for entry in state["log"][:7]] == [["c2"]] * 6 + [[]]
+    state, privates, log = logged(algorithm, data, present=lambda r, name: name != "c2" or r >= 6)
+    assert [entry["absent_names"] for entry in log[:7]] == [["c2"]] * 6 + [[]]
     assert state["over"]
     agree(data, wanted, algorithm.tables(privates))
 
@@ -179,8 +188,8 @@ def test_a_client_that_comes_late_takes_part_from_then_on():
 def test_a_client_that_never_comes_takes_no_part():
     data, wanted = world(11), [Constraint("demographic_parity", 0.02, 0.04)]
     algorithm = FedFACTPost(wanted, [3], 2)
-    state, privates = drive(algorithm, data, present=lambda r, name: name != "c2")
-    assert all(entry["absent"] == ["c2"] for entry in state["log"])
+    _, privates, log = logged(algorithm, data, present=lambda r, name: name != "c2")
+    assert all(entry["absent_names"] == ["c2"] for entry in log)
     assert set(algorithm.tables(privates)) == {"c0", "c1"}
     two = {name: data[name] for name in ("c0", "c1")}
     agree(two, wanted, algorithm.tables(privates))
@@ -197,7 +206,8 @@ def test_a_client_that_is_gone_for_good_is_never_counted_as_fair():
         data[f"c{i}"] = Scores(f"c{i}", np.column_stack([1 - score, score]), (np.eye(2)[g],))
     wanted, last = [Constraint("demographic_parity", 0.02)], 2
     algorithm = FedFACTPost(wanted, [2], 2)
-    state, privates = drive(algorithm, data, present=lambda r, name: name != "c2" or r < last)
+    with pytest.warns(RuntimeWarning, match="old reply of clients .*: c2$"):
+        state, privates = drive(algorithm, data, present=lambda r, name: name != "c2" or r < last)
     assert state["over"]
     assert state["waited"] == 3
     tables = algorithm.tables(privates)
@@ -246,6 +256,7 @@ class Broken(FedFACTPost):
         (lambda r: {**r, "mass": -r["mass"]}, {0}, "masses that do not fit {n} rows"),
         (lambda r: {**r, "mass": 3.0 * r["mass"]}, {0}, "masses that do not fit {n} rows"),
         (lambda r: {**r, "count": r["count"] + 0.5}, {0}, "masses that do not fit {half} rows"),
+        (lambda r: {**r, "count": r["count"] * 0 + 1e9}, {0}, "masses that do not fit 1e+09 rows"),
         (lambda r: {"sums": r["sums"]}, {4}, "a reply without ['value'] and with [] besides"),
     ],
 )  # fmt: skip
@@ -254,12 +265,43 @@ def test_a_reply_that_cannot_be_is_quarantined_and_changes_nothing_in_the_end(ch
     data, wanted = world(13), [Constraint("demographic_parity", 0.02, 0.04)]
     n = len(data["c1"].p)
     algorithm = Broken(change, rounds, wanted, [3], 2)
-    state, privates = drive(algorithm, data)
+    state, privates, log = logged(algorithm, data)
     (round_,) = rounds
-    assert state["log"][round_]["quarantined"] == {"c1": why.format(n=n, half=n + 0.5)}
-    assert all(not entry["quarantined"] for entry in state["log"] if entry["round"] != round_)
+    assert log[round_]["quarantined_names"] == {"c1": why.format(n=n, half=n + 0.5)}
+    assert all(not entry["quarantined"] for entry in log if entry["round"] != round_)
     assert state["over"]
     agree(data, wanted, algorithm.tables(privates))
+
+
+def test_a_client_that_claims_a_billion_rows_does_not_switch_off_the_prices():
+    # catches true masses beside a count that makes every rate of everybody nothing, without a word
+    data, wanted = world(13), [Constraint("equalized_odds", 0.02, 0.04)]
+    lie = lambda r: {**r, "count": np.array([1e9])} if "count" in r else r  # noqa: E731
+    algorithm = Broken(lie, range(400), wanted, [3], 2)
+    state, privates, log = logged(algorithm, data)
+    assert {tuple(entry["quarantined_names"]) for entry in log} == {("c1",)}
+    assert state["over"]
+    agree({name: data[name] for name in ("c0", "c2")}, wanted, algorithm.tables(privates))
+
+
+@pytest.mark.parametrize("criterion", ["demographic_parity", "equal_opportunity"])
+@pytest.mark.parametrize("lie", ["sums of nothing", "a value with noise"])
+def test_lies_that_cannot_be_seen_end_with_the_promised_warning(lie, criterion):
+    # catches a search that halves its steps to the last round and ends without prices and without a word
+    data, noise = world(16), np.random.default_rng(0)
+
+    def change(reply):
+        if "sums" not in reply:
+            return reply
+        if lie == "sums of nothing":
+            return {**reply, "sums": 0.0 * reply["sums"]}
+        return {**reply, "value": reply["value"] + noise.normal(size=1)}
+
+    algorithm = Broken(change, range(400), [Constraint(criterion, 0.01)], [3], 2)
+    algorithm.rounds = 60
+    with pytest.warns(RuntimeWarning, match="not found in 60 rounds"):
+        state, _ = drive(algorithm, data)
+    assert "prices" not in state
 
 
 def test_settle_names_the_quarantined_beside_the_absent():
@@ -269,7 +311,7 @@ def test_settle_names_the_quarantined_beside_the_absent():
     replies = {n: algorithm.client(algorithm.message(state), {}, d)[0] for n, d in data.items() if n != "c0"}
     replies["c1"] = {**replies["c1"], "mass": replies["c1"]["mass"] + np.nan}
     found = settle(algorithm, state, replies, list(data), least=0.3)
-    assert (found["log"][0]["absent"], list(found["log"][0]["quarantined"])) == (["c0"], ["c1"])
+    assert (found["log"][0]["absent_names"], list(found["log"][0]["quarantined_names"])) == (["c0"], ["c1"])
     assert [k for k in found if k.startswith("mass/")] == ["mass/c2"]
 
 

@@ -405,7 +405,8 @@ def test_an_absent_client_counts_with_what_it_sent_last_and_is_never_fair():
     config = training.settings_of(data, rounds=12)
     algorithm = training.FedFACTTraining([Constraint(global_tol=0.0)], config)
     kept = []
-    drive(algorithm, data, present=lambda t, n: n != "c0" or t <= 4, on_round=lambda s, p: kept.append(s))
+    with pytest.warns(RuntimeWarning, match="old reply of clients .*: c0$"):
+        drive(algorithm, data, present=lambda t, n: n != "c0" or t <= 4, on_round=lambda s, p: kept.append(s))
     by_round = {s["round"] - 1: s for s in kept}
     last = by_round[4]["decided/c0"]
     assert last.any()
@@ -482,10 +483,29 @@ def test_counts_that_cannot_be_are_quarantined(change, reason):
                 reply = reply | {"decided": change(reply["decided"])}
             return reply, private
 
-    state, _ = drive(Liar(algorithm), data)
-    assert [list(e["quarantined"]) for e in state["log"]] == [[], ["c1"], ["c1"]]
-    assert reason in state["log"][1]["quarantined"]["c1"]
+    log = []
+    state, _ = drive(Liar(algorithm), data, on_round=lambda s, p: log.append(s["log"][-1]))
+    assert [list(e["quarantined_names"]) for e in log] == [[], ["c1"], ["c1"]]
+    assert reason in log[1]["quarantined_names"]["c1"]
     assert "decided/c1" not in state
+
+
+def test_a_client_that_claims_a_billion_rows_does_not_switch_off_the_prices():
+    # catches true masses beside a count that makes the share of everybody else nothing, without a word
+    data = world(18, n=400)
+    algorithm = training.FedFACTTraining([Constraint(global_tol=0.0)], training.settings_of(data, rounds=4))
+
+    class Liar(Alone):
+        def client(self, message, private, own):
+            reply, private = self.inner.client(message, private, own)
+            return (reply | {"count": np.array([1e9])} if own.name == "c1" and "count" in reply else reply), private
+
+    log = []
+    state, _ = drive(Liar(algorithm), data, on_round=lambda s, p: log.append(s["log"][-1]))
+    assert [e["quarantined_names"] for e in log] == [{"c1": "masses that do not fit 1e+09 rows"}] * 5
+    want, _ = drive(algorithm, {n: own for n, own in data.items() if n != "c1"})
+    np.testing.assert_array_equal(state["prices"], want["prices"])
+    assert state["prices"].any()
 
 
 def test_sizes_of_messages_are_those_of_the_papers_table():

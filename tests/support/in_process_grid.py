@@ -41,11 +41,13 @@ class InProcessGrid(Grid):
 
     `nodes` maps a node to its ``node_config``, `present(turn, node)` says whether a reply arrives: a node that is
     absent does not run, turns count from 1. ``contexts`` live as long as the grid, with private memory in their state;
-    ``sent`` holds turn, node, numbers down and numbers up of each exchange.
+    ``sent`` holds turn, node, numbers down and numbers up of each exchange, ``queries`` turn and node of each question
+    for a name. A client that raises answers with an error, as under Ray and on a real node.
     """
 
     def __init__(self, app, nodes, *, present=None):
-        self.app, self.present, self.sent, self._run = app, present, [], None
+        self.app, self.present, self._run = app, present, None
+        self.sent, self.queries = [], []
         self.contexts = {
             node: fl.Context(run_id=1, node_id=node, node_config=dict(config), state=fl.RecordDict(), run_config={})
             for node, config in nodes.items()
@@ -78,8 +80,14 @@ class InProcessGrid(Grid):
             if self.present is not None and not self.present(turn, node):
                 continue
             down = _numbers(message.content)  # before the app, which may change what it was given
-            reply = self.app(message, self.contexts[node])
-            self.sent.append((turn, node, down, _numbers(reply.content) if reply.has_content() else 0))
+            try:
+                reply = self.app(message, self.contexts[node])
+            except Exception as error:
+                reply = fl.Message(fl.Error(0, f"{type(error)}:<'{error}'>"), reply_to=message)
+            if message.metadata.message_type == fl.MessageType.QUERY:
+                self.queries.append((turn, node))
+            else:
+                self.sent.append((turn, node, down, _numbers(reply.content) if reply.has_content() else 0))
             replies.append(reply)
         return replies
 

@@ -16,7 +16,8 @@ at one temperature is never above the client's own value: an absent client goes 
 and is never counted as fair. Whenever somebody leaves or comes back the objective is another one, and the search starts
 a new step from where it is. At the end, and before the first step, those who are away are waited for, three rounds at
 most. A client that sent no masses, or masses and never an answer, takes no part until it does: its rows divide no rate,
-and ``state["who"]`` does not name it. A search that ends by the number of rounds warns.
+and ``state["who"]`` does not name it. A search that ends by the number of rounds warns, and so does one that ends while
+somebody is away: it names for whom an old reply stands.
 
 Source: Zhang et al., *FedFACT* (2025), arXiv 2506.03777, section 4.2, with Newton steps at the clients.
 """
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 from upright.contract import InputError, stream
 from upright.maths.parity.constraints import Constraint, Level, levels_of
 from upright.maths.parity.newton import smooth_abs
+from upright.maths.parity.rates import masses_fit
 from upright.maths.parity.shares import best_local_prices
 from upright.maths.parity.site import Site, table_size
 
@@ -136,9 +138,8 @@ class FedFACTPost:
     def objection(self, state: State, name: str, reply: Arrays) -> str:
         """Return what is wrong with a reply: rates outside what the client's masses allow."""
         if "mass" in reply:
-            n = float(reply["count"][0])
-            bad = n < 1 or n != round(n) or (reply["mass"] < 0).any() or (reply["mass"] > n * (1 + 1e-9)).any()
-            return f"masses that do not fit {n:g} rows" if bad else ""
+            n, criteria = float(reply["count"][0]), [c.criterion for c in self.constraints]
+            return "" if masses_fit(criteria, self._split(reply["mass"]), n) else f"masses that do not fit {n:g} rows"
         rows = self._everybody(state)[1]
         most = state[f"mass/{name}"] / rows
         bad = (reply["sums"] < -1e-9).any() or (reply["sums"] > most + 1e-9).any()
@@ -172,7 +173,17 @@ class FedFACTPost:
     # -- the server
 
     def server(self, state: State, replies: Mapping[str, Arrays]) -> State:
-        """Take masses, or one quasi-Newton step (step 4)."""
+        """Take masses, or one quasi-Newton step (step 4), and warn where the last round leaves something open."""
+        new = self._next(state, replies)
+        if self.done(new) and not new["over"]:
+            text = f"prices were not found in {self.rounds} rounds: raise rounds, or see who was away or refused"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        elif self.done(new) and new["away"]:
+            text = f"the prices rest on an old reply of clients without one in the last round: {', '.join(new['away'])}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        return new
+
+    def _next(self, state: State, replies: Mapping[str, Arrays]) -> State:
         new = {**state, "round": state["round"] + 1}
         for name in sorted(replies):
             if "mass" in replies[name]:
@@ -231,11 +242,6 @@ class FedFACTPost:
                 b = b + np.outer(turn, turn) / along - np.outer(own, own) / float(move @ own)
             new = {**new, "bend": b}
         last = new["beta"] <= self.beta and mu <= _MU_LAST
-        if new["round"] > self.rounds and not (last and size <= self.tol):
-            warnings.warn(
-                f"prices were not found in {self.rounds} rounds: raise rounds, or see in state['log'] who was away",
-                RuntimeWarning, stacklevel=2,
-            )  # fmt: skip
         if size <= (self.tol if last else max(self.tol, min(1e-4, 0.01 * new["beta"]))):
             if last and away and new.get("waited", 0) < _WAIT:
                 return {**_without(new, *_SEARCH), "waited": new.get("waited", 0) + 1}  # the same prices, asked again

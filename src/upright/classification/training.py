@@ -34,7 +34,8 @@ Algorithm (round t at client k)
 
 Before its first round a client sends the masses of its groups, once; they give the share of each client, what counts
 are feasible, and D from sums of counts. An absent client stays in D with its last counts; one that never sent any is
-left out of D, masses and all. It is never counted as fair.
+left out of D, masses and all. It is never counted as fair. Where somebody is away in the last round a warning names
+who is represented by an old reply.
 
 What leaves a client: changes of theta, counts by stratum, group and class, seven numbers about the round and one flag a
 constraint. Counts and masses are sums over rows. Rows, attributes, labels, phi_k and nu_k stay.
@@ -61,6 +62,7 @@ Source: Zhang et al., *FedFACT* (2025), arXiv 2506.03777, algorithm 1, propositi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,7 +90,7 @@ from upright.classification.averaging import (
 from upright.classification.silos import Silo, one_hot, weighted_log_loss
 from upright.contract import InputError, stream
 from upright.maths.parity.program import Constraint, Level, levels_of
-from upright.maths.parity.rates import masses, strata
+from upright.maths.parity.rates import masses, masses_fit, strata
 from upright.maths.parity.site import adjusted, table_size
 from upright.maths.parity.steps import dual_step, l1_ball, two_experts
 
@@ -254,9 +256,8 @@ class FedFACTTraining:
     def objection(self, state: State, name: str, reply: Arrays) -> str:
         """Return what is wrong with a reply: counts outside what the client's masses allow."""
         if "mass" in reply:
-            n = float(reply["count"][0])
-            bad = n < 1 or n != round(n) or (reply["mass"] < 0).any() or (reply["mass"] > n * (1 + 1e-9)).any()
-            return f"masses that do not fit {n:g} rows" if bad else ""
+            n, mass = float(reply["count"][0]), self._split(reply["mass"])
+            return "" if masses_fit(self.criteria, mass, n) else f"masses that do not fit {n:g} rows"
         slack = 1e-6 * (1.0 + float(state[f"count/{name}"]))
         mass, decided = self._split(state[f"mass/{name}"]), self._split(reply["decided"])
         for criterion, p, d in zip(self.criteria, mass, decided, strict=True):
@@ -366,6 +367,10 @@ class FedFACTTraining:
         for name, reply in some.items():
             new |= {f"decided/{name}": reply["decided"], f"report/{name}": reply["report"]}
         names = _named(new, "decided/")  # absent ones count with what they sent last
+        old = [name for name in names if name not in some]
+        if old and self.done(new):
+            text = f"the prices rest on an old reply of clients without one in the last round: {', '.join(old)}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
         level, rows = self._everybody(new, names)
         at = self._at(level)
         d = level.matrix.T @ sum((new[f"decided/{name}"] for name in names), start=np.zeros(self.width)) / rows

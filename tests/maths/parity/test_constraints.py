@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from upright.contract import InputError
 from upright.maths.parity.constraints import Constraint, levels_of
-from upright.maths.parity.rates import CRITERIA, contrasts, rates, strata
+from upright.maths.parity.rates import CRITERIA, contrasts, masses, masses_fit, rates, strata
 from upright.maths.parity.site import Site, table_size
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -126,3 +126,22 @@ def test_classes_and_tolerances_must_fit_the_data():
             Constraint(classes=classes).chosen(2)
     with pytest.raises(InputError, match="one number, or 3"):
         Constraint(local_tol=[0.1, 0.2]).local(3)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("soft", [False, True])
+def test_masses_fit_their_own_number_of_rows_and_no_other(criterion, soft):
+    # catches a count that is not that of the rows, whatever the criterion counts them as
+    rng = np.random.default_rng(3)
+    n, m, groups = 57, 3, 4
+    y, member = np.eye(m)[rng.integers(0, m, n)], np.eye(groups)[rng.integers(0, groups, n)]
+    if soft:
+        y, member = rng.dirichlet(np.ones(m), n), rng.dirichlet(np.ones(groups), n)
+    mass = masses(strata(criterion, y), member, np.ones(n), m)
+    assert masses_fit([criterion], [mass], n)
+    for rows in (n - 1, n + 1, n + 1e-7, 1e9, float("inf")):
+        assert not masses_fit([criterion], [mass], rows)
+    assert not masses_fit([criterion], [mass + 1.0], n)
+    turned = mass.copy()
+    turned[0, 0, 0], turned[0, 1, 0] = -1.0, turned[0, 1, 0] + turned[0, 0, 0] + 1.0
+    assert not masses_fit([criterion], [turned], n)

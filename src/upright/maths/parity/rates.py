@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -34,7 +35,8 @@ from numpy.typing import NDArray
 
 from upright.contract import InputError
 
-__all__ = ["CRITERIA", "Criterion", "Gap", "contrasts", "masses", "names_of_strata", "needed", "rates", "strata"]
+__all__ = ["CRITERIA", "Criterion", "Gap", "contrasts", "masses", "masses_fit", "names_of_strata", "needed", "rates",
+           "strata"]  # fmt: skip
 
 Array = NDArray[np.float64]
 Criterion = Literal["demographic_parity", "equal_opportunity", "equalized_odds", "equalized_odds_cells"]
@@ -95,6 +97,28 @@ def masses(f: list[Array], member: Array, weight: Array, m: int) -> Array:
     """
     weighted = (member * weight[:, None]).T  # (G, n)
     return np.stack([weighted @ np.broadcast_to(one, (len(weight), m)) for one in f])
+
+
+def masses_fit(criteria: Sequence[Criterion], mass: Sequence[Array], rows: float) -> bool:
+    """Return whether masses can be those of so many rows: none negative or above, and together all rows.
+
+    ``sum_sgj P_sgj = k rows``, with k = 1 for ``equal_opportunity`` and k = m for the others, to 1e-6 of it: each row
+    is in one group, or its memberships and probabilities sum to 1.
+
+    Parameters
+    ----------
+    criteria : sequence of str
+    mass : sequence of ndarray, shape (S_c, G_c, m)
+        Of rows of weight 1, for each criterion.
+    rows : float
+        Any number, as it was claimed.
+    """
+    fit = rows >= 1 and rows % 1 == 0
+    for criterion, own in zip(criteria, mass, strict=True):
+        total = rows * (1 if criterion == "equal_opportunity" else own.shape[2])
+        fit = fit and bool((own >= 0).all() and (own <= rows * (1 + 1e-9)).all())
+        fit = fit and abs(float(own.sum()) - total) <= 1e-6 * total
+    return fit
 
 
 def rates(f: list[Array], member: Array, weight: Array, h: Array) -> Array:
