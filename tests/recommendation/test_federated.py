@@ -115,7 +115,8 @@ def test_all_clients_at_once_are_a_dense_loop_over_clients(backbone, passes):
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_one_client_at_a_time_gives_the_same_state(backbone):
-    algorithm, state, data = world(backbone, rounds=3, fraction=0.6)
+    direction = "random" if backbone == "neumf" else "own"  # its draws are the client's own too
+    algorithm, state, data = world(backbone, rounds=3, fraction=0.6, direction=direction)
 
     class Alone(FedRecGEL):
         def clients(self, message, privates, datas):
@@ -253,14 +254,6 @@ def test_private_memory_moves_with_participation_alone():
         times = sum(name in one for one in asked) if name != "u3" else 0
         assert int(privates[name].get("step", 0)) == times
     assert privates["u3"] == {}
-
-
-def test_the_mean_is_over_the_replies_that_arrived():
-    algorithm, state, data = world()
-    found = answers(algorithm, state, data)
-    after, _ = play(algorithm, data, state=state, rounds=1, present=lambda r, name: name in ("u2", "u4"))
-    mean = sum(dense(state, found[k][0])["item"] for k in ("u2", "u4")) / 2
-    np.testing.assert_allclose(after["m.item"], 0.1 * mean, atol=1e-14)
 
 
 def test_a_state_stays_arrays_of_its_dtype_and_plain_numbers():

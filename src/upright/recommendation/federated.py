@@ -23,9 +23,8 @@ Shapes: C clients in one program, R rows of the one with the most, d the width o
 Deviations from the published code: (D1) no perturbation where a norm is 0, and nothing added to other norms; (D2)
 the server's rate is a setting, there always 0.001; (D3) random directions, clip, noise and padding.
 
-Cost: three forward and backward passes over R rows a client; see `ledger`.
-
-The algorithm has the methods of `upright.federation.rounds.Algorithm`: flat dicts of NumPy arrays.
+Cost: three forward and backward passes over R rows a client; see `ledger`. The algorithm has the methods of
+`upright.federation.rounds.Algorithm`, over flat dicts of NumPy arrays.
 
 Sources: *FedRecGEL* (The Web Conference 2026); He et al., *Neural Collaborative Filtering* (2017), for the layers.
 """
@@ -55,10 +54,9 @@ Arrays = dict[str, NDArray[Any]]
 State = dict[str, Any]
 Tensors = Mapping[str, Tensor]
 Finite = Annotated[float, Range(ge=0, lt=math.inf)]
-CAP = 1e6
-"""Largest norm of a reply that is averaged."""
-HELD = 1 << 21
-"""Most numbers of a layer held at once while scoring."""
+Privates = Mapping[str, Arrays]
+CAP = 1e6  # largest norm of a reply that is averaged
+HELD = 1 << 21  # most numbers of a layer held at once while scoring
 
 
 class FedRecConfig(Config):
@@ -129,6 +127,10 @@ class FedRecConfig(Config):
             raise InputError(got, "one client a round or more", "raise fraction, or register more clients")
         return asked
 
+    def noise(self, at: Literal["server", "device"]) -> float:
+        """Return the standard deviation of the noise that is added there."""
+        return self.noise_multiplier * (self.clip or 0.0) if self.noise_at == at else 0.0
+
     def widths(self) -> tuple[int, int, tuple[int, ...]]:
         """Return the widths of an item's row, of the layers' part of it, and of the hidden layers."""
         if self.backbone == "dot":
@@ -137,7 +139,7 @@ class FedRecConfig(Config):
         return self.dim + wide, wide, (wide, max(1, wide // 2), max(1, wide // 4))
 
     def layers(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each layer, weights as (inputs, outputs): w1, b1, w2, b2, w3, b3, out, bias; none for dot."""
+        """Return the shapes of w1, b1, w2, b2, w3, b3, out and bias, weights as (inputs, outputs); none for dot."""
         width, wide, hidden = self.widths()
         shapes: dict[str, tuple[int, ...]] = {}
         for number, (narrow, broad) in enumerate(pairwise((2 * wide, *hidden)), start=1):
@@ -163,6 +165,9 @@ class Device:
         if self.items.ndim != 1 or (np.diff(self.items) <= 0).any() or (self.items < 0).any():
             got = f"client {self.name!r} with items that do not increase"
             raise InputError(got, "codes of at least 0, sorted, each once", "pass numpy.unique of them")
+
+
+Devices = Mapping[str, Device]
 
 
 def devices_of(user: NDArray[np.int64], item: NDArray[np.int64], n_users: int) -> dict[str, Device]:
@@ -350,17 +355,15 @@ class FedRecGEL:
             return f"{len(rows)} row numbers for {len(reply['values'])} rows (a client without interactions has none)"
         if rows.min() < 0 or rows.max() >= n_items or (np.diff(rows) <= 0).any():
             return f"rows that do not increase within 0 to {n_items - 1}"
-        at_device = config.noise_multiplier > 0 and config.noise_at == "device"
-        length, limit = length_of(reply), CAP if config.clip is None or at_device else 1.0001 * config.clip
+        limit = CAP if config.clip is None or config.noise("device") else 1.0001 * config.clip
+        length = length_of(reply)
         return "" if length <= limit else f"norm {length:.3g} beyond {limit:.3g}"
 
     def client(self, message: Arrays, private: Arrays, data: Device) -> tuple[Arrays, Arrays]:
         """Answer as one client."""
         return self.clients(message, {data.name: private}, {data.name: data})[data.name]
 
-    def clients(
-        self, message: Arrays, privates: Mapping[str, Arrays], datas: Mapping[str, Device]
-    ) -> dict[str, tuple[Arrays, Arrays]]:
+    def clients(self, message: Arrays, privates: Privates, datas: Devices) -> dict[str, tuple[Arrays, Arrays]]:
         """Answer as several clients in one tensor program (steps 2 to 6)."""
         names, config, n_items = sorted(datas), self.config, len(message["shared.item"])
         none = {f"net.{k}": np.zeros(s, config.dtype) for k, s in config.layers().items()}
@@ -378,9 +381,7 @@ class FedRecGEL:
                 out[names[c]] = (reply, memory | {"step": np.array(step[i])})
         return out
 
-    def sharpness(
-        self, message: Arrays, privates: Mapping[str, Arrays], datas: Mapping[str, Device]
-    ) -> NDArray[np.float64]:
+    def sharpness(self, message: Arrays, privates: Privates, datas: Devices) -> NDArray[np.float64]:
         """Return by how much either perturbation along the gradient raises each client's loss, shape (C, 2).
 
         In order of names, at the config's radii whatever its `passes` and `direction`; NaN without interactions.
@@ -396,7 +397,7 @@ class FedRecGEL:
         shape, kind = (len(names), self.config.widths()[0]), self.config.dtype
         return {**{key: np.zeros(shape, kind) for key in ("user", "m", "v")}, "step": np.zeros(len(names), np.int64)}
 
-    def users(self, privates: Mapping[str, Arrays], names: Sequence[str]) -> Array:
+    def users(self, privates: Privates, names: Sequence[str]) -> Array:
         """Return the vectors of clients, shape (C, d); who was never asked has its first one."""
         return np.stack([self._memory(privates.get(name, {}), name)["user"] for name in names])
 
@@ -407,7 +408,7 @@ class FedRecGEL:
         return {"user": user, "m": np.zeros_like(user), "v": np.zeros_like(user), "step": np.array(0)}
 
     def _passes(
-        self, message: Arrays, privates: Mapping[str, Arrays], datas: Mapping[str, Device], names: Sequence[str]
+        self, message: Arrays, privates: Privates, datas: Devices, names: Sequence[str]
     ) -> Iterator[tuple[Array, list[Array], list[Arrays], list[np.random.Generator], Arrays, Array]]:
         """Yield places among the names, items, old memories and streams of a chunk, and what `three_passes` returns."""
         config, table = self.config, message["shared.item"]
@@ -442,9 +443,9 @@ class FedRecGEL:
             reply = padded(reply, config.pad_to, n_items, rng)
         if config.clip is not None:
             reply = clipped(reply, config.clip)
-            if config.noise_multiplier and config.noise_at == "device":
-                own = np.random.default_rng(stream(config.seed, "noise", name, turn))
-                reply = noised(dense(reply, n_items), config.noise_multiplier * config.clip, own)
+        if config.noise("device"):
+            own = np.random.default_rng(stream(config.seed, "noise", name, turn))
+            reply = noised(dense(reply, n_items), config.noise("device"), own)
         return reply
 
     def begin(self, state: State) -> State:
@@ -478,9 +479,9 @@ class FedRecGEL:
         clients) and by how much its row moved.
         """
         config, sums, count = self.config, total["sum"], float(total["clients"])
-        if config.noise_multiplier and config.noise_at == "server" and config.clip and config.n_clients:
+        if config.noise("server") and config.n_clients:
             rng = np.random.default_rng(stream(config.seed, "noise", int(state["round"])))
-            sums, count = noised(sums, config.noise_multiplier * config.clip, rng), config.fraction * config.n_clients
+            sums, count = noised(sums, config.noise("server"), rng), config.fraction * config.n_clients
         new: State = {"round": state["round"] + 1, "server_step": state["server_step"] + 1}
         for key, value in sums.items():
             old = state[f"shared.{key}"] * np.asarray(1 - config.server_rate * config.weight_decay, config.dtype)
@@ -523,9 +524,6 @@ def _random(rows: Tensor, net: Tensors, count: Array, rngs: Sequence[np.random.G
             own = value[i, : count[i]] if name == "rows" else value[i]
             own.copy_(torch.from_numpy(np.asarray(rng.standard_normal(own.shape))))
     return out
-
-
-# -- scores -----------------------------------------------------------------------------------------------------------
 
 
 def score_all(state: Mapping[str, Any], users: Array) -> Array:
