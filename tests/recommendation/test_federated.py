@@ -53,7 +53,7 @@ def dense(state, reply):
 def naive(config, state, device, user):
     """Return G_s and G_u of one client from its samples as they are: dense tables, blocks, three passes by hand."""
     rng = np.random.default_rng(stream(config.seed, "client", device.name, state["round"]))
-    _, item, label, _ = draw_samples([device.items], [rng], len(state["shared.item"]), config)
+    _, item, label, _ = draw_samples([device.items], [rng], len(state["shared.item"]), config.negatives, config.block)
     start = {k[7:]: torch.tensor(v) for k, v in state.items() if k.startswith("shared.")}
 
     def loss(s, u):
@@ -199,9 +199,9 @@ def test_a_random_direction_has_the_radius_and_spares_other_rows(monkeypatch):
 
 
 def test_negatives_are_distinct_and_uniform_over_what_a_client_has_not_met():
-    config, items = FedRecConfig(n_items=12), np.array([0, 3, 4, 11])
+    items = np.array([0, 3, 4, 11])
     rngs = [np.random.default_rng(i) for i in range(2000)]
-    owner, item, label, weight = draw_samples([items] * 2000, rngs, 12, config)
+    owner, item, label, weight = draw_samples([items] * 2000, rngs, 12, 4, 128)
     assert (np.bincount(owner) == 20).all()
     groups = item.reshape(2000, 4, 5)
     assert (np.sort(groups[:, :, 0], 1) == items).all()
@@ -215,8 +215,7 @@ def test_negatives_are_distinct_and_uniform_over_what_a_client_has_not_met():
 
 
 def test_weights_are_one_over_the_size_of_the_block():
-    config = FedRecConfig(n_items=1000, block=128)
-    *_, weight = draw_samples([np.arange(60)], [np.random.default_rng(0)], 1000, config)
+    *_, weight = draw_samples([np.arange(60)], [np.random.default_rng(0)], 1000, 4, 128)
     assert weight == pytest.approx(np.r_[np.full(256, 1 / 128), np.full(44, 1 / 44)])
 
 

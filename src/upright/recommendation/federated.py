@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -44,7 +43,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from upright.contract import Config, InputError, NonNegativeInt, PositiveFloat, PositiveInt, Range, stream
-from upright.models.recommenders import unseen_items
+from upright.recommendation.devices import Device, devices_of, draw_samples, merge
 from upright.recommendation.uploads import clipped, dense, epsilon, ledger, length_of, noised, padded
 
 __all__ = ["Device", "FedRecConfig", "FedRecGEL", "devices_of", "epsilon", "ledger", "score_all", "scores_on"]
@@ -55,6 +54,7 @@ State = dict[str, Any]
 Tensors = Mapping[str, Tensor]
 Finite = Annotated[float, Range(ge=0, lt=math.inf)]
 Privates = Mapping[str, Arrays]
+Devices = Mapping[str, Device]
 CAP = 1e6  # largest norm of a reply that is averaged
 HELD = 1 << 21  # most numbers of a layer held at once while scoring
 
@@ -152,67 +152,6 @@ class Shape(NamedTuple):
 
     dtype: str
     shape: tuple[int | None, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Device:
-    """One client's training items, shape (n,), sorted, each once; without any, its replies are objected to."""
-
-    name: str
-    items: NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        if self.items.ndim != 1 or (np.diff(self.items) <= 0).any() or (self.items < 0).any():
-            got = f"client {self.name!r} with items that do not increase"
-            raise InputError(got, "codes of at least 0, sorted, each once", "pass numpy.unique of them")
-
-
-Devices = Mapping[str, Device]
-
-
-def devices_of(user: NDArray[np.int64], item: NDArray[np.int64], n_users: int) -> dict[str, Device]:
-    """Return the device of each user with interactions (codes, shape (N,)), named ``u`` and its code, of one length."""
-    span, width = int(item.max(initial=0)) + 1, len(str(n_users - 1))
-    user, item = np.divmod(np.unique(user.astype(np.int64) * span + item), span)
-    code, first = np.unique(user, return_index=True)
-    names = [f"u{one:0{width}d}" for one in code]
-    return {name: Device(name, own) for name, own in zip(names, np.split(item, first[1:]), strict=False)}
-
-
-# -- samples (step 2) -------------------------------------------------------------------------------------------------
-
-
-def draw_samples(
-    items: Sequence[NDArray[np.int64]], rngs: Sequence[np.random.Generator], n_items: int, config: FedRecConfig
-) -> tuple[Array, Array, Array, Array]:
-    """Return client, item, label and weight of each sample, shape (N,) each.
-
-    A client's samples are its items in random order, each followed by its negatives: distinct and uniform over all
-    items that are not the client's, from its own generator: the other clients change nothing.
-    """
-    size, k = np.array([len(own) for own in items]), config.negatives
-    owner, start, seen = np.repeat(np.arange(len(items)), size), np.r_[0, np.cumsum(size)], np.concatenate(items)
-    draws = np.concatenate([rng.random((n, 1 + k)) for rng, n in zip(rngs, size, strict=True)])
-    positive, free = seen[np.lexsort((draws[:, 0], owner))], (n_items - size)[owner]
-    rank = np.zeros((len(owner), k), dtype=np.int64)
-    for j in range(k):  # the j-th is drawn among what earlier ones left, and steps over them
-        rank[:, j] = draws[:, 1 + j] * np.maximum(free - j, 0)
-        for earlier in np.sort(rank[:, :j], axis=1).T:
-            rank[:, j] += rank[:, j] >= earlier
-    item = np.concatenate([positive[:, None], unseen_items(owner, rank, start, seen, n_items)], axis=1)
-    column, each = np.arange(1 + k), 1 + np.minimum(free, k)[:, None]
-    place = (np.arange(len(owner)) - start[owner])[:, None] * each + column
-    weight = 1.0 / np.minimum(config.block, size[owner][:, None] * each - place // config.block * config.block)
-    there = column < each
-    whole = (np.broadcast_to(owner[:, None], item.shape), item, np.broadcast_to(column == 0, item.shape), weight)
-    return whole[0][there], whole[1][there], whole[2][there], whole[3][there]
-
-
-def merge(owner: Array, item: Array, label: Array, weight: Array, n_items: int) -> tuple[Array, Array, Array, Array]:
-    """Return client, item, a and b of each row, in order of client and item."""
-    key, inverse = np.unique(owner * n_items + item, return_inverse=True)
-    a, b = (np.bincount(inverse, w, len(key)) for w in (weight * label, weight))
-    return key // n_items, key % n_items, a, b
 
 
 # -- gradients (steps 3 and 4) ----------------------------------------------------------------------------------------
@@ -419,7 +358,8 @@ class FedRecGEL:
                 raise InputError(got, accepted, "grow the catalogue at the server first")
         rngs = [np.random.default_rng(stream(config.seed, "client", n, int(message["round"][0]))) for n in names]
         net = {k: torch.from_numpy(np.array(message[f"shared.{k}"])) for k in config.layers()}
-        owner, item, *weights = merge(*draw_samples(items, rngs, len(table), config), len(table))
+        samples = draw_samples(items, rngs, len(table), config.negatives, config.block)
+        owner, item, *weights = merge(*samples, len(table))
         count = np.bincount(owner, minlength=len(names))
         last = np.cumsum(count)
         for place in _chunks(count, config):
