@@ -32,7 +32,7 @@ from torch.nn.functional import embedding, linear
 
 from upright.contract import InputError
 
-__all__ = ["BPRMF", "Backbone", "LightGCN", "NeuMF", "build", "draw_negatives"]
+__all__ = ["BPRMF", "Backbone", "LightGCN", "NeuMF", "build", "draw_negatives", "unseen_items"]
 
 Csr = Any
 """A `scipy.sparse.csr_array`; scipy ships no types."""
@@ -474,10 +474,31 @@ def draw_negatives(
             "users with at least one unseen item",
             "leave these users out of training, or add items",
         )
-    rank = rng.integers(0, free[:, None], size=(users.size, k))
+    return unseen_items(users, rng.integers(0, free[:, None], size=(users.size, k)), start, seen.indices, n_items)
+
+
+def unseen_items(
+    users: NDArray[np.int64], rank: NDArray[np.int64], start: NDArray[np.int64], seen: NDArray[Any], n_items: int
+) -> NDArray[np.int64]:
+    """Return the items of some ranks among those that each user has not seen, shape (B, k).
+
+    Parameters
+    ----------
+    users : ndarray of int64, shape (B,)
+        User of each row.
+    rank : ndarray of int64, shape (B, k)
+        From 0 up to the number of unseen items of the row's user, less one.
+    start : ndarray of int64, shape (U + 1,)
+        The seen items of user u are ``seen[start[u]:start[u + 1]]``.
+    seen : ndarray of integers, shape (N,)
+        Sorted and without duplicates within each user.
+    n_items : int
+        I.
+    """
+    held = np.diff(start)
     place = np.arange(start[-1]) - np.repeat(start[:-1], held)
     # n_items + 1 slots a user: s_j - j reaches n_items - held, never more, so users cannot overlap.
-    keys = np.repeat(np.arange(n_users) * (n_items + 1), held) + seen.indices - place
+    keys = np.repeat(np.arange(len(held)) * (n_items + 1), held) + seen - place
     below = np.searchsorted(keys, (users * (n_items + 1))[:, None] + rank, side="right") - start[users][:, None]
-    drawn: NDArray[np.int64] = rank + below
-    return drawn
+    found: NDArray[np.int64] = rank + below
+    return found
