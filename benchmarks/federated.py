@@ -51,8 +51,9 @@ from torch import nn
 from upright.contract import InputError
 from upright.data.catalogue import load_split
 from upright.federation import rounds
-from upright.recommendation.devices import Device, FedRecConfig, devices_of
+from upright.recommendation.devices import Device, devices_of
 from upright.recommendation.federated import FedRecGEL
+from upright.recommendation.settings import FedRecConfig
 
 BARS = {"video paper": (1.6, 1.27), "video loop": (40, 122), "video dot": (0.15, 0.08), "ml dot": (0.8, 0.62),
         "ml dot alone": (2.5, 3.3), "ml dot GiB": (0.6, 0.41), "ml paper": (1.05, 1.31), "large dot": (4, 1.4),

@@ -7,8 +7,9 @@ import numpy as np
 from planted_minima import play
 from upright.contract import stream
 from upright.recommendation import federated
-from upright.recommendation.devices import Device, FedRecConfig
+from upright.recommendation.devices import Device
 from upright.recommendation.federated import FedRecGEL, score_all
+from upright.recommendation.settings import FedRecConfig
 
 ITEMS = 30
 
@@ -44,7 +45,7 @@ def an_upload_is_the_gradient_at_the_perturbed_table():
     found = one.clients(one.message(state), {name: {} for name in data}, data)
     for name, device in data.items():
         rng = np.random.default_rng(stream(0, "client", name, 1))
-        _, item, label, weight = federated.draw_samples([device.items], [rng], ITEMS, one.config)
+        _, item, label, weight = federated.draw_samples([device.items], [rng], ITEMS, 4, 128)
         user = one.users({}, [name])[0]
 
         def gradient(s, item=item, label=label, weight=weight, user=user):
@@ -142,8 +143,8 @@ def negatives_that_avoid_the_held_out_item(patch):
         names[:] = sorted(datas)
         return own(self, message, privates, datas)
 
-    def avoiding(items, rngs, n_items, config):
-        owner, item, label, weight = inner(items, rngs, n_items, config)
+    def avoiding(*given):
+        owner, item, label, weight = inner(*given)
         there = item != np.array([HELD_OUT[name] for name in names])[owner]
         return owner[there], item[there], label[there], weight[there]
 

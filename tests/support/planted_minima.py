@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from upright.recommendation import federated
-from upright.recommendation.devices import Device, FedRecConfig
+from upright.recommendation.devices import Device
 from upright.recommendation.federated import FedRecGEL
+from upright.recommendation.settings import FedRecConfig
 
 CLIENTS, SEEDS, SHARP, FLAT = 12, range(6), 40.0, 1.0
 

@@ -50,7 +50,7 @@ from numpy.typing import NDArray
 from upright.contract import Arm, NonNegativeFloat, PositiveInt, Run, Task, method, stream
 from upright.declare import Changes, Curve, Front, Heat, Intervals, Noted
 from upright.lazy import LazyModule
-from upright.recommendation.devices import FederatedTraining, FedRecConfig
+from upright.recommendation.settings import FederatedTraining, FedRecConfig
 
 if TYPE_CHECKING:
     import torch
@@ -207,9 +207,7 @@ _REPORT = [
     Intervals("Quality by the number of a client's items", "mean:ndcg@10:size_decile=*", join="arm"),
     Curve(
         "Sharpness of the shared block by round",
-        [
-            "How much a client's loss rises when what all share moves by the radius along its gradient, a mean over some."
-        ],
+        ["How much a client's loss rises when what all share moves by the radius along its gradient, mean of some."],
         x="step",
         y="sharpness/shared",
     ),

@@ -1,109 +1,20 @@
-"""Settings and data of a federated recommender: what server and devices agree on, and what a device holds."""
+"""Devices of a federated recommender, each with one user's items, and the samples that they train on."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.contract import Config, InputError, NonNegativeInt, PositiveFloat, PositiveInt, Range
+from upright.contract import InputError
+from upright.models.recommenders import unseen_items
 
-__all__ = ["Device", "FedRecConfig", "FederatedTraining", "devices_of"]
+__all__ = ["Device", "devices_of", "draw_samples", "merge"]
 
-Finite = Annotated[float, Range(ge=0, lt=math.inf)]
-
-
-class FederatedTraining(Config):
-    """How clients train, whatever the data."""
-
-    backbone: Literal["dot", "neumf", "neumf-paper"] = "dot"
-    """Inner product; two tables of width dim; the second table four times as wide."""
-    dim: PositiveInt = 32
-    """Width of the product."""
-    rho_shared: Finite = 0.05
-    """Radius of the shared block."""
-    rho_private: Finite = 0.05
-    """Radius of the user's vector."""
-    direction: Literal["own", "random"] = "own"
-    """Of both perturbations: the gradient's, or random over the touched rows and the layers."""
-    passes: Literal["sharp", "plain"] = "sharp"
-    """``plain``: one pass and its gradient (FedNCF)."""
-    fraction: Annotated[float, Range(gt=0, le=1)] = 0.1
-    """Share of the clients asked in a round."""
-    poisson: bool = False
-    """Ask each client independently with probability `fraction`; always so with noise."""
-    rounds: PositiveInt = 100
-    """Rounds of training."""
-    server_rate: Finite = 0.01
-    """Adam's rate at the server; 0 leaves the shared block as it was drawn."""
-    client_rate: PositiveFloat = 0.1
-    """Adam's rate at the client."""
-    weight_decay: Finite = 0.0
-    """The shared block shrinks by ``1 - server_rate weight_decay`` a round, apart from Adam."""
-    negatives: NonNegativeInt = 4
-    """Items drawn after each positive one; fewer where a user has not so many left."""
-    block: PositiveInt = 128
-    """Samples of a block: each counts by one over the size of its block."""
-    clip: PositiveFloat | None = None
-    """Largest norm of a whole reply; a longer one is scaled down to it."""
-    noise_multiplier: Finite = 0.0
-    """Standard deviation of the noise on each number, over `clip`."""
-    noise_at: Literal["server", "device"] = "server"
-    """On the sum, or on each reply, all rows of the table, before it is sent."""
-    pad_to: PositiveInt | None = None
-    """The number of rows sent is brought to a multiple of this; see `padded`."""
-
-
-class FedRecConfig(FederatedTraining):
-    """Settings of the algorithm; server and clients must have the same."""
-
-    n_items: PositiveInt
-    """I at the start."""
-    n_clients: PositiveInt | None = None
-    """U, needed with noise: its denominator is fixed."""
-    view_every: NonNegativeInt = 0
-    """Rounds between item-centred views, see `FedRecGEL.finish`; 0 for none."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """Of all that is sent and kept."""
-    memory: PositiveInt = 1 << 24
-    """Bytes of a tensor program, about. Below 4 MB, small clients lose what batching gains."""
-    seed: NonNegativeInt = 0
-    """Of all streams. With noise it is a secret: who knows it can subtract the noise."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.n_clients is not None:
-            self.count_asked(self.n_clients)
-        if self.noise_multiplier and (self.clip is None or (self.noise_at == "server" and self.n_clients is None)):
-            got = f"noise_multiplier = {self.noise_multiplier}, clip = {self.clip}, n_clients = {self.n_clients}"
-            raise InputError(got, "noise with a clip, and with n_clients where the server adds it", "set both")
-
-    def count_asked(self, clients: int) -> int:
-        """Return ``floor(fraction U)``; nobody is an `InputError`."""
-        asked = math.floor(self.fraction * clients + 1e-9)
-        if not asked:
-            got = f"fraction = {self.fraction} of {clients} clients, which asks nobody"
-            raise InputError(got, "one client a round or more", "raise fraction, or register more clients")
-        return asked
-
-    def widths(self) -> tuple[int, int, tuple[int, ...]]:
-        """Return the widths of an item's row, of the layers' part of it, and of the hidden layers."""
-        if self.backbone == "dot":
-            return self.dim, 0, ()
-        wide = self.dim * (4 if self.backbone == "neumf-paper" else 1)
-        return self.dim + wide, wide, (wide, max(1, wide // 2), max(1, wide // 4))
-
-    def layers(self) -> dict[str, tuple[int, ...]]:
-        """Return shapes of layers, weights as (inputs, outputs): w1, b1, w2, b2, w3, b3, out, bias; none for dot."""
-        width, wide, hidden = self.widths()
-        shapes: dict[str, tuple[int, ...]] = {}
-        for number, (narrow, broad) in enumerate(pairwise((2 * wide, *hidden)), start=1):
-            shapes |= {f"w{number}": (narrow, broad), f"b{number}": (broad,)}
-        return shapes | {"out": (width - wide + hidden[-1],), "bias": ()} if hidden else {}
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,3 +37,36 @@ def devices_of(user: NDArray[np.int64], item: NDArray[np.int64], n_users: int) -
     code, first = np.unique(user, return_index=True)
     names = [f"u{one:0{width}d}" for one in code]
     return {name: Device(name, own) for name, own in zip(names, np.split(item, first[1:]), strict=False)}
+
+
+def draw_samples(
+    items: Sequence[NDArray[np.int64]], rngs: Sequence[np.random.Generator], n_items: int, negatives: int, block: int
+) -> tuple[Array, Array, Array, Array]:
+    """Return client, item, label and weight of each sample, shape (N,) each.
+
+    A client's samples are its items in random order, each followed by its negatives: distinct and uniform over all
+    items that are not the client's, from its own generator: the other clients change nothing.
+    """
+    size, k = np.array([len(own) for own in items]), negatives
+    owner, start, seen = np.repeat(np.arange(len(items)), size), np.r_[0, np.cumsum(size)], np.concatenate(items)
+    draws = np.concatenate([rng.random((n, 1 + k)) for rng, n in zip(rngs, size, strict=True)])
+    positive, free = seen[np.lexsort((draws[:, 0], owner))], (n_items - size)[owner]
+    rank = np.zeros((len(owner), k), dtype=np.int64)
+    for j in range(k):  # the j-th is drawn among what earlier ones left, and steps over them
+        rank[:, j] = draws[:, 1 + j] * np.maximum(free - j, 0)
+        for earlier in np.sort(rank[:, :j], axis=1).T:
+            rank[:, j] += rank[:, j] >= earlier
+    item = np.concatenate([positive[:, None], unseen_items(owner, rank, start, seen, n_items)], axis=1)
+    column, each = np.arange(1 + k), 1 + np.minimum(free, k)[:, None]
+    place = (np.arange(len(owner)) - start[owner])[:, None] * each + column
+    weight = 1.0 / np.minimum(block, size[owner][:, None] * each - place // block * block)
+    there = column < each
+    whole = (np.broadcast_to(owner[:, None], item.shape), item, np.broadcast_to(column == 0, item.shape), weight)
+    return whole[0][there], whole[1][there], whole[2][there], whole[3][there]
+
+
+def merge(owner: Array, item: Array, label: Array, weight: Array, n_items: int) -> tuple[Array, Array, Array, Array]:
+    """Return client, item, a and b of each row, in order of client and item."""
+    key, inverse = np.unique(owner * n_items + item, return_inverse=True)
+    a, b = (np.bincount(inverse, w, len(key)) for w in (weight * label, weight))
+    return key // n_items, key % n_items, a, b

@@ -23,9 +23,8 @@ Shapes: C clients in one program, R rows of the one with the most, d the width o
 Deviations from the published code: (D1) no perturbation where a norm is 0, and nothing added to other norms; (D2)
 the server's rate is a setting, there always 0.001; (D3) random directions, clip, noise and padding.
 
-Cost: three forward and backward passes over R rows a client; see `ledger`.
-
-The algorithm has the methods of `upright.federation.rounds.Algorithm`: flat dicts of NumPy arrays.
+Cost: three forward and backward passes over R rows a client; see `ledger`. The algorithm has the methods of
+`upright.federation.rounds.Algorithm`, over flat dicts of NumPy arrays.
 
 Sources: *FedRecGEL* (The Web Conference 2026); He et al., *Neural Collaborative Filtering* (2017), for the layers.
 """
@@ -43,8 +42,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from upright.contract import InputError, stream
-from upright.models.recommenders import unseen_items
-from upright.recommendation.devices import Device, FedRecConfig
+from upright.recommendation.devices import Device, draw_samples, merge
+from upright.recommendation.settings import FedRecConfig
 from upright.recommendation.uploads import clipped, dense, length_of, noised, padded
 
 __all__ = ["FedRecGEL", "score_all", "scores_on"]
@@ -53,10 +52,10 @@ Array = NDArray[Any]
 Arrays = dict[str, NDArray[Any]]
 State = dict[str, Any]
 Tensors = Mapping[str, Tensor]
-CAP = 1e6
-"""Largest norm of a reply that is averaged."""
-HELD = 1 << 21
-"""Most numbers of a layer held at once while scoring."""
+Privates = Mapping[str, Arrays]
+Devices = Mapping[str, Device]
+CAP = 1e6  # largest norm of a reply that is averaged
+HELD = 1 << 21  # most numbers of a layer held at once while scoring
 
 
 class Shape(NamedTuple):
@@ -64,42 +63,6 @@ class Shape(NamedTuple):
 
     dtype: str
     shape: tuple[int | None, ...]
-
-
-# -- samples (step 2) -------------------------------------------------------------------------------------------------
-
-
-def draw_samples(
-    items: Sequence[NDArray[np.int64]], rngs: Sequence[np.random.Generator], n_items: int, config: FedRecConfig
-) -> tuple[Array, Array, Array, Array]:
-    """Return client, item, label and weight of each sample, shape (N,) each.
-
-    A client's samples are its items in random order, each followed by its negatives: distinct and uniform over all
-    items that are not the client's, from its own generator: the other clients change nothing.
-    """
-    size, k = np.array([len(own) for own in items]), config.negatives
-    owner, start, seen = np.repeat(np.arange(len(items)), size), np.r_[0, np.cumsum(size)], np.concatenate(items)
-    draws = np.concatenate([rng.random((n, 1 + k)) for rng, n in zip(rngs, size, strict=True)])
-    positive, free = seen[np.lexsort((draws[:, 0], owner))], (n_items - size)[owner]
-    rank = np.zeros((len(owner), k), dtype=np.int64)
-    for j in range(k):  # the j-th is drawn among what earlier ones left, and steps over them
-        rank[:, j] = draws[:, 1 + j] * np.maximum(free - j, 0)
-        for earlier in np.sort(rank[:, :j], axis=1).T:
-            rank[:, j] += rank[:, j] >= earlier
-    item = np.concatenate([positive[:, None], unseen_items(owner, rank, start, seen, n_items)], axis=1)
-    column, each = np.arange(1 + k), 1 + np.minimum(free, k)[:, None]
-    place = (np.arange(len(owner)) - start[owner])[:, None] * each + column
-    weight = 1.0 / np.minimum(config.block, size[owner][:, None] * each - place // config.block * config.block)
-    there = column < each
-    whole = (np.broadcast_to(owner[:, None], item.shape), item, np.broadcast_to(column == 0, item.shape), weight)
-    return whole[0][there], whole[1][there], whole[2][there], whole[3][there]
-
-
-def merge(owner: Array, item: Array, label: Array, weight: Array, n_items: int) -> tuple[Array, Array, Array, Array]:
-    """Return client, item, a and b of each row, in order of client and item."""
-    key, inverse = np.unique(owner * n_items + item, return_inverse=True)
-    a, b = (np.bincount(inverse, w, len(key)) for w in (weight * label, weight))
-    return key // n_items, key % n_items, a, b
 
 
 # -- gradients (steps 3 and 4) ----------------------------------------------------------------------------------------
@@ -242,17 +205,15 @@ class FedRecGEL:
             return f"{len(rows)} row numbers for {len(reply['values'])} rows (a client without interactions has none)"
         if rows.min() < 0 or rows.max() >= n_items or (np.diff(rows) <= 0).any():
             return f"rows that do not increase within 0 to {n_items - 1}"
-        at_device = config.noise_multiplier > 0 and config.noise_at == "device"
-        length, limit = length_of(reply), CAP if config.clip is None or at_device else 1.0001 * config.clip
+        limit = CAP if config.clip is None or config.noise("device") else 1.0001 * config.clip
+        length = length_of(reply)
         return "" if length <= limit else f"norm {length:.3g} beyond {limit:.3g}"
 
     def client(self, message: Arrays, private: Arrays, data: Device) -> tuple[Arrays, Arrays]:
         """Answer as one client."""
         return self.clients(message, {data.name: private}, {data.name: data})[data.name]
 
-    def clients(
-        self, message: Arrays, privates: Mapping[str, Arrays], datas: Mapping[str, Device]
-    ) -> dict[str, tuple[Arrays, Arrays]]:
+    def clients(self, message: Arrays, privates: Privates, datas: Devices) -> dict[str, tuple[Arrays, Arrays]]:
         """Answer as several clients in one tensor program (steps 2 to 6)."""
         names, config, n_items = sorted(datas), self.config, len(message["shared.item"])
         none = {f"net.{k}": np.zeros(s, config.dtype) for k, s in config.layers().items()}
@@ -270,9 +231,7 @@ class FedRecGEL:
                 out[names[c]] = (reply, memory | {"step": np.array(step[i])})
         return out
 
-    def sharpness(
-        self, message: Arrays, privates: Mapping[str, Arrays], datas: Mapping[str, Device]
-    ) -> NDArray[np.float64]:
+    def sharpness(self, message: Arrays, privates: Privates, datas: Devices) -> NDArray[np.float64]:
         """Return each client's loss, and by how much either perturbation along the gradient raises it, shape (C, 3).
 
         In order of names, at the config's radii whatever its `passes` and `direction`; NaN without interactions.
@@ -288,7 +247,7 @@ class FedRecGEL:
         shape, kind = (len(names), self.config.widths()[0]), self.config.dtype
         return {**{key: np.zeros(shape, kind) for key in ("user", "m", "v")}, "step": np.zeros(len(names), np.int64)}
 
-    def users(self, privates: Mapping[str, Arrays], names: Sequence[str]) -> Array:
+    def users(self, privates: Privates, names: Sequence[str]) -> Array:
         """Return the vectors of clients, shape (C, d); who was never asked has its first one."""
         return np.stack([self._memory(privates.get(name, {}), name)["user"] for name in names])
 
@@ -299,7 +258,7 @@ class FedRecGEL:
         return {"user": user, "m": np.zeros_like(user), "v": np.zeros_like(user), "step": np.array(0)}
 
     def _passes(
-        self, message: Arrays, privates: Mapping[str, Arrays], datas: Mapping[str, Device], names: Sequence[str]
+        self, message: Arrays, privates: Privates, datas: Devices, names: Sequence[str]
     ) -> Iterator[tuple[Array, list[Array], list[Arrays], list[np.random.Generator], Arrays, Array]]:
         """Yield places among the names, items, old memories and streams of a chunk, and what `three_passes` returns."""
         config, table = self.config, message["shared.item"]
@@ -310,7 +269,8 @@ class FedRecGEL:
                 raise InputError(got, accepted, "grow the catalogue at the server first")
         rngs = [np.random.default_rng(stream(config.seed, "client", n, int(message["round"][0]))) for n in names]
         net = {k: torch.from_numpy(np.array(message[f"shared.{k}"])) for k in config.layers()}
-        owner, item, *weights = merge(*draw_samples(items, rngs, len(table), config), len(table))
+        samples = draw_samples(items, rngs, len(table), config.negatives, config.block)
+        owner, item, *weights = merge(*samples, len(table))
         count = np.bincount(owner, minlength=len(names))
         last = np.cumsum(count)
         for place in _chunks(count, config):
@@ -334,9 +294,9 @@ class FedRecGEL:
             reply = padded(reply, config.pad_to, n_items, rng)
         if config.clip is not None:
             reply = clipped(reply, config.clip)
-            if config.noise_multiplier and config.noise_at == "device":
-                own = np.random.default_rng(stream(config.seed, "noise", name, turn))
-                reply = noised(dense(reply, n_items), config.noise_multiplier * config.clip, own)
+        if config.noise("device"):
+            own = np.random.default_rng(stream(config.seed, "noise", name, turn))
+            reply = noised(dense(reply, n_items), config.noise("device"), own)
         return reply
 
     def begin(self, state: State) -> State:
@@ -370,9 +330,9 @@ class FedRecGEL:
         clients) and by how much its row moved.
         """
         config, sums, count = self.config, total["sum"], float(total["clients"])
-        if config.noise_multiplier and config.noise_at == "server" and config.clip and config.n_clients:
+        if config.noise("server") and config.n_clients:
             rng = np.random.default_rng(stream(config.seed, "noise", int(state["round"])))
-            sums, count = noised(sums, config.noise_multiplier * config.clip, rng), config.fraction * config.n_clients
+            sums, count = noised(sums, config.noise("server"), rng), config.fraction * config.n_clients
         new: State = {"round": state["round"] + 1, "server_step": state["server_step"] + 1}
         for key, value in sums.items():
             old = state[f"shared.{key}"] * np.asarray(1 - config.server_rate * config.weight_decay, config.dtype)
@@ -415,9 +375,6 @@ def _random(rows: Tensor, net: Tensors, count: Array, rngs: Sequence[np.random.G
             own = value[i, : count[i]] if name == "rows" else value[i]
             own.copy_(torch.from_numpy(np.asarray(rng.standard_normal(own.shape))))
     return out
-
-
-# -- scores -----------------------------------------------------------------------------------------------------------
 
 
 def score_all(state: Mapping[str, Any], users: Array) -> Array:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from upright.contract import InputError
 
 if TYPE_CHECKING:
-    from upright.recommendation.devices import FedRecConfig
+    from upright.recommendation.settings import FedRecConfig
 
 __all__ = ["clipped", "dense", "epsilon", "ledger", "length_of", "noised", "padded"]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import sparse
@@ -23,9 +23,14 @@ from scipy import sparse
 from upright.contract import InputError, Metric, PositiveInt, Run, UnitScores, stream
 from upright.data.interactions import Split, synthetic
 from upright.data.sequences import joined, leave_last
+from upright.lazy import LazyModule
 from upright.metrics import ranking
-from upright.recommendation.devices import devices_of
 from upright.tasks.next_item import InteractionsConfig, SplitTask
+
+if TYPE_CHECKING:
+    from upright.recommendation import devices
+else:
+    devices = LazyModule("upright.recommendation.devices")
 
 __all__ = ["FederatedNextItem", "FederatedNextItemConfig"]
 
@@ -66,7 +71,7 @@ class FederatedNextItem(SplitTask):
         super().__init__(split)
         self.config, self.seen = config, split.train.csr()
         #: data of each client by name, in the order of users
-        self.devices = devices_of(split.train.user, split.train.item, self.n_users)
+        self.devices = devices.devices_of(split.train.user, split.train.item, self.n_users)
         self.size = split.train.counts("user")
         self.metrics = self.metrics_of({"k": config.k})
 
