@@ -21,7 +21,7 @@ BUDGETS = {
     "experiment": 2_510,  # aims at 1,900
     "report": 2_750,  # aims at 2,400
     "evidence": 2_230,  # aims at 950
-    "data": 3_750,  # aims at 2,600
+    "data": 3_770,  # aims at 2,600; FilmTrust is an entry
     "metrics": 2_250,  # docs/metrics.md is written from its docstrings
     "classification": 2_860,
     "language": 7_600,  # with EISAM: titles, trainer, and items as a head

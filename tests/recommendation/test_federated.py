@@ -291,7 +291,7 @@ def test_sharpness_is_the_rise_of_the_loss_at_either_perturbation():
     lengths = [float(torch.cat([v.flatten() for v in g.values()]).norm()), float(by_user.norm())]
     np.testing.assert_allclose(
         tiny[3, 1:] / 1e-6, lengths, rtol=1e-3
-    )  # first order: rho times the norm of the gradient
+    )  # first order: rho times the gradient
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------
