@@ -20,7 +20,7 @@ from studies import Study, publish, run_study
 
 ARMS = ("none", "fedrecgel", "decay", "random", "shared", "private")
 RATES = {"server_rate": [0.01, 0.03], "client_rate": [0.03, 0.1]}
-TUNE = {"strength": [0.2, 1.0, 5.0]}
+TUNE = {"strength": [0.2, 2.0, 10.0]}
 LONG = {"rounds": 400, "check_every": 20, "patience": 4}
 
 

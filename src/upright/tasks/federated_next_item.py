@@ -7,7 +7,7 @@ no last item: the held-out ones are drawn then, and said to be.
 grouping         of the client, by its training items
 ===============  ===================================================================================================
 ``size``         ``light``: fewer than the median client; else ``heavy``
-``size_decile``  1 (fewest) to 10; clients with equally many stand together
+``size_decile``  01 (fewest) to 10; clients with equally many stand together
 ===============  ===================================================================================================
 """
 
@@ -44,8 +44,7 @@ class FederatedNextItemConfig(InteractionsConfig):
     k: PositiveInt = 10
     """Length of the lists."""
     checked_clients: PositiveInt = 1000
-    """Clients that validation ranks in training, a fixed sample, where every pair goes through layers; the test ranks
-    everybody."""
+    """Most clients that validation ranks, a fixed sample; the test ranks everybody."""
     mode: Literal["held_out", "official"] = "held_out"
     """`official` has no validation item: rounds are chosen on the test item, as in the published code."""
     precision: Literal["float32", "float64"] = "float32"
@@ -121,9 +120,9 @@ class FederatedNextItem(SplitTask):
 
         Parameters
         ----------
-        result : model with ``score_all(users)``, shape (B,) to (B, I), and ``layered``
+        result : model with ``score_all(users)``, shape (B,) to (B, I)
         split : {"valid", "test"}
-            Validation ranks the item before the last one, full ranking only.
+            Validation ranks the item before the last one, full ranking only, of `checked_clients`.
 
         Raises
         ------
@@ -132,7 +131,7 @@ class FederatedNextItem(SplitTask):
         """
         relevant, seen = self.opened(split)
         users, k = np.arange(self.n_users), self.config.k
-        if split == "valid" and result.layered and self.n_users > self.config.checked_clients:
+        if split == "valid" and self.n_users > self.config.checked_clients:
             draw = np.random.default_rng(stream(self.config.split_seed, "checked clients"))
             users = np.sort(draw.choice(self.n_users, self.config.checked_clients, replace=False))
         full = ranking.evaluate_full(result.score_all, users, seen, relevant, ks=(k,))
@@ -159,4 +158,4 @@ class FederatedNextItem(SplitTask):
             np.searchsorted(np.sort(self.size), self.size, side="right") / self.n_users
         )  # share with as many or fewer
         decile = np.ceil(place * 10 - 1e-9).astype(int)
-        return {"size": np.where(light, "light", "heavy").tolist(), "size_decile": decile.astype(str).tolist()}
+        return {"size": np.where(light, "light", "heavy").tolist(), "size_decile": [f"{n:02d}" for n in decile]}
