@@ -289,9 +289,7 @@ def test_sharpness_is_the_rise_of_the_loss_at_either_perturbation():
     np.testing.assert_array_equal(tiny[:, 0], found[:, 0])
     g, by_user = naive(small.config, state, data["u3"], small.users({}, ["u3"])[0])
     lengths = [float(torch.cat([v.flatten() for v in g.values()]).norm()), float(by_user.norm())]
-    np.testing.assert_allclose(
-        tiny[3, 1:] / 1e-6, lengths, rtol=1e-3
-    )  # first order: rho times the gradient
+    np.testing.assert_allclose(tiny[3, 1:] / 1e-6, lengths, rtol=1e-3)  # first order: rho times the gradient
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import islice
 
 import numpy as np
 import polars as pl
@@ -14,9 +15,14 @@ from safetensors.numpy import save_file
 
 from upright import api
 from upright.contract import InputError
+from upright.data.interactions import synthetic
 from upright.evidence.gate import fail_if
 from upright.evidence.units import read_units
+from upright.federation.rounds import rounds
 from upright.maths import ranks
+from upright.recommendation.devices import devices_of
+from upright.recommendation.federated import FedRecGEL
+from upright.recommendation.settings import FedRecConfig
 from upright.tasks.updates import _level, row_scores
 
 ITEMS, DIM = 200, 8
@@ -83,6 +89,26 @@ def units(made):
 
 
 # -- signals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("noise_at", "leaks"), [("server", True), ("device", False)])
+def test_noise_on_the_sum_leaves_uploads_as_they_are(tmp_path, noise_at, leaks):
+    # catches noise that is said to protect what the server sees before it is added, and noise on touched rows alone
+    train = synthetic(n_items=ITEMS, seed=1).train
+    data = devices_of(train.user, train.item, train.n_users)
+    sizes = {"n_items": ITEMS, "n_clients": len(data), "fraction": 1.0, "rounds": 9}
+    algorithm = FedRecGEL(FedRecConfig(**sizes, clip=0.1, noise_multiplier=1.0, noise_at=noise_at))
+    state, privates = next(islice(rounds(algorithm, data), 4, None))
+    some = {name: data[name] for name in sorted(data)[:30]}
+    (tmp_path / "up").mkdir()
+    for client, (reply, _) in algorithm.clients(algorithm.message(state), privates, some).items():
+        save_file({k: np.ascontiguousarray(v) for k, v in reply.items()}, tmp_path / "up" / f"{client}.5.safetensors")
+    (tmp_path / "items.csv").write_text("\n".join(["item", *map(str, range(ITEMS))]) + "\n")
+    write_truth(tmp_path, {client: device.items.tolist() for client, device in some.items()})
+    summary, _ = audit(tmp_path)
+    row = level(summary, "mean:auc")
+    assert summary["evidence"]["verdict"]["word"] == ("leak shown" if leaks else "none shown")
+    assert row["value"] == 1.0 if leaks else row["low"] < 0.5 < row["high"]
 
 
 @pytest.mark.parametrize("radius", [0.0, 0.5])
