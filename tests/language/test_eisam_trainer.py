@@ -146,18 +146,12 @@ def test_plain_steps_come_first(tmp_path):
     assert distance(*longer) > 1e-4
 
 
-@pytest.mark.parametrize("micro", [10, 5])
-def test_the_log_and_evaluation_hold_the_plain_loss(tmp_path, micro):
+def test_the_log_and_evaluation_hold_the_plain_loss(tmp_path):
     # catches an evaluation that is weighted, and a penalty that is not the rise of the weighted loss
     _, records, *_ = data()
     start = wide().requires_grad_(False)
     pairs = list(zip(records, ITEMS.tolist(), strict=True))
-    args = {
-        "max_steps": 2,
-        "rho": 0.3,
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": 10 // micro,
-    }
+    args = {"max_steps": 2, "rho": 0.3, "per_device_train_batch_size": 10}
     one = make(tmp_path, args=args, eval_dataset=pairs)
     mean = float(torch.stack([one_loss(start, record) for record in records]).mean())
     one.train()
@@ -171,6 +165,9 @@ def test_the_log_and_evaluation_hold_the_plain_loss(tmp_path, micro):
     assert lines[1]["realised_perturbation"] == pytest.approx(1.0)
     assert lines[1]["realised_cosine"] == pytest.approx(1.0)
     assert one.model.config.use_cache is True
+    args |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}  # the last one is filled up
+    for line, parts in zip(lines, run(tmp_path, args=args).state.log_history, strict=False):
+        assert (parts["loss"], parts["penalty"]) == pytest.approx((line["loss"], line["penalty"]), rel=1e-5, abs=1e-7)
 
 
 # -- precision ------------------------------------------------------------------------------------------------------

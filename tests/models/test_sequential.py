@@ -116,14 +116,15 @@ def test_dropout_keeps_the_mean():
 
 
 def test_gradients_of_every_parameter():
-    model = make(dropout=0.3, dim=2, layers=1, heads=1, length=3, n_items=4)
+    # catches: a gradient that is cut off. Norms of two numbers are 1 and -1, whatever stands before them: dim is 4
+    model = make(dropout=0.1, dim=4, layers=1, length=3, n_items=4)
     history, target = torch.tensor([[-1, 0, 3]]), torch.tensor([[-1, 3, 1]])
 
     def losses(*_parameters):  # which are moved in place
         return model.target_losses(history, target, masks=1)[0]
 
     assert torch.autograd.gradcheck(losses, tuple(model.parameters()))
-    assert torch.autograd.gradgradcheck(losses, tuple(model.parameters()))  # for the curvature
+    assert torch.autograd.gradgradcheck(losses, tuple(model.parameters()), fast_mode=True)  # for the curvature
 
 
 def test_it_learns_a_cycle():
