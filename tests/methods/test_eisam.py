@@ -37,11 +37,12 @@ def test_a_step_of_reweighting_is_the_gradient_of_the_weighted_mean():
     config = EISAMConfig(**(TINY | {"remedy": "reweight", "lam": 0.7}))
     f, lam = eisam.weights_of(task, config, run)
     model, (batch, *_) = task.model(run), task.batches(run, 0, 16)
+    _, extra, _ = eisam._optimiser(model, task, config, run)
     losses, items = model.target_losses(*batch[:2], masks=0)
     wanted = torch.autograd.grad((losses * ((1 - lam) + lam * torch.from_numpy(f))[items]).mean(), model.item)[0]
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
     before = model.item.detach().clone()
-    eisam._step(model, optimiser, config, batch, torch.from_numpy((1 - lam) + lam * f))
+    eisam._step(model, optimiser, config, batch, extra)
     assert torch.allclose(before - model.item.detach(), wanted, atol=1e-12)
 
 
