@@ -58,15 +58,14 @@ def kept_of(model, tokenizer, titles=TITLES, **options):
     return KeptStates(model, tokenizer, titles, **({"prompt_tokens": 96} | options))
 
 
-def head_of(kept, trie=None, seed=0, moved=True, **options):
-    """Scores of items, or of titles where they have a tree."""
+def head_of(kept, trie=None, seed=0, **options):
+    """Scores of items, or of titles where they have a tree, away from the start, where adapters do nothing."""
     options |= {"rank": 2, "generator": torch.Generator().manual_seed(seed)}
     head = ItemHead(kept, **options) if trie is None else TitleHead(kept, trie, **options)
-    if moved:  # away from the start, where adapters do nothing
-        generator = torch.Generator().manual_seed(9)
-        with torch.no_grad():
-            for weight in head.parameters():
-                weight += 0.1 * torch.randn(weight.shape, generator=generator)
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for weight in head.parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=generator)
     return head
 
 
@@ -86,28 +85,19 @@ def whole(model, ids):
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_the_last_layers_of_kept_states_are_the_whole_model(model, tokenizer, layers):
-    # catches: a cut at another layer, padding that is looked at, the state of a place before the end, a norm left out
-    kept = kept_of(model, tokenizer, layers=layers)
-    head = head_of(kept, moved=False)
-    found = head.hidden(HISTORY).detach()
-    for row, history in enumerate(HISTORY.tolist()):
-        ids = kept.prompt([item for item in history if item >= 0])
-        torch.testing.assert_close(found[row], whole(model, ids)[-1], rtol=0, atol=1e-5)
-
-
-def test_adapters_act_as_merged_weights_would(model, tokenizer, kept):
-    # catches: adapters in the wrong layers, or in none
+def test_kept_states_and_adapters_are_the_whole_model_with_merged_weights(model, tokenizer, layers):
+    # catches: a cut at another layer, padding that is looked at, the state of a place before the end, a norm left out,
+    # adapters in the wrong layers, or in none
+    kept, other = kept_of(model, tokenizer, layers=layers), model_of(tokenizer)
     head = head_of(kept)
-    other = model_of(tokenizer)
-    for own, layer in zip(head._last[0].layers, other.base_model.layers[-2:], strict=True):
+    for own, layer in zip(head._last[0].layers, other.base_model.layers[-layers:], strict=True):
         for name in ("q_proj", "v_proj"):
-            layer_of = getattr(own.self_attn, name)
-            layer.self_attn.get_submodule(name).weight.data += layer_of.get_delta_weight("default").detach()
-    ids = kept.prompt(HISTORY[1].tolist())
-    found = head.hidden(HISTORY[1:2])[0].detach()
-    torch.testing.assert_close(found, whole(other, ids)[-1], rtol=0, atol=1e-5)
-    assert (found - whole(model, ids)[-1]).abs().max() > 1e-2
+            delta = getattr(own.self_attn, name).get_delta_weight("default").detach()
+            layer.self_attn.get_submodule(name).weight.data += delta
+    for found, history in zip(head.hidden(HISTORY).detach(), HISTORY.tolist(), strict=True):
+        ids = kept.prompt(history)
+        torch.testing.assert_close(found, whole(other, ids)[-1], rtol=0, atol=1e-5)
+        assert (found - whole(model, ids)[-1]).abs().max() > 1e-3
 
 
 def test_scores_and_losses_equal_the_formula(model, tokenizer, kept):
@@ -254,7 +244,7 @@ def test_histories_and_targets_that_do_not_fit_are_refused(kept):
 def title_log_probs(model, tokenizer, kept, history, title):
     """log p of the tokens of a title and its end after the prompt of a history, by a pass without padding."""
     ids = [*tokenizer(f" {title}", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    prompt = kept.prompt([item for item in history if item >= 0])
+    prompt = kept.prompt(history)
     with torch.no_grad():
         rows = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     return rows[torch.arange(len(ids)), torch.tensor(ids)]

@@ -115,9 +115,9 @@ class KeptStates:
         self._try()
 
     def prompt(self, items: Sequence[int]) -> Ids:
-        """Return the tokens that name items, the newest last; of older ones as many as fit."""
+        """Return the tokens that name items, the newest last, -1 left out; of older ones as many as fit."""
         kept = list[int]()
-        for item in reversed(items[-self.prompt_titles :]):
+        for item in reversed([item for item in items if item >= 0][-self.prompt_titles :]):
             if len(kept) + len(self._title[item]) > self._limit:
                 break
             kept = self._title[item] + kept
@@ -125,7 +125,7 @@ class KeptStates:
 
     def record(self, history: Sequence[int], target: int | None) -> Encoded:
         """Return the tokens of a prompt, and those of a title with its end after it; any title where target is -1."""
-        ids = self.prompt([item for item in history if item >= 0])
+        ids = self.prompt(history)
         title = [] if target is None else [*self._title[target][:-1], self.end]
         return Encoded((*ids, *title), len(ids) if title else 1)
 
@@ -171,7 +171,7 @@ class KeptStates:
         return copy.deepcopy(self._decoder, noted).eval()
 
     def _prompts(self, history: Tensor) -> list[Ids]:
-        return [self.prompt([item for item in row if item >= 0]) for row in history.tolist()]
+        return [*map(self.prompt, history.tolist())]
 
     def _missing(self, prompts: Sequence[Ids]) -> list[Ids]:
         return [ids for ids in dict.fromkeys(prompts) if ids not in self._states]
