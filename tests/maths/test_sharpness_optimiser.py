@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -84,39 +85,27 @@ def gradients(model, loss):
     return torch.autograd.grad(loss, list(model.parameters()))
 
 
-@torch.no_grad()
-def shift(model, direction, rho, adaptive=False):
-    """Move parameters by the ascent along a direction; return what they were."""
-    params = list(model.parameters())
-    kept = [p.detach().clone() for p in params]
-    t = [w.abs() if adaptive else torch.ones_like(w) for w in kept]
-    norm = math.sqrt(sum(float((a * d).square().sum()) for a, d in zip(t, direction, strict=True)))
-    for p, a, d in zip(params, t, direction, strict=True):
-        p.add_((rho / norm if norm else 0.0) * a * a * d)
-    return kept
-
-
-@torch.no_grad()
-def put_back(model, kept):
-    for p, w in zip(model.parameters(), kept, strict=True):
-        p.copy_(w)
-
-
 def by_hand(model, base, c, data, *, rho=0.05, mode="lagged", adaptive=False, clip=None, scheduler=None):
     """Train with the two passes written out; c of each item."""
     direction = None
     for x, y in data:
-        total = len(y)
-        plain = gradients(model, ((1 - c[y]) * losses(model, x, y)).sum() / total)
-        parts = [y == i for i in y.unique()] if mode == "exact" else [torch.ones_like(y, dtype=torch.bool)]
-        found = list(plain)
-        for on in parts:
+
+        def gradient(weight, along=None, x=x, y=y):
+            """Of the weighted mean, at w or moved by the ascent along a direction."""
+            named = dict(model.named_parameters())
+            if along is not None:
+                t = [p.detach().abs() if adaptive else 1.0 for p in named.values()]
+                norm = math.sqrt(sum(float((a * d).square().sum()) for a, d in zip(t, along, strict=True))) or math.inf
+                e = [rho / norm * a * a * d for a, d in zip(t, along, strict=True)]
+                named = {name: p + one for (name, p), one in zip(named.items(), e, strict=True)}
+            loss = cross_entropy(functional_call(model, named, x), y, reduction="none")
+            return gradients(model, (weight * loss).sum() / len(y))
+
+        found = gradient(1 - c[y])
+        for on in [y == i for i in y.unique()] if mode == "exact" else [1.0]:
             if mode in ("shared", "exact"):
-                direction = gradients(model, (c[y] * losses(model, x, y))[on].sum() / total)
-            kept = shift(model, direction, rho, adaptive) if direction is not None else None
-            up = gradients(model, (c[y] * losses(model, x, y))[on].sum() / total)
-            if kept is not None:
-                put_back(model, kept)
+                direction = gradient(c[y] * on)
+            up = gradient(c[y] * on, direction)
             found = [a + b for a, b in zip(found, up, strict=True)]
         direction = up
         for p, g in zip(model.parameters(), found, strict=True):
