@@ -243,7 +243,7 @@ def test_settings_outside_their_range_are_refused(tmp_path):
     # each before a model is touched
     no, far = float("nan"), float("inf")
     bad = {"rho": (-0.1, far), "lam": ("1", no), "gamma": (no,), "share": (0.0, 1.1), "mode": ("shared",)}
-    bad |= {"plain_steps": (-1, 0.5), "title_limit": (0,), "scope": ("prompt",), "adaptive": ("no",)}
+    bad |= {"plain_steps": (-1, 0.5), "title_limit": (0,), "adaptive": ("no",)}
     for name, values in bad.items():
         for value in values:
             with pytest.raises(InputError, match=f"{name} = {value!r}"):
@@ -270,7 +270,6 @@ def test_records_and_items_that_do_not_fit_are_refused(tmp_path):
         ({"items": ITEMS[:9]}, r"items of shape \(9,\)"),
         ({"items": ITEMS + 0.0}, "type float64 for 10 records"),
         ({"records": [], "items": np.zeros(0, int)}, "all 0"),
-        ({"item_weight": [1.0, 2.0]}, r"item weights of shape \(2,\)"),
     ):
         with pytest.raises(InputError, match=words):
             run(tmp_path, **options)
@@ -280,10 +279,8 @@ def test_records_and_items_that_do_not_fit_are_refused(tmp_path):
         make(tmp_path, items=np.arange(10))
 
 
-def test_given_counts_and_weights_are_used(tmp_path):
+def test_given_counts_are_used(tmp_path):
     # catches counts of the records in place of those of the catalogue
     counts = [4, 30, 2, 1, 7]
     one = make(tmp_path, item_count=counts)
     np.testing.assert_array_equal(one.item_weight, item_weights(counts, "relative", 2.0))
-    placebo = run(tmp_path, args={"rho": 0.3}, item_weight=[2.0, 0.0, 1.0, 0.0])
-    assert distance(run(tmp_path, args={"rho": 0.3}), placebo) > 1e-4

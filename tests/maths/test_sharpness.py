@@ -84,14 +84,6 @@ def test_weights_have_mean_one_over_interactions_and_fall_with_the_count(kind, c
     assert (np.diff(f[np.argsort(n, kind="stable")]) <= 1e-12 * f.max()).all()
 
 
-@pytest.mark.parametrize("kind", sorted(set(sh.WEIGHTS) - {"effective"}))
-def test_the_scale_of_the_counts_and_the_order_of_items_do_not_matter(kind):
-    order = np.random.default_rng(0).permutation(len(ZIPF))
-    f = sh.item_weights(ZIPF, kind, 1.5)
-    np.testing.assert_allclose(sh.item_weights(7 * ZIPF, kind, 1.5), f, rtol=1e-12)
-    np.testing.assert_allclose(sh.item_weights(ZIPF[order], kind, 1.5), f[order], rtol=1e-12)
-
-
 def test_weights_follow_their_formulas():
     n = np.array([8.0, 4.0, 2.0, 1.0, 1.0])
     wanted = {
