@@ -70,14 +70,6 @@ def natural_title(title: str) -> str:
 
     An article behind a comma goes to the front, before another title in brackets too. A year in brackets at the end is
     left out: its digits are tokens that say nothing of how well a title is known. Films of one name become one title.
-
-    Parameters
-    ----------
-    title : str
-
-    Returns
-    -------
-    str
     """
     plain = _YEAR.sub("", title.strip())
     found = _ARTICLE.fullmatch(plain)
@@ -125,7 +117,7 @@ class PriorTable(NamedTuple):
     def agreement(self) -> float:
         """Return the smallest rank correlation of two templates; NaN with one template, or equal scores."""
         found = [rank_correlation(a, b) for a, b in itertools.combinations(self.scores, 2)]
-        return min(found, default=math.nan) if not any(map(math.isnan, found)) else math.nan
+        return float(np.min(found or math.nan))
 
 
 def prior_table(
