@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from quadratic_items import QuadraticItems
 from upright.contract import InputError
 from upright.maths.sharpness import item_sharpness, item_weights, shuffled_weights
-from upright.maths.sharpness_optimiser import EISAM, check_sharpness
+from upright.maths.sharpness_optimiser import EISAM, MODES, check_sharpness
 
 ITEMS, F64 = 10, torch.float64
 COUNT = np.floor(60 / np.arange(1, ITEMS + 1))
@@ -71,43 +73,39 @@ def train(model, opt, data, micro=None, clip=None, scheduler=None):
     return flat(model)
 
 
+def by_closure(model, opt, data=None):
+    """Train with a closure a step, which gives the mean loss."""
+    for x, y in data or batches():
+        wanted = float(losses(model, x, y).detach().mean())
+        assert float(opt.step(lambda x=x, y=y: (losses(model, x, y), y))) == wanted
+    return flat(model)
+
+
 def gradients(model, loss):
     return torch.autograd.grad(loss, list(model.parameters()))
-
-
-@torch.no_grad()
-def shift(model, direction, rho, adaptive=False):
-    """Move parameters by the ascent along a direction; return what they were."""
-    params = list(model.parameters())
-    kept = [p.detach().clone() for p in params]
-    t = [w.abs() if adaptive else torch.ones_like(w) for w in kept]
-    norm = math.sqrt(sum(float((a * d).square().sum()) for a, d in zip(t, direction, strict=True)))
-    for p, a, d in zip(params, t, direction, strict=True):
-        p.add_((rho / norm if norm else 0.0) * a * a * d)
-    return kept
-
-
-@torch.no_grad()
-def put_back(model, kept):
-    for p, w in zip(model.parameters(), kept, strict=True):
-        p.copy_(w)
 
 
 def by_hand(model, base, c, data, *, rho=0.05, mode="lagged", adaptive=False, clip=None, scheduler=None):
     """Train with the two passes written out; c of each item."""
     direction = None
     for x, y in data:
-        total = len(y)
-        plain = gradients(model, ((1 - c[y]) * losses(model, x, y)).sum() / total)
-        parts = [y == i for i in y.unique()] if mode == "exact" else [torch.ones_like(y, dtype=torch.bool)]
-        found = list(plain)
-        for on in parts:
-            if mode != "lagged":
-                direction = gradients(model, (c[y] * losses(model, x, y))[on].sum() / total)
-            kept = shift(model, direction, rho, adaptive) if direction is not None else None
-            up = gradients(model, (c[y] * losses(model, x, y))[on].sum() / total)
-            if kept is not None:
-                put_back(model, kept)
+
+        def gradient(weight, along=None, x=x, y=y):
+            """Of the weighted mean, at w or moved by the ascent along a direction."""
+            named = dict(model.named_parameters())
+            if along is not None:
+                t = [p.detach().abs() if adaptive else 1.0 for p in named.values()]
+                norm = math.sqrt(sum(float((a * d).square().sum()) for a, d in zip(t, along, strict=True))) or math.inf
+                e = [rho / norm * a * a * d for a, d in zip(t, along, strict=True)]
+                named = {name: p + one for (name, p), one in zip(named.items(), e, strict=True)}
+            loss = cross_entropy(functional_call(model, named, x), y, reduction="none")
+            return gradients(model, (weight * loss).sum() / len(y))
+
+        found = gradient(1 - c[y])
+        for on in [y == i for i in y.unique()] if mode == "exact" else [1.0]:
+            if mode in ("shared", "exact"):
+                direction = gradient(c[y] * on)
+            up = gradient(c[y] * on, direction)
             found = [a + b for a, b in zip(found, up, strict=True)]
         direction = up
         for p, g in zip(model.parameters(), found, strict=True):
@@ -131,35 +129,50 @@ def close(a, b, atol=1e-12):
 # the step
 
 
+@pytest.mark.parametrize("micro", [8, 4, 1])
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_the_loop_is_two_passes_written_by_hand_with_clipping_and_a_scheduler(adaptive):
+def test_the_loop_is_two_passes_written_by_hand_with_clipping_and_a_scheduler(adaptive, micro):
     a, b = make(), make()
     opt, base = EISAM(adam(a), COUNT, adaptive=adaptive), adam(b)
     own, other = (torch.optim.lr_scheduler.CosineAnnealingLR(one, 5) for one in (opt, base))
-    found = train(a, opt, batches(), clip=0.1, scheduler=own)
+    found = train(a, opt, batches(), micro, clip=0.1, scheduler=own)
     assert opt.base.param_groups[0]["lr"] == own.get_last_lr()[0] < 0.01
     close(found, by_hand(b, base, c_of(), batches(), adaptive=adaptive, clip=0.1, scheduler=other))
     assert float((found - flat(make())).abs().max()) > 0.01
 
 
-@pytest.mark.parametrize("mode", ["lagged", "shared", "exact"])
-@pytest.mark.parametrize("adaptive", [False, True])
-def test_a_closure_runs_the_passes_of_each_mode(mode, adaptive):
+TAIL = torch.from_numpy(item_weights(COUNT, "tail_only") > 0).to(F64)
+SAM = ("shared", {"weight": "constant", "lam": 1.0}, torch.ones(ITEMS, dtype=F64))
+IMBSAM = ("shared", {"weight": "tail_only", "lam": float(TAIL.numpy() @ COUNT / COUNT.sum())}, TAIL)
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings", "c"),
+    [
+        *((mode, {"adaptive": adaptive}, c_of()) for mode in MODES if mode != "subset" for adaptive in (False, True)),
+        *((mode, neutral, 0 * TAIL) for mode in MODES for neutral in ({"lam": 0.0}, {"rho": 0.0})),  # the base alone
+        SAM,
+        IMBSAM,
+    ],
+)
+def test_a_closure_runs_the_passes_of_each_mode(mode, settings, c):
+    assert c.max() > 1 or not set(settings) <= {"adaptive"}  # negative weights of the plain pass are among them
     a, b = make(), make()
-    opt = EISAM(adam(a), COUNT, mode=mode, adaptive=adaptive)
-    for x, y in batches():
-        wanted = float(losses(a, x, y).detach().mean())
-        assert float(opt.step(lambda x=x, y=y: (losses(a, x, y), y))) == wanted
-    close(flat(a), by_hand(b, adam(b), c_of(), batches(), mode=mode, adaptive=adaptive))
+    wanted = by_hand(b, adam(b), c, batches(), mode=mode, adaptive=settings.get("adaptive", False))
+    close(by_closure(a, EISAM(adam(a), COUNT, mode=mode, **settings)), wanted)
 
 
 def test_subset_takes_the_rarest_items_alone_and_both_means_over_the_batch():
-    a, b = make(), make()
-    opt = EISAM(adam(a), COUNT, mode="subset", share=0.5)
+    opt = EISAM(adam(make()), COUNT, mode="subset", share=0.5)
     on = opt.selected(torch.arange(ITEMS))
     assert COUNT[on].sum() <= 0.5 * COUNT.sum() < COUNT[on].sum() + COUNT[~on].min()
     assert COUNT[on].max() < COUNT[~on].min()
-    close(train(a, opt, batches()), by_hand(b, adam(b), torch.where(on, c_of(), 0.0), batches()))
+    b = make()
+    wanted = by_hand(b, adam(b), torch.where(on, c_of(), 0.0), batches())
+    for micro in (8, 4, 1):
+        a = make()
+        opt = EISAM(adam(a), COUNT, mode="subset", share=0.5)
+        close(train(a, opt, batches(), micro), wanted)
     x, y = batches()[0]
     opt.zero_grad()
     passes(opt, a, x, torch.zeros_like(y))  # of the most frequent item alone: the second pass is empty
@@ -168,71 +181,8 @@ def test_subset_takes_the_rarest_items_alone_and_both_means_over_the_batch():
         close(p.grad, g)
 
 
-def test_rare_items_have_negative_plain_weights():
-    opt = EISAM(adam(make()), COUNT, gamma=5.0, lam=1.0)
-    y = torch.arange(ITEMS)
-    one = torch.ones(ITEMS, dtype=F64, requires_grad=True)
-    plain = torch.autograd.grad(opt.plain(one, y), one)[0]
-    both = plain + torch.autograd.grad(opt.penalty(one, y), one)[0]
-    assert float(plain.min()) < 0
-    close(both, torch.full_like(both, 1 / ITEMS))
-
-
-@pytest.mark.parametrize("settings", [{"lam": 0.0}, {"rho": 0.0}])
-@pytest.mark.parametrize("mode", ["lagged", "subset", "shared", "exact"])
-def test_at_zero_it_is_the_base_optimiser(settings, mode):
-    a, b = make(), make()
-    opt, base = EISAM(adam(a), COUNT, mode=mode, **settings), adam(b)
-    for x, y in batches():
-        opt.step(lambda x=x, y=y: (losses(a, x, y), y))
-        base.zero_grad()
-        losses(b, x, y).mean().backward()
-        base.step()
-    close(flat(a), flat(b), 1e-9)
-
-
-@pytest.mark.parametrize("weight", ["constant", "tail_only"])
-def test_even_weights_are_sam_and_those_of_the_tail_imbsam(weight):
-    second = torch.from_numpy(item_weights(COUNT, weight) > 0)  # items that are perturbed
-    lam = COUNT[second].sum() / COUNT.sum()
-    assert (lam == 1) == (weight == "constant")
-    a, b = make(), make()
-    opt, base = EISAM(adam(a), COUNT, weight=weight, lam=lam, mode="shared", rho=0.1), adam(b)
-    for x, y in batches():
-        opt.step(lambda x=x, y=y: (losses(a, x, y), y))
-        plain = gradients(b, losses(b, x, y)[~second[y]].sum() / len(y))
-        kept = shift(b, gradients(b, losses(b, x, y)[second[y]].sum() / len(y)), 0.1)
-        up = gradients(b, losses(b, x, y)[second[y]].sum() / len(y))
-        put_back(b, kept)
-        for p, g, h in zip(b.parameters(), plain, up, strict=True):
-            p.grad = g + h
-        base.step()
-    close(flat(a), flat(b))
-
-
-class Quadratic(nn.Module):
-    """``l_i = 0.5 (w - m_i)' H_i (w - m_i)``."""
-
-    def __init__(self, centre, hessian):
-        super().__init__()
-        self.centre, self.hessian = centre, hessian
-        self.w = nn.Parameter(torch.linspace(-1, 1, centre.shape[1], dtype=F64))
-
-    def forward(self, items):
-        gap = self.w - self.centre[items]
-        return 0.5 * torch.einsum("bd,bde,be->b", gap, self.hessian[items], gap)
-
-
-def quadratic(curvature, common=False, dim=5):
-    g = torch.Generator().manual_seed(4)
-    centre = torch.randn(len(curvature), dim, generator=g, dtype=F64)
-    root = torch.randn(len(curvature), dim, dim, generator=g, dtype=F64)
-    hessian = curvature[:, None, None] * (root @ root.mT / dim + torch.eye(dim, dtype=F64))
-    return Quadratic(centre.mean(0).expand_as(centre) if common else centre, hessian)
-
-
 def test_on_quadratics_step_and_penalty_have_their_closed_forms():
-    model, y, rho = quadratic(torch.ones(ITEMS, dtype=F64)), torch.arange(ITEMS), 0.3
+    model, y, rho = QuadraticItems([1.0] * ITEMS), torch.arange(ITEMS), 0.3
     opt = EISAM(torch.optim.SGD(model.parameters(), lr=1.0), COUNT, rho=rho, mode="shared")
     c = c_of() / ITEMS
     slope = torch.einsum("ide,ie->id", model.hessian, model.w.detach() - model.centre)
@@ -245,31 +195,25 @@ def test_on_quadratics_step_and_penalty_have_their_closed_forms():
 
 
 def test_the_penalty_of_convex_losses_grows_with_the_radius_and_is_below_that_of_exact_items():
-    y, c = torch.arange(ITEMS), c_of() / ITEMS
-    model = quadratic(torch.linspace(1, 5, ITEMS, dtype=F64))
+    y, c, model = torch.arange(ITEMS), c_of() / ITEMS, QuadraticItems(range(1, ITEMS + 1))
     model.hessian = torch.linspace(1, 5, ITEMS, dtype=F64)[:, None, None] * torch.eye(5, dtype=F64)
+
+    def checked(rho):
+        return check_sharpness(EISAM(torch.optim.SGD([model.w], lr=1.0), COUNT, rho=rho), lambda: (model(y), y))
+
     low = 0.0
     for rho in (0.01, 0.1, 0.5, 2.0):
-        opt = EISAM(torch.optim.SGD(model.parameters(), lr=1.0), COUNT, rho=rho)
-        shared = check_sharpness(opt, lambda: (model(y), y)).penalty
         # spheres: the first-order ascent is the exact maximum of each item
-        each = item_sharpness(lambda rows: model(rows), [model.w], y, rho)[1]
-        assert low < shared <= float(c @ each) + 1e-12
-        low = shared
-
-
-def test_at_a_common_stationary_point_there_is_no_penalty():
-    model, y = quadratic(torch.ones(ITEMS, dtype=F64), common=True), torch.arange(ITEMS)
-    with torch.no_grad():
-        model.w.copy_(model.centre[0])
-    found = check_sharpness(EISAM(torch.optim.SGD(model.parameters(), lr=1.0), COUNT), lambda: (model(y), y))
-    assert found.penalty == 0.0
-    assert found.gradient_gap == 0.0
+        each = item_sharpness(model, [model.w], y, rho)[1]
+        assert low < checked(rho).penalty <= float(c @ each) + 1e-12
+        low = checked(rho).penalty
+    model.centre = model.w.detach().expand(ITEMS, -1)  # a stationary point of all items
+    assert checked(0.05).penalty == checked(0.05).gradient_gap == 0.0
 
 
 def tail_sharpness(**settings):
     """Mean sharpness of the rarer half of the items, whose losses are ten times more curved, after training."""
-    model = quadratic(torch.where(torch.arange(ITEMS) < 5, 1.0, 10.0).to(F64))
+    model = QuadraticItems([1.0] * 5 + [10.0] * 5)
     y = torch.repeat_interleave(torch.arange(ITEMS), torch.from_numpy(COUNT).long())
     opt = EISAM(torch.optim.SGD(model.parameters(), lr=0.02), COUNT, rho=0.3, mode="shared", **{"lam": 1.0, **settings})
     for _ in range(100):
@@ -293,26 +237,14 @@ def test_the_order_of_items_and_samples_and_the_scale_of_counts_do_not_matter(mo
     count = np.empty(ITEMS)
     count[order.numpy()] = 3 * COUNT
     a, b = make(), make()
-    opt, other = EISAM(adam(a), COUNT, mode=mode), EISAM(adam(b), count, mode=mode)
+    found = by_closure(a, EISAM(adam(a), COUNT, mode=mode))
+    other = EISAM(adam(b), count, mode=mode)
     for x, y in batches():
-        opt.step(lambda x=x, y=y: (losses(a, x, y), y))
         other.step(lambda x=x, y=y: (losses(b, x.flip(0), y.flip(0)), order[y.flip(0)]))
-    close(flat(a), flat(b))
+    close(found, flat(b))
 
 
-# micro-batches, clipping, schedulers, scalers, processes, checkpoints
-
-
-@pytest.mark.parametrize("mode", ["lagged", "subset"])
-def test_micro_batches_add_up(mode):
-    found = []
-    for micro in (8, 4, 1):
-        model = make()
-        opt = EISAM(adam(model), COUNT, mode=mode)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 5)
-        found.append(train(model, opt, batches(), micro, clip=0.1, scheduler=scheduler))
-    close(found[0], found[1])
-    close(found[0], found[2])
+# scalers, processes, checkpoints
 
 
 def test_a_step_that_a_scaler_skips_leaves_no_trace():
@@ -358,12 +290,8 @@ def test_a_state_taken_up_between_steps_goes_on_bit_for_bit(settings, tmp_path):
     plain = {k: state[k] for k in ("state", "param_groups")}
     again.load_state_dict(plain)  # of the base alone
     assert again.state_dict()["direction"] == {}
-
-
-def test_a_direction_of_another_model_is_refused():
-    opt, other = EISAM(adam(make()), COUNT), nn.Linear(3, 2)
-    with pytest.raises(InputError, match="direction"):
-        EISAM(adam(other), COUNT).load_state_dict({**opt.state_dict(), "direction": {0: torch.ones(7)}})
+    with pytest.raises(InputError, match="direction of other parameters"):
+        again.load_state_dict({**state, "direction": {0: torch.ones(7)}})
 
 
 def test_a_random_direction_has_the_same_length():
@@ -425,7 +353,7 @@ def one_of_two(rank, folder):
 
 def test_two_processes_are_one(tmp_path):
     here = Path(__file__)
-    code = f"import {here.stem} as own; own.one_of_two(1, {str(tmp_path)!r})"
+    code = f"import sys; sys.path += {sys.path}; import {here.stem} as own; own.one_of_two(1, {str(tmp_path)!r})"
     with subprocess.Popen([sys.executable, "-c", code], cwd=here.parent) as other:
         one_of_two(0, tmp_path)
     assert other.returncode == 0
@@ -447,20 +375,7 @@ def test_both_passes_of_each_micro_batch_have_one_mask():
     assert not torch.equal(seen[0], seen[2])
 
 
-def test_random_numbers_go_on_as_after_the_plain_pass():
-    a, b = make(dropout=0.5), make(dropout=0.5)
-    x, y = batches()[0]
-    opt = EISAM(adam(a), COUNT)
-    torch.manual_seed(3)
-    opt.zero_grad()
-    passes(opt, a, x, y)
-    found = torch.rand(4)
-    torch.manual_seed(3)
-    losses(b, x, y)
-    assert torch.equal(found, torch.rand(4))
-
-
-@pytest.mark.parametrize("mode", ["lagged", "subset", "shared", "exact"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_a_model_with_dropout_passes_the_check_and_stays_as_it_was(mode, dtype):
     model = make(dtype, dropout=0.5)
@@ -480,39 +395,27 @@ def test_a_model_with_dropout_passes_the_check_and_stays_as_it_was(mode, dtype):
 # bad input
 
 
-def test_masks_of_their_own_are_refused_by_the_check():
-    model, own = make(), torch.Generator().manual_seed(0)
-    x, y = batches()[0]
-    with pytest.raises(InputError, match="random state"):
-        check_sharpness(
-            EISAM(adam(model), COUNT), lambda: (losses(model, x * torch.rand(6, generator=own, dtype=F64), y), y)
-        )
-
-
-def test_gradients_that_a_hook_changes_in_one_pass_are_refused_by_the_check():
-    model, calls = make(), []
-    x, y = batches()[0]
-    model[0].weight.register_hook(lambda g: (calls.append(0), g * (1 + len(calls)))[1])
-    with pytest.raises(InputError, match="closed form"):
-        check_sharpness(EISAM(adam(model), COUNT), lambda: (losses(model, x, y), y))
-
-
-def test_weights_that_somebody_writes_to_are_refused_by_the_check():
-    model = make()
-    x, y = batches()[0]
-    opt = EISAM(adam(model), COUNT)
+def test_the_check_refuses_other_masks_changed_gradients_and_weights_that_somebody_writes_to(monkeypatch):
+    model, own, calls = make(), torch.Generator().manual_seed(0), []
+    opt, (x, y), before = EISAM(adam(model), COUNT), batches()[0], flat(model)
     merge = opt.merge
+
+    def refused(says, closure=lambda: (losses(model, x, y), y)):
+        with pytest.raises(InputError, match=says):
+            check_sharpness(opt, closure)
+        assert torch.equal(flat(model), before)
 
     def spoil():
         merge()
         with torch.no_grad():
             model[0].bias.add_(1e-9)
 
-    opt.merge = spoil
-    before = flat(model)
-    with pytest.raises(InputError, match="restored"):
-        check_sharpness(opt, lambda: (losses(model, x, y), y))
-    assert torch.equal(flat(model), before)
+    refused("random state", lambda: (losses(model, x * torch.rand(6, generator=own, dtype=F64), y), y))
+    with monkeypatch.context() as patch:
+        patch.setattr(opt, "merge", spoil)
+        refused("restored")
+    model[0].weight.register_hook(lambda g: (calls.append(0), g * (1 + len(calls)))[1])
+    refused("closed form")
 
 
 def test_bfloat16_weights_do_not_take_a_small_step():
@@ -559,17 +462,13 @@ def test_an_exception_inside_ascent_restores_all():
 @pytest.mark.parametrize("what", ["ascent", "step", "merge", "zero_grad"])
 def test_nothing_of_the_loop_stands_inside_ascent(what):
     model = make()
-    opt = EISAM(adam(model), COUNT)
+    opt, before = EISAM(adam(model), COUNT), flat(model)
+    with pytest.raises(InputError, match="ascent before zero_grad"), opt.ascent():
+        pass
     opt.zero_grad()
-    before = flat(model)
     with pytest.raises(InputError, match=f"{what} inside ascent"), opt.ascent():
         getattr(opt, what)().__enter__() if what == "ascent" else getattr(opt, what)()
     assert torch.equal(flat(model), before)
-
-
-def test_ascent_needs_the_start_of_a_step():
-    with pytest.raises(InputError, match="zero_grad"), EISAM(adam(make()), COUNT).ascent():
-        pass
 
 
 WRONG = {
@@ -589,7 +488,10 @@ def test_settings_that_mean_nothing_are_refused(name, value):
         EISAM(adam(make()), COUNT, **{name: value})
 
 
-def test_losses_and_items_that_do_not_fit_are_refused():
+def test_calls_that_do_not_fit_are_refused():
+    for mode in ("shared", "exact"):
+        with pytest.raises(InputError, match="closure"):
+            EISAM(adam(make()), COUNT, mode=mode).step()
     opt, y = EISAM(adam(make()), COUNT), torch.tensor([0, 1])
     for call in (opt.plain, opt.penalty):
         with pytest.raises(InputError, match="shape"):
@@ -633,9 +535,3 @@ def test_what_changes_gradients_comes_after_merge(early):
         scaler.unscale_(opt)
     with pytest.raises(InputError, match="merge"):
         scaler.step(opt) if early == "scaler step" else opt.merge()
-
-
-@pytest.mark.parametrize("mode", ["shared", "exact"])
-def test_modes_that_need_the_present_direction_need_a_closure(mode):
-    with pytest.raises(InputError, match="closure"):
-        EISAM(adam(make()), COUNT, mode=mode).step()

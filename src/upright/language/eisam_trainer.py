@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 from upright.contract import InputError, NonNegativeInt, PositiveInt, Range, accepted, reading
 from upright.language.adapters import adapted
 from upright.language.callbacks import GradientGuard, NumberGuard
-from upright.language.encoding import Encoded, Scope, collate
+from upright.language.encoding import Encoded, collate
 from upright.language.logprobs import sample_means, token_log_probs
 from upright.language.pairs import pad_of
 from upright.language.references import records_key
@@ -64,7 +64,6 @@ class EISAMArguments(TrainingArguments):
     adaptive: bool = field(default=False, metadata={"help": "scale the perturbation by the size of each weight"})
     plain_steps: NonNegativeInt = field(default=0, metadata={"help": "steps of plain fine-tuning to begin with"})
     title_limit: PositiveInt = field(default=64, metadata={"help": "most tokens of a title, without its end"})
-    scope: Scope = field(default="answer", metadata={"help": "take the loss of the title, or of the sequence"})
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
@@ -94,8 +93,6 @@ class EISAMTrainer(Trainer):
     processing_class : PreTrainedTokenizerBase
     item_count : array, shape (I,), optional
         Interactions of each item in the training data; counted from `items` when left out.
-    item_weight : array, shape (I,), optional
-        f itself, in place of ``args.weight``.
     peft_config : PeftConfig, optional
         Train an adapter of `peft` instead of the weights.
     callbacks, **trainer
@@ -140,7 +137,6 @@ class EISAMTrainer(Trainer):
         args: EISAMArguments,
         processing_class: Any,
         item_count: ArrayLike | None = None,
-        item_weight: ArrayLike | None = None,
         peft_config: Any = None,
         callbacks: Sequence[Any] | None = None,
         **trainer: Any,
@@ -149,10 +145,9 @@ class EISAMTrainer(Trainer):
             raise InputError(f"args of type {type(args).__name__}", "EISAMArguments", "pass its fields to that class")
         self.item_codes, self.item_count = _codes_and_counts(items, len(records), item_count)
         _refuse_titles(records, args.title_limit, getattr(processing_class, "eos_token_id", None))
-        f = item_weights(self.item_count, args.weight, args.gamma) if item_weight is None else item_weight
-        self.item_weight = np.asarray(f, dtype=np.float64)
+        self.item_weight = item_weights(self.item_count, args.weight, args.gamma)
         self._keys = {"records": records_key(records), "items": digest_of(self.item_codes)}
-        self._keys |= {"item counts": digest_of(self.item_count), "item weights": digest_of(self.item_weight)}
+        self._keys["item counts"] = digest_of(self.item_count)
         self._seed = int(args.seed if args.data_seed is None else args.data_seed)
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         model = adapted(model, peft_config, seed=self._seed, checkpointing=bool(args.activation_checkpointing))
@@ -164,7 +159,7 @@ class EISAMTrainer(Trainer):
             args=args,
             train_dataset=_Titles(records, self.item_codes.tolist()),
             processing_class=processing_class,
-            data_collator=functools.partial(_collate, pad=pad_of(processing_class), scope=args.scope),
+            data_collator=functools.partial(_collate, pad=pad_of(processing_class)),
             callbacks=[*(callbacks or ()), *watch],
             **trainer,
         )
@@ -309,9 +304,9 @@ class _Epoch(TrainerCallback):
             self.trainer.order.set_epoch(int(state.epoch or 0))
 
 
-def _collate(batch: Sequence[tuple[Encoded, int]], pad: int, scope: Scope) -> dict[str, Tensor]:
+def _collate(batch: Sequence[tuple[Encoded, int]], pad: int) -> dict[str, Tensor]:
     records, items = zip(*batch, strict=True)
-    return {**collate(records, pad, scope=scope), "items": torch.tensor(items)}
+    return {**collate(records, pad), "items": torch.tensor(items)}
 
 
 def _codes_and_counts(items: ArrayLike, n: int, count: ArrayLike | None) -> tuple[NDArray[Any], NDArray[Any]]:

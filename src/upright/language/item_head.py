@@ -106,7 +106,7 @@ class KeptStates:
             raise InputError(got, f"at least {len(self._begin) + 2}", "raise it (--set prompt_tokens=64)")
         self.n_items, self.prompt_titles, self.layers = len(titles), prompt_titles, layers
         self.width = int(model.config.hidden_size)
-        self._title = [[*ids, *after] for ids in title_ids(tokenizer, titles, " ", limit)]
+        self._title = [[*ids, *after] for ids in title_ids(tokenizer, titles, limit)]
         self._limit, self.model, self._decoder = limit + 1, model, decoder
         self.prompt_tokens, self.end = prompt_tokens, tokenizer.eos_token_id
         self._folder = None if folder is None else Path(folder)
@@ -115,9 +115,9 @@ class KeptStates:
         self._try()
 
     def prompt(self, items: Sequence[int]) -> Ids:
-        """Return the tokens that name items, the newest last; of older ones as many as fit."""
+        """Return the tokens that name items, the newest last, -1 left out; of older ones as many as fit."""
         kept = list[int]()
-        for item in reversed(items[-self.prompt_titles :]):
+        for item in reversed([item for item in items if item >= 0][-self.prompt_titles :]):
             if len(kept) + len(self._title[item]) > self._limit:
                 break
             kept = self._title[item] + kept
@@ -125,7 +125,7 @@ class KeptStates:
 
     def record(self, history: Sequence[int], target: int | None) -> Encoded:
         """Return the tokens of a prompt, and those of a title with its end after it; any title where target is -1."""
-        ids = self.prompt([item for item in history if item >= 0])
+        ids = self.prompt(history)
         title = [] if target is None else [*self._title[target][:-1], self.end]
         return Encoded((*ids, *title), len(ids) if title else 1)
 
@@ -171,7 +171,7 @@ class KeptStates:
         return copy.deepcopy(self._decoder, noted).eval()
 
     def _prompts(self, history: Tensor) -> list[Ids]:
-        return [self.prompt([item for item in row if item >= 0]) for row in history.tolist()]
+        return [*map(self.prompt, history.tolist())]
 
     def _missing(self, prompts: Sequence[Ids]) -> list[Ids]:
         return [ids for ids in dict.fromkeys(prompts) if ids not in self._states]
@@ -327,54 +327,25 @@ class ItemHead(nn.Module):
     def target_losses(
         self, history: Tensor, target: Tensor, *, masks: int, offset: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """``-log softmax(score + offset)_target`` of every history that has a target at its last place.
+        """``-log softmax(score + offset)_target`` of every history that has a target at its last place, shape (N,).
 
-        Parameters
-        ----------
-        history, target : Tensor of int64, shape (B, T)
-            -1 at the left of a history, and where there is no target.
-        masks : int
-            Seed of the dropout masks of this call; without meaning in evaluation mode.
-        offset : Tensor, shape (I,), optional
-            Added to the scores in training alone.
-
-        Returns
-        -------
-        losses, item : Tensor, shape (N,)
-            By row, and the target.
+        Arguments, results, errors and guarantee are those of `SASRec.target_losses`.
 
         Raises
         ------
         InputError
-            As `SASRec.target_losses`, and for a target before the last place.
+            For a target before the last place, too.
 
         Guarantee
         ---------
-        Equal arguments give equal bits; the global generators are neither read nor changed. Rows without a target keep
-        their part of the masks: leaving out targets changes no other loss.
+        Rows without a target keep their part of the masks: leaving out targets changes no other loss.
         """
         there, item = _last_targets(self.kept, history, target)
         scores = self._scores(history, masks if self.training else None)[there]
         return cross_entropy(scores if offset is None else scores + offset, item, reduction="none"), item
 
     def score_all(self, history: Tensor) -> Tensor:
-        """Score every item as the next one, without dropout in any mode.
-
-        Parameters
-        ----------
-        history : Tensor of int64, shape (B, T)
-            The newest item last, -1 at the left.
-
-        Returns
-        -------
-        Tensor, shape (B, I)
-            Logits.
-
-        Raises
-        ------
-        InputError
-            As `SASRec.score_all`.
-        """
+        """Score every item as the next one, shape (B, I); as `SASRec.score_all`."""
         refuse_histories(history, None, self.kept.n_items, self.kept.prompt_titles)
         return torch.cat([self._scores(rows, None) for rows in torch.split(history, _ROWS)])
 

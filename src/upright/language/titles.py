@@ -70,14 +70,6 @@ def natural_title(title: str) -> str:
 
     An article behind a comma goes to the front, before another title in brackets too. A year in brackets at the end is
     left out: its digits are tokens that say nothing of how well a title is known. Films of one name become one title.
-
-    Parameters
-    ----------
-    title : str
-
-    Returns
-    -------
-    str
     """
     plain = _YEAR.sub("", title.strip())
     found = _ARTICLE.fullmatch(plain)
@@ -87,8 +79,8 @@ def natural_title(title: str) -> str:
     return f"{article}{'' if article.endswith(chr(39)) else ' '}{rest}{more}"
 
 
-def title_ids(tokenizer: Any, titles: Sequence[str], start: str, limit: int) -> list[list[int]]:
-    """Return the tokens of ``start + title`` for each title, after refusing empty and long ones."""
+def title_ids(tokenizer: Any, titles: Sequence[str], limit: int) -> list[list[int]]:
+    """Return the tokens of each title after a blank, after refusing empty and long ones."""
     texts = [title.strip() for title in titles]
     if not texts:
         raise InputError("no titles", "one title at least", "check the file of items")
@@ -97,7 +89,7 @@ def title_ids(tokenizer: Any, titles: Sequence[str], start: str, limit: int) -> 
             raise InputError(
                 f"an empty title of item {row} (the first is 0)", "a title for every item", "fill in or drop that item"
             )
-    ids: list[list[int]] = tokenizer([start + text for text in texts], add_special_tokens=False)["input_ids"]
+    ids: list[list[int]] = tokenizer([f" {text}" for text in texts], add_special_tokens=False)["input_ids"]
     for row, one in enumerate(ids):
         if len(one) > limit:
             raise InputError(
@@ -125,7 +117,7 @@ class PriorTable(NamedTuple):
     def agreement(self) -> float:
         """Return the smallest rank correlation of two templates; NaN with one template, or equal scores."""
         found = [rank_correlation(a, b) for a, b in itertools.combinations(self.scores, 2)]
-        return min(found, default=math.nan) if not any(map(math.isnan, found)) else math.nan
+        return float(np.min(found or math.nan))
 
 
 def prior_table(
@@ -172,7 +164,7 @@ def prior_table(
     longest = max(map(len, prefixes))
     context = getattr(model.config, "max_position_embeddings", None) or longest + limit
     natural = [natural_title(title) for title in titles]
-    every = [*map(tuple, title_ids(tokenizer, natural, " ", min(limit, context - longest)))]
+    every = [*map(tuple, title_ids(tokenizer, natural, min(limit, context - longest)))]
     place = {ids: k for k, ids in enumerate(dict.fromkeys(every))}
 
     def make() -> dict[str, Tensor]:
@@ -235,8 +227,6 @@ class TitleTrie:
         As they shall be written: see `natural_title`.
     tokenizer : PreTrainedTokenizerBase
         With an end of sequence, which ends every title.
-    start : str
-        What stands between prompt and title: a blank, or nothing after a chat template.
     limit : int
         Most tokens of a title.
 
@@ -258,13 +248,13 @@ class TitleTrie:
     From every sequence that `allowed` lets through a title can be reached, so no beam ends in nothing.
     """
 
-    def __init__(self, titles: Sequence[str], tokenizer: Any, *, start: str = " ", limit: int = 64) -> None:
+    def __init__(self, titles: Sequence[str], tokenizer: Any, *, limit: int = 64) -> None:
         if tokenizer.eos_token_id is None:
             raise InputError("a tokenizer without an end of sequence", "one", "set eos_token")
         self._end = int(tokenizer.eos_token_id)
         self._items: dict[tuple[int, ...], tuple[int, ...]] = {}
         following: dict[tuple[int, ...], dict[int, None]] = {}
-        for item, ids in enumerate(title_ids(tokenizer, titles, start, limit)):
+        for item, ids in enumerate(title_ids(tokenizer, titles, limit)):
             if self._end in ids:
                 got = f"a title of item {item} (the first is 0) that holds {tokenizer.eos_token}"
                 raise InputError(got, "titles without the end of sequence", "correct that title")

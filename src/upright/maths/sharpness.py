@@ -156,25 +156,13 @@ def item_weights(count: ArrayLike, kind: str, gamma: float = 1.0) -> Array:
     return f
 
 
-def shuffled_weights(weight: ArrayLike, count: ArrayLike, order: ArrayLike | np.random.Generator) -> Array:
-    """Return weights of other items, ``weight[order]``, with interaction-weighted mean 1 again: a placebo.
-
-    Parameters
-    ----------
-    weight, count : array, shape (I,)
-        f and n.
-    order : int array of shape (I,), or numpy Generator
-        A permutation; a generator draws one.
-    """
+def shuffled_weights(weight: ArrayLike, count: ArrayLike, rng: np.random.Generator) -> Array:
+    """Return f of other items, for f and n of shape (I,), with interaction-weighted mean 1 again: a placebo."""
     f, n = np.asarray(weight, dtype=np.float64), _counts(count)
-    order = order.permutation(len(n)) if isinstance(order, np.random.Generator) else np.asarray(order)
-    if f.shape != n.shape or not np.array_equal(np.sort(order), np.arange(len(n))):
-        raise InputError(
-            f"weights of shape {f.shape}, counts of shape {n.shape} and an order of shape {order.shape}",
-            "one weight and one count an item, and an order that names every item once",
-            "pass numpy.random.default_rng(seed).permutation(items)",
-        )
-    return _normalised(f[order], n)
+    if f.shape != n.shape:
+        got = f"weights of shape {f.shape} and counts of shape {n.shape}"
+        raise InputError(got, "one weight and one count an item", "take both from the same items")
+    return _normalised(f[rng.permutation(len(n))], n)
 
 
 def rarest_items(weight: ArrayLike, count: ArrayLike, share: float) -> NDArray[np.bool_]:

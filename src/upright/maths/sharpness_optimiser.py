@@ -235,7 +235,7 @@ class EISAM(Optimizer):
     @torch.no_grad()
     def _add(self, some: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
         """Add e* to parameters, in place; w and d stand beside each."""
-        params, weights, along = [p for p, _, _ in some], [w for _, w, _ in some], [d for _, _, d in some]
+        params, weights, along = ([one[k] for one in some] for k in range(3))
         scale = ascent_scale(along, weights if self.adaptive else None)
         if scale == 0.0:  # no direction: 0 times what is not finite would be NaN
             return
@@ -257,13 +257,12 @@ class EISAM(Optimizer):
             real += float(moved.square().sum(dtype=torch.float64))
             both += float(e.mul_(moved).sum(dtype=torch.float64))
         if meant:
-            self.realised = math.sqrt(real / meant), both / math.sqrt(real * meant) if real else 0.0
+            self.realised = length, cosine = math.sqrt(real / meant), both / math.sqrt(real * meant) if real else 0.0
             if min(self.realised) < FAITHFUL:
-                length, cosine = self.realised
-                message = (
+                said = (
                     f"weights take {length:.2f} of a perturbation's length, cosine {cosine:.2f}: keep them in float32"
                 )
-                warnings.warn(message, stacklevel=2)
+                warnings.warn(said, stacklevel=2)
 
     @contextmanager
     def ascent(self) -> Iterator[None]:

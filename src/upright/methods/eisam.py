@@ -50,17 +50,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.contract import (
-    Arm,
-    InputError,
-    NonNegativeFloat,
-    Range,
-    Run,
-    Task,
-    Training,
-    method,
-    stream,
-)
+from upright.contract import Arm, InputError, NonNegativeFloat, Range, Run, Task, Training, method, stream
 from upright.declare import Changes, Curve, Front, Intervals, Noted, Signed
 from upright.lazy import LazyModule
 
@@ -122,27 +112,34 @@ def weights_of(t: Any, config: EISAMConfig, run: Run) -> tuple[NDArray[np.float6
     return f, share if config.lam == "tail_share" else float(config.lam)
 
 
-def _optimiser(model: nn.Module, t: Any, config: EISAMConfig, run: Run) -> tuple[Any, NDArray[np.float64], float]:
-    """Return the optimiser, item weights and strength of an arm; notes the weights."""
+def _optimiser(model: nn.Module, t: Any, config: EISAMConfig, run: Run) -> tuple[Any, Tensor | None, Any]:
+    """Return the optimiser, what changes losses or scores (I,), and what windows are drawn by (I,); notes weights."""
     base = torch.optim.Adam(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     f, lam = weights_of(t, config, run)
     if config.remedy == "none":
-        return base, f, lam
+        return base, None, None
     head = sharpness.head_items(t.item_count)
     run.note("weights", {"head": float(f[head].mean()), "tail": float(f[~head].mean()), "largest": float(f.max())})
-    if config.remedy != "eisam":
-        return base, f, lam
-    made = sharpness_optimiser.EISAM(
-        base,
-        t.item_count,
-        rho=config.rho,
-        lam=lam,
-        mode=config.mode,
-        direction=config.direction,
-        item_weight=f,
-        seed=stream(run.seed, "random direction"),
-    )
-    return made, f, lam
+    if config.remedy == "eisam":
+        made = sharpness_optimiser.EISAM(
+            base,
+            t.item_count,
+            item_weight=f,
+            rho=config.rho,
+            lam=lam,
+            mode=config.mode,
+            direction=config.direction,
+            seed=stream(run.seed, "random direction"),
+        )
+        return made, None, None
+    dtype = next(model.parameters()).dtype
+    if config.remedy == "logit_adjust":
+        share = np.maximum(t.item_count, 0.5) / t.item_count.sum()
+        return base, lam * torch.from_numpy(np.log(share)).to(dtype), None
+    mixed = (1.0 - lam) + lam * f
+    if (mixed < 0).any():
+        raise InputError(f"lam = {lam:g} for {config.remedy}", "0 to 1", "weights of the loss must not be negative")
+    return (base, None, mixed) if config.remedy == "resample" else (base, torch.from_numpy(mixed).to(dtype), None)
 
 
 def _step(model: Any, optimiser: Any, config: EISAMConfig, batch: Any, extra: Any) -> float:
@@ -177,11 +174,9 @@ def item_sharpness(model: Any, t: Any, rho: float, rng: np.random.Generator) -> 
     """
     from scipy.stats import t as student
 
-    place = np.flatnonzero((t.target >= 0).any(1))
-    rows, columns = np.nonzero(t.target[place] >= 0)
-    order = rng.permutation(len(rows))
-    rows, columns = rows[order], columns[order]
-    item = t.target[place][rows, columns]
+    places = np.argwhere(t.target >= 0)
+    rows, columns = places[rng.permutation(len(places))].T
+    item = t.target[rows, columns]
     count = np.bincount(item, minlength=t.n_items)
     head, found = sharpness.head_items(t.item_count), list[dict[str, Any]]()
     common = max(1, min(TARGETS, *(int(np.median(count[own & (count > 0)])) for own in (head, ~head))))
@@ -190,7 +185,7 @@ def item_sharpness(model: Any, t: Any, rho: float, rng: np.random.Generator) -> 
         known = np.flatnonzero(inside & (count >= common))
         chosen = rng.choice(known, min(PROBED, len(known)), replace=False)
         at = np.concatenate([np.flatnonzero(item == one)[:common] for one in chosen])
-        history = torch.from_numpy(t.history[place][rows[at]])
+        history = torch.from_numpy(t.history[rows[at]])
         target = torch.full_like(history, -1)
         target[torch.arange(len(at)), torch.from_numpy(columns[at])] = torch.from_numpy(item[at])
 
@@ -316,17 +311,8 @@ def run(task: Task, config: EISAMConfig, run: Run) -> nn.Module:
     if t.prior is None:
         run.warn(t.without_prior)
     model: Any = t.model(run)
-    optimiser, f, lam = _optimiser(model, t, config, run)
-    mixed = (1.0 - lam) + lam * f if config.remedy in ("reweight", "resample") else None
-    if mixed is not None and (mixed < 0).any():
-        raise InputError(f"lam = {lam:g} for {config.remedy}", "0 to 1", "weights of the loss must not be negative")
-    extra: Any = None
-    if config.remedy == "reweight":
-        extra = torch.from_numpy(mixed).to(next(model.parameters()).dtype)
-    elif config.remedy == "logit_adjust":
-        share = np.maximum(t.item_count, 0.5) / t.item_count.sum()
-        extra = lam * torch.from_numpy(np.log(share)).to(next(model.parameters()).dtype)
-    drawn, key = mixed if config.remedy == "resample" else None, f"ndcg@{t.config.k}"
+    optimiser, extra, drawn = _optimiser(model, t, config, run)
+    key = f"ndcg@{t.config.k}"
     with run.training(config, model=model, optimiser=optimiser) as epochs:
         for epoch in epochs:
             model.train()

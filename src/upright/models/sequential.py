@@ -237,7 +237,7 @@ class SASRec(nn.Module):
         Raises
         ------
         InputError
-            For shapes and codes that do not fit, padding after an item, a target without an item, no target at all.
+            As `refuse_histories`.
 
         Guarantee
         ---------
@@ -254,22 +254,17 @@ class SASRec(nn.Module):
         return cross_entropy(scores if offset is None else scores + offset, item, reduction="none"), item
 
     def score_all(self, history: Tensor) -> Tensor:
-        """Score every item as the next one, without dropout in any mode.
+        """Return the score of every item as the next one, shape (B, I), without dropout in any mode.
 
         Parameters
         ----------
         history : Tensor of int64, shape (B, T)
             The newest item last, -1 at the left.
 
-        Returns
-        -------
-        Tensor, shape (B, I)
-            Logits.
-
         Raises
         ------
         InputError
-            For a shape or a code that does not fit, padding after an item, a row without an item.
+            As `refuse_histories`.
         """
         refuse_histories(history, None, self.n_items, self.length)
         return self._states(history, SeededDropout(self.dropout, None))[:, -1] @ self.item.T

@@ -61,7 +61,6 @@ Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 QUALITY: Mapping[str, str] = {"ndcg": "NDCG", "hit": "Hit rate", "mrr": "MRR"}
 POINTS = 41  # of a Lorenz curve
-MIN_CELL = 5  # users; the mean of fewer says too much about each
 
 
 class NextInSequenceConfig(InteractionsConfig):
@@ -185,16 +184,16 @@ class NextInSequence(SplitTask):
         ------
         InputError
             For a log without times, a user with fewer than three interactions, head or tail that is the last item of
-            fewer than `MIN_CELL` users, and everything that the readers refuse, that of models among them.
+            fewer than `FEWEST` users, and everything that the readers refuse, that of models among them.
         """
         split = leave_last(config.load_split(data_dir), seed=config.split_seed)
         prior = _read_prior(config.prior, config.encoding, split) if config.prior is not None else None
         task = cls(split, config, prior)
         names = np.array(task.popularity)[split.test.item]
         for name in ("head", "tail"):
-            if (n := int((names == name).sum())) < MIN_CELL:
+            if (n := int((names == name).sum())) < FEWEST:
                 got = f"{n} users of {split.name} whose last item is {name}"
-                raise InputError(got, f"at least {MIN_CELL}", "take data with more users")
+                raise InputError(got, f"at least {FEWEST}", "take data with more users")
         if config.model_folder is not None:
             task.language()
             if prior is None:
