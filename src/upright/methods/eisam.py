@@ -235,7 +235,7 @@ _REPORT = [
         by=("items",),
     ),
     Noted(
-        "The places of the lists",
+        "Weights of items",
         names={
             "weights.head": "mean weight of a head item",
             "weights.tail": "of a tail item",

@@ -22,6 +22,7 @@ are still told apart by all targets.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -164,6 +165,8 @@ class NextInSequence(SplitTask):
         self.facts |= dict(zip(("tied_neighbours", "tied_last"), ties, strict=True))
         if config.model_folder is not None:
             self.facts["model"] = Path(config.model_folder).name
+            shared = [n for n in Counter(self._written()).values() if n > 1]
+            self.facts["items_with_the_title_of_another"] = sum(shared)  # they tie where titles are written
         if prior is not None:
             self.facts["prior_count_correlation"] = rank_correlation(prior, self.item_count)
         self.metrics = self.metrics_of({"k": config.k})
