@@ -9,7 +9,7 @@ from pathlib import Path
 
 from upright.contract import InputError
 from upright.experiment.config import resolve
-from upright.experiment.folders import load_tensors, plain, run_status
+from upright.experiment.folders import plain, run_status
 from upright.experiment.places import require_file, require_folder
 from upright.experiment.registry import load_method, load_object
 from upright.experiment.runner import Ask
@@ -75,6 +75,8 @@ def export_run(folder: Path, kind: str, out: Path | None = None) -> Path:
 
 def _export_model(folder: Path, kind: str, out: Path | None) -> Path:
     """Hand what training kept of the remedy to the method."""
+    import torch
+
     ask = Ask.read(folder)
     spec = load_method(ask.method)
     if kind not in spec.export:
@@ -91,5 +93,6 @@ def _export_model(folder: Path, kind: str, out: Path | None) -> Path:
         got = f"data of fingerprint {task.facts['fingerprint']}"
         raise InputError(got, "the data of the run", "bring them back, or run it again on these")
     config = config.replace(**{**ask.arm_settings.get(arm.name, {}), **arm.settings})
-    spec.export[kind](task, config, load_tensors(file)["state"]["parts"], ask.seed, target)
+    kept = torch.load(file, weights_only=True)["state"]["parts"]
+    spec.export[kind](task, config, kept, ask.seed, target)
     return target

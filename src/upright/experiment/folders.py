@@ -21,18 +21,7 @@ from upright.contract import InputError, stream
 from upright.experiment.notes import suppress_few
 from upright.experiment.training import Epochs
 
-__all__ = [
-    "ArmRun",
-    "RunFolder",
-    "environment",
-    "load_tensors",
-    "plain",
-    "prune",
-    "read_json",
-    "read_log",
-    "run_status",
-    "write_json",
-]
+__all__ = ["ArmRun", "RunFolder", "environment", "plain", "prune", "read_json", "read_log", "run_status", "write_json"]
 
 MOST_PICTURE = 300_000  # bytes; a report holds its pictures
 PACKAGES = ("upright", "torch", "numpy", "scipy", "polars", "pyarrow")
@@ -306,7 +295,7 @@ class ArmRun:
         path = self.folder.path / "checkpoints" / f"shared.{name}.{digest}.pt"
         if not path.exists():
             _save_tensors(path, dict(make()))
-        return load_tensors(path)
+        return _load_tensors(path)
 
     def note(self, name: str, value: Any) -> None:
         """Record a diagnostic, without what rests on one to four people."""
@@ -350,7 +339,7 @@ class ArmRun:
         if self.folder is None:
             return self._kept.get(which)
         path = self._checkpoint(self.folder, which)
-        return load_tensors(path) if path.exists() else None
+        return _load_tensors(path) if path.exists() else None
 
     def _go_on(self) -> None:
         """Take up notes and warnings of the last checkpoint, and drop this arm's log lines after it.
@@ -387,8 +376,7 @@ def _save_tensors(path: Path, value: dict[str, Any]) -> None:
         torch.save(value, temporary)
 
 
-def load_tensors(path: Path) -> dict[str, Any]:
-    """Read a file of tensors and plain values; nothing in it is run."""
+def _load_tensors(path: Path) -> dict[str, Any]:
     import torch
 
     return dict(torch.load(path, weights_only=True))
