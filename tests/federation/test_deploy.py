@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -97,9 +96,6 @@ def test_two_supernodes_go_on_where_the_driver_goes_on(run, tmp_path):
     # the app of the export through SuperLink and SuperNodes, each in a process of its own, sent by `flwr run`
     pytest.importorskip("flwr", reason="the package flwr is not installed (extra `federated`)")
     folder = export_run(run, "flower", tmp_path / "app")
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    settings["settings"]["n_clients"] = None
-    (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     link, *ports = free_ports(3)
     home = tmp_path / "home"
     home.mkdir()
