@@ -49,30 +49,7 @@ def test_every_arm_is_scored_and_noted(ran):
         shown = [row for row in fact.notes["agreement"] if row["value"] is not None]  # the mean of five items or more
         assert shown
         assert all(row["low"] <= row["value"] <= row["high"] and abs(row["value"]) <= 1 for row in shown)
-        assert sum(row["n"] for row in fact.notes["agreement"]) <= task.n_items
-
-
-def test_three_passes_cost_three_times_the_arithmetic(ran):
-    flops = {fact.name: fact.notes["ledger"] for fact in ran[2] if fact.name in ("none", "fedrecgel")}
-    each = {name: one["flops"] / one["rows"] for name, one in flops.items()}
-    assert each["fedrecgel"] == 3 * each["none"]
-
-
-def test_the_middle_of_the_slice_is_the_loss_that_was_reached(ran):
-    notes = next(fact.notes for fact in ran[2] if fact.name == "fedrecgel")
-    losses = {(row["first"], row["second"]): row["loss"] for row in notes["slice"]}
-    assert len(losses) == fedrecgel.SLICE**2
-    _, run = train()
-    assert run.notes["slice"] == notes["slice"]
-    assert losses["+0", "+0"] == pytest.approx(run.metrics[run.notes["best_round"] - 1]["loss"], rel=0.2)
-    assert min(losses.values()) > 0
-
-
-def test_arms_are_paired_and_the_seed_counts():
-    (one, _), (again, _), (other, _) = train(), train(), train(seed=1)
-    np.testing.assert_array_equal(one.state["shared.item"], again.state["shared.item"])
-    np.testing.assert_array_equal(one.users, again.users)
-    assert np.abs(one.state["shared.item"] - other.state["shared.item"]).max() > 1e-3
+        assert sum(row["n"] for row in shown) <= task.n_items
 
 
 def test_alone_the_item_vectors_stay_and_the_devices_learn():
@@ -118,18 +95,6 @@ def test_noise_has_its_price_noted_and_needs_a_clip():
     assert 0 < run.notes["epsilon"] < np.inf
     with pytest.raises(InputError, match="clip"):
         train(task, noise_multiplier=1.0)
-
-
-def test_strength_is_one_dial_for_every_arm():
-    task = tiny()
-    for name, field in (("fedrecgel", "rho_shared"), ("decay", "weight_decay")):
-        own = TINY | dict(next(arm.settings for arm in SPEC.arms if arm.name == name))
-        half, whole = (getattr(FedRecGELConfig(**own, strength=s).algorithm(task, 0).config, field) for s in (0.5, 1.0))
-        assert whole > 0
-        assert half == whole / 2
-    own = TINY | dict(next(arm.settings for arm in SPEC.arms if arm.name == "small_rate"))
-    rates = [FedRecGELConfig(**own, strength=s).algorithm(task, 0).config.server_rate for s in (0.0, 1.0, 2.0)]
-    assert rates == pytest.approx([0.01, 0.005, 0.0025])
 
 
 def test_the_native_door_trains_what_the_method_trains():
