@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -177,3 +178,22 @@ def test_fewer_replies_than_needed_repeat_the_round_and_end_with_the_names():
     np.testing.assert_array_equal(logs[2][1], logs[0][1])
     assert all(name in said.value.got for name in ("u3", "u9"))
     assert "absent: u3, u4, u5, u6, u7, u8, u9" in said.value.got
+
+
+@pytest.mark.parametrize("noise", [{}, {"clip": 1.0, "noise_multiplier": 1.0, "n_clients": 10}])
+def test_a_round_that_draws_nobody_is_a_round(noise):
+    # catches a training that ends by chance after hours, and a round without the noise that its accountant counts
+    model, data = started(fraction=0.1, poisson=True, rounds=12, **noise)
+    counts, tables = [], [model.state["shared.item"]]
+
+    def look(state, privates):
+        counts.append(state["history"][-1]["clients"])
+        tables.append(state["shared.item"])
+
+    state, _ = drive(model.algorithm, data, on_round=look)
+    assert state["round"] == 13
+    assert 0 in counts
+    assert max(counts) > 0
+    assert np.isfinite(state["shared.item"]).all()
+    moved = [np.abs(new - old).min() > 0 for old, new in itertools.pairwise(tables)]
+    assert not noise or all(moved)
