@@ -125,7 +125,8 @@ class FedRec:
         """
         log = interactions
         if not isinstance(log, Interactions):
-            log = read_interactions(log, **({"min_user": 1, "duplicates": "last"} | options))
+            own: dict[str, Any] = {"min_user": 1, "duplicates": "last", **options}
+            log = read_interactions(log, **own)
         names = [log.user_ids[code] for code in np.unique(log.user)]
         devices = devices_of(log.user, log.item, log.n_users).values()
         self.start(log.item_ids, n_clients=len(names))
@@ -230,9 +231,8 @@ class FedRec:
         algorithm = self._require_start()
         if algorithm.config.noise_multiplier:
             algorithm = FedRecGEL(algorithm.config.replace(seed=secrets.randbits(62)))
-        state = algorithm.start() | self.shared()
-        strategy = flower.strategy(algorithm, **({"state": state, "on_round": self._take} | options))
-        return strategy, flower.client_app(algorithm, load_data, keep=keep)
+        own: dict[str, Any] = {"state": algorithm.start() | self.shared(), "on_round": self._take, **options}
+        return flower.strategy(algorithm, **own), flower.client_app(algorithm, load_data, keep=keep)
 
     def _take(self, state: State) -> None:
         self.state = state

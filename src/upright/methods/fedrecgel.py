@@ -167,7 +167,7 @@ def _note_slice(algorithm: Any, state: Mapping[str, Any], privates: Any, devices
 
 def _central(t: Any, config: FedRecGELConfig, run: Run) -> Served:
     """Train a backbone on everybody's interactions, as the point that a federation could at best reach."""
-    kind = "bprmf" if config.backbone == "dot" else "neumf"
+    kind: Literal["bprmf", "neumf"] = "bprmf" if config.backbone == "dot" else "neumf"
     precision = getattr(torch, t.config.precision)
     size = (t.n_users, t.n_items)
     model: Any = recommenders.build(kind, *size, t.seen, config.dim, 2, run.torch_rng("init"), precision)
@@ -188,7 +188,7 @@ def _central(t: Any, config: FedRecGELConfig, run: Run) -> Served:
                 users, items = model.tables()
                 loss, decay = pairs.pair_loss(model, users, items, batch, "bce", 1e-4)
                 optimiser.zero_grad(set_to_none=True)
-                (loss + decay).backward()
+                (loss + decay).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
             if epochs.due:
                 value = float(np.nanmean(t.score(central, "valid", run).values[key]))
