@@ -18,7 +18,7 @@ BUDGETS = {
     "contract.py": 475,  # aims at 400
     "declare.py": 200,
     "cli+api.py": 1_070,  # aims at 950
-    "experiment": 2_510,  # aims at 1,900
+    "experiment": 2_535,  # aims at 1,900; a trained model is exported
     "report": 2_750,  # aims at 2,400
     "evidence": 2_230,  # aims at 950
     "data": 3_770,  # aims at 2,600; FilmTrust is an entry
@@ -26,10 +26,10 @@ BUDGETS = {
     "classification": 2_860,
     "language": 7_600,  # with EISAM: titles, trainer, and items as a head
     "maths": 4_900,
-    "federation": 1_100,
+    "federation": 1_160,  # with FedRec and its Flower app
     "recommendation": 2_100,
     "models": 1_300,
-    "tasks": 4_550,  # aims at 3,400; the audit of uploads has 400
+    "tasks": 4_700,  # aims at 3,400; the audit of uploads has 400, devices 170
     "methods": 3_600,
     "ledger.py": 400,
 }

@@ -414,6 +414,8 @@ class MethodSpec:
         What a result does not say, in sentences.
     demo : mapping
         ``data``, ``settings``, ``arms`` and published ``study`` of its part in `upright demo`; none: not shown.
+    export : mapping of kind to ``write(task, config, parts, seed, folder)``
+        For `upright export RUN kind`: takes the parts that training kept of the remedy elsewhere.
     run : callable
         The marked function.
 
@@ -441,6 +443,7 @@ class MethodSpec:
     report: Sequence[Any] = ()
     limits: Sequence[str] = ()
     demo: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    export: Mapping[str, Callable[..., None]] = dataclasses.field(default_factory=dict)
     run: Callable[..., Any] = lambda task, config, run: None
 
     def __post_init__(self) -> None:

@@ -344,10 +344,10 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def export(
     folder: Path,
-    kind: Annotated[str, typer.Argument(help="card, parquet, tensorboard or mlflow.")],
+    kind: Annotated[str, typer.Argument(help="card, parquet, tensorboard, mlflow, or what the method declares.")],
     out: Annotated[Path | None, typer.Option(help="File or folder to write.")] = None,
 ) -> None:
-    """Take a run elsewhere: a model card, the unit table, or a tracker's own format."""
+    """Take a run elsewhere: a model card, the unit table, a tracker's own format, or the trained model."""
     if kind in ("tensorboard", "mlflow"):
         from upright.experiment.sinks import replay
 

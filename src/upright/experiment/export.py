@@ -1,4 +1,4 @@
-"""Take results elsewhere: a model card in Hugging Face's format, or the unit table."""
+"""Take results elsewhere: a model card in Hugging Face's format, the unit table, or what a method declares."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import shutil
 from pathlib import Path
 
 from upright.contract import InputError
-from upright.experiment.folders import plain
-from upright.experiment.places import require_file
+from upright.experiment.config import resolve
+from upright.experiment.folders import plain, run_status
+from upright.experiment.places import require_file, require_folder
+from upright.experiment.registry import load_method, load_object
+from upright.experiment.runner import Ask
 from upright.experiment.summary import Summary, read_summary
 
 __all__ = ["export_run", "model_card"]
@@ -47,12 +50,13 @@ def model_card(found: Summary) -> str:
 
 
 def export_run(folder: Path, kind: str, out: Path | None = None) -> Path:
-    """Write ``card`` or ``parquet`` of a finished run and return the file.
+    """Write ``card`` or ``parquet`` of a finished run, or a kind that its method declares, and return the place.
 
     Raises
     ------
     InputError
-        For another kind, a folder without a finished run, or a target that is no place for a file.
+        For another kind, a folder without a finished run, or a target that is no place for it; of a method's kind, for
+        a run whose checkpoints were deleted or whose data are others now.
     """
     if kind == "card":
         found = read_summary(folder)
@@ -66,4 +70,29 @@ def export_run(folder: Path, kind: str, out: Path | None = None) -> Path:
         target = require_file(out or Path(f"{folder.name}.parquet"))
         shutil.copyfile(source, target)
         return target
-    raise InputError(f"export kind {kind!r}", "card, parquet", "take one of them")
+    return _export_model(folder, kind, out)
+
+
+def _export_model(folder: Path, kind: str, out: Path | None) -> Path:
+    """Hand what training kept of the remedy to the method."""
+    import torch
+
+    ask = Ask.read(folder)
+    spec = load_method(ask.method)
+    if kind not in spec.export:
+        raise InputError(f"export kind {kind!r}", ", ".join(["card", "parquet", *spec.export]), "take one of them")
+    arm = spec.arm("remedy")
+    file = folder / "checkpoints" / f"{arm.name}.best.pt"
+    if run_status(folder) != "done" or not file.exists():
+        got = f"{folder.name} without a checkpoint of {arm.name}, or not finished"
+        raise InputError(got, "a finished run whose checkpoints were not deleted", "finish it, or run it again")
+    target = require_folder(out or folder / kind)
+    config, task_config = resolve(spec, ask.settings, ask.preset, ask.data)
+    task = load_object(spec.task).load(task_config)
+    if task.facts["fingerprint"] != read_summary(folder).data["fingerprint"]:
+        got = f"data of fingerprint {task.facts['fingerprint']}"
+        raise InputError(got, "the data of the run", "bring them back, or run it again on these")
+    config = config.replace(**{**ask.arm_settings.get(arm.name, {}), **arm.settings})
+    kept = torch.load(file, weights_only=True)["state"]["parts"]
+    spec.export[kind](task, config, kept, ask.seed, target)
+    return target

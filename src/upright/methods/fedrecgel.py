@@ -42,6 +42,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -55,18 +56,21 @@ from upright.recommendation.settings import FederatedTraining, FedRecConfig
 if TYPE_CHECKING:
     import torch
 
+    from upright.federation import recommender
     from upright.federation import rounds as federation
+    from upright.federation.recommender import FedRec
     from upright.models import recommenders
     from upright.recommendation import federated, pairs, uploads
 else:
     torch = LazyModule("torch")
+    recommender = LazyModule("upright.federation.recommender")
     federation = LazyModule("upright.federation.rounds")
     recommenders = LazyModule("upright.models.recommenders")
     federated = LazyModule("upright.recommendation.federated")
     pairs = LazyModule("upright.recommendation.pairs")
     uploads = LazyModule("upright.recommendation.uploads")
 
-__all__ = ["FedRecGELConfig", "Served", "run"]
+__all__ = ["FedRec", "FedRecGELConfig", "Served", "run"]
 
 PROBED = 100  # clients whose sharpness is measured
 SLICE = 5  # points along each direction of the slice
@@ -163,7 +167,7 @@ def _note_slice(algorithm: Any, state: Mapping[str, Any], privates: Any, devices
 
 def _central(t: Any, config: FedRecGELConfig, run: Run) -> Served:
     """Train a backbone on everybody's interactions, as the point that a federation could at best reach."""
-    kind = "bprmf" if config.backbone == "dot" else "neumf"
+    kind: Literal["bprmf", "neumf"] = "bprmf" if config.backbone == "dot" else "neumf"
     precision = getattr(torch, t.config.precision)
     size = (t.n_users, t.n_items)
     model: Any = recommenders.build(kind, *size, t.seen, config.dim, 2, run.torch_rng("init"), precision)
@@ -182,7 +186,7 @@ def _central(t: Any, config: FedRecGELConfig, run: Run) -> Served:
                 users, items = model.tables()
                 loss, decay = pairs.pair_loss(model, users, items, batch, "bce", 1e-4)
                 optimiser.zero_grad(set_to_none=True)
-                (loss + decay).backward()
+                (loss + decay).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
             if epochs.due:
                 value = float(np.nanmean(t.score(central, "valid", run).values[key]))
@@ -199,13 +203,20 @@ def _rounds(algorithm: Any, t: Any, kept: Mapping[str, Any]) -> Iterator[tuple[A
     return federation.rounds(algorithm, t.devices, resume=resume)
 
 
+def export_flower(task: Any, config: FedRecGELConfig, parts: Mapping[str, Any], seed: int, folder: Path) -> None:
+    """Write a Flower app that goes on from the shared block; no client's vector is among it."""
+    own = config.algorithm(task, stream(seed, "federation")).config.as_dict()
+    model = recommender.FedRec(**{name: value for name, value in own.items() if name not in ("n_items", "view_every")})
+    model.start(task.train.item_ids, federation.from_tensors(parts["kept"]["state"])).export(folder)
+
+
 _REPORT = [
     Front("Quality of everybody against the gap between clients with few and with many items"),
     Curve("Validation quality by round", x="step", y="valid/ndcg@10"),
     Curve(
         "Sharpness of the shared block by round",
         reading=[
-            "How much a client's loss rises when what all share moves by the radius along its gradient, mean of some."
+            "How much a client's loss rises when the shared block moves by the radius along its gradient: a mean."
         ],
         x="step",
         y="sharpness/shared",
@@ -296,6 +307,7 @@ _LIMITS = [
     report=_REPORT,
     limits=_LIMITS,
     demo={"data": "ml100k", "settings": {"rounds": 100}, "arms": ["none", "fedrecgel", "random"]},
+    export={"flower": export_flower},
     tiny={"rounds": 8, "check_every": 4, "fraction": 0.3, "dim": 8},
 )
 def run(task: Task, config: FedRecGELConfig, run: Run) -> Any:
@@ -332,3 +344,10 @@ def run(task: Task, config: FedRecGELConfig, run: Run) -> Any:
     _note_view(state, run)
     _note_slice(algorithm, state, privates, probed, run)
     return _served(algorithm, state, privates, t)
+
+
+def __getattr__(name: str) -> Any:
+    """Return what a native door is made of, loaded when it is asked for."""
+    if name == "FedRec":
+        return recommender.FedRec
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

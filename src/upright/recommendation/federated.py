@@ -182,11 +182,7 @@ class FedRecGEL:
         asked = self.config.count_asked(len(keys))
         if not (self.config.poisson or self.config.noise_multiplier):
             return sorted(sorted(keys, key=lambda name: (keys[name], name))[:asked])
-        found = sorted(name for name, key in keys.items() if key < share * 2.0**63)
-        if not found:
-            got = f"round {turn}: fraction = {share} of {len(keys)} clients asked nobody by chance"
-            raise InputError(got, "a fraction that asks several on average", "raise it, or register more clients")
-        return found
+        return sorted(name for name, key in keys.items() if key < share * 2.0**63)  # by chance it may be nobody
 
     def message(self, state: State) -> Arrays:
         """Return the round and the shared block."""
@@ -329,7 +325,7 @@ class FedRecGEL:
         has, for each item, how many clients touched it, the mean cosine between two of their gradients (NaN below two
         clients) and by how much its row moved.
         """
-        config, sums, count = self.config, total["sum"], float(total["clients"])
+        config, sums, count = self.config, total["sum"], float(max(total["clients"], 1))
         if config.noise("server") and config.n_clients:
             rng = np.random.default_rng(stream(config.seed, "noise", int(state["round"])))
             sums, count = noised(sums, config.noise("server"), rng), config.fraction * config.n_clients

@@ -6,7 +6,7 @@ no last item: the held-out ones are drawn then, and said to be.
 ===============  ===================================================================================================
 grouping         of the client, by its training items
 ===============  ===================================================================================================
-``size``         ``light``: fewer than the median client; else ``heavy``
+``size``         ``light``: fewer than the median client, or as many where nobody has fewer; else ``heavy``
 ``size_decile``  01 (fewest) to 10; clients with equally many stand together
 ===============  ===================================================================================================
 """
@@ -153,9 +153,9 @@ class FederatedNextItem(SplitTask):
 
     def _groups(self) -> dict[str, list[str]]:
         """Return the groups of all clients."""
-        light = self.size < np.median(self.size)
-        place = (
-            np.searchsorted(np.sort(self.size), self.size, side="right") / self.n_users
-        )  # share with as many or fewer
+        middle = np.median(self.size)
+        light = self.size < middle if self.size.min() < middle else self.size <= middle
+        rank = np.searchsorted(np.sort(self.size), self.size, side="right")  # how many have as many or fewer
+        place = rank / self.n_users
         decile = np.ceil(place * 10 - 1e-9).astype(int)
         return {"size": np.where(light, "light", "heavy").tolist(), "size_decile": [f"{n:02d}" for n in decile]}

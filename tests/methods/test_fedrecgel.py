@@ -1,0 +1,114 @@
+"""FedRecGEL as a method: what its arms are, what it notes, and what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from upright.contract import InputError, spec_of, stream
+from upright.experiment.folders import ArmRun
+from upright.experiment.runner import Ask, run_task
+from upright.federation import recommender
+from upright.methods import fedrecgel
+from upright.methods.fedrecgel import FedRecGELConfig
+from upright.recommendation import uploads
+from upright.tasks.federated_next_item import FederatedNextItem
+
+SPEC = spec_of(fedrecgel.run)
+TINY = dict(SPEC.tiny)
+tiny = FederatedNextItem.tiny
+
+
+def train(task=None, arm="fedrecgel", seed=0, **settings):
+    run, own = ArmRun(None, seed, arm), next(a.settings for a in SPEC.arms if a.name == arm)
+    return fedrecgel.run(task or tiny(), FedRecGELConfig(**(TINY | dict(own) | settings)), run), run
+
+
+@pytest.fixture(scope="module")
+def ran():
+    task = tiny()
+    config = FedRecGELConfig(**TINY)
+    return task, *run_task(SPEC, task, config, None, Ask("fedrecgel"))
+
+
+def test_every_arm_is_scored_and_noted(ran):
+    task, blocks, facts, warnings = ran
+    assert [block.arm for block in blocks] == [arm.name for arm in SPEC.arms]
+    assert warnings == []
+    for fact in facts:
+        assert 1 <= fact.notes["best_round"] <= TINY["rounds"]
+        assert isinstance(fact.notes["converged"], bool)
+        if fact.name == "central":
+            continue
+        ledger = fact.notes["ledger"]
+        assert ledger["up_sparse"] == ledger["rows"] * (8 + 8 * TINY["dim"])
+        assert ledger["up_dense"] == ledger["down"] == 8 * task.n_items * TINY["dim"]
+        assert len(fact.notes["slice"]) == fedrecgel.SLICE**2
+        shown = [row for row in fact.notes["agreement"] if row["value"] is not None]  # the mean of five items or more
+        assert shown
+        assert all(row["low"] <= row["value"] <= row["high"] and abs(row["value"]) <= 1 for row in shown)
+        assert sum(row["n"] for row in shown) <= task.n_items
+
+
+def test_alone_the_item_vectors_stay_and_the_devices_learn():
+    # catches an anchor that learns from others after all
+    (alone, run), (first, _) = train(arm="local"), train(arm="local", rounds=4)
+    np.testing.assert_array_equal(alone.state["shared.item"], first.state["shared.item"])
+    assert run.notes["update"] == 0.0
+    assert np.abs(alone.users - first.users).max() > 1e-3
+
+
+@pytest.mark.parametrize("backbone", ["dot", "neumf"])
+def test_in_one_place_the_data_of_all_are_learnt_from(backbone):
+    # catches an anchor that is left untrained: it is better than lists by chance
+    task = tiny()
+    model, run = train(task, arm="central", backbone=backbone, rounds=30, check_every=10, server_rate=0.02)
+    found = task.score(model, "valid", run).values["hit@10"]
+    assert np.mean(found) > 10 / (task.n_items - task.size.max()) + 0.05
+    assert run.notes["best_round"] in (10, 20, 30)
+
+
+def test_the_round_that_is_served_is_the_best_on_validation():
+    task = tiny()
+    model, run = train(task, rounds=12, check_every=3)
+    seen = {line["step"]: line["valid/ndcg@10"] for line in run.metrics if "valid/ndcg@10" in line}
+    assert sorted(seen) == [3, 6, 9, 12]
+    assert run.notes["best_round"] == max(seen, key=seen.get)
+    assert np.mean(task.score(model, "valid", run).values["ndcg@10"]) == pytest.approx(max(seen.values()), abs=1e-12)
+    assert all(line["sharpness/shared"] > 0 for line in run.metrics if "sharpness/shared" in line)
+
+
+def test_what_selects_on_the_test_item_says_so():
+    _, run = train(tiny(mode="official"), rounds=2, check_every=2)
+    assert any("test item" in text for text in run.warnings)
+
+
+def test_noise_has_its_price_noted_and_needs_a_clip():
+    pytest.importorskip("dp_accounting")
+    task = tiny()
+    _, run = train(task, clip=1.0, noise_multiplier=1.0, rounds=2, check_every=2)
+    config = FedRecGELConfig(**TINY | {"clip": 1.0, "noise_multiplier": 1.0, "rounds": 2}).algorithm(task, 0).config
+    assert run.notes["epsilon"] == pytest.approx(uploads.epsilon(config, 1 / len(task.devices)))
+    assert 0 < run.notes["epsilon"] < np.inf
+    with pytest.raises(InputError, match="clip"):
+        train(task, noise_multiplier=1.0)
+
+
+def test_the_native_door_trains_what_the_method_trains():
+    # catches a door with settings, names or streams of its own: given the method's seed and names, the tables are equal
+    task = tiny()
+    model, run = train(task, rounds=4, check_every=4)
+    config = FedRecGELConfig(**TINY | {"rounds": 4}).algorithm(task, 0).config
+    log = task.train
+    own = {k: v for k, v in config.as_dict().items() if k not in ("n_items", "n_clients", "seed")}
+    native = fedrecgel.FedRec(**own, seed=stream(run.seed, "federation"))
+    names = tuple(task.devices)
+    native.fit(dataclasses.replace(log, user_ids=names))
+    assert fedrecgel.FedRec is recommender.FedRec
+    np.testing.assert_array_equal(native.state["shared.item"], model.state["shared.item"])
+    scores = model.score_all(np.arange(1))[0]
+    assert native.recommend(names[0], k=1)[0][1] == pytest.approx(
+        max(s for i, s in enumerate(scores) if i not in set(task.devices[names[0]].items)), abs=1e-12
+    )
