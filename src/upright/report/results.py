@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -94,9 +95,20 @@ def _row(view: View) -> tuple[str, ...]:
         f"**{said['title']}**{mark}",
         f"{len(view.seeds)} × {plural(view.n_units or 0, view.unit_kind)}",
         _change(view, view.primary, percent=True),
-        said["lines"]["due"],
+        _by_verb(said["lines"]["due"]),
         _change(view, view.cost_statistic),
     )
+
+
+def _by_verb(line: str) -> str:
+    """Say once what a line says of several arms."""
+    found: dict[str, list[str]] = {}
+    for clause in line.split("; "):
+        own = re.fullmatch("(not told apart from|ties with|loses to) (.*)|(.*) (not run)", clause)
+        verb, arm = ((own[1] or own[4]), (own[2] or own[3])) if own else (clause, "")
+        found.setdefault(verb, []).append(arm)
+    every = [(verb, ", ".join(filter(None, arms))) for verb, arms in found.items()]
+    return "; ".join(f"{arms} {verb}" if verb == "not run" else f"{verb} {arms}".rstrip() for verb, arms in every)
 
 
 def _change(view: View, statistic: str, percent: bool = False) -> str:
