@@ -35,7 +35,7 @@ def main() -> None:
     given = parser.parse_args()
     paper = {"backbone": "neumf-paper", "rounds": 20, "check_every": 10, "patience": 4}
     studies = [
-        _study("dot-ml100k", (*ARMS, "local", "central"), {"data": "ml100k", **LONG}),
+        _study("dot-ml100k", (*ARMS, "small_rate", "local", "central"), {"data": "ml100k", **LONG}),
         _study("dot-filmtrust", ARMS, {"data": "filmtrust", **LONG}),
         _study("dot-lastfm", ARMS, {"data": "lastfm", **LONG}),
         _study("dot-amazon-video", ARMS, {"data": "amazon-video", **LONG}),

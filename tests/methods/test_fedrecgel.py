@@ -45,11 +45,16 @@ def test_every_arm_is_scored_and_noted(ran):
         ledger = fact.notes["ledger"]
         assert ledger["up_sparse"] == ledger["rows"] * (8 + 8 * TINY["dim"])
         assert ledger["up_dense"] == ledger["down"] == 8 * task.n_items * TINY["dim"]
-        assert len(fact.notes["slice"]) == fedrecgel.SLICE**2
-        shown = [row for row in fact.notes["agreement"] if row["value"] is not None]  # the mean of five items or more
+        assert len(fact.notes["slice"]) == fedrecgel.SLICE
+        middle = fact.notes["slice"][fedrecgel.SLICE // 2]
+        assert middle["step"] == 0.0
+        assert middle["first"] == middle["second"]
+        # measured at one radius, also where an arm moves neither block, or one alone
+        assert min(fact.notes["sharpness"].values()) > 0
+        shown = fact.notes["agreement"]
         assert shown
-        assert all(row["low"] <= row["value"] <= row["high"] and abs(row["value"]) <= 1 for row in shown)
-        assert sum(row["n"] for row in shown) <= task.n_items
+        assert all(-1 <= row["cosine"] <= 1 and row["n"] == int(0.3 * task.n_users) for row in shown)
+        assert sum(row["items"] for row in shown) <= task.n_items
 
 
 def test_alone_the_item_vectors_stay_and_the_devices_learn():

@@ -7,7 +7,7 @@ no last item: the held-out ones are drawn then, and said to be.
 grouping         of the client, by its training items
 ===============  ===================================================================================================
 ``size``         ``light``: fewer than the median client, or as many where nobody has fewer; else ``heavy``
-``size_decile``  01 (fewest) to 10; clients with equally many stand together
+``size_decile``  01 (fewest) to 10; clients with equally many stand together, so that some may be missing
 ===============  ===================================================================================================
 """
 
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import sparse
+from scipy.stats import rankdata
 
 from upright.contract import InputError, Metric, PositiveInt, Run, UnitScores, stream
 from upright.data.interactions import Split, synthetic
@@ -46,7 +47,7 @@ class FederatedNextItemConfig(InteractionsConfig):
     checked_clients: PositiveInt = 1000
     """Most clients that validation ranks, a fixed sample; the test ranks everybody."""
     mode: Literal["held_out", "official"] = "held_out"
-    """`official` has no validation item: rounds are chosen on the test item, as in the published code."""
+    """`official` has no validation item: rounds are chosen on the test item."""
     precision: Literal["float32", "float64"] = "float32"
     """Floating-point type of the model."""
 
@@ -155,7 +156,5 @@ class FederatedNextItem(SplitTask):
         """Return the groups of all clients."""
         middle = np.median(self.size)
         light = self.size < middle if self.size.min() < middle else self.size <= middle
-        rank = np.searchsorted(np.sort(self.size), self.size, side="right")  # how many have as many or fewer
-        place = rank / self.n_users
-        decile = np.ceil(place * 10 - 1e-9).astype(int)
+        decile = np.ceil(rankdata(self.size) / self.n_users * 10).astype(int)
         return {"size": np.where(light, "light", "heavy").tolist(), "size_decile": [f"{n:02d}" for n in decile]}
