@@ -19,7 +19,7 @@ BUDGETS = {
     "declare.py": 200,
     "cli+api.py": 1_070,  # aims at 950
     "experiment": 2_535,  # aims at 1,900; a trained model is exported
-    "report": 2_750,  # aims at 2,400
+    "report": 2_760,  # aims at 2,400
     "evidence": 2_230,  # aims at 950
     "data": 3_770,  # aims at 2,600; FilmTrust is an entry
     "metrics": 2_250,  # docs/metrics.md is written from its docstrings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import sys
@@ -101,14 +102,10 @@ def _row(view: View) -> tuple[str, ...]:
 
 
 def _by_verb(line: str) -> str:
-    """Say once what a line says of several arms."""
-    found: dict[str, list[str]] = {}
-    for clause in line.split("; "):
-        own = re.fullmatch("(not told apart from|ties with|loses to) (.*)|(.*) (not run)", clause)
-        verb, arm = ((own[1] or own[4]), (own[2] or own[3])) if own else (clause, "")
-        found.setdefault(verb, []).append(arm)
-    every = [(verb, ", ".join(filter(None, arms))) for verb, arms in found.items()]
-    return "; ".join(f"{arms} {verb}" if verb == "not run" else f"{verb} {arms}".rstrip() for verb, arms in every)
+    """Say once what neighbouring clauses of a line say of several arms."""
+    clauses = re.findall(r"(not told apart from |ties with |loses to |)(.*?)( not run|)(?:; |$)", line)
+    groups = itertools.groupby(filter(any, clauses), key=lambda own: own[::2])
+    return "; ".join(f"{verb}{', '.join(arm for _, arm, _ in own)}{end}" for (verb, end), own in groups)
 
 
 def _change(view: View, statistic: str, percent: bool = False) -> str:
