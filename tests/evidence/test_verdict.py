@@ -290,6 +290,15 @@ def test_advice_by_word() -> None:
     named = [any("Peer" in x for x in judge(peer=(x, FREE), arms=simple).next_steps) for x in (OPEN, NONE, CLEAR)]
     assert named == [True, True, False]
     assert not any("Peer" in step for step in judge(peer=(OPEN, FREE)).next_steps)
+    easy = (*ARMS[:2], dataclasses.replace(ARMS[2], simpler=True), *ARMS[3:])
+    for cost, advised in ((UNSURE, True), (GAINS, False)):  # what the easy way costs more than the remedy
+        said = judge(NONE, easy=OPEN, arms=easy, extra=[diff(cost, COST, "easy")])
+        assert any("is simpler" in step for step in said.next_steps) is advised
+
+
+def test_a_number_below_nothing_keeps_its_sign() -> None:
+    lines = judge((-0.0004, -0.001, 0.0002)).lines["effect"]
+    assert "+0.000 [-0.000, +0.001]" in lines  # of a gap, which grew by 0.0004
 
 
 @pytest.mark.parametrize("direction", ["higher", "lower"])

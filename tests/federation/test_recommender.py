@@ -103,6 +103,7 @@ def test_a_file_with_a_row_twice_gives_the_devices_of_its_log(tmp_path):
         (lambda m: FedRec().start(["a", "a"]), "1 of them distinct"),
         (lambda m: FedRec(dim=4).start(m.item_ids, m.shared()), "shared.item"),
         (lambda m: FedRec(rho_shared=-0.1), "rho_shared"),
+        (lambda m: FedRec(round=3), "'round'"),
         (lambda m: FedRec(fraction=0.001).fit(log()[0]), "fraction"),
     ],
 )

@@ -438,6 +438,32 @@ def test_bfloat16_weights_do_not_take_a_small_step():
     assert opt.realised == pytest.approx((1.0, 1.0), abs=1e-3)
 
 
+def test_half_a_step_other_codes_and_another_base_are_refused():
+    # catches a step along 1 - c_i alone, which trains against the tail
+    model = make()
+    opt, (x, y) = EISAM(adam(model), COUNT), batches()[0]
+    opt.zero_grad()
+    opt.plain(losses(model, x, y), y).backward()
+    with pytest.raises(InputError, match="without an ascent"):
+        opt.step()
+    with opt.ascent():
+        opt.penalty(losses(model, x, y), y).backward()
+    opt.step()
+    with pytest.raises(InputError, match="item codes of type"):
+        opt.plain(losses(model, x, y), y.double())
+    with pytest.raises(InputError, match="a base of type Sequential"):
+        EISAM(model, COUNT)
+
+
+def test_what_was_realised_survives_a_checkpoint():
+    model = make()
+    opt, again = EISAM(adam(model), COUNT), EISAM(adam(model), COUNT)
+    train(model, opt, batches()[:2])
+    again.load_state_dict(opt.state_dict())
+    assert opt.realised is not None
+    assert again.realised == opt.realised
+
+
 def test_an_exception_inside_ascent_restores_all():
     model = make(dropout=0.5)
     opt = EISAM(adam(model), COUNT)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from upright.contract import InputError, spec_of, stream
+from upright.evidence.units import Units
 from upright.experiment.folders import ArmRun
-from upright.experiment.runner import Ask, run_task
+from upright.experiment.runner import Ask, evidence_of, run_task
 from upright.federation import recommender
 from upright.methods import fedrecgel
 from upright.methods.fedrecgel import FedRecGELConfig
@@ -55,6 +56,15 @@ def test_every_arm_is_scored_and_noted(ran):
         assert shown
         assert all(-1 <= row["cosine"] <= 1 and row["n"] == int(0.3 * task.n_users) for row in shown)
         assert sum(row["items"] for row in shown) <= task.n_items
+
+
+def test_a_baseline_that_still_improves_is_what_to_mend_first(ran):
+    # catches: advice that rests on arms which were stopped, where people look
+    task, blocks, facts, _ = ran
+    for ended, first in ((False, True), (True, False), ({"held": 5, "of": 6}, True)):
+        told = [dataclasses.replace(fact, notes={"converged": ended}) for fact in facts]
+        found = evidence_of(SPEC, Units(blocks), task.metrics, Ask("fedrecgel"), facts=told, draws=50)
+        assert found.verdict["next_steps"][0].startswith("Train longer: FedNCF and FedRecGEL") is first
 
 
 def test_alone_the_item_vectors_stay_and_the_devices_learn():

@@ -25,5 +25,5 @@ def test_every_declared_block_draws_on_every_published_study(study):
 
 def test_results_are_small():
     files = [path for path in RESULTS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 7_000_000
+    assert sum(path.stat().st_size for path in files) < 7_800_000
     assert max(path.stat().st_size for path in files) < 1_000_000

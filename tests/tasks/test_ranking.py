@@ -470,6 +470,8 @@ def test_effects_of_data_and_prior_are_told_apart(tmp_path, data, prior, sign):
     dominance = level(summary, "dominance:pair_recall@10:popularity~prior")
     assert [dominance["low"] > 0, dominance["high"] < 0] == [sign > 0, sign < 0]
     assert fail_if(summary, '"dominance:pair_recall@10:popularity~prior low" > 0') is (sign > 0)
+    told = summary["evidence"]["verdict"]["lines"]["effects"]
+    assert all(f"{row['value']:+.3f}" in told for row in (*effects, dominance))
     cells = summary["audit"]["cells"]
     assert sum(row["items"] for row in cells) == 200
     assert sum(row["share_of_exposure"] for row in cells) == pytest.approx(1.0)

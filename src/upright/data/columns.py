@@ -23,10 +23,21 @@ from numpy.typing import NDArray
 from upright.contract import InputError
 from upright.data.formats import Columns, number_of, open_columns, some
 
-__all__ = ["ALIASES", "MISSING", "Column", "code_ids", "known_names", "names_ids", "read_columns", "sort_names"]
+__all__ = [
+    "ALIASES",
+    "MISSING",
+    "RENAME",
+    "Column",
+    "code_ids",
+    "known_names",
+    "names_ids",
+    "read_columns",
+    "sort_names",
+]
 
 Ints = NDArray[np.int64]
 MISSING = ("", "nan", "null")
+RENAME = "rename"  # the option of a column that nothing on the command line names
 ALIASES: Mapping[str, tuple[str, ...]] = {
     name: tuple(words.split())
     for name, words in {
@@ -143,9 +154,12 @@ def _lacking(
         close = left[(near or inside)[0]] if near or inside else "COLUMN"
         option = wanted[name].option or f"--{name}"
         paste.append(f"{option}{'' if option.endswith('=') else ' '}{shlex.quote(close)}")
+    todo = f"name them: {' '.join(paste)}"
+    if all(wanted[name].option == RENAME for name in lacking):
+        todo = f"rename columns to {' and '.join(lacking)}"
     what = " and no column ".join(repr(names.get(name) or name) for name in lacking)
     columns = ", ".join(map(repr, table.header[:40])) + (" ..." if len(table.header) > 40 else "")
-    return table.refuse_header(f"has no column {what}", f"its columns are {columns}", f"name them: {' '.join(paste)}")
+    return table.refuse_header(f"has no column {what}", f"its columns are {columns}", todo)
 
 
 def _no_header(table: Columns, wanted: Iterable[str]) -> InputError:

@@ -172,8 +172,9 @@ def _number(value: float, margin: float, sign: str = "", up: bool = False) -> st
     digits = 1 if margin >= 1 else min(max(1 - math.floor(math.log10(margin or 1.0)), 3), 6)
     if not math.isfinite(value):
         return "undefined"
-    value = math.ceil(value * 10**digits - 1e-6) / 10**digits if up else round(value, digits)
-    return f"{value + 0.0:{sign}.{digits}f}"
+    near = math.ceil(value * 10**digits - 1e-6) / 10**digits if up else round(value, digits)
+    below = bool(sign) and value < -ZERO  # -0.000: less than nothing, by less than is shown
+    return f"{near if near or below else 0.0:{sign}.{digits}f}"
 
 
 def _moved(gain: float, margin: float) -> str:
@@ -412,10 +413,11 @@ def verdict(
     }
     simple = [arm.name for arm in arms if arm.simpler]
     alike = [n for n in simple if (beside | stand).get(n) in ("not told apart from", "not told apart", "tie")]
+    alike = [n for n in alike if _beside(run.change(cost, n) if cost else None) not in _BETTER]  # nor dearer
     steps = [f"Take {names[name]} rather than {title}." for name in better[:1] if seeds >= SEEDS]
     steps += list(lacking.values()) or [advice[word]] * (not (better and works))
     steps += [f"Run {name} too." for name in idle if word == "undecided" and not lacking]
-    steps += [f"{names[name]} is simpler, and not told apart from {title}." for name in alike]
+    steps += [f"{names[name]} is simpler, and not shown to be worse." for name in alike]
     if works and not lacking:
         left = f"{_number(run.after.value, margin)} is left, beyond chance: do not call it gone."
         steps += [left] * run.beyond + ["Compare it with a rival."] * (not pairs)

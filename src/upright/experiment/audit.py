@@ -227,6 +227,10 @@ def _evidence(
     )
     found["verdict"] = {**said.row(), "primary": primary}
     found["verdict"] |= {} if pairs or not mean else _without_groups(answer, mean)
+    told = [x for x in map(Level.read, found["levels"]) if x.name in ("effect", "dominance") and math.isfinite(x.low)]
+    if told:
+        effects = "; ".join(f"{x.label} {x.value:+.3f} [{x.low:+.3f}, {x.high:+.3f}]" for x in told)
+        found["verdict"]["lines"] = {**found["verdict"]["lines"], "effects": effects}
     return found, facts
 
 

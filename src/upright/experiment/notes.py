@@ -9,7 +9,7 @@ from typing import Any
 
 from upright.evidence.units import FEWEST
 
-__all__ = ["MOST_POINTS", "merge_curves", "merge_notes", "suppress_few"]
+__all__ = ["MOST_POINTS", "merge_curves", "merge_notes", "suppress_few", "unfinished"]
 
 MOST_POINTS = 200  # of a curve
 _COUNTS = "counts"  # of a histogram
@@ -28,6 +28,14 @@ def suppress_few(value: Any) -> Any:
             return {k: v if isinstance(v, str) or k == _CLIENT else None for k, v in value.items()}
         return {k: _emptied(v) if k == _COUNTS else suppress_few(v) for k, v in value.items()}
     return [suppress_few(v) for v in value] if isinstance(value, list) else value
+
+
+def unfinished(notes: Mapping[str, Any]) -> tuple[int, int]:
+    """Return in how many runs an arm reached its last epoch while validation could still improve, and of how many."""
+    ended = notes.get("converged")
+    if isinstance(ended, Mapping):
+        return int(ended["of"]) - int(ended["held"]), int(ended["of"])
+    return int(ended is False), 1
 
 
 def _few(n: Any) -> bool:

@@ -22,7 +22,7 @@ from upright.evidence.statistics import computable
 from upright.evidence.units import Block, Units, read_units, write_units
 from upright.experiment.config import resolve, suggest
 from upright.experiment.folders import ArmRun, RunFolder, read_json, write_json
-from upright.experiment.notes import merge_notes
+from upright.experiment.notes import merge_notes, unfinished
 from upright.experiment.places import require_folder
 from upright.experiment.registry import load_method, load_object
 from upright.experiment.summary import ArmFacts, Evidence, Summary, read_summary, write_summary
@@ -341,6 +341,10 @@ def evidence_of(
         budget=ask.budget,
         unfit=unfit,
     )
+    early = [f.title for f in facts if f.role in ("baseline", "remedy") and unfinished(f.notes)[0]]
+    if early and "next_steps" in found["verdict"]:
+        first = f"Train longer: {' and '.join(early)} reached the last epoch while validation could still improve."
+        found["verdict"]["next_steps"] = [first, *found["verdict"]["next_steps"]][:3]
     return Evidence.read(found)
 
 
@@ -453,7 +457,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
         seeds=tuple(seed for one in summaries for seed in one.seeds),
         arms=tuple(arms),
         warnings=tuple(dict.fromkeys(w for one in summaries for w in one.warnings)),
-        evidence=evidence_of(spec, Units(blocks), metrics, asked[0], facts=first.arms, unfit=first.unfit),
+        evidence=evidence_of(spec, Units(blocks), metrics, asked[0], facts=arms, unfit=first.unfit),
     )
     write_summary(out, found)
     return out

@@ -14,6 +14,8 @@ stay where they are.
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import json
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -72,6 +74,12 @@ class FedRec:
         self, backbone: str = "dot", rho_shared: float = 0.05, rho_private: float = 0.05, **settings: Any
     ) -> None:
         self.settings = {"backbone": backbone, "rho_shared": rho_shared, "rho_private": rho_private, **settings}
+        unknown = sorted(set(settings) - {field.name for field in dataclasses.fields(FedRecConfig)})
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], FedRecConfig.__dataclass_fields__, n=1)
+            raise InputError(
+                f"setting {unknown[0]!r}", "a field of FedRecConfig", f"did you mean {(close or ['rounds'])[0]!r}?"
+            )
         FedRecConfig(**{"n_items": 1, "n_clients": 10**9, **self.settings})  # a typo is answered before data are read
         self.item_ids: tuple[str, ...] = ()
         self.state: State = {}

@@ -115,6 +115,9 @@ class EISAM(Optimizer):
         share: float = 0.5,
         seed: int = 0,
     ) -> None:
+        if not isinstance(base, Optimizer):
+            got = f"a base of type {type(base).__name__}"
+            raise InputError(got, "a torch.optim.Optimizer", "EISAM(torch.optim.Adam(model.parameters()), item_count)")
         numbers = 0.0 <= rho < math.inf and 0.0 <= lam < math.inf and 0.0 < share <= 1.0
         if mode not in MODES or direction not in ("own", "random") or not numbers:
             raise InputError(
@@ -142,7 +145,7 @@ class EISAM(Optimizer):
         self._seen: Tensor | None = None  # norms of the plain gradients when the last ascent ended
         self._random: dict[torch.device, Tensor] | None = None
         self._total: int | None = None
-        self._inside = False
+        self._inside = self._open = False  # open: a plain pass that no ascent has followed
         super().__setstate__({})  # an Optimizer's hooks, without parameter groups of its own
 
     def __getattr__(self, name: str) -> Any:
@@ -181,6 +184,8 @@ class EISAM(Optimizer):
         return torch.dot(weights.flatten(), losses.flatten().to(at[1]))
 
     def _check_items(self, items: Tensor) -> None:
+        if items.is_floating_point() or items.is_complex():
+            raise InputError(f"item codes of type {items.dtype}", "whole numbers, as torch.int64", "items.long()")
         low, high = torch.stack(torch.aminmax(items)).tolist() if items.numel() else (0, 0)
         if low < 0 or high >= len(self._on):
             raise InputError(
@@ -196,7 +201,7 @@ class EISAM(Optimizer):
 
     def plain(self, losses: Tensor, items: Tensor) -> Tensor:
         """``mean((1 - c_i) l)``, shape (); of losses and items (int64) of one shape."""
-        self._total, self._seen = losses.numel(), None
+        self._total, self._seen, self._open = losses.numel(), None, True
         return self._weighted(losses, items, True) / losses.numel()
 
     def penalty(self, losses: Tensor, items: Tensor, total: int | None = None) -> Tensor:
@@ -213,6 +218,7 @@ class EISAM(Optimizer):
         self._outside("zero_grad")
         self.base.zero_grad(set_to_none)
         self._penalty = self._next = self._seen = None
+        self._open = False
         self._random = _random_states(self._trained())
 
     @contextmanager
@@ -222,7 +228,7 @@ class EISAM(Optimizer):
             raise InputError("ascent before zero_grad", "a step that starts with opt.zero_grad()", "call it first")
         params = self._trained()
         after = _random_states(params)
-        self._inside = True
+        self._inside, self._open = True, False
         try:
             with kept_weights(params) as weights:
                 self._add([(p, w, direction[p]) for p, w in zip(params, weights, strict=True) if p in direction])
@@ -295,6 +301,11 @@ class EISAM(Optimizer):
     def merge(self) -> None:
         """Add the penalty's gradients to the plain ones in ``.grad``; nothing where there are none."""
         self._outside("merge")
+        if self._open:
+            got, accepted = "a plain pass without an ascent", "both passes in every step"
+            raise InputError(
+                got, accepted, "run the penalty inside `with opt.ascent():`, empty where nothing is selected"
+            )
         if self._penalty is None:
             return
         if self._seen is not None and not torch.equal(self._seen, self._plain_norms()):
@@ -376,14 +387,17 @@ class EISAM(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the base optimiser, and the direction by place of the parameter."""
         places = {k: self._direction[p] for k, p in enumerate(self._everything()) if p in self._direction}
-        return {**self.base.state_dict(), "direction": places, "draws": self._draws.get_state()}
+        own = {"direction": places, "draws": self._draws.get_state(), "realised": self.realised}
+        return {**self.base.state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what `state_dict` gave, or the state of a base optimiser: then the next step has e* = 0."""
         params, places = self._everything(), state_dict.get("direction", {})
         if any(k >= len(params) or params[k].shape != d.shape for k, d in places.items()):
             raise InputError("a direction of other parameters", "the state of the same model", "load the matching one")
-        self.base.load_state_dict({k: v for k, v in state_dict.items() if k not in ("direction", "draws")})
+        own = ("direction", "draws", "realised")
+        self.base.load_state_dict({k: v for k, v in state_dict.items() if k not in own})
+        self.realised = state_dict.get("realised", self.realised)
         self._direction = {params[k]: d.to(params[k]) for k, d in places.items()}
         if "draws" in state_dict:
             self._draws.set_state(state_dict["draws"].cpu())

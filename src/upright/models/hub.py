@@ -31,7 +31,7 @@ def load_language_model(folder: str | Path, *, dtype: torch.dtype = torch.float3
     Parameters
     ----------
     folder : path
-        As `save_pretrained` writes it: ``config.json``, ``*.safetensors``, tokenizer files.
+        As `save_pretrained` writes it: ``config.json``, ``*.safetensors``, tokenizer files; or ``smollm2``.
     dtype : torch.dtype
         Of the weights; float32 for scoring and for training on a CPU.
 
@@ -47,7 +47,7 @@ def load_language_model(folder: str | Path, *, dtype: torch.dtype = torch.float3
     InputError
         When the folder is missing or incomplete, holds pickled weights alone, or needs code of its own.
     """
-    place = Path(folder)
+    place = smollm2() if str(folder) == "smollm2" else Path(folder)
     if not (place / "config.json").is_file():
         got = f"{place.name} without config.json" if place.is_dir() else f"no folder {place.name}"
         raise InputError(got, "the folder of a model as save_pretrained writes it", "check the path")

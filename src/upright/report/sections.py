@@ -11,6 +11,7 @@ from typing import Any
 
 from upright import declare
 from upright.evidence.records import Difference, Level
+from upright.experiment.notes import unfinished
 from upright.report.kinds import (
     arm_cell,
     arm_key,
@@ -367,10 +368,9 @@ def _conditions(view: View) -> Section | None:
 def _weaknesses(view: View) -> list[str]:
     found = []
     for arm in view.arms:
-        ended = arm.notes.get("converged")
-        stopped = 1 if ended is False else int(ended["of"]) - int(ended["held"]) if isinstance(ended, Mapping) else 0
+        stopped, runs = unfinished(arm.notes)
         if stopped:
-            at = f" in {stopped} of {ended['of']} runs" if isinstance(ended, Mapping) else ""
+            at = f" in {stopped} of {runs} runs" if runs > 1 else ""
             found.append(
                 f"{arm.title}: training reached its last epoch{at} while validation could still improve; not converged."
             )

@@ -97,7 +97,11 @@ class FederatedNextItem(SplitTask):
         task = cls(split, config)
         if len(task.devices) < MIN_CLIENTS or len(set(task._groups()["size"])) < 2:
             got = f"{len(task.devices)} users in {split.name}, with {len(set(task.size.tolist()))} numbers of items"
-            raise InputError(got, f"at least {MIN_CLIENTS}, not all with equally many", "take data with more users")
+            raise InputError(
+                got,
+                f"at least {MIN_CLIENTS}, some with more items than others: light and heavy clients are compared",
+                "take data with more users, and with histories of different lengths",
+            )
         return task
 
     @classmethod

@@ -318,6 +318,8 @@ def _prior_of(
     Scores of titles whose templates agree too little are withheld from tables, not from the file of scores.
     """
     if "prior" in table:
+        if model is not None:
+            warnings.append(f"{table.name} has a column 'prior', so the model was not asked.")
         prior = table.array("prior").astype(np.float64)
         return prior, {"with_counts": rank_correlation(prior, count)}, None
     if "title" not in table:

@@ -33,7 +33,7 @@ from scipy import sparse
 
 from upright.contract import File, InputError, Metric, PositiveInt, Range, Run, UnitScores, stream
 from upright.data.catalogue import cache_dir
-from upright.data.columns import Column, read_columns
+from upright.data.columns import RENAME, Column, read_columns
 from upright.data.interactions import Split, synthetic
 from upright.data.sequences import joined, last_histories, leave_last, tie_shares, windows
 from upright.lazy import LazyModule
@@ -145,8 +145,12 @@ class NextInSequence(SplitTask):
         self.config, self.prior = config, prior
         self._titles, self._loaded, self._kept = split.item_titles, list[Any](), list[Any]()
         if config.model_folder is not None and self._titles is None:
-            got, todo = f"{split.name}, a log without titles, and a language model", "take ml100k or ml-latest-small"
-            raise InputError(got, "items with titles: a language model knows no codes", f"{todo}, or backbone=sasrec")
+            got = f"{split.name}, whose items have no titles here, and a language model"
+            todo = (
+                "take ml100k or ml-latest-small; or score the titles of your items with `upright audit ranking --model "
+            )
+            todo += "FOLDER`, and hand in its prior.csv: --set prior=FILE"
+            raise InputError(got, "a named data set with titles: a language model knows no codes", todo)
         #: why there is no prior score, where there is none
         self.without_prior = (
             "without prior scores (--set prior=FILE, or model_folder=FOLDER where items have titles) items are told "
@@ -215,7 +219,7 @@ class NextInSequence(SplitTask):
         """Return the language model of `model_folder` and its tokenizer, loaded once."""
         if not self._loaded:
             folder = self.config.model_folder
-            self._loaded += hub.load_language_model(hub.smollm2() if folder == "smollm2" else str(folder))
+            self._loaded += hub.load_language_model(str(folder))
         model, tokenizer = self._loaded
         return model, tokenizer
 
@@ -371,7 +375,7 @@ def _head_or_tail(size: Array) -> list[str]:
 
 def _read_prior(file: Any, encoding: str, split: Split) -> Array:
     """Return the prior score of each item of a log."""
-    wanted = {"item": Column("id", unique=True), "prior": Column("number")}
+    wanted = {"item": Column("id", unique=True, option=RENAME), "prior": Column("number", option=RENAME)}
     table = read_columns(file, wanted, encoding=encoding)
     score = dict(zip(table["item"].to_list(), table.array("prior").tolist(), strict=True))
     lacking = [one for one in split.train.item_ids if str(one) not in score]
