@@ -343,7 +343,7 @@ def evidence_of(
     )
     early = [f.title for f in facts if f.role in ("baseline", "remedy") and unfinished(f.notes)[0]]
     if early and "next_steps" in found["verdict"]:
-        first = f"Train longer: {' and '.join(early)} reached the last epoch while validation could still improve."
+        first = f"Train longer: validation could still improve at the last epoch ({', '.join(early)})."
         found["verdict"]["next_steps"] = [first, *found["verdict"]["next_steps"]][:3]
     return Evidence.read(found)
 
