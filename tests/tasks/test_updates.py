@@ -97,7 +97,7 @@ def test_noise_on_the_sum_leaves_uploads_as_they_are(tmp_path, noise_at, leaks):
     train = synthetic(n_items=ITEMS, seed=1).train
     data = devices_of(train.user, train.item, train.n_users)
     sizes = {"n_items": ITEMS, "n_clients": len(data), "fraction": 1.0, "rounds": 9}
-    algorithm = FedRecGEL(FedRecConfig(**sizes, clip=0.1, noise_multiplier=1.0, noise_at=noise_at))
+    algorithm = FedRecGEL(FedRecConfig(**sizes, clip=0.1, noise_multiplier=1.0, noise_at=noise_at, noise_seed=1))
     state, privates = next(islice(rounds(algorithm, data), 4, None))
     some = {name: data[name] for name in sorted(data)[:30]}
     (tmp_path / "up").mkdir()
