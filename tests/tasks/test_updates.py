@@ -271,6 +271,26 @@ def test_few_clients_show_no_interval(tmp_path, clients):
     assert (level(summary, "mean:touched_rows")["low"] is None) == (clients == 1)
 
 
+@pytest.mark.parametrize("few", [False, True])
+def test_clients_that_are_turned_the_wrong_way_are_counted(tmp_path, few):
+    # catches an AUC near 0 that looks like a client which gives nothing away
+    def send(rng, dense):
+        side = np.sign(dense @ dense[dense.any(axis=1)][0])
+        own = 1 if (side > 0).sum() < (side < 0).sum() else -1
+        dense[np.flatnonzero(side == -own)[1:]] = 0  # one negative is left, of the many that were drawn
+        return sparse(dense)
+
+    world(tmp_path, **({"send": send} if few else {}))
+    summary, _ = audit(tmp_path)
+    said = [text for text in summary["warnings"] if "turned the wrong way" in text]
+    assert len(said) == few
+    if few:
+        wrong = sum(row[0] < 0.5 for row in units(audit(tmp_path)[1])[0].values())
+        assert wrong > 6
+        assert said[0].startswith(f"{wrong} clients")
+        assert said[0].endswith("1.00.")
+
+
 def test_who_takes_no_part_is_counted(tmp_path):
     # catches clients who are left out in silence, and an audit that fails on an empty reply
     truth = world(tmp_path)
