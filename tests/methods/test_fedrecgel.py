@@ -103,12 +103,28 @@ def test_what_selects_on_the_test_item_says_so():
 def test_noise_has_its_price_noted_and_needs_a_clip():
     pytest.importorskip("dp_accounting")
     task = tiny()
-    _, run = train(task, clip=1.0, noise_multiplier=1.0, rounds=2, check_every=2)
-    config = FedRecGELConfig(**TINY | {"clip": 1.0, "noise_multiplier": 1.0, "rounds": 2}).algorithm(task, 0).config
-    assert run.notes["epsilon"] == pytest.approx(uploads.epsilon(config, 1 / len(task.devices)))
-    assert 0 < run.notes["epsilon"] < np.inf
+    for noise_at in ("server", "device"):
+        own = {"clip": 1.0, "noise_multiplier": 1.0, "rounds": 2, "check_every": 2, "noise_at": noise_at}
+        _, run = train(task, **own)
+        (name,) = (name for name in run.notes if name.startswith("epsilon"))
+        assert name == f"epsilon_{noise_at}"
+        config = FedRecGELConfig(**TINY | own).algorithm(task, 0).config
+        assert run.notes[name] == pytest.approx(uploads.epsilon(config, 0.1 / len(task.devices)))
+        assert 0 < run.notes[name] < np.inf
     with pytest.raises(InputError, match="clip"):
         train(task, noise_multiplier=1.0)
+
+
+def test_with_noise_the_last_round_is_served():
+    # catches a choice of the round on validation data, which epsilon does not cover, and an end by patience
+    pytest.importorskip("dp_accounting")
+    task, noise = tiny(), {"clip": 0.1, "noise_multiplier": 1.0, "noise_seed": 2}
+    model, run = train(task, rounds=12, check_every=3, patience=1, **noise)
+    seen = {line["step"]: line["valid/ndcg@10"] for line in run.metrics if "valid/ndcg@10" in line}
+    assert max(seen, key=seen.get) != 12  # or the best would be the last anyway
+    assert (max(seen), run.notes["best_round"]) == (12, 12)
+    assert "converged" not in run.notes
+    assert np.mean(task.score(model, "valid", run).values["ndcg@10"]) == pytest.approx(seen[12], abs=1e-12)
 
 
 def test_the_native_door_trains_what_the_method_trains():

@@ -16,7 +16,7 @@ from upright.recommendation import federated
 from upright.recommendation.devices import Device, devices_of, draw_samples
 from upright.recommendation.federated import FedRecGEL, score_all, scores_on
 from upright.recommendation.settings import FedRecConfig
-from upright.recommendation.uploads import epsilon, ledger
+from upright.recommendation.uploads import epsilon, ledger, length_of, padded
 
 BACKBONES = ["dot", "neumf", "neumf-paper"]
 SIZES = (1, 3, 12, 20, 38, 39, 40)  # of 40 items: two, one and none are left to the last three
@@ -224,6 +224,20 @@ def test_who_is_asked_does_not_depend_on_the_order_of_names():
     assert set(poisson.sample({"round": 1}, names[:50])) == set(found[1]) & set(names[:50])  # by name alone
 
 
+def test_with_noise_each_client_is_drawn_for_itself_and_nobody_can_say_beforehand_who():
+    # catches noise with a fixed number of clients, whose epsilon is another, and a draw that the public seed repeats
+    algorithm, _, _ = world(fraction=0.29, clip=1.0, noise_multiplier=1.0, n_clients=100, noise_seed=5)
+    names = [f"u{i:03d}" for i in range(100)]
+    found = [algorithm.sample({"round": r}, names) for r in range(200)]
+    sizes = np.array([len(one) for one in found])
+    assert stats.binomtest(int(sizes.sum()), 20_000, 0.29).pvalue > 1e-4
+    spread = sizes.var(ddof=1) * 199 / (100 * 0.29 * 0.71)
+    assert 1e-4 < stats.chi2.cdf(spread, 199) < 1 - 1e-4
+    assert algorithm.sample({"round": 3}, names[::-1]) == found[3]
+    secret = FedRecGEL(algorithm.config.replace(noise_seed=None))
+    assert secret.sample({"round": 3}, names) != secret.sample({"round": 3}, names)
+
+
 def test_rows_that_nobody_touched_move_by_their_momentum_alone():
     algorithm, state, _ = world(n_items=100, negatives=2)
     data = {"a": Device("a", np.arange(10)), "b": Device("b", np.arange(5))}
@@ -424,12 +438,15 @@ def auc(reply, items):
     return max(found, 1 - found)
 
 
-def test_with_dot_an_upload_tells_positives_and_padding_hides_some():
-    open_, state, data = world(n_items=400, sizes=(10, 15, 20), dtype="float32")
-    hidden = FedRecGEL(open_.config.replace(pad_to=200))
-    for name, (reply, _) in answers(open_, state, data).items():
+def test_with_dot_an_upload_tells_positives_and_padding_hides_some(monkeypatch):
+    open_, state, data = world(n_items=400, sizes=(10, 15, 20))
+    hidden, before = FedRecGEL(open_.config.replace(pad_to=200, noise_seed=1)), []
+    monkeypatch.setattr(federated, "padded", lambda reply, *rest: before.append(reply) or padded(reply, *rest))
+    found = answers(hidden, state, data)
+    assert all(auc(reply, data[name].items) == 1.0 for name, (reply, _) in answers(open_, state, data).items())
+    for name, reply in zip(data, before, strict=True):  # these have like sizes: one chunk, in order of size
         assert auc(reply, data[name].items) == 1.0
-        more = answers(hidden, state, data)[name][0]
+        more = found[name][0]
         assert len(more["rows"]) % 200 == 0 < len(more["rows"]) - len(reply["rows"])
         assert open_.objection(state, name, more) == ""
         # half of the padding stands among the positives: of 200 rows at least 100 are padding, so 50 of the others
@@ -440,6 +457,42 @@ def test_with_dot_an_upload_tells_positives_and_padding_hides_some():
         true = np.isin(rows, reply["rows"])
         assert np.abs(value[~true]).max() <= np.abs(value[true]).max()
         np.testing.assert_array_equal(more["values"][true], reply["values"])
+
+
+@pytest.mark.parametrize("longer", [1.0, 20.0])
+def test_padding_leaves_the_stated_auc_however_long_the_rows_of_own_items_are(longer):
+    # catches lengths of negatives, which in later rounds are far below those of own items, and padding that pushes
+    rng, found, push = np.random.default_rng(3), [], []
+    for _ in range(30):
+        rows, u = np.sort(rng.choice(2000, 150, replace=False)), rng.normal(size=8)
+        items = np.sort(rng.choice(rows, 30, replace=False))
+        label, size = np.isin(rows, items), rng.uniform(0.5, 1.0, 150)
+        values = np.where(label, -longer, 1.0)[:, None] * size[:, None] * u
+        more = padded({"rows": rows, "values": values}, items, 400, 2000, rng)
+        score, own = -more["values"] @ u, np.isin(more["rows"], items)
+        found.append(stats.mannwhitneyu(score[own], score[~own]).statistic / (own.sum() * (~own).sum()))
+        new = score[~np.isin(more["rows"], rows)] / np.abs(score).max()
+        push.append(new.mean())
+    p = 250 / (250 + 120)
+    assert np.mean(found) == pytest.approx(1 - p / 4, abs=0.02)  # 30 clients: standard error below 0.005
+    assert stats.ttest_1samp(push, 0.0).pvalue > 1e-4
+
+
+def test_nothing_of_a_padded_reply_is_drawn_from_the_seed(monkeypatch):
+    # catches padding, or negatives, that the settings and a name repeat: rows of numbers then tell which are true
+    before = []
+    monkeypatch.setattr(federated, "padded", lambda reply, *rest: before.append(reply) or padded(reply, *rest))
+    hidden, state, data = world(n_items=400, sizes=(10,), pad_to=200)
+    open_ = answers(FedRecGEL(hidden.config.replace(pad_to=None)), state, data)["u0"][0]
+    one, other = (answers(hidden, state, data)["u0"][0] for _ in range(2))
+    for first, second in ((one, other), (before[0], before[1]), (before[0], open_)):
+        common = np.intersect1d(first["rows"], second["rows"])
+        assert len(common) < len(first["rows"])
+    known = FedRecGEL(hidden.config.replace(noise_seed=1))
+    agree(answers(known, state, data)["u0"][0], answers(known, state, data)["u0"][0])
+    seen = [known.sharpness(known.message(state), {"u0": {}}, data) for _ in range(2)]
+    seen += [hidden.sharpness(hidden.message(state), {"u0": {}}, data)]
+    np.testing.assert_array_equal(seen[0], seen[2])  # what is measured is not what is sent
 
 
 def test_a_clip_bounds_the_whole_reply_and_what_is_below_it_stays():
@@ -457,28 +510,89 @@ def test_a_clip_bounds_the_whole_reply_and_what_is_below_it_stays():
     assert clipped.objection(state, "u0", answers(open_, state, data)[max(lengths, key=lengths.__getitem__)][0])
 
 
-def test_noise_at_the_server_is_on_all_rows_with_a_fixed_denominator():
-    algorithm, state, data = world(n_items=500, clip=0.5, noise_multiplier=2.0, fraction=0.5, n_clients=8)
+@pytest.mark.parametrize("pad_to", [None, 200])
+def test_what_is_sent_is_no_longer_than_the_clip_with_its_padding(pad_to):
+    # catches a clip before the padding, after which one client changes the sum by more than the noise is made for
+    algorithm, state, data = world("neumf", n_items=400, sizes=(10, 15, 20), clip=0.01, pad_to=pad_to, noise_seed=1)
+    for reply, _ in answers(algorithm, state, data).values():
+        assert length_of(reply) == pytest.approx(0.01, rel=1e-9)
+
+
+def standard_normal(noise):
+    """Whether each array of noise is: the table, and the layers together."""
+    layers = [value.ravel() for key, value in noise.items() if key != "item"]
+    parts = [noise["item"].ravel(), *([np.concatenate(layers)] if layers else [])]
+    return all(stats.kstest(part, "norm").pvalue > 1e-4 for part in parts)
+
+
+@pytest.mark.parametrize("backbone", ["dot", "neumf"])
+def test_noise_at_the_server_is_on_all_that_is_sent_with_a_fixed_denominator(backbone):
+    own = {"clip": 0.5, "noise_multiplier": 2.0, "fraction": 0.5, "n_clients": 8, "noise_seed": 1}
+    algorithm, state, data = world(backbone, n_items=500, **own)
     quiet = FedRecGEL(algorithm.config.replace(noise_multiplier=0.0))
     total = algorithm.begin(state)
     for name, (reply, _) in answers(quiet, state, data).items():
         total = algorithm.add(total, name, reply)
-    sums = total["sum"]["item"].copy()
-    noise = algorithm.finish(state, total)["m.item"] / 0.1 * 4 - sums  # 0.5 * 8 are expected, 7 arrived
-    assert stats.kstest(noise.ravel(), "norm", args=(0, 1.0)).pvalue > 1e-4
-    assert (np.abs(noise).min(axis=1) > 0).all()
+    sums = {key: value.copy() for key, value in total["sum"].items()}
+    after = algorithm.finish(state, total)
+    assert standard_normal({k: after[f"m.{k}"] / 0.1 * 4 - v for k, v in sums.items()})  # 4 are expected, 7 arrived
+    again = [FedRecGEL(algorithm.config.replace(noise_seed=None)).finish(state, total)["m.item"] for _ in range(2)]
+    assert (again[0] != again[1]).all()
 
 
-def test_noise_at_the_device_covers_all_rows_before_anything_is_sent():
-    algorithm, state, data = world(n_items=500, clip=0.5, noise_multiplier=2.0, noise_at="device")
+@pytest.mark.parametrize("backbone", ["dot", "neumf"])
+def test_noise_at_the_device_covers_everything_before_anything_is_sent(backbone):
+    own = {"clip": 0.5, "noise_multiplier": 2.0, "noise_at": "device", "noise_seed": 1}
+    algorithm, state, data = world(backbone, n_items=500, **own)
     quiet = FedRecGEL(algorithm.config.replace(noise_multiplier=0.0))
-    found = answers(algorithm, state, data)
+    found, plain = answers(algorithm, state, data), answers(quiet, state, data)
     for name, (reply, _) in found.items():
         assert len(reply["rows"]) == 500
         assert algorithm.objection(state, name, reply) == ""
-        noise = reply["values"] - dense(state, answers(quiet, state, data)[name][0])["item"]
-        assert stats.kstest(noise.ravel(), "norm", args=(0, 1.0)).pvalue > 1e-4
+        without = dense(state, plain[name][0])
+        assert standard_normal({key: value - without[key] for key, value in dense(state, reply).items()})
     assert abs(auc(found["u3"][0], data["u3"].items) - 0.5) < 0.2  # standard error 0.07 with 20 of 500 rows
+
+
+@pytest.mark.parametrize("noise_seed", [None, 1])
+@pytest.mark.parametrize("size", [0, 20])
+def test_a_client_that_is_asked_again_sends_other_noise(size, noise_seed):
+    # catches noise by name and round: the difference of two answers to one message is then the touched rows alone
+    own = {"clip": 0.5, "noise_multiplier": 2.0, "noise_at": "device", "noise_seed": noise_seed}
+    algorithm, state, data = world("neumf", n_items=500, sizes=(size,), **own)
+    quiet, message, device = (
+        FedRecGEL(algorithm.config.replace(noise_multiplier=0.0)),
+        algorithm.message(state),
+        data["u0"],
+    )
+    one, private = algorithm.client(message, {}, device)
+    two, _ = algorithm.client(message, private, device)
+    first, second = (dense(state, quiet.client(message, before, device)[0]) for before in ({}, private))
+    one, two = dense(state, one), dense(state, two)
+    for key in one:
+        noise = (two[key] - second[key]) - (one[key] - first[key])
+        assert (noise != 0).all()
+        if noise.size > 1000:  # six standard errors
+            assert noise.std() == pytest.approx(np.sqrt(2), rel=6 / np.sqrt(2 * noise.size))
+    assert int(private["step"]) == 1
+    again = dense(state, FedRecGEL(algorithm.config).client(message, {}, device)[0])
+    assert (again["item"] == one["item"]).all() == (noise_seed is not None)
+
+
+def test_with_noise_at_the_device_a_client_without_interactions_sends_noise_like_the_others():
+    # catches a reply that names, by its length, who has no items
+    algorithm, state, data = world(clip=0.5, noise_multiplier=2.0, noise_at="device", noise_seed=1)
+    data = data | {"none": Device("none", np.zeros(0, dtype=np.int64))}
+    found = answers(algorithm, state, data)
+    assert algorithm.objection(state, "none", found["none"][0]) == ""
+    shapes = {name: {key: value.shape for key, value in reply.items()} for name, (reply, _) in found.items()}
+    assert shapes["none"] == shapes["u1"]
+    assert standard_normal(dense(state, found["none"][0]))
+    assert {key: value.shape for key, value in found["none"][1].items()} == {
+        key: value.shape for key, value in found["u1"][1].items()
+    }
+    after, _ = play(algorithm, data, state=state, rounds=1)
+    assert after["round"] == 2
 
 
 def test_epsilon_bounds_what_is_exact_for_the_gaussian_mechanism():
@@ -492,7 +606,7 @@ def test_epsilon_bounds_what_is_exact_for_the_gaussian_mechanism():
     assert stats.norm.cdf(mu / 2 - loose / mu) - np.exp(loose) * stats.norm.cdf(-mu / 2 - loose / mu) > delta
     sampled = [epsilon(base.replace(noise_at="server", fraction=f), delta) for f in (0.05, 0.1, 1.0)]
     assert sampled[0] < sampled[1] < sampled[2] == pytest.approx(found)
-    assert epsilon(base.replace(rounds=8), delta) > found
+    assert epsilon(base, delta, rounds=8) == epsilon(base.replace(rounds=8), delta) > found  # attempts, not rounds
 
 
 def test_epsilon_refuses_what_has_none(monkeypatch):

@@ -97,7 +97,7 @@ def test_noise_on_the_sum_leaves_uploads_as_they_are(tmp_path, noise_at, leaks):
     train = synthetic(n_items=ITEMS, seed=1).train
     data = devices_of(train.user, train.item, train.n_users)
     sizes = {"n_items": ITEMS, "n_clients": len(data), "fraction": 1.0, "rounds": 9}
-    algorithm = FedRecGEL(FedRecConfig(**sizes, clip=0.1, noise_multiplier=1.0, noise_at=noise_at))
+    algorithm = FedRecGEL(FedRecConfig(**sizes, clip=0.1, noise_multiplier=1.0, noise_at=noise_at, noise_seed=1))
     state, privates = next(islice(rounds(algorithm, data), 4, None))
     some = {name: data[name] for name in sorted(data)[:30]}
     (tmp_path / "up").mkdir()
@@ -269,6 +269,26 @@ def test_few_clients_show_no_interval(tmp_path, clients):
     assert (auc["value"], auc["low"], auc["high"]) == (1.0, None, None)
     assert summary["evidence"]["verdict"]["word"] == "measured"
     assert (level(summary, "mean:touched_rows")["low"] is None) == (clients == 1)
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_clients_that_are_turned_the_wrong_way_are_counted(tmp_path, few):
+    # catches an AUC near 0 that looks like a client which gives nothing away
+    def send(rng, dense):
+        side = np.sign(dense @ dense[dense.any(axis=1)][0])
+        own = 1 if (side > 0).sum() < (side < 0).sum() else -1
+        dense[np.flatnonzero(side == -own)[1:]] = 0  # one negative is left, of the many that were drawn
+        return sparse(dense)
+
+    world(tmp_path, **({"send": send} if few else {}))
+    summary, _ = audit(tmp_path)
+    said = [text for text in summary["warnings"] if "turned the wrong way" in text]
+    assert len(said) == few
+    if few:
+        wrong = sum(row[0] < 0.5 for row in units(audit(tmp_path)[1])[0].values())
+        assert wrong > 6
+        assert said[0].startswith(f"{wrong} clients")
+        assert said[0].endswith("1.00.")
 
 
 def test_who_takes_no_part_is_counted(tmp_path):

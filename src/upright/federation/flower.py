@@ -1,8 +1,8 @@
 """The same rounds on Flower: a strategy and a client app for any algorithm of `upright.federation.rounds`.
 
 The server half samples, writes messages and takes replies by the algorithm's methods, the client half calls
-``client``; replies pass the same checks as in `drive` and are taken in the same order, so both give equal states. Needs
-the package ``flwr`` (``pip install 'upright[federated]'``).
+``client``; replies pass the same checks as in `drive` and are taken in the same order, so both give equal states, noise
+and padding apart. Needs the package ``flwr`` (``pip install 'upright[federated]'``).
 
 =================  =================================================================================================
 message down       ``message`` (ArrayRecord), and the user's ``config`` (ConfigRecord)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import secrets
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -226,8 +225,6 @@ class FedRec:
     ) -> tuple[Rounds, ClientApp]:
         """Return strategy and client app for Flower, which go on from the shared block, at round 1.
 
-        With noise both draw a seed of their own: who knows the seed can subtract the noise.
-
         Parameters
         ----------
         load_data : callable
@@ -238,8 +235,6 @@ class FedRec:
         from upright.federation import flower
 
         algorithm = self._require_start()
-        if algorithm.config.noise_multiplier:
-            algorithm = FedRecGEL(algorithm.config.replace(seed=secrets.randbits(62)))
         own: dict[str, Any] = {"state": algorithm.start() | self.shared(), "on_round": self._take, **options}
         return flower.strategy(algorithm, **own), flower.client_app(algorithm, load_data, keep=keep)
 
@@ -256,8 +251,8 @@ class FedRec:
         self._require_start()
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        left_out = {"n_items"} | ({"seed"} if self.algorithm.config.noise_multiplier else set())  # the seed of a noise
-        settings = {name: value for name, value in self.algorithm.config.as_dict().items() if name not in left_out}
+        own = self.algorithm.config.as_dict()  # without the seed with which noise can be taken away
+        settings = {name: value for name, value in own.items() if name not in ("n_items", "noise_seed")}
         text = json.dumps({"settings": settings, "items": self.item_ids}, indent=1, ensure_ascii=False)
         (path / SETTINGS).write_text(text + "\n", encoding="utf-8")
         (path / SHARED).write_bytes(

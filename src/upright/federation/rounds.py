@@ -11,7 +11,8 @@ Replies are taken in chunks of clients, in order of names. An algorithm that fol
 holds one chunk at a time, so that a round of many clients needs no more memory than a round of few.
 
 What is present in a round decides what is averaged: weights are those of the replies that arrived. A client that has
-answered has moved on, whether or not its reply was used: it cannot know.
+answered has moved on, whether or not its reply was used: it cannot know. Asked again, it answers again: noise that
+protects it must be drawn anew, and both answers count.
 
 States, messages and private memory are never changed in place. ``state["round"]`` is the round to come.
 ``state["log"]``, written here, holds the last settled attempt and those since; `drive` shows every entry to

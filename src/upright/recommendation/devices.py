@@ -19,7 +19,10 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Device:
-    """One client's training items, shape (n,), sorted, each once; without any, its replies are objected to."""
+    """One client's training items, shape (n,), sorted, each once.
+
+    Without any, its replies are objected to; with noise at the device it sends noise alone, like everybody.
+    """
 
     name: str
     items: NDArray[np.int64]

@@ -155,6 +155,11 @@ class FedRecGEL:
         rng = np.random.default_rng(stream(self.config.seed, *name))
         return (0.01 * rng.standard_normal((last, self.config.widths()[0]))).astype(self.config.dtype)
 
+    def _secret(self, *name: str | int) -> np.random.Generator:
+        """Return a generator of the machine's entropy; of a name where `noise_seed` is given."""
+        known = self.config.noise_seed
+        return np.random.default_rng(None if known is None else stream(known, self.config.seed, *name))
+
     def start(self) -> State:
         """Return the first state: rows N(0, 0.01^2), layers Xavier-uniform, output Kaiming-uniform, biases 0."""
         rng = np.random.default_rng(stream(self.config.seed, "layers"))
@@ -178,9 +183,12 @@ class FedRecGEL:
     def sample(self, state: State, names: Sequence[str]) -> list[str]:
         """Return who is asked (step 1), by a stream for each name: their order is nothing."""
         seed, turn, share = self.config.seed, int(state["round"]), self.config.fraction
+        asked = self.config.count_asked(len(names))
+        if self.config.noise_multiplier:  # epsilon counts on a draw that nobody can repeat
+            drawn = self._secret("sample", turn).random(len(names)) < share
+            return [name for name, own in zip(sorted(names), drawn, strict=True) if own]
         keys = {name: stream(seed, "sample", name, turn) for name in names}
-        asked = self.config.count_asked(len(keys))
-        if not (self.config.poisson or self.config.noise_multiplier):
+        if not self.config.poisson:
             return sorted(sorted(keys, key=lambda name: (keys[name], name))[:asked])
         return sorted(name for name, key in keys.items() if key < share * 2.0**63)  # by chance it may be nobody
 
@@ -215,6 +223,10 @@ class FedRecGEL:
         none = {f"net.{k}": np.zeros(s, config.dtype) for k, s in config.layers().items()}
         none |= {"rows": np.zeros(0, np.int64), "values": np.zeros((0, config.widths()[0]), config.dtype)}
         out = {name: (none, dict(privates[name])) for name in names}
+        if config.noise("device"):  # or silence would name who has no items
+            for name in (name for name in names if not len(datas[name].items)):
+                memory = self._memory(privates[name], name)
+                out[name] = (self._noised(none, name, memory, message), memory | {"step": np.array(memory["step"] + 1)})
         for place, item, old, rngs, found, _ in self._passes(message, privates, datas, names):
             step = np.array([one["step"] for one in old]) + 1
             user, m, v = (np.stack([one[key] for one in old]) for key in ("user", "m", "v"))
@@ -222,7 +234,9 @@ class FedRecGEL:
             for i, c in enumerate(place):
                 reply = {"rows": item[i], "values": found["rows"][i, : len(item[i])]}
                 reply |= {f"net.{key}": found[key][i, ...] for key in config.layers()}
-                reply = self._sent(reply, rngs[i], names[c], int(message["round"][0]), n_items)
+                if config.pad_to is not None:
+                    reply = padded(reply, datas[names[c]].items, config.pad_to, n_items, rngs[i])
+                reply = self._noised(reply, names[c], old[i], message)
                 memory = {key: one[i].copy() for key, one in zip(("user", "m", "v"), moved, strict=True)}
                 out[names[c]] = (reply, memory | {"step": np.array(step[i])})
         return out
@@ -232,7 +246,7 @@ class FedRecGEL:
 
         In order of names, at the config's radii whatever its `passes` and `direction`; NaN without interactions.
         """
-        own, names = FedRecGEL(self.config.replace(passes="sharp", direction="own")), sorted(datas)
+        own, names = FedRecGEL(self.config.replace(passes="sharp", direction="own", pad_to=None)), sorted(datas)
         rise = np.full((len(names), 3), np.nan)
         for place, *_, found in own._passes(message, privates, datas, names):
             rise[place] = found
@@ -263,7 +277,11 @@ class FedRecGEL:
             if len(held) and held[-1] >= len(table):
                 got, accepted = f"client {name!r} with item {held[-1]}", f"codes below {len(table)}, as at the server"
                 raise InputError(got, accepted, "grow the catalogue at the server first")
-        rngs = [np.random.default_rng(stream(config.seed, "client", n, int(message["round"][0]))) for n in names]
+        turn = int(message["round"][0])
+        if config.pad_to is None:
+            rngs = [np.random.default_rng(stream(config.seed, "client", name, turn)) for name in names]
+        else:  # who knows what was drawn finds the negatives among the rows, and between them the others
+            rngs = [self._secret("client", name, turn, int(privates[name].get("step", 0))) for name in names]
         net = {k: torch.from_numpy(np.array(message[f"shared.{k}"])) for k in config.layers()}
         samples = draw_samples(items, rngs, len(table), config.negatives, config.block)
         owner, item, *weights = merge(*samples, len(table))
@@ -283,16 +301,14 @@ class FedRecGEL:
             touched = np.split(item[source], np.cumsum(count[place])[:-1])
             yield place, touched, old, own, {k: v.numpy() for k, v in found.items()}, rise.numpy()
 
-    def _sent(self, reply: Arrays, rng: np.random.Generator, name: str, turn: int, n_items: int) -> Arrays:
-        """Return a reply as it leaves the device: padded, clipped, noised."""
+    def _noised(self, reply: Arrays, name: str, memory: Arrays, message: Arrays) -> Arrays:
+        """Return a reply as it leaves the device, clipped and noised; asked again, a client draws other noise."""
         config = self.config
-        if config.pad_to is not None:
-            reply = padded(reply, config.pad_to, n_items, rng)
         if config.clip is not None:
             reply = clipped(reply, config.clip)
         if config.noise("device"):
-            own = np.random.default_rng(stream(config.seed, "noise", name, turn))
-            reply = noised(dense(reply, n_items), config.noise("device"), own)
+            rng = self._secret("noise", name, int(message["round"][0]), int(memory["step"]))
+            reply = noised(dense(reply, len(message["shared.item"])), config.noise("device"), rng)
         return reply
 
     def begin(self, state: State) -> State:
@@ -327,7 +343,7 @@ class FedRecGEL:
         """
         config, sums, count = self.config, total["sum"], float(max(total["clients"], 1))
         if config.noise("server") and config.n_clients:
-            rng = np.random.default_rng(stream(config.seed, "noise", int(state["round"])))
+            rng = self._secret("noise", int(state["round"]))
             sums, count = noised(sums, config.noise("server"), rng), config.fraction * config.n_clients
         new: State = {"round": state["round"] + 1, "server_step": state["server_step"] + 1}
         for key, value in sums.items():

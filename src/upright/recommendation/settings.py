@@ -52,6 +52,8 @@ class FederatedTraining(Config):
     """On the sum, or on each reply, all rows of the table, before it is sent."""
     pad_to: PositiveInt | None = None
     """The number of rows sent is brought to a multiple of this; see `padded`."""
+    noise_seed: NonNegativeInt | None = None
+    """Makes noise, padding and who is asked repeatable; who knows it can take them away: for tests alone."""
 
 
 class FedRecConfig(FederatedTraining):
@@ -68,7 +70,7 @@ class FedRecConfig(FederatedTraining):
     memory: PositiveInt = 1 << 24
     """Bytes of a tensor program, about. Below 4 MB, small clients lose what batching gains."""
     seed: NonNegativeInt = 0
-    """Of all streams. With noise it is a secret: who knows it can subtract the noise."""
+    """Of all streams but those that protect: see `noise_seed`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

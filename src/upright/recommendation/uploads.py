@@ -49,29 +49,31 @@ def noised(arrays: Arrays, scale: float, rng: np.random.Generator) -> Arrays:
     }
 
 
-def padded(reply: Arrays, pad_to: int, n_items: int, rng: np.random.Generator) -> Arrays:
+def padded(reply: Arrays, items: NDArray[np.int64], pad_to: int, n_items: int, rng: np.random.Generator) -> Arrays:
     """Return a reply with rows of other items, so that their number is a multiple of `pad_to`, or all items.
 
-    A padding row is a random mixture of two true rows with a random sign: with ``dot`` it is a multiple of the user's
-    vector as they are, of a size among theirs, it equals none of them, and its mean is 0, so that no item is pushed.
-    What is left: positive items have one sign, and half the padding has it. With p the share of padding among all
-    other rows, the sign tells positive items with an AUC of about ``1 - p / 4``. And they come back in each round: who
-    sees several rounds of a client can intersect them.
+    A padding row is a random mixture of two rows of the client's own `items`, with a random sign and a length drawn
+    from theirs: with ``dot`` it is a multiple of the user's vector as they are, it equals none of them, and its mean
+    is 0, so that no item is pushed. What is left: own items have one sign, and half the padding has it. With p the
+    share of padding among all other rows, sign and length tell own items with an AUC of about ``1 - p / 4``. And they
+    come back in each round: who sees several rounds of a client can intersect them.
     """
     rows, values = reply["rows"], reply["values"]
-    n, more = len(rows), min(-len(rows) % pad_to, n_items - len(rows))
+    own, more = values[np.isin(rows, items)], min(-len(rows) % pad_to, n_items - len(rows))
     item = rng.choice(np.setdiff1d(np.arange(n_items), rows, assume_unique=True), more, replace=False)
-    one, mix = rng.integers(0, n, more), rng.random((more, 1))
-    other = (one + 1 + rng.integers(0, max(n - 1, 1), more)) % n
-    alike = np.where((values[one] * values[other]).sum(1, keepdims=True) < 0, -1.0, 1.0)  # or they cancel each other
-    fill = rng.choice([-1.0, 1.0], (more, 1)) * (mix * values[one] + (1 - mix) * alike * values[other])
+    one, mix = rng.integers(0, len(own), more), rng.random((more, 1))
+    other = (one + 1 + rng.integers(0, max(len(own) - 1, 1), more)) % len(own)
+    alike = np.where((own[one] * own[other]).sum(1, keepdims=True) < 0, -1.0, 1.0)  # or they cancel each other
+    fill = rng.choice([-1.0, 1.0], (more, 1)) * (mix * own[one] + (1 - mix) * alike * own[other])
+    length = np.quantile(np.linalg.norm(own, axis=1), rng.random((more, 1)))
+    fill *= length / np.maximum(np.linalg.norm(fill, axis=1, keepdims=True), 1e-300)
     rows, values = np.r_[rows, item], np.concatenate([values, fill.astype(values.dtype)])
     order = np.argsort(rows)
     return {**reply, "rows": rows[order], "values": values[order]}
 
 
-def epsilon(config: FedRecConfig, delta: float) -> float:
-    """Return epsilon of a whole training at some delta, by Renyi accounting at orders 2 to 256.
+def epsilon(config: FedRecConfig, delta: float, rounds: int | None = None) -> float:
+    """Return epsilon of the updates of a whole training at some delta, by Renyi accounting at orders 2 to 256.
 
     ``noise_at="server"``: of the published model, where one client more or less is a neighbour; clients are asked by
     Poisson sampling. The server sees uploads before the noise: they have no epsilon.
@@ -79,7 +81,9 @@ def epsilon(config: FedRecConfig, delta: float) -> float:
     ``noise_at="device"``: of all that one client sends, where a neighbour sends noise alone. Who reads uploads knows
     who was asked, so sampling gives nothing, and a client may be asked in each round.
 
-    Neither covers ``history`` and ``view``, and both hold against those who do not know the seed.
+    `rounds` counts attempts, ``config.rounds`` by default: a round that was asked again counts each time. Covered is
+    every shared block of every round. Not covered are a round chosen on validation data, ``history``, ``log``,
+    ``view``, and other numbers that were taken from the clients.
     """
     if not config.noise_multiplier or not 0 < delta < 1:
         raise InputError(
@@ -96,7 +100,8 @@ def epsilon(config: FedRecConfig, delta: float) -> float:
     event = dp_accounting.GaussianDpEvent(config.noise_multiplier)
     if config.noise_at == "server":
         event = dp_accounting.PoissonSampledDpEvent(config.fraction, event)
-    return float(rdp.RdpAccountant(list(range(2, 257))).compose(event, config.rounds).get_epsilon(delta))
+    times = config.rounds if rounds is None else rounds
+    return float(rdp.RdpAccountant(list(range(2, 257))).compose(event, times).get_epsilon(delta))
 
 
 def ledger(config: FedRecConfig, rows: int, n_items: int | None = None) -> dict[str, int]:

@@ -328,6 +328,7 @@ def read_updates(config: UpdatesConfig, *, seed: int, draws: int, margins: Mappi
     single = (values["rank"] <= 1) & (values["touched_rows"] > 1)
     holds = {m: float(np.median(known)) for m in kept if len(known := values[m][~np.isnan(values[m])])}
     unknown = int(np.isnan(values["auc"]).sum()) if "auc" in values else 0
+    wrong = values["auc"][single & (values["auc"] < 0.5)] if "auc" in values else np.zeros(0)
     left, others = (
         len(truth) - len(used),
         sum(path.suffix != ENDING for path in Path(config.folder).expanduser().iterdir()),
@@ -336,6 +337,11 @@ def read_updates(config: UpdatesConfig, *, seed: int, draws: int, margins: Mappi
         (
             single.sum(),
             f"{plural(single.sum(), 'client')} whose rows are multiples of one vector: one sign is the positives'.",
+        ),
+        (
+            len(wrong),
+            f"{plural(len(wrong), 'client')} of these with an AUC below 0.5, turned the wrong way: few negatives were "
+            f"left or drawn. The other way round their mean AUC is {1 - _mean(wrong):.2f}.",
         ),
         (full, f"{plural(full, 'upload')} with every row of the catalogue: numbers of rows name nothing."),
         (unknown, f"{plural(unknown, 'client')} without an AUC: without truth, or with rows of one kind alone."),
