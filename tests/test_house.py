@@ -18,7 +18,7 @@ BUDGETS = {
     "contract.py": 475,  # aims at 400
     "declare.py": 200,
     "cli+api.py": 1_070,  # aims at 950
-    "experiment": 2_535,  # aims at 1,900; a trained model is exported
+    "experiment": 2_550,  # aims at 1,900; a trained model is exported
     "report": 2_760,  # aims at 2,400
     "evidence": 2_230,  # aims at 950
     "data": 3_770,  # aims at 2,600; FilmTrust is an entry
