@@ -115,7 +115,7 @@ class EISAM(Optimizer):
         share: float = 0.5,
         seed: int = 0,
     ) -> None:
-        if not isinstance(base, Optimizer):
+        if not hasattr(base, "param_groups"):
             got = f"a base of type {type(base).__name__}"
             raise InputError(got, "a torch.optim.Optimizer", "EISAM(torch.optim.Adam(model.parameters()), item_count)")
         numbers = 0.0 <= rho < math.inf and 0.0 <= lam < math.inf and 0.0 < share <= 1.0
