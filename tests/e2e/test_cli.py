@@ -94,7 +94,7 @@ def test_report_compare_export_and_prune(finished: Path, tmp_path: Path) -> None
         (["run", "in_ucds", "--data", "synthetic", "--arms", "nobody", "--set", "epochs=1"], "none, in_ucds"),
         (["run", "--resume", "nowhere"], "the folder of a run"),
         (["report", "nowhere"], "nowhere"),
-        (["export", "nowhere", "pdf"], "card, parquet"),
+        (["export", "nowhere", "pdf"], "the folder of a run"),
         (["data", "info", "ml100"], "ml100k"),
         (["run", "in_ucds", "--data", "synthetic", "--set", "group_share=0.01"], "at least 5 users"),
         (["run", "in_ucds", "--resume", "nowhere"], "give one of the two"),

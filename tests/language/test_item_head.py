@@ -16,6 +16,7 @@ from upright.experiment.folders import ArmRun
 from upright.language import titles as titles_module
 from upright.language.item_head import ItemHead, KeptStates, TitleHead
 from upright.language.titles import PriorTable, TitleTrie, natural_title
+from upright.maths.ranks import rank_correlation
 from upright.methods import eisam
 from upright.methods.eisam import EISAMConfig
 from upright.models.tiny import tiny_llama, tiny_tokenizer
@@ -371,23 +372,14 @@ def test_prior_scores_are_those_of_the_model_and_come_from_the_cache(folder, tok
     names = [natural_title(one) for one in synthetic().item_titles]
     wanted = titles_module.prior_table(*task.language(), names)
     np.testing.assert_allclose(task.prior, wanted.scores.mean(0), atol=1e-12)
+    plain, partial = (rank_correlation(task.prior, task.item_count, given) for given in (None, wanted.tokens))
+    assert task.facts["prior_count_correlation"] == pytest.approx(plain)
+    assert task.facts["prior_count_correlation_given_length"] == pytest.approx(partial) != pytest.approx(plain)
     with monkeypatch.context() as without:
         without.setattr(titles_module, "_mean_log_probs", None)
         assert np.array_equal(NextInSequence.load(config).prior, task.prior)
     model_of(tokenizer, seed=2).save_pretrained(folder)
     assert not np.allclose(NextInSequence.load(config).prior, task.prior)
-
-
-def test_length_of_titles_is_taken_out_of_the_correlation(folder):
-    # catches: the plain correlation under the name of the partial one
-    task = NextInSequence(leave_last(synthetic(), seed=0), NextInSequenceConfig(**settings_of(folder)))
-    counts = task.item_count.astype(np.float64)
-    assert task._rank_correlation(counts) == pytest.approx(1)
-    assert task._rank_correlation(-counts) == pytest.approx(-1)
-    length = np.random.default_rng(0).permutation(len(counts)).astype(np.float64)
-    prior = counts.argsort().argsort() + 3 * length
-    assert task._rank_correlation(prior) < 0.5
-    assert task._rank_correlation(prior, length) > 0.9
 
 
 @pytest.mark.parametrize(
@@ -410,5 +402,5 @@ def test_settings_that_cannot_be(folder, change, got):
 def test_a_log_without_titles_is_refused(folder):
     split = dataclasses.replace(leave_last(synthetic(), seed=0), item_titles=None)
     for backbone in ("llm", "sasrec"):
-        with pytest.raises(InputError, match="a log without titles"):
+        with pytest.raises(InputError, match="whose items have no titles"):
             NextInSequence(split, NextInSequenceConfig(**settings_of(folder, backbone=backbone)))
