@@ -78,7 +78,7 @@ class FedRecConfig(FederatedTraining):
             self.count_asked(self.n_clients)
         if self.noise_multiplier and (self.clip is None or (self.noise_at == "server" and self.n_clients is None)):
             got = f"noise_multiplier = {self.noise_multiplier}, clip = {self.clip}, n_clients = {self.n_clients}"
-            raise InputError(got, "noise with a clip, and with n_clients where the server adds it", "set both")
+            raise InputError(got, "noise with a clip, and with n_clients where the server adds it", "set what is none")
 
     def count_asked(self, clients: int) -> int:
         """Return ``floor(fraction U)``; nobody is an `InputError`."""
