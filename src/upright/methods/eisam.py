@@ -302,7 +302,12 @@ _LIMITS = [
     sweep={"lam": [0.2, 0.5, 0.8, 1.0]},
     report=_REPORT,
     limits=_LIMITS,
-    demo={"data": "ml100k", "settings": {"epochs": 6}, "arms": ["none", "eisam", "reweight"]},
+    demo={
+        "data": "ml100k",
+        "settings": {"epochs": 6},
+        "arms": ["none", "eisam", "reweight"],
+        "study": "eisam-sasrec-ml100k",
+    },
     tiny={"epochs": 4, "check_every": 2, "batch_size": 32, "learning_rate": 0.01},
 )
 def run(task: Task, config: EISAMConfig, run: Run) -> nn.Module:

@@ -309,7 +309,12 @@ _LIMITS = [
     sweep={"strength": [0.2, 2.0, 10.0]},
     report=_REPORT,
     limits=_LIMITS,
-    demo={"data": "ml100k", "settings": {"rounds": 100}, "arms": ["none", "fedrecgel", "random"]},
+    demo={
+        "data": "ml100k",
+        "settings": {"rounds": 100},
+        "arms": ["none", "fedrecgel", "random"],
+        "study": "fedrecgel-dot-ml100k",
+    },
     export={"flower": export_flower},
     tiny={"rounds": 8, "check_every": 4, "fraction": 0.3, "dim": 8},
 )
