@@ -11,10 +11,12 @@ Every job writes its own file, so a study that was interrupted goes on where it 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +31,7 @@ from upright.experiment.registry import load_method, load_object
 from upright.experiment.runner import Ask, compare_runs, execute, resolve
 from upright.experiment.summary import read_summary
 
-__all__ = ["Study", "publish", "publish_runs", "run_study"]
+__all__ = ["Study", "main", "publish", "publish_runs", "run_study"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +198,33 @@ def _choose(
         chosen[arm] = {k: best[k] for k in points[0]}
         curves[arm] = rows
     return chosen, curves
+
+
+def main(doc: str, file: str, studies: Callable[[argparse.Namespace], Sequence[Study]], *options: str) -> None:
+    """Run the studies that are named on the command line, or all, in two processes, and publish them.
+
+    Parameters
+    ----------
+    doc, file : str
+        Of the script.
+    studies : callable
+        From the parsed command line to what there is.
+    options : str
+        Further options, each with a value.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("names", nargs="*")
+    for option in options:
+        parser.add_argument(option)
+    given = parser.parse_args()
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        for study in studies(given):
+            if given.names and study.name not in given.names:
+                continue
+            run_study(study, given.work / study.name, lambda f, jobs: pool.map(f, jobs, chunksize=1))
+            command = f"python benchmarks/{Path(file).name}"
+            print("published", publish(study, given.work / study.name, Path("results"), command))
 
 
 def publish(study: Study, work: Path, results: Path, command: str) -> Path:

@@ -10,14 +10,12 @@ of the baseline's. ``--prior`` names a file of prior scores of ML-100K's items f
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from studies import Study, publish, run_study
+from studies import Study, main
 
 ARMS = ("none", "eisam", "reweight", "logit_adjust", "shuffled")
 FEW = ("none", "eisam", "reweight", "shuffled")
@@ -32,27 +30,15 @@ def _study(name: str, arms: tuple[str, ...], settings: dict[str, Any], rates: li
     return Study(f"eisam-{name}", "eisam", settings, select, TUNE, arms, **named)  # type: ignore[arg-type]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("names", nargs="*")
-    parser.add_argument("--prior")
-    given = parser.parse_args()
+def studies(given: argparse.Namespace) -> list[Study]:
     prior = {"prior": given.prior} if given.prior else {}
     model = {"backbone": "llm", "model_folder": "smollm2"}
-    studies = [
+    return [
         _study("sasrec-ml100k", ARMS, {"data": "ml100k", **LONG, **prior}, RATES),
         _study("smollm2-ml100k", FEW, {"data": "ml100k", **model, **SHORT, **prior}, [3e-4, 1e-3, 3e-3]),
         _study("sasrec-ml-latest-small", FEW, {"data": "ml-latest-small", **LONG}, RATES),
     ]
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for study in studies:
-            if given.names and study.name not in given.names:
-                continue
-            run_study(study, given.work / study.name, lambda f, jobs: pool.map(f, jobs, chunksize=1))
-            command = "python benchmarks/study_eisam.py"
-            print("published", publish(study, given.work / study.name, Path("results"), command))
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__ or "", __file__, studies, "--prior")

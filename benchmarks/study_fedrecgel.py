@@ -9,14 +9,12 @@ grid for every arm, the strength (of radii, of weight decay) on two seeds of its
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from studies import Study, publish, run_study
+from studies import Study, main
 
 ARMS = ("none", "fedrecgel", "decay", "random", "shared", "private")
 RATES = {"server_rate": [0.01, 0.03], "client_rate": [0.03, 0.1]}
@@ -28,27 +26,16 @@ def _study(name: str, arms: tuple[str, ...], settings: dict[str, Any], select: d
     return Study(f"fedrecgel-{name}", "fedrecgel", settings, select, TUNE, arms, grouping="size", raised="mean")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("names", nargs="*")
-    given = parser.parse_args()
+def studies(given: argparse.Namespace) -> list[Study]:
     paper = {"backbone": "neumf-paper", "rounds": 20, "check_every": 10, "patience": 4}
-    studies = [
+    return [
         _study("dot-ml100k", (*ARMS, "small_rate", "local", "central"), {"data": "ml100k", **LONG}),
         _study("dot-filmtrust", ARMS, {"data": "filmtrust", **LONG}),
         _study("dot-lastfm", ARMS, {"data": "lastfm", **LONG}),
         _study("dot-amazon-video", ARMS, {"data": "amazon-video", **LONG}),
         _study("neumf-amazon-video", ("none", "fedrecgel", "random"), {"data": "amazon-video", **paper}),
     ]
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for study in studies:
-            if given.names and study.name not in given.names:
-                continue
-            run_study(study, given.work / study.name, lambda f, jobs: pool.map(f, jobs, chunksize=1))
-            command = "python benchmarks/study_fedrecgel.py"
-            print("published", publish(study, given.work / study.name, Path("results"), command))
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__ or "", __file__, studies)

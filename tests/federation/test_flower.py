@@ -416,9 +416,8 @@ def test_who_cannot_say_its_name_is_named_by_its_node_and_not_drawn():
     np.testing.assert_array_equal(own.state["table"], want["table"])
 
 
-@pytest.mark.parametrize(("fails", "waits"), [(1, [0.5]), (3, [0.5, 1.0, 2.0]), (99, [0.5, 1.0, 2.0])])
-def test_a_client_that_failed_is_asked_again_after_waits_that_double(monkeypatch, fails, waits):
-    # catches a client that is lost for a round because of one failure, and one that is asked for ever
+def failing(monkeypatch, fails, rounds):
+    """Return the waits, the rounds in which u001 was called, and an algorithm whose client fails then."""
     slept, calls = [], []
     monkeypatch.setattr(flower.time, "sleep", slept.append)
 
@@ -426,12 +425,19 @@ def test_a_client_that_failed_is_asked_again_after_waits_that_double(monkeypatch
         def client(self, message, private, own):
             if own.name == "u001":
                 calls.append(int(message["round"]))
-                if len(calls) <= fails:
+                if fails(calls):
                     raise MemoryError("killed")
             return super().client(message, private, own)
 
+    return slept, calls, Failing(rounds, 1.0)
+
+
+@pytest.mark.parametrize(("fails", "waits"), [(1, [0.5]), (3, [0.5, 1.0, 2.0]), (99, [0.5, 1.0, 2.0])])
+def test_a_client_that_failed_is_asked_again_after_waits_that_double(monkeypatch, fails, waits):
+    # catches a client that is lost for a round because of one failure, and one that is asked for ever
+    slept, calls, algorithm = failing(monkeypatch, lambda calls: len(calls) <= fails, 2)
     data = toy.devices(4)
-    own, log, _ = on_nodes(Failing(2, 1.0), data, 2, backoff_s=0.5)
+    own, log, _ = on_nodes(algorithm, data, 2, backoff_s=0.5)
     assert slept == waits
     if fails == 99:  # through with it: asked once a turn
         assert calls == [0] * 4 + [1]
@@ -445,18 +451,8 @@ def test_a_client_that_failed_is_asked_again_after_waits_that_double(monkeypatch
 
 def test_a_client_that_failed_and_answers_later_is_asked_again_like_the_others(monkeypatch):
     # catches one that is never patiently asked again
-    slept, calls = [], []
-    monkeypatch.setattr(flower.time, "sleep", slept.append)
-
-    class Failing(toy.Table):
-        def client(self, message, private, own):
-            if own.name == "u001":
-                calls.append(int(message["round"]))
-                if calls[-1] in (0, 2) and calls.count(2) < 2:
-                    raise MemoryError("killed")
-            return super().client(message, private, own)
-
-    _, log, _ = on_nodes(Failing(3, 1.0), toy.devices(4), 3, backoff_s=1.0, repeats=2)
+    slept, _, algorithm = failing(monkeypatch, lambda calls: calls[-1] in (0, 2) and calls.count(2) < 2, 3)
+    _, log, _ = on_nodes(algorithm, toy.devices(4), 3, backoff_s=1.0, repeats=2)
     assert [e["quarantined"] for e in log] == [1, 0, 0]
     assert slept == [1.0, 2.0, 1.0]
 

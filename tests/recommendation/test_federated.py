@@ -14,7 +14,7 @@ from planted_minima import CLIENTS, SEEDS, ending, play
 from upright.contract import InputError, stream
 from upright.recommendation import federated
 from upright.recommendation.devices import Device, devices_of, draw_samples
-from upright.recommendation.federated import FedRecGEL, score_all, scores_on
+from upright.recommendation.federated import FedRecGEL, score_all
 from upright.recommendation.settings import FedRecConfig
 from upright.recommendation.uploads import epsilon, ledger, length_of, padded
 
@@ -407,17 +407,13 @@ def test_devices_are_sorted_items_of_users_with_interactions():
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_scores_are_the_logits_of_training(backbone, monkeypatch):
     algorithm, state, data = world(backbone)
-    users, shared = algorithm.users({}, sorted(data)), {k: v for k, v in state.items() if k.startswith("shared.")}
-    net = {k[7:]: torch.tensor(v) for k, v in shared.items() if k != "shared.item"}
+    users = algorithm.users({}, sorted(data))
+    net = {k[7:]: torch.tensor(v) for k, v in state.items() if k.startswith("shared.") and k != "shared.item"}
     rows = torch.tensor(state["shared.item"]).expand(len(users), -1, -1)
     wanted = federated.logits(rows, torch.tensor(users), net).numpy()
-    candidates = np.random.default_rng(0).integers(0, 40, (len(users), 9))
     for held in (1 << 21, 100):  # in one chunk, in many
         monkeypatch.setattr(federated, "HELD", held)
         np.testing.assert_allclose(score_all(state, users), wanted, atol=1e-14)
-        np.testing.assert_allclose(
-            scores_on(shared, users, candidates), np.take_along_axis(wanted, candidates, 1), atol=1e-14
-        )
 
 
 # -- privacy and ledger ---------------------------------------------------------------------------------------------

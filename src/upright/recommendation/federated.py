@@ -46,7 +46,7 @@ from upright.recommendation.devices import Device, draw_samples, merge
 from upright.recommendation.settings import FedRecConfig
 from upright.recommendation.uploads import clipped, dense, length_of, noised, padded
 
-__all__ = ["FedRecGEL", "score_all", "scores_on"]
+__all__ = ["FedRecGEL", "score_all"]
 
 Array = NDArray[Any]
 Arrays = dict[str, NDArray[Any]]
@@ -395,14 +395,6 @@ def score_all(state: Mapping[str, Any], users: Array) -> Array:
     few = max(1, HELD // max(1, len(users) * len(net["b1"]))) if net else len(table)
     parts = [logits(table[None, i : i + few], vectors, net) for i in range(0, len(table), few)]
     return np.asarray(torch.cat(parts, 1).numpy())
-
-
-def scores_on(state: Mapping[str, Any], users: Array, candidates: NDArray[np.int64]) -> Array:
-    """Return the scores of each user's own candidates, shape (B, K) as these."""
-    table, net, vectors = _tensors(state, users)
-    few, item = max(1, HELD // max(1, candidates.shape[1] * table.shape[1])), torch.from_numpy(candidates)
-    parts = [logits(table[item[i : i + few]], vectors[i : i + few], net) for i in range(0, len(users), few)]
-    return np.asarray(torch.cat(parts).numpy())
 
 
 def _tensors(state: Mapping[str, Any], users: Array) -> tuple[Tensor, Tensors, Tensor]:
