@@ -90,6 +90,14 @@ def test_a_row_says_what_the_summary_of_its_folder_holds(tmp_path: Path) -> None
     assert small[3] == "Gap \\|a - b\\|: 0.015 → 0.123, +0.108 (−0.203 to −0.003)"
 
 
+def test_what_holds_of_several_controls_is_said_once(tmp_path: Path) -> None:
+    due = "beats 0 of 4 controls that ran; ties with A; not told apart from B; not told apart from C, D; "
+    due += "E not run; F not run"
+    publish(tmp_path / "a", say=lambda said: said | {"lines": {**said["lines"], "due": due}})
+    wanted = "beats 0 of 4 controls that ran; ties with A; not told apart from B, C, D; E, F not run"
+    assert cells(results_page(tmp_path))[2][4] == wanted
+
+
 def test_a_verdict_of_an_older_version_is_refused_by_its_folder(tmp_path: Path) -> None:
     publish(tmp_path / "old", say=lambda said: {"word": said["word"]})
     with pytest.raises(InputError, match="old: a verdict of an older version"):

@@ -207,6 +207,14 @@ def seeds(tmp_path_factory):
     return folders, comparison
 
 
+def test_a_comparison_says_first_who_was_still_improving(seeds):
+    # catches advice from the notes of one seed, or of none
+    told = read_json(seeds[1] / "comparison.json")
+    ended = {arm["name"]: arm["notes"]["converged"] for arm in told["arms"]}
+    assert ended["none"]["held"] < ended["none"]["of"] == 3
+    assert told["evidence"]["verdict"]["next_steps"][0].startswith("Train longer: ")
+
+
 def test_a_stopped_set_of_seeds_is_finished_and_compared(tmp_path, seeds, monkeypatch):
     # catches a resume that knows one folder alone, so that a stopped set never becomes a comparison
     folders, comparison = seeds

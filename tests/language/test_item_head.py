@@ -345,6 +345,8 @@ def test_a_run_with_a_language_model(folder, arm, head, monkeypatch):
         own = np.array(task.popularity)[targets] == row["items"]
         assert 0 < row["n"] <= min(eisam.PROBED, own.sum())  # every item that is measured has a target
     assert task.facts["model"] == "little"
+    written = task._written()
+    assert task.facts["items_with_the_title_of_another"] == sum(written.count(one) > 1 for one in written)
     adjusted = next(a for a in spec_of(eisam.run).arms if a.name == "logit_adjust")
     assert bool(adjusted.unfit(task)) is (head == "title")
     states = len(task._keep_states(run)._states)

@@ -470,6 +470,7 @@ def test_effects_of_data_and_prior_are_told_apart(tmp_path, data, prior, sign):
     dominance = level(summary, "dominance:pair_recall@10:popularity~prior")
     assert [dominance["low"] > 0, dominance["high"] < 0] == [sign > 0, sign < 0]
     assert fail_if(summary, '"dominance:pair_recall@10:popularity~prior low" > 0') is (sign > 0)
+    assert not [w for w in summary["warnings"] if "model" in w]
     told = summary["evidence"]["verdict"]["lines"]["effects"]
     assert all(f"{row['value']:+.3f}" in told for row in (*effects, dominance))
     cells = summary["audit"]["cells"]
@@ -496,6 +497,11 @@ def test_a_cell_of_few_users_is_not_shown_and_no_effect_is_made_of_it(tmp_path):
     assert "head of data, head of prior" not in groups
     assert not [x for x in summary["evidence"]["levels"] if x["statistic"].startswith(("effect", "dominance"))]
     assert any("head of data, head of prior" in w for w in summary["warnings"])
+
+
+def test_a_model_beside_a_prior_is_not_asked_and_it_is_said(tmp_path):
+    two_by_two(tmp_path, 0.2, 0.0, users=400)
+    assert [w for w in audit(tmp_path, model="nowhere")[0]["warnings"] if "the model was not asked" in w]
 
 
 def test_titles_are_scored_by_a_model_which_stays_as_it_is(tmp_path, monkeypatch):

@@ -140,6 +140,7 @@ def test_scores_of_a_prior_are_read_by_item(tmp_path):
         ({"time_column": None}, "a log without times"),
         ({"prior": "short.csv"}, "has no prior for"),
         ({"prior": "broken.csv"}, "'prior' is"),
+        ({"prior": "unnamed.csv"}, "rename columns to prior"),  # no option names them
     ],
 )
 def test_what_cannot_be_a_task_is_refused(tmp_path, monkeypatch, change, got):
@@ -147,6 +148,7 @@ def test_what_cannot_be_a_task_is_refused(tmp_path, monkeypatch, change, got):
     path = write(tmp_path)
     pl.DataFrame({"item": [1, 2], "prior": [0.5, 1.0]}).write_csv("short.csv")
     pl.DataFrame({"item": [1, 2], "prior": ["0.5", "inf"]}).write_csv("broken.csv")
+    pl.DataFrame({"item": [1, 2], "known": [0.5, 1.0]}).write_csv("unnamed.csv")
     settings = {"data": path, "time_column": "timestamp"} | change
     with pytest.raises(InputError, match=got):
         NextInSequence.load(NextInSequenceConfig(**settings))
