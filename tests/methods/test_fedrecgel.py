@@ -61,10 +61,36 @@ def test_every_arm_is_scored_and_noted(ran):
 def test_a_baseline_that_still_improves_is_what_to_mend_first(ran):
     # catches: advice that rests on arms which were stopped, where people look
     task, blocks, facts, _ = ran
-    for ended, first in ((False, True), (True, False), ({"held": 5, "of": 6}, True)):
+    for ended, first in ((False, True), (True, False), ({"held": 5, "of": 6}, True), ({"held": 6, "of": 6}, False)):
         told = [dataclasses.replace(fact, notes={"converged": ended}) for fact in facts]
         found = evidence_of(SPEC, Units(blocks), task.metrics, Ask("fedrecgel"), facts=told, draws=50)
         assert found.verdict["next_steps"][0].endswith("(FedNCF, FedRecGEL).") is first
+
+
+def test_one_dial_scales_every_arm():
+    # catches a strength that does nothing in an arm, which tuning would then choose at random
+    made = FedRecGELConfig(strength=3.0, rho_shared=0.1, rho_private=0.2, weight_decay=0.3, rate_factor=0.5)
+    own = made.algorithm(tiny(), 0).config
+    found = [own.rho_shared, own.rho_private, own.weight_decay, own.server_rate]
+    np.testing.assert_allclose(found, [0.3, 0.6, 0.9, made.server_rate / 8])
+
+
+def test_slices_lie_at_right_angles():
+    task, seen, run = tiny(), [], ArmRun(None, 0, "x")
+    algorithm = FedRecGELConfig(**TINY).algorithm(task, 0)
+    state, start = algorithm.start(), algorithm.start()["shared.item"]
+
+    class Watched:
+        message = staticmethod(algorithm.message)
+
+        def sharpness(self, message, privates, devices):
+            seen.append((message["shared.item"] - start).ravel())
+            return np.zeros((1, 3))
+
+    fedrecgel._note_slice(Watched(), state, {}, task.devices, run)
+    first, second = seen[0], seen[1]  # of one step along each
+    assert np.linalg.norm(first) == pytest.approx(np.linalg.norm(second)) == pytest.approx(np.linalg.norm(start) / 2)
+    assert abs(first @ second) < 1e-9 * (first @ first)
 
 
 def test_alone_the_item_vectors_stay_and_the_devices_learn():
