@@ -223,7 +223,7 @@ def main(doc: str, file: str, studies: Callable[[argparse.Namespace], Sequence[S
             if given.names and study.name not in given.names:
                 continue
             run_study(study, given.work / study.name, lambda f, jobs: pool.map(f, jobs, chunksize=1))
-            command = f"python benchmarks/{Path(file).name}"
+            command = f"python benchmarks/{Path(file).name} WORK_FOLDER {study.name}"
             print("published", publish(study, given.work / study.name, Path("results"), command))
 
 
