@@ -20,10 +20,15 @@ from upright.language import disk, measures, pages, receipts
 from upright.ledger import Ledger
 
 FILES = {
-    "model.safetensors": "weights", "config.json": "{}", "generation_config.json": "{}", "tokenizer.json": "{}",
-    "chat_template.jinja": "{{ messages }}", "adapter_config.json": "{}", "README.md": "# A model",
+    "model.safetensors": "weights",
+    "config.json": "{}",
+    "generation_config.json": "{}",
+    "tokenizer.json": "{}",
+    "chat_template.jinja": "{{ messages }}",
+    "adapter_config.json": "{}",
+    "README.md": "# A model",
     "additional_chat_templates/tool.jinja": "{{ tools }}",
-}  # fmt: skip
+}
 RECORDS = [Record(prompt=f"Who wrote book {n}?", answer="Nobody.", id=str(n)) for n in range(6)]
 
 
@@ -36,25 +41,50 @@ def make_model(folder: Path, **changes: str) -> Path:
 
 def body_of(request: disk.Request, before: Path, after: Path, *, old: bool = False, **changes) -> dict:
     """Return the body of a finished request; an old one has a checksum over weights alone."""
-    model = {"source": before.name, "before": disk.checksum(before), "output": after.name,
-             "after": disk.checksum(after)}  # fmt: skip
+    model = {
+        "source": before.name,
+        "before": disk.checksum(before),
+        "output": after.name,
+        "after": disk.checksum(after),
+    }
     if not old:
         model |= {
             f"{when}_settings": disk.settings_checksum(one) for when, one in (("before", before), ("after", after))
         }
     row = {"value": 0.25, "low": 0.125, "high": 0.5, "n": 6}
     return {
-        "schema": 1, "request": request.id, "status": "done", "reasons": [],
-        "forgotten": "not measured: too few records", "level": receipts.APPROXIMATE,
-        "records": {"forget": 6, "retain": 8, "holdout": 0}, "hashing": "HMAC-SHA-256 under a secret salt",
-        "hashes": sorted(request.hashes(RECORDS)), "dataset": {"before": "a", "after": "b"}, "model": model,
-        "method": {"loss": "npo"}, "code": receipts.code(), "seeds": {"all": 0}, "early_stop": "none available",
-        "at_level": 3, "training": {"steps": 5, "stopped": "every record at its target before epoch 2"},
-        "difficulty": None, "notes": ["a note"], "guards": [{"name": "utility floor", "state": "passed", "detail": "x"}],
-        "metrics": {"forget": {"forget_probability": {"before": row, "after": row}}, "membership": {"after": None},
-                    "retain": {"retain_probability": {"after": row}}, "utility": None, "forget_quality": None},
-        "warnings": [], "reference": "none available", "artefacts": receipts.artefacts(request, request.plan), **changes,
-    }  # fmt: skip
+        "schema": 1,
+        "request": request.id,
+        "status": "done",
+        "reasons": [],
+        "forgotten": "not measured: too few records",
+        "level": receipts.APPROXIMATE,
+        "records": {"forget": 6, "retain": 8, "holdout": 0},
+        "hashing": "HMAC-SHA-256 under a secret salt",
+        "hashes": sorted(request.hashes(RECORDS)),
+        "dataset": {"before": "a", "after": "b"},
+        "model": model,
+        "method": {"loss": "npo"},
+        "code": receipts.code(),
+        "seeds": {"all": 0},
+        "early_stop": "none available",
+        "at_level": 3,
+        "training": {"steps": 5, "stopped": "every record at its target before epoch 2"},
+        "difficulty": None,
+        "notes": ["a note"],
+        "guards": [{"name": "utility floor", "state": "passed", "detail": "x"}],
+        "metrics": {
+            "forget": {"forget_probability": {"before": row, "after": row}},
+            "membership": {"after": None},
+            "retain": {"retain_probability": {"after": row}},
+            "utility": None,
+            "forget_quality": None,
+        },
+        "warnings": [],
+        "reference": "none available",
+        "artefacts": receipts.artefacts(request, request.plan),
+        **changes,
+    }
 
 
 def make_desk(root: Path, **more) -> disk.Request:
@@ -100,17 +130,21 @@ def edit(name: str, text: str = "edited"):
         (edit("model.safetensors", "other weight5"), 1, "has weights that no such line wrote"),
         (edit("more.safetensors"), 1, "has weights that no such line wrote"),
         (edit("model.safetensors", "weights"), 1, "has the weights from before request "),
-        *((edit(name), 1, "but other files were changed: config, tokenizer") for name in FILES if name[-2:] != "md"
-          and name != "model.safetensors"),
+        *(
+            (edit(name), 1, "but other files were changed: config, tokenizer")
+            for name in FILES
+            if name[-2:] != "md" and name != "model.safetensors"
+        ),
         (edit("pytorch_model.bin"), 1, "but other files were changed"),
         (lambda folder: (folder / "chat_template.jinja").unlink(), 1, "but other files were changed"),
         (lambda folder: (folder / "code").symlink_to(folder.parent), 1, "but other files were changed"),
         (lambda folder: (folder / "model.safetensors").unlink(), 2, "--model new without weights"),
+        (lambda folder: (folder / "a.safetensors").symlink_to("nowhere"), 2, "--model new: No such file"),
         (shutil.rmtree, 2, "--model new without weights"),
     ],
-)  # fmt: skip
+)
 def test_verify_tells_whose_model_a_folder_is(forget, tmp_path, change, status, said):
-    """Wrong: a changed weight, a changed chat template or the model from before passed, since no model was looked at."""
+    """Wrong: a changed weight, a changed chat template or the model from before passed: no model was looked at."""
     make_desk(tmp_path)
     change(tmp_path / "new")
     found, out = forget("verify", "--model", "new")
@@ -131,8 +165,11 @@ def test_the_model_is_that_of_the_receipt_where_one_is_given(forget, tmp_path):
 def test_the_second_checksum_is_over_every_other_file(tmp_path):
     """Wrong: no checksum changed with the tokenizer; compared with a computation by hand."""
     folder = make_model(tmp_path / "m")
-    rows = [f"{name} {hashlib.sha256(text.encode()).hexdigest()}\n" for name, text in sorted(FILES.items())
-            if name not in ("README.md", "model.safetensors")]  # fmt: skip
+    rows = [
+        f"{name} {hashlib.sha256(text.encode()).hexdigest()}\n"
+        for name, text in sorted(FILES.items())
+        if name not in ("README.md", "model.safetensors")
+    ]
     assert disk.settings_checksum(folder) == hashlib.sha256("".join(rows).encode()).hexdigest()
     make_model(folder, **{"model.safetensors": "x", ".cache": "x", ".git/config": "x"})
     assert disk.settings_checksum(folder) == hashlib.sha256("".join(rows).encode()).hexdigest()
@@ -284,6 +321,14 @@ def test_a_request_that_was_killed_at_once_is_listed(tmp_path):
     request = disk.Request.new(tmp_path)
     (request.folder / "plan.json").unlink()
     assert receipts.listing(tmp_path)[0]["status"] == "running or dead"
+
+
+def test_a_request_with_a_line_is_as_its_line_says(tmp_path):
+    """Wrong: a kill between the line and the note of it, and a finished model was listed as one of a dead request."""
+    request = make_desk(tmp_path)
+    request.note(status="started", started="1")
+    row = receipts.listing(tmp_path / "forget-desk")[0]
+    assert (row["status"], row["out"], row["line"]) == ("done", "new", 2)
 
 
 def test_a_running_request_is_not_purged(tmp_path):

@@ -33,8 +33,22 @@ from typing import Any
 from upright.contract import InputError
 from upright.data.forget import Record, digest, fingerprint
 
-__all__ = ["Request", "checksum", "is_full", "leftovers", "new_folder", "plain", "read_json", "refuse_full",
-           "request_of", "requests_of", "settings_checksum", "weight_bytes", "write_json", "write_text"]  # fmt: skip
+__all__ = [
+    "Request",
+    "checksum",
+    "is_full",
+    "leftovers",
+    "new_folder",
+    "plain",
+    "read_json",
+    "refuse_full",
+    "request_of",
+    "requests_of",
+    "settings_checksum",
+    "weight_bytes",
+    "write_json",
+    "write_text",
+]
 
 _SPARE = 1.1  # of the weights: tokenizer, configuration, what else is written meanwhile
 _PART = ".upright-part-"
@@ -301,11 +315,8 @@ class Request:
     def state(self) -> tuple[str, str]:
         """Return how far the request got, and why that is so or is not known.
 
-        Guarantee
-        ---------
-        ``running`` is said of a process of this machine, with the number and the start that were noted: a process that
-        got the number later started later. ``dead`` is said when there is none, or the machine was started again.
-        ``running or dead`` is said of another machine or container, whose processes cannot be seen from here.
+        A process is known by its number and its start: what got the number later started later. Processes of another
+        machine or container cannot be seen, so their requests are ``running or dead``.
         """
         plan, here = self.plan, _machine()
         if plan.get("status", "started") != "started":

@@ -16,8 +16,6 @@ __all__ = [
     "eval_page",
     "in_short",
     "is_forgotten",
-    "is_page",
-    "is_unchanged",
     "list_page",
     "page",
     "place_on",
@@ -125,8 +123,7 @@ def page(receipt: Mapping[str, Any]) -> str:
             f"Records, {r['hashing']}": [f"  {purged}"] * bool(r["purged"]) + [f"  {h}" for h in r["hashes"]],
         }
     )
-    text = "\n".join([*lines, "", sections])
-    return f"{text}\n\n{_HASH}{_hash(text)}\n"
+    return _closed("\n".join([*lines, "", sections]))
 
 
 def _settings(model: Mapping[str, Any], when: str) -> list[str]:
@@ -135,23 +132,23 @@ def _settings(model: Mapping[str, Any], when: str) -> list[str]:
     return [f"            config, tokenizer and what else it reads, SHA-256 {found}"] if found else []
 
 
-def _hash(above: str) -> str:
-    return hashlib.sha256(f"{above}\n\n".encode()).hexdigest()
+def _closed(text: str) -> str:
+    above = f"{text}\n\n"
+    return f"{above}{_HASH}{hashlib.sha256(above.encode()).hexdigest()}\n"
 
 
-def is_page(text: str) -> bool:
-    """Whether a text is a receipt for a person and none for a machine."""
-    return text.startswith(_TITLE)
+def place_on(text: str) -> dict[str, str] | None:
+    """Return the ``hash`` of the line of a page and its ``head``; None when its last line is not the hash of the rest.
 
-
-def is_unchanged(text: str) -> bool:
-    """Whether the last line of a page is the hash of what stands above it."""
-    above, _, last = text.strip().rpartition("\n")
-    return last == f"{_HASH}{_hash(above.rstrip())}"
-
-
-def place_on(text: str) -> dict[str, str]:
-    """Return the ``hash`` of the line of a page and its ``head``."""
+    Raises
+    ------
+    ValueError
+        When it is no page of a receipt.
+    """
+    if not text.startswith(_TITLE):
+        raise ValueError("no page of a receipt")
+    if f"{text.strip()}\n" != _closed(text.strip().rpartition("\n")[0].rstrip()):
+        return None
     return dict(re.findall(r"^(?:ledger .*, | +)(hash|head) ([0-9a-f]{64})", text, re.MULTILINE))
 
 
@@ -277,9 +274,13 @@ def list_page(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return one line a request."""
     lines = []
     for r in rows:
-        parts = [r["status"] + (f" ({r['why']})" if r["why"] else ""), r["forgotten"],
-                 f"{r['model']} -> {r['out'] or 'no model'}", "purged" if r["purged"] else None,
-                 None if r["line"] is None else f"ledger line {r['line']}"]  # fmt: skip
+        parts = [
+            r["status"] + (f" ({r['why']})" if r["why"] else ""),
+            r["forgotten"],
+            f"{r['model']} -> {r['out'] or 'no model'}",
+            "purged" if r["purged"] else None,
+            None if r["line"] is None else f"ledger line {r['line']}",
+        ]
         lines.append(f"  {r['request']}  {', '.join(part for part in parts if part)}")
     return "\n".join(["Requests", *(lines or ["  none yet"])])
 
@@ -295,6 +296,8 @@ def verify_page(found: Mapping[str, Any]) -> str:
         lines.append(f"  the receipt says what line {found['receipt']} and what followed say")
     if model:
         other = "and all other files" if model["settings"] else "(its line is older and tells of no other files)"
-        lines.append(f"  {model['name']} is what line {model['line']} wrote, weights {other}: request "
-                     f"{model['request']}, {model['status']}, {in_short(model['forgotten'])}")  # fmt: skip
+        lines.append(
+            f"  {model['name']} is what line {model['line']} wrote, weights {other}: request "
+            f"{model['request']}, {model['status']}, {in_short(model['forgotten'])}"
+        )
     return "\n".join([f"refused: {found['reason']}"] * bool(found["reason"]) + lines)

@@ -38,7 +38,7 @@ from upright.language.disk import (
     write_json,
     write_text,
 )
-from upright.language.pages import EXACT, LEAST, UNMEASURABLE, in_short, is_page, is_unchanged, page, place_on
+from upright.language.pages import EXACT, LEAST, UNMEASURABLE, in_short, page, place_on
 from upright.ledger import Ledger, canonical
 
 if TYPE_CHECKING:  # receipts and checks must not wait for torch
@@ -186,8 +186,11 @@ def receipt_of(desk: Path, name: str, *, ledger: Ledger) -> dict[str, Any]:
     own = [x for x in lines if x["kind"] == "unlearned" and x["body"]["request"] == name]
     if not own:
         state, why = request.state()
-        raise InputError(f"request {name} that did not end: {state}{why and f', {why}'}", "a request that finished",
-                         "wait for one that runs; of any other, run unlearn again: it left no model")  # fmt: skip
+        raise InputError(
+            f"request {name} that did not end: {state}{why and f', {why}'}",
+            "a request that finished",
+            "wait for one that runs; of any other, run unlearn again: it left no model",
+        )
     out = _rebuilt(own[-1], lines)
     write_json(request.folder / "receipt.json", out)
     write_text(request.folder / "receipt.txt", page(out))
@@ -275,14 +278,17 @@ def _checked(ledger: Ledger, file: Path) -> tuple[str, list[dict[str, Any]]]:
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
-        shown = None if is_page(text) else json.loads(text)
-        if shown is None and not is_unchanged(text):
+        shown = json.loads(text) if text.lstrip()[:1] in "{[" else None
+        place: Any = place_on(text) if shown is None else shown["ledger"]
+        if shown is None and place is None:
             return "the page was edited: its last line is not the SHA-256 of what stands above it", []
-        place = place_on(text) if shown is None else shown["ledger"]
         own_hash, head = (str(place[k]) for k in ("hash", "head"))
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"{file.name} without its place in the ledger ({type(error).__name__})",
-                         "receipt.json or receipt.txt of a desk", "check --receipt") from None  # fmt: skip
+        raise InputError(
+            f"{file.name} without its place in the ledger ({type(error).__name__})",
+            "receipt.json or receipt.txt of a desk",
+            "check --receipt",
+        ) from None
     if lost := ledger.verify(head=head).reason:
         return lost, []
     lines = ledger.lines()
@@ -310,12 +316,15 @@ def _recognised(desk: Path, lines: Sequence[Mapping[str, Any]], folder: Path) ->
     Raises
     ------
     InputError
-        When there are no weights in it.
+        When there are no weights in it, or something cannot be read.
     """
     name = name_of(folder)
-    if not weight_bytes(folder):
+    try:
+        size, weights, settings = weight_bytes(folder), checksum(folder), settings_checksum(folder)
+    except OSError as error:
+        raise InputError(f"--model {name}: {error.strerror}", "a folder that you may read", "check --model") from None
+    if not size:
         raise InputError(f"--model {name} without weights", "a model folder with *.safetensors", "check --model")
-    weights, settings = checksum(folder), settings_checksum(folder)
     own = [(x, x["body"]["model"]) for x in lines if x["kind"] == "unlearned"]
     wrote = [(x, model) for x, model in own if model.get("after") == weights]
     for x, model in reversed(wrote):
@@ -392,8 +401,11 @@ def purge(desk: Path, request: str, *, key: Path | None = None) -> dict[str, Any
     ledger, own = open_ledger(desk, key), request_of(desk, request)
     state, why = own.state()
     if state == "running":
-        raise InputError(f"request {request}, which is running: {why}", "a request that ended or is dead",
-                         "wait for it, or end its process")  # fmt: skip
+        raise InputError(
+            f"request {request}, which is running: {why}",
+            "a request that ended or is dead",
+            "wait for it, or end its process",
+        )
     gone = own.purge()
     line = ledger.append("purged", {"request": request, "destroyed": gone})
     own.note(purged=line["n"])
@@ -403,7 +415,7 @@ def purge(desk: Path, request: str, *, key: Path | None = None) -> dict[str, Any
 def listing(desk: Path) -> list[dict[str, Any]]:
     """Return one row a request: how it ended, whether attacks find the records, and where that stands in the ledger.
 
-    ``status`` and ``why`` are those of `Request.state`.
+    ``status`` and ``why`` are those of its line, else of `Request.state`.
 
     Raises
     ------
@@ -415,7 +427,8 @@ def listing(desk: Path) -> list[dict[str, Any]]:
     lines = {x["body"]["request"]: x for x in ledger.lines() if x["kind"] == "unlearned"}
     rows = []
     for one in requests:
-        plan, line, (state, why) = one.plan, lines.get(one.id), one.state()
+        plan, line = one.plan, lines.get(one.id)
+        state, why = (line["body"]["status"], "") if line else one.state()
         rows.append({
             "request": one.id, "status": state, "why": why,
             "forgotten": in_short(line["body"]["forgotten"]) if line else None,
@@ -507,13 +520,13 @@ def _again(
         why = "it was purged" if folder.is_dir() else "its folder is gone"
         return {**row, "state": "not re-evaluable", "why": f"{why}: no hash can be tied to a record"}
     from upright.language.evaluation import score_records
-    from upright.language.measures import LEAST, aggregate
+    from upright.language.measures import aggregate
 
     wanted = set(body["hashes"])
     own = [r for r, h in zip(records, request.hashes(records), strict=True) if h in wanted]
     taught = sum(h in wanted for h in request.hashes(kept))
     row["kept_again"] = None if 0 < taught < LEAST else taught
-    if len(own) < len(wanted):
+    if not own or len(own) < len(wanted):
         some = str(len(own)) if len(own) >= LEAST else f"fewer than {LEAST}"
         why = f"{some} of its {len(wanted)} records were supplied: pass all" if own else "its records were not supplied"
         return {**row, "state": "not re-evaluable", "why": why}
