@@ -32,6 +32,7 @@ from typing import Any
 
 from upright.contract import InputError
 from upright.data.forget import Record, digest, fingerprint
+from upright.ledger import sync_path
 
 __all__ = [
     "Request",
@@ -198,7 +199,7 @@ def new_folder(out: Path, size: int) -> Iterator[Path]:
         yield part
         for file in part.rglob("*"):
             if file.is_file():
-                _sync(file)
+                sync_path(file)
         if out.exists():
             raise FileExistsError(errno.EEXIST, "it appeared meanwhile", str(out))
         os.rename(part, out)
@@ -214,7 +215,7 @@ def new_folder(out: Path, size: int) -> Iterator[Path]:
             raise InputError(f"--out {out.name} cannot be written ({os.strerror(number)})", "a new folder",
                              "name another place; nothing was left behind") from None  # fmt: skip
         raise
-    _sync(out.parent)
+    sync_path(out.parent)
 
 
 def is_full(error: BaseException) -> bool:
@@ -228,14 +229,6 @@ def _errno(error: BaseException) -> int | None:
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found[1]) if found else None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # -- request folders ------------------------------------------------------------------------------------------------

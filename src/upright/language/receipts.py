@@ -255,8 +255,8 @@ def verify(
     ledger = _standing(desk, key)
     mended = ledger.mend() is not None if mend else False
     found = ledger.verify(head=head)
-    reason, out = found.reason, {"mended": mended, "receipt": None, "model": None}
-    lines = ledger.lines() if found.intact else []
+    out: dict[str, Any] = {"mended": mended, "receipt": None, "model": None}
+    reason, lines = found.reason, ledger.lines() if found.intact else []
     if found.intact and receipt_file is not None:
         reason, lines = _checked(ledger, receipt_file)
         out["receipt"] = None if reason else lines[0]["n"]
@@ -447,14 +447,10 @@ def reevaluated(
 ) -> dict[str, Any]:  # fmt: skip
     """Measure earlier requests on a model, where all their records are here, and note it in the ledger.
 
-    Only a model that is the new model of a request, or descends from it, can show what became of that request. Any
-    other one may never have forgotten the records, so it is not measured, and nothing is noted.
-
-    A request of which some records are missing is not measured: two means over sets that differ in one record would
-    give that record's score away. For the same reason counts below `LEAST` are not stated.
-
-    Later training can bring back what was forgotten. ``came_back``: the interval of the mean probability now lies above
-    the interval right after the request.
+    Only the new model of a request, or one that descends from it, can show what became of that request: any other may
+    never have forgotten the records. A request of which some records are missing is not measured: two means over sets
+    that differ in one record would give that record's score away, as would counts below `LEAST`. ``came_back``: the
+    interval of the mean probability now lies above the interval right after the request.
 
     Parameters
     ----------
@@ -491,15 +487,7 @@ def reevaluated(
 
 
 def ancestors(requests: Sequence[Mapping[str, Any]], model: str) -> set[str]:
-    """Return the checksums of a model and of all models that it came from, by the requests of a ledger.
-
-    Parameters
-    ----------
-    requests : sequence of mapping
-        Bodies of finished requests: ``model`` with the checksums ``before`` and ``after``.
-    model : str
-        Checksum.
-    """
+    """Return the checksums of a model and of all models that it came from, by the bodies of finished requests."""
     found, new = {model}, {model}
     while new:
         new = {one["model"]["before"] for one in requests if one["model"].get("after") in new} - found
@@ -552,7 +540,7 @@ def reevaluate(
     Returns
     -------
     dict
-        ``requests``: one row an earlier request; ``ledger``: number of the line.
+        As `reevaluated`.
     """
     from upright.language.evaluation import Speaker
     from upright.models.hub import load_language_model
