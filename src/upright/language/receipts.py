@@ -27,17 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from upright.contract import InputError
 from upright.data.forget import Record, read_records, unique_records
-from upright.language.disk import (
-    Request,
-    checksum,
-    plain,
-    request_of,
-    requests_of,
-    settings_checksum,
-    weight_bytes,
-    write_json,
-    write_text,
-)
+from upright.language import disk
+from upright.language.disk import Request, plain
 from upright.language.pages import EXACT, LEAST, UNMEASURABLE, in_short, page, place_on
 from upright.ledger import Ledger, canonical
 
@@ -182,7 +173,7 @@ def receipt_of(desk: Path, name: str, *, ledger: Ledger) -> dict[str, Any]:
     InputError
         When there is no such request, or it left no line: it runs, is dead, or was only scored.
     """
-    request, lines = request_of(desk, name), ledger.lines()
+    request, lines = disk.request_of(desk, name), ledger.lines()
     own = [x for x in lines if x["kind"] == "unlearned" and x["body"]["request"] == name]
     if not own:
         state, why = request.state()
@@ -192,8 +183,8 @@ def receipt_of(desk: Path, name: str, *, ledger: Ledger) -> dict[str, Any]:
             "wait for one that runs; of any other, run unlearn again: it left no model",
         )
     out = _rebuilt(own[-1], lines)
-    write_json(request.folder / "receipt.json", out)
-    write_text(request.folder / "receipt.txt", page(out))
+    disk.write_json(request.folder / "receipt.json", out)
+    disk.write_text(request.folder / "receipt.txt", page(out))
     return out
 
 
@@ -320,7 +311,7 @@ def _recognised(desk: Path, lines: Sequence[Mapping[str, Any]], folder: Path) ->
     """
     name = name_of(folder)
     try:
-        size, weights, settings = weight_bytes(folder), checksum(folder), settings_checksum(folder)
+        size, weights, settings = disk.weight_bytes(folder), disk.checksum(folder), disk.settings_checksum(folder)
     except OSError as error:
         raise InputError(f"--model {name}: {error.strerror}", "a folder that you may read", "check --model") from None
     if not size:
@@ -338,7 +329,7 @@ def _recognised(desk: Path, lines: Sequence[Mapping[str, Any]], folder: Path) ->
         if model.get("before") == weights:
             return f"{name} has the weights from before request {x['body']['request']}, not those after it", None
     reason = f"{name} has weights that no such line wrote: they were changed, or come from elsewhere"
-    for one in requests_of(desk):
+    for one in disk.requests_of(desk):
         if one.plan.get("out") == name and (state := one.state()[0]) != "done":
             reason += f"; request {one.id}, which was to write {name}, is {state}"
     return reason, None
@@ -398,7 +389,7 @@ def purge(desk: Path, request: str, *, key: Path | None = None) -> dict[str, Any
     InputError
         When there is no such request, or it runs and would end without its salt.
     """
-    ledger, own = open_ledger(desk, key), request_of(desk, request)
+    ledger, own = open_ledger(desk, key), disk.request_of(desk, request)
     state, why = own.state()
     if state == "running":
         raise InputError(
@@ -422,7 +413,7 @@ def listing(desk: Path) -> list[dict[str, Any]]:
     InputError
         When there is no desk.
     """
-    requests = requests_of(desk)
+    requests = disk.requests_of(desk)
     ledger = Ledger(desk / "ledger.jsonl") if requests else _standing(desk)
     lines = {x["body"]["request"]: x for x in ledger.lines() if x["kind"] == "unlearned"}
     rows = []
@@ -550,4 +541,4 @@ def reevaluate(
     records = [r for file in files for r in records_of("earlier", file, notes)]
     model, tokenizer = load_language_model(model_dir)
     speaker = Speaker(model, tokenizer, batch_size=batch_size)
-    return reevaluated(desk, ledger, speaker, records, source=checksum(model_dir), model=name_of(model_dir))
+    return reevaluated(desk, ledger, speaker, records, source=disk.checksum(model_dir), model=name_of(model_dir))
