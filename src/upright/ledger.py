@@ -29,7 +29,7 @@ from typing import IO, Any
 
 from upright.contract import InputError
 
-__all__ = ["GENESIS", "Ledger", "Verification", "canonical"]
+__all__ = ["GENESIS", "Ledger", "Verification", "canonical", "sync_path"]
 
 GENESIS = "0" * 64
 """``previous`` of the first line."""
@@ -291,7 +291,7 @@ class Ledger:
                                          "wait for it, then run this again") from None  # fmt: skip
                     time.sleep(0.01)
             if new:
-                _sync_folder(self.path.parent)
+                sync_path(self.path.parent)
             yield file
 
     def _last(self, file: IO[bytes]) -> dict[str, Any] | None:
@@ -394,9 +394,9 @@ def _sync(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    """Put the name of a new file on disk, not only its content."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Put a file, or the names in a folder, on disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 import desk_world as w
 from upright.contract import InputError
 from upright.data.forget import read_records
-from upright.language import afterwards, desk, disk, measures, pages, receipts
+from upright.language import desk, disk, measures, pages, receipts
 from upright.language.evaluation import Speaker
 from upright.ledger import Ledger
 from upright.metrics import membership
@@ -391,11 +391,11 @@ def test_ancestors_follow_the_requests_of_a_ledger():
     # catches children taken for parents, a chain of one step, a failed request as a link, and a loop without end
     chain = [("a", "b"), ("b", "c"), ("b", "d"), ("d", "d"), ("c", None), ("x", "y")]
     requests = [{"model": {"before": one, "after": two}} for one, two in chain]
-    assert afterwards.ancestors(requests, "c") == {"a", "b", "c"}
-    assert afterwards.ancestors(requests, "d") == {"a", "b", "d"}
-    assert afterwards.ancestors(requests, "a") == {"a"}
-    assert afterwards.ancestors([*requests, {"model": {"before": "c", "after": "a"}}], "a") == {"a", "b", "c"}
-    assert afterwards.ancestors([{"model": {"output": None}}], "a") == {"a"}
+    assert receipts.ancestors(requests, "c") == {"a", "b", "c"}
+    assert receipts.ancestors(requests, "d") == {"a", "b", "d"}
+    assert receipts.ancestors(requests, "a") == {"a"}
+    assert receipts.ancestors([*requests, {"model": {"before": "c", "after": "a"}}], "a") == {"a", "b", "c"}
+    assert receipts.ancestors([{"model": {"output": None}}], "a") == {"a"}
 
 
 def test_earlier_records_in_the_retain_file_are_reported(world, finished, tmp_path, monkeypatch):

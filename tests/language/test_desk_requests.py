@@ -156,9 +156,10 @@ def test_receipts_hold_names_and_no_paths(world, finished):
     assert found["model"]["source"] == "model"
 
 
-def test_few_records_have_no_aggregate(world, tmp_path):
+@pytest.mark.parametrize("n", [1, 4])
+def test_few_records_have_no_aggregate(world, tmp_path, n):
     # catches a mean over one record, which is its score
-    few = w.write_records(tmp_path / "few.jsonl", read_records(world.forget)[:3])
+    few = w.write_records(tmp_path / "few.jsonl", read_records(world.forget)[:n])
     found = w.start(
         world, tmp_path, forget=few, holdout=world.holdout, settings=w.FAST.replace(sampling="difficulty", epochs=1)
     )
@@ -170,9 +171,18 @@ def test_few_records_have_no_aggregate(world, tmp_path):
         "scaling": None, "clamped": None, "reliability": None, "warnings": None,
     }  # fmt: skip
     assert found["guards"][1]["state"] == "not checked"
-    assert "too few records: with 3 forgotten and 8 of held-out records" in found["guards"][1]["detail"]
+    assert f"too few records: with {n} forgotten and 8 of held-out records" in found["guards"][1]["detail"]
     rows = disk.read_json(tmp_path / "desk" / "requests" / found["request"] / "scores.json")
-    assert not set(w.numbers(found)) & set(rows["mrd"] + rows["nll"])
+    single = rows["mrd"] + rows["nll"]
+    for folder in (world.model, tmp_path / "new"):
+        model, tokenizer = load_language_model(folder)
+        own = measures.look(Speaker(model, tokenizer), read_records(few), rouge=False)
+        single += [x for values in [*own.forget.values(), own.reading.mean_nll] for x in values.tolist() if x]
+    assert not [x for x in w.numbers(found) if np.isclose(single, x, rtol=1e-6, atol=0).any()]
+    assert found["metrics"]["utility"]["after"]["n"] == found["records"]["retain"]
+    page = pages.page(desk.receipt(tmp_path / "desk", found["request"]))
+    assert "forgotten   not measurable by membership" in page
+    assert "utility floor: passed" in page
 
 
 # -- guards and early stop ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upright.data.forget import tofu_records
-from upright.language import afterwards, desk, disk, intake, measures, pages, receipts
+from upright.language import desk, disk, intake, measures, pages, receipts
 from upright.language.encoding import encode_all
 from upright.language.pretraining import teach
 from upright.models.tiny import tiny_llama, tiny_tokenizer
@@ -100,7 +100,7 @@ def words(text: str) -> list[str]:
 @functools.cache
 def vocabulary() -> frozenset[str]:
     """What the desk itself can say, and the words of the settings."""
-    files = [*(Path(m.__file__) for m in (desk, disk, intake, measures, pages, receipts, afterwards)),
+    files = [*(Path(m.__file__) for m in (desk, disk, intake, measures, pages, receipts)),
              ROOT / "difficulty.py", ROOT / "trainer.py", ROOT.parent / "metrics" / "membership.py"]  # fmt: skip
     return frozenset(w for file in files for w in words(file.read_text()))
 

@@ -193,7 +193,7 @@ def eval_(
 @forget_app.command()
 def receipt(request: Request, desk: Desk = DESK, key: Key = None, as_json: Json = False) -> None:
     """Write and show the receipt of a request: aggregates only."""
-    from upright.language import afterwards as verbs
+    from upright.language import receipts as verbs
     from upright.language.pages import page
 
     found = verbs.receipt(desk, request, key=key)
@@ -203,7 +203,7 @@ def receipt(request: Request, desk: Desk = DESK, key: Key = None, as_json: Json 
 @forget_app.command()
 def purge(request: Request, desk: Desk = DESK, key: Key = None, as_json: Json = False) -> None:
     """Destroy salt, scores and caches of a request; the ledger's lines stay."""
-    from upright.language import afterwards as verbs
+    from upright.language import receipts as verbs
     from upright.language.pages import purge_page
 
     found = verbs.purge(desk, request, key=key)
@@ -213,7 +213,7 @@ def purge(request: Request, desk: Desk = DESK, key: Key = None, as_json: Json = 
 @forget_app.command("list")
 def list_(desk: Desk = DESK, as_json: Json = False) -> None:
     """List the requests of a desk and how they ended."""
-    from upright.language import afterwards as verbs
+    from upright.language import receipts as verbs
     from upright.language.pages import list_page
 
     rows = verbs.listing(desk)
@@ -224,16 +224,17 @@ def list_(desk: Desk = DESK, as_json: Json = False) -> None:
 def verify(
     desk: Desk = DESK,
     head: Annotated[str | None, typer.Option(help="Hash of a line, kept elsewhere.")] = None,
-    receipt: Annotated[Path | None, typer.Option(help="receipt.json: what it says must be what its line says.")] = None,
+    receipt: Annotated[Path | None, typer.Option(help="receipt.json or .txt: must say what its line says.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Model folder: must be what a line, or --receipt, wrote.")] = None,
     key: Key = None,
     mend: Annotated[bool, typer.Option("--mend", help="Take a torn end out, and note it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check every line of the ledger; exit status 1 when one does not hold."""
-    from upright.language import afterwards as verbs
+    """Check every line of the ledger, a receipt, a model folder; exit status 1 when one does not hold."""
+    from upright.language import receipts as verbs
     from upright.language.pages import verify_page
 
-    found = verbs.verify(desk, head=head, receipt_file=receipt, key=key, mend=mend)
+    found = verbs.verify(desk, head=head, receipt_file=receipt, model=model, key=key, mend=mend)
     _print(found, as_json, verify_page(found))
     if not found["intact"]:
         raise typer.Exit(1)

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from upright.contract import InputError
 from upright.data.forget import Record
 from upright.language import disk, intake, receipts
-from upright.language.afterwards import listing, purge, receipt, reevaluate, reevaluated, verify
 from upright.language.difficulty import DEFAULT_SIGMA, Difficulty, score_difficulty
 from upright.language.disk import Request, plain
 from upright.language.hardening import hardened
@@ -43,7 +42,17 @@ from upright.language.measures import (
     still_known,
     verdict,
 )
-from upright.language.receipts import name_of, open_ledger, records_of
+from upright.language.receipts import (
+    listing,
+    name_of,
+    open_ledger,
+    purge,
+    receipt,
+    records_of,
+    reevaluate,
+    reevaluated,
+    verify,
+)
 
 __all__ = ["Settings", "evaluate", "listing", "purge", "receipt", "reevaluate", "score", "unlearn", "verify"]
 

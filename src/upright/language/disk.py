@@ -2,11 +2,13 @@
 
 *Model folders.* None is ever written to. A new one is made beside its place under another name and renamed once it is
 complete and on disk, so at any moment it is there as a whole or not at all. Room is looked for before hours of
-training, and a disk that fills up all the same leaves nothing behind.
+training, and a disk that fills up all the same leaves nothing behind. Two checksums tell one from another: that of the
+weights, and that of every other file that a model reads.
 
 *Request folders.* ``DESK/requests/ID/`` with ``salt`` (32 secret bytes), ``scores.json`` (a number a record),
 ``cache/`` and ``plan.json``. `purge` destroys the first three and every ``*.part`` that a crash left; without the salt
-no hash in the ledger can be tied to a record.
+no hash in the ledger can be tied to a record. The plan names the process that works on the request, by its number and
+when it started, so that a list tells a running request from a dead one.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ import hmac
 import json
 import math
 import os
+import platform
 import re
 import secrets
 import shutil
+import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,9 +32,24 @@ from typing import Any
 
 from upright.contract import InputError
 from upright.data.forget import Record, digest, fingerprint
+from upright.ledger import sync_path
 
-__all__ = ["Request", "checksum", "is_full", "leftovers", "new_folder", "plain", "read_json", "refuse_full",
-           "request_of", "requests_of", "weight_bytes", "write_json", "write_text"]  # fmt: skip
+__all__ = [
+    "Request",
+    "checksum",
+    "is_full",
+    "leftovers",
+    "new_folder",
+    "plain",
+    "read_json",
+    "refuse_full",
+    "request_of",
+    "requests_of",
+    "settings_checksum",
+    "weight_bytes",
+    "write_json",
+    "write_text",
+]
 
 _SPARE = 1.1  # of the weights: tokenizer, configuration, what else is written meanwhile
 _PART = ".upright-part-"
@@ -95,13 +114,6 @@ def read_json(path: Path) -> Any:
                          "check the path, or take the file from a copy") from None  # fmt: skip
 
 
-def _lock(place: Path) -> None:
-    """Leave files and folders below a place, and itself, to their owner."""
-    for one in (place, *place.rglob("*")):
-        if not one.is_symlink():
-            one.chmod(0o700 if one.is_dir() else 0o600)
-
-
 # -- model folders --------------------------------------------------------------------------------------------------
 
 
@@ -116,13 +128,28 @@ def weight_bytes(folder: Path) -> int:
 
 def checksum(folder: Path) -> str:
     """SHA-256 over ``name, SHA-256 of the content`` of every ``*.safetensors`` in a folder, by name; 64 hex digits."""
+    return _checksum(folder, _weights(folder))
+
+
+def settings_checksum(folder: Path) -> str:
+    """SHA-256 over ``name, SHA-256 of the content`` of every other file below a folder, by name; 64 hex digits.
+
+    Config, generation config, tokenizer, chat templates, the settings of adapters, and whatever else stands there: a
+    file that is added counts too. Not in it: hidden files and documents (``*.md``), which no model reads.
+    """
+    files = {file for file in folder.rglob("*") if file.suffix != ".md" and (file.is_symlink() or not file.is_dir())}
+    hidden = {file for file in files if any(part.startswith(".") for part in file.relative_to(folder).parts)}
+    return _checksum(folder, files - hidden - set(_weights(folder)))
+
+
+def _checksum(folder: Path, files: Iterable[Path]) -> str:
     outer = hashlib.sha256()
-    for file in _weights(folder):
-        inner = hashlib.sha256()
-        with file.open("rb") as stream:
-            while block := stream.read(_BLOCK):
-                inner.update(block)
-        outer.update(f"{file.name} {inner.hexdigest()}\n".encode())
+    for name, file in sorted((file.relative_to(folder).as_posix(), file) for file in files):
+        inner = hashlib.sha256(b"no file")  # a link to a folder, or to nothing
+        if file.is_file():
+            with file.open("rb") as stream:
+                inner = hashlib.file_digest(stream, "sha256")
+        outer.update(f"{name} {inner.hexdigest()}\n".encode())
     return outer.hexdigest()
 
 
@@ -172,7 +199,7 @@ def new_folder(out: Path, size: int) -> Iterator[Path]:
         yield part
         for file in part.rglob("*"):
             if file.is_file():
-                _sync(file)
+                sync_path(file)
         if out.exists():
             raise FileExistsError(errno.EEXIST, "it appeared meanwhile", str(out))
         os.rename(part, out)
@@ -188,7 +215,7 @@ def new_folder(out: Path, size: int) -> Iterator[Path]:
             raise InputError(f"--out {out.name} cannot be written ({os.strerror(number)})", "a new folder",
                              "name another place; nothing was left behind") from None  # fmt: skip
         raise
-    _sync(out.parent)
+    sync_path(out.parent)
 
 
 def is_full(error: BaseException) -> bool:
@@ -202,14 +229,6 @@ def _errno(error: BaseException) -> int | None:
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found[1]) if found else None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # -- request folders ------------------------------------------------------------------------------------------------
@@ -249,7 +268,9 @@ class Request:
         except OSError as error:
             raise InputError(f"--desk {desk.name} cannot be written to ({error.strerror})", "a folder with room",
                              "name another place") from None  # fmt: skip
-        return cls(folder)
+        request = cls(folder)
+        request.begin()
+        return request
 
     @property
     def salt(self) -> bytes | None:
@@ -266,17 +287,44 @@ class Request:
 
     def lock(self) -> None:
         """Leave all that was written here to its owner: other parts of the library wrote the cache."""
-        _lock(self.folder)
+        for one in (self.folder, *self.folder.rglob("*")):
+            if not one.is_symlink():
+                one.chmod(0o700 if one.is_dir() else 0o600)
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What was asked for and how far it got; no text and no score."""
-        return dict(read_json(self.folder / "plan.json"))
+        """What was asked for and how far it got; no text and no score. A kill at the beginning leaves the id alone."""
+        file = self.folder / "plan.json"
+        return dict(read_json(file)) if file.exists() else {"request": self.id}
 
     def note(self, **values: Any) -> None:
         """Add to the plan."""
-        before = self.plan if (self.folder / "plan.json").exists() else {"request": self.id}
-        write_json(self.folder / "plan.json", {**before, **values})
+        write_json(self.folder / "plan.json", {**self.plan, **values})
+
+    def begin(self) -> None:
+        """Note that this process works on the request: by `new`, and again when a request is resumed."""
+        self.note(pid=os.getpid(), started=_started(os.getpid()), **_machine())
+
+    def state(self) -> tuple[str, str]:
+        """Return how far the request got, and why that is so or is not known.
+
+        A process is known by its number and its start: what got the number later started later. Processes of another
+        machine or container cannot be seen, so their requests are ``running or dead``.
+        """
+        plan, here = self.plan, _machine()
+        if plan.get("status", "started") != "started":
+            return plan["status"], ""
+        if plan.get("started") is None:
+            return "running or dead", "its process was not noted"
+        if plan["machine"] != here["machine"]:
+            return "running or dead", "begun on another machine"
+        if plan["boot"] != here["boot"]:
+            return "dead", "the machine was started again since"
+        if plan["processes"] != here["processes"]:
+            return "running or dead", "begun in another container"
+        if _started(plan["pid"]) != plan["started"]:
+            return "dead", f"its process {plan['pid']} is gone"
+        return "running", f"process {plan['pid']}"
 
     def hashes(self, records: Iterable[Record]) -> list[str]:
         """``HMAC-SHA-256(salt, digest(record))`` of each record, 64 hex digits; raises once purged."""
@@ -316,6 +364,33 @@ class Request:
             shutil.rmtree(cache)
             gone.append("cache")
         return gone
+
+
+def _machine() -> dict[str, str]:
+    """Tell a machine, its last start, and where its process numbers count, from others.
+
+    The name of a machine may be that of a person, so it is hashed. A container has numbers of its own.
+    """
+    found = {}
+    for name, file in (("id", "/etc/machine-id"), ("boot", "/proc/sys/kernel/random/boot_id")):
+        with contextlib.suppress(OSError):
+            found[name] = Path(file).read_text(encoding="ascii").strip()
+    with contextlib.suppress(OSError):
+        found["processes"] = os.readlink("/proc/self/ns/pid")
+    machine = hashlib.sha256(f"{platform.node()} {found.get('id', '')}".encode()).hexdigest()
+    return {"machine": machine, "boot": found.get("boot", ""), "processes": found.get("processes", "")}
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process started, as the system counts it; None when it ended, or waits to be buried."""
+    if not Path("/proc/self/stat").exists():  # macOS
+        shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return shown.stdout.strip() or None
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else rest[18]
 
 
 def _destroy(file: Path) -> None:

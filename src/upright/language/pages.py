@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "EXACT",
+    "LEAST",
+    "UNMEASURABLE",
     "dry_page",
     "eval_page",
     "in_short",
     "is_forgotten",
     "list_page",
     "page",
+    "place_on",
     "purge_page",
     "score_page",
     "unlearn_page",
     "verify_page",
 ]
 
+EXACT = "exact retrain of this stage"
+"""Level of a request that ran the stage anew without the records."""
+LEAST = 5  # as in measures, which loads torch
+UNMEASURABLE = "not measurable by membership"
+"""The verdict on fewer records than `LEAST`."""
+_HASH = "SHA-256 of all lines above: "
+_TITLE = "Receipt of request "
 _ATTACKS = "forgotten against held-out records (AUC, 0.5 finds nothing; 95 % intervals of all attacks together)"
 _ORDER = {"before": 0, "after": 1, "model": 1, "reference": 2}
 
@@ -68,19 +81,27 @@ def attack_lines(attacks: Mapping[str, Any] | None) -> list[str]:
 
 
 def page(receipt: Mapping[str, Any]) -> str:
-    """Return a receipt as plain text."""
+    """Return a receipt as plain text, whose last line is the SHA-256 of what stands above it.
+
+    The hash shows what an accident changed; whoever may edit the page can write it anew. Only the ledger shows that.
+    """
     r = receipt
-    model, ledger = r["model"], r["ledger"]
+    model, ledger, forgotten = r["model"], r["ledger"], r["forgotten"]
+    if r["records"]["forget"] < LEAST and forgotten.startswith("not measured"):
+        forgotten = UNMEASURABLE
+    exact = r["level"] == EXACT
     lines = [
-        f"Receipt of request {r['request']}", "",
+        f"{_TITLE}{r['request']}", "",
         f"status      {r['status']}" + (f": {'; '.join(r['reasons'])}" if r["reasons"] else ""),
-        f"forgotten   {r['forgotten']}",
+        f"forgotten   {forgotten}",
         f"level       {r['level']}",
-        "            no certificate: other tests than those below may still find the records",
+        "            " + ("what the model it began from had seen before is not known here" if exact else
+                          "no certificate: other tests than those below may still find the records"),
         f"records     {r['records']['forget']} to forget, {r['records']['retain']} to keep, "
         f"{r['records']['holdout']} held out",
-        f"model       {model['source']}, SHA-256 {model['before']}",
+        f"model       {model['source']}, SHA-256 {model['before']}", *_settings(model, "before"),
         f"became      {model['output'] or 'not written'}" + (f", SHA-256 {model['after']}" if model["after"] else ""),
+        *_settings(model, "after"),
         f"reference   {r['reference']}",
         f"early stop  {r['early_stop']}" + ("" if r["at_level"] is None else
                                             f"; {r['at_level']} of {r['records']['forget']} records reached it"),
@@ -88,27 +109,52 @@ def page(receipt: Mapping[str, Any]) -> str:
         f"code        {', '.join(f'{k} {v}' for k, v in r['code'].items())}",
         f"ledger      line {ledger['line']} of {ledger['time']}, hash {ledger['hash']}",
         f"            head {ledger['head']}{', signed' if ledger['signed'] else ''}",
-        "", "Guards", *(f"  {g['name']}: {g['state']}: {g['detail']}" for g in r["guards"]),
-        "", "Measured, with 95 % intervals over records", *metric_lines(r["metrics"]),
-        "", f"Attacks tried, {_ATTACKS}",
-        *attack_lines(r["metrics"]["membership"]),
-        "", "What still holds the data", *(f"  {a['what']}: {a['name']}: {a['holds']}" for a in r["artefacts"]),
     ]  # fmt: skip
-    if r["notes"]:
-        lines += ["", "What the numbers are no evidence of", *(f"  {n}" for n in r["notes"])]
-    if r["warnings"]:
-        lines += ["", "Warnings", *(f"  {w}" for w in r["warnings"])]
-    if r["since"]:
-        lines += ["", "Since", *(f"  {x['time']}, line {x['line']}: {said(x)}" for x in r["since"])]
-    if r["purged"]:
-        lines += ["", f"Purged in line {r['purged']}: the hashes below can no longer be tied to records."]
-    lines += ["", f"Records, {r['hashing']}", *(f"  {h}" for h in r["hashes"]), ""]
-    return "\n".join(lines)
+    purged = f"Purged in line {r['purged']}: the hashes below can no longer be tied to records."
+    sections = _sections(
+        {
+            "Guards": [f"  {g['name']}: {g['state']}: {g['detail']}" for g in r["guards"]],
+            "Measured, with 95 % intervals over records": metric_lines(r["metrics"]),
+            f"Attacks tried, {_ATTACKS}": attack_lines(r["metrics"]["membership"]),
+            "What still holds the data": [f"  {a['what']}: {a['name']}: {a['holds']}" for a in r["artefacts"]],
+            "What the numbers are no evidence of": [f"  {n}" for n in r["notes"]],
+            "Warnings": [f"  {w}" for w in r["warnings"]],
+            "Since": [f"  {x['time']}, line {x['line']}: {said(x)}" for x in r["since"]],
+            f"Records, {r['hashing']}": [f"  {purged}"] * bool(r["purged"]) + [f"  {h}" for h in r["hashes"]],
+        }
+    )
+    return _closed("\n".join([*lines, "", sections]))
+
+
+def _settings(model: Mapping[str, Any], when: str) -> list[str]:
+    """Return the second line of a model; receipts of earlier versions have none."""
+    found = model.get(f"{when}_settings")
+    return [f"            config, tokenizer and what else it reads, SHA-256 {found}"] if found else []
+
+
+def _closed(text: str) -> str:
+    above = f"{text}\n\n"
+    return f"{above}{_HASH}{hashlib.sha256(above.encode()).hexdigest()}\n"
+
+
+def place_on(text: str) -> dict[str, str] | None:
+    """Return the ``hash`` of the line of a page and its ``head``; None when its last line is not the hash of the rest.
+
+    Raises
+    ------
+    ValueError
+        When it is no page of a receipt.
+    """
+    if not text.startswith(_TITLE):
+        raise ValueError("no page of a receipt")
+    if f"{text.strip()}\n" != _closed(text.strip().rpartition("\n")[0].rstrip()):
+        return None
+    return dict(re.findall(r"^(?:ledger .*, | +)(hash|head) ([0-9a-f]{64})", text, re.MULTILINE))
 
 
 def is_forgotten(verdict: str) -> bool:
     """Whether a verdict is that no attack finds the records; what was not measured, or is meaningless, is not."""
-    return verdict.startswith("none of ")
+    return verdict.startswith(("none of ", "forgotten"))
 
 
 def in_short(verdict: str) -> str:
@@ -116,7 +162,10 @@ def in_short(verdict: str) -> str:
     if verdict.startswith("not measured"):
         return "forgetting not measured"
     words = verdict.partition(";")[0]
-    return f"not forgotten: {words.removeprefix('no: ')}" if words.startswith("no: ") else words
+    if words.startswith("no: "):  # as ledgers of earlier versions say it
+        return f"not forgotten: {words.removeprefix('no: ')}"
+    first = words.partition(":")[0]
+    return first if first in ("forgotten", "still known", "not shown", UNMEASURABLE) else words
 
 
 def said(row: Mapping[str, Any]) -> str:
@@ -221,23 +270,34 @@ def purge_page(found: Mapping[str, Any]) -> str:
     return f"Request {found['request']}: {gone}; ledger line {found['ledger']}\n  {found['note']}"
 
 
-def _place(line: int | None) -> str:
-    return "" if line is None else f", ledger line {line}"
-
-
 def list_page(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return one line a request."""
-    lines = [
-        f"  {r['request']}  {r['status']}, {r['forgotten'] + ', ' if r['forgotten'] else ''}"
-        f"{r['model']} -> {r['out'] or 'no model'}{', purged' if r['purged'] else ''}{_place(r['line'])}"
-        for r in rows
-    ]  # fmt: skip
+    lines = []
+    for r in rows:
+        parts = [
+            r["status"] + (f" ({r['why']})" if r["why"] else ""),
+            r["forgotten"],
+            f"{r['model']} -> {r['out'] or 'no model'}",
+            "purged" if r["purged"] else None,
+            None if r["line"] is None else f"ledger line {r['line']}",
+        ]
+        lines.append(f"  {r['request']}  {', '.join(part for part in parts if part)}")
     return "\n".join(["Requests", *(lines or ["  none yet"])])
 
 
 def verify_page(found: Mapping[str, Any]) -> str:
     """Return what a check of the ledger found."""
+    model = found["model"]
+    if found["broken"]:
+        return f"broken at line {found['broken']}: {found['reason']}\n  {found['lines']} lines"
     kept = "signed" if found["signed"] else "unsigned: whoever may write the file can write the whole chain anew"
-    if found["intact"]:
-        return f"{found['lines']} lines, all hold; {kept}\n  head {found['head']}"
-    return f"broken at line {found['broken'] or 'of the receipt'}: {found['reason']}\n  {found['lines']} lines"
+    lines = [f"{found['lines']} lines, all hold; {kept}", f"  head {found['head']}"]
+    if found["receipt"]:
+        lines.append(f"  the receipt says what line {found['receipt']} and what followed say")
+    if model:
+        other = "and all other files" if model["settings"] else "(its line is older and tells of no other files)"
+        lines.append(
+            f"  {model['name']} is what line {model['line']} wrote, weights {other}: request "
+            f"{model['request']}, {model['status']}, {in_short(model['forgotten'])}"
+        )
+    return "\n".join([f"refused: {found['reason']}"] * bool(found["reason"]) + lines)
