@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import types
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import TrainingArguments
 
 from tiny_trainer import data, make, tiny, weights
 from upright.contract import InputError
-from upright.language import references
+from upright.language import adapters, references
 
 
 def run(folder, loss, **options):
@@ -115,9 +117,18 @@ def lora(**changes):
     return peft.LoraConfig(**{"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], **changes})
 
 
-CHECKPOINTED = {
-    "activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}, "learning_rate": 0.5,
-}  # fmt: skip
+NAME = (
+    "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"
+)  # transformers 5.0 to 5.17
+CHECKPOINTED = {f"{NAME}_checkpointing": True, f"{NAME}_checkpointing_kwargs": {"use_reentrant": True}}
+CHECKPOINTED |= {"learning_rate": 0.5}
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_the_old_name_of_checkpointing_is_read(on):
+    """Every trainer died of `'TrainingArguments' object has no attribute 'activation_checkpointing'`."""
+    assert adapters.recomputes(types.SimpleNamespace(gradient_checkpointing=on)) is on
+    assert adapters.recomputes(types.SimpleNamespace(activation_checkpointing=on, gradient_checkpointing=None)) is on
 
 
 @OLD_NAME

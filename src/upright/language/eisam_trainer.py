@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from upright.contract import InputError, NonNegativeInt, PositiveInt, Range, accepted, reading
-from upright.language.adapters import adapted
+from upright.language.adapters import adapted, recomputes
 from upright.language.callbacks import GradientGuard, NumberGuard
 from upright.language.encoding import Encoded, collate
 from upright.language.logprobs import sample_means, token_log_probs
@@ -150,7 +150,7 @@ class EISAMTrainer(Trainer):
         self._keys["item counts"] = digest_of(self.item_count)
         self._seed = int(args.seed if args.data_seed is None else args.data_seed)
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
-        model = adapted(model, peft_config, seed=self._seed, checkpointing=bool(args.activation_checkpointing))
+        model = adapted(model, peft_config, seed=self._seed, checkpointing=recomputes(args))
         _train_in_float32(model)
         # In float16 a scaler skips steps whose gradients are not finite; elsewhere they end the run.
         watch = [_Epoch(self), GradientGuard(), *([] if args.fp16 else [NumberGuard()])]

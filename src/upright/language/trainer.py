@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from upright.contract import InputError, stream
-from upright.language.adapters import adapted
+from upright.language.adapters import adapted, recomputes
 from upright.language.callbacks import Epochs, GradientGuard, NumberGuard, UtilityFloor, UtilityGuard
 from upright.language.encoding import Encoded, Scope
 from upright.language.losses import control_vector, dual_step
@@ -154,7 +154,7 @@ class UnlearnTrainer(Trainer):
         watch += [guard] if check_gradients else []
         watch += [UtilityGuard(self, stop)] if stop is not None else []
         super().__init__(
-            model=adapted(model, peft_config, seed=self._seed, checkpointing=bool(args.activation_checkpointing)),
+            model=adapted(model, peft_config, seed=self._seed, checkpointing=recomputes(args)),
             args=args, data_collator=PairCollator(self.forget, kept, self.alternatives, self.pad, scope),
             train_dataset=PairDataset(len(self.forget)), processing_class=processing_class,
             callbacks=[*(callbacks or ()), *watch], **trainer,
