@@ -119,7 +119,7 @@ def lora(**changes):
 
 NAME = (
     "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"
-)  # transformers 5.0 to 5.17
+)  # before 5.18
 CHECKPOINTED = {f"{NAME}_checkpointing": True, f"{NAME}_checkpointing_kwargs": {"use_reentrant": True}}
 CHECKPOINTED |= {"learning_rate": 0.5}
 

@@ -27,6 +27,7 @@ __all__ = ["Objective", "View", "forward", "objective_of", "record_losses", "sam
 _EXTRA: Mapping[str, Mapping[str, Any]] = {
     "rmu": {"layer": 7, "scale": 2.0, "law": "sphere"},
     "pdu": {"epsilon": None, "dual_step": 1.0, "warmup": 5},
+    "jensun": {"refusal": "I don't know."},
 }
 """Options of a loss that are no arguments of its function."""
 
@@ -72,15 +73,17 @@ class Objective:
 
 def _partner(loss: str, retain_loss: str | None, has_retain: bool) -> tuple[str, str | None]:
     """Return the names of forget and retain loss."""
-    pair = PAIRS.get(loss)
-    forget = pair[0] if pair else loss
+    forget, retain = PAIRS.get(loss, (loss, "nll"))
+    if loss == "ga":
+        if retain_loss not in ("auto", None):
+            got = f"'ga' with retain_loss = {retain_loss!r}"
+            raise InputError(got, "ga without a retain loss", "take 'grad_diff': gradient ascent with a retain loss")
+        return forget, None
     if not has_retain:
-        if pair and loss != "rmu":
+        if loss not in LOSSES:
             raise InputError(f"loss {loss!r} without retain records", "retain records", "pass retain=, or take 'ga'")
         return forget, None
-    if retain_loss == "auto":
-        return forget, pair[1] if pair else "nll"
-    return forget, retain_loss
+    return forget, retain if retain_loss == "auto" else retain_loss
 
 
 def objective_of(
@@ -94,13 +97,14 @@ def objective_of(
     loss : str
         A forget loss of `LOSSES` or a pair of `PAIRS`.
     retain_loss : str or None
-        ``"auto"``: that of the pair, ``nll`` for others. None leaves the term out.
+        ``"auto"``: that of the pair, none for ``ga``, ``nll`` for others. None leaves the term out.
     has_retain : bool
         Without retain records there is no retain term.
     gamma, alpha : float
     options : mapping, optional
-        Factors of either loss, for example ``{"beta": 0.1}``; ``rmu`` also takes ``layer``, ``scale``, ``law`` and
-        ``pdu`` ``epsilon`` (needed), ``dual_step`` and ``warmup`` (epochs).
+        Factors of either loss, for example ``{"beta": 0.1}``. ``rmu`` also takes ``layer``, ``scale``, ``law``;
+        ``pdu`` ``epsilon`` (largest retain loss that is allowed; None: 1.1 times that before training), ``dual_step``,
+        ``warmup`` (epochs); ``jensun`` ``refusal``, a text or token ids.
 
     Raises
     ------
@@ -116,7 +120,9 @@ def objective_of(
         raise InputError(f"retain_loss = {retain!r}", f"'auto', {', '.join(kept)} or None", "choose one of these")
     if (retain == "rmu_retain" and forget != "rmu") or (forget == "rmu" and retain not in (None, "rmu_retain")):
         got = f"{forget!r} with {retain!r}"
-        raise InputError(got, "rmu with rmu_retain, other losses with nll or kl", "leave retain_loss='auto'")
+        raise InputError(
+            got, "rmu with rmu_retain, other losses with nll, kl or jensen_shannon", "leave retain_loss='auto'"
+        )
     for name, value in (("gamma", gamma), ("alpha", alpha)):
         if not 0 <= value < float("inf"):
             raise InputError(f"{name} = {value}", "a finite number of at least 0", f"change {name}")
@@ -125,11 +131,6 @@ def objective_of(
         accepted = ", ".join(full) or "no options"
         raise InputError(f"option {odd[0]!r} of loss {loss!r}", accepted, "correct its name or leave it out")
     full |= dict(options or {})
-    if forget == "pdu" and retain is not None and full["epsilon"] is None:
-        raise InputError(
-            "pdu without epsilon", "the largest retain loss that is allowed, above 0",
-            "pass loss_options={'epsilon': ...}, for example 1.1 times the retain loss before training",
-        )  # fmt: skip
     return Objective(loss, forget, retain, gamma, alpha, full)
 
 

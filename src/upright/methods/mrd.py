@@ -109,8 +109,8 @@ _CHOSEN_BY = ("forget_gap", "forget_probability", "retain_probability", "retain_
 class MRDConfig(Config):
     """Scoring, sampling and the base loss."""
 
-    loss: Literal["ga", "npo", "simnpo", "wga", "satimp", "ce_u"] = "npo"
-    """Base loss of the records to forget."""
+    loss: Literal["ga", "grad_diff", "npo", "jensun", "pdu", "simnpo", "wga", "satimp", "ce_u"] = "npo"
+    """Base loss of the records to forget; `ga` has no retain loss, `grad_diff` is gradient ascent with one."""
     beta: PositiveFloat | None = None
     """Factor inside `npo` (0.1), `simnpo` (4.5) and `wga` (1); none takes the published one."""
     gamma: NonNegativeFloat = 1.0
