@@ -15,6 +15,8 @@ from tiny_trainer import data, make, tiny, weights
 from upright.contract import InputError
 from upright.language import adapters, references
 
+pytestmark = pytest.mark.filterwarnings("ignore:nothing is forgotten")  # runs of a few steps
+
 
 def run(folder, loss, **options):
     one = make(folder, loss, **options)
@@ -117,9 +119,7 @@ def lora(**changes):
     return peft.LoraConfig(**{"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], **changes})
 
 
-NAME = (
-    "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"
-)  # before 5.18
+NAME = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"  # before 5.18
 CHECKPOINTED = {f"{NAME}_checkpointing": True, f"{NAME}_checkpointing_kwargs": {"use_reentrant": True}}
 CHECKPOINTED |= {"learning_rate": 0.5}
 

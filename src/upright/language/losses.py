@@ -331,10 +331,10 @@ def jensun(
 ) -> Tensor:  # fmt: skip
     r"""``mean_t JS(p(. | y_<t), onehot(r_t)) = mean_t log 2 + (q log q - (1 + q) log(1 + q)) / 2``, q = p(r_t | y_<t).
 
-    Shape (B,), in [0, log 2]: 0 where the refusal is certain, log 2 where it cannot be said. *Reconstructed* from
-    the abstract and a summary. D1: the contexts ``y_<t`` are those of the answer to be forgotten, so each
-    of its tokens loses probability. D2: ``r_t`` is token t of the refusal and, after its end, its last one. D3: the mean
-    over tokens, and the factor 1 of both sides, are ours.
+    Shape (B,), in [0, log 2]: 0 where the refusal is certain, log 2 where it cannot be said. *Reconstructed* from the
+    abstract and a summary. D1: the contexts ``y_<t`` are those of the answer to be forgotten, so that each of its
+    tokens loses probability. D2: ``r_t`` is token t of the refusal and, after its end, its last one. D3: the mean over
+    tokens, and the factor 1 of both sides, are ours.
 
     Parameters
     ----------

@@ -131,6 +131,9 @@ def objective_of(
         accepted = ", ".join(full) or "no options"
         raise InputError(f"option {odd[0]!r} of loss {loss!r}", accepted, "correct its name or leave it out")
     full |= dict(options or {})
+    if forget == "pdu" and retain not in (None, "nll") and full["epsilon"] is None:
+        got = f"pdu with retain_loss = {retain!r} and without epsilon"
+        raise InputError(got, "a bound above 0", "pass loss_options={'epsilon': ...}: it is measured for nll alone")
     return Objective(loss, forget, retain, gamma, alpha, full)
 
 

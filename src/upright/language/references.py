@@ -32,6 +32,7 @@ __all__ = [
     "cached_sums",
     "cached_tensors",
     "checksum",
+    "digest_of",
     "frozen_copy",
     "mean_nll",
     "model_key",
@@ -75,6 +76,11 @@ def records_key(encoded: Sequence[Encoded]) -> str:
     """SHA-256 over tokens and starts of records in order; 64 hex digits."""
     rows = [[one.start, *one.ids] for one in encoded]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def digest_of(values: Any) -> str:
+    """SHA-256 over float64 numbers; empty for None."""
+    return "" if values is None else hashlib.sha256(np.asarray(values, dtype=np.float64).tobytes()).hexdigest()
 
 
 def sums_key(model: Any, encoded: Sequence[Encoded], scope: Scope, tag: str = "") -> str:
