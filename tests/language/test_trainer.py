@@ -367,7 +367,7 @@ def test_every_phase_reports_its_device(tmp_path, bf16):
         return np.ones(10)
 
     one = run(tmp_path, "npo", sampling="mrd", scoring=score, args={"bf16": bf16})
-    assert one.devices == dict.fromkeys(("reference", "scoring", "training"), "cpu")
+    assert one.devices == dict.fromkeys(("measuring", "reference", "scoring", "training"), "cpu")
     assert narrow == [False]
     if bf16:
         whole = run(tmp_path, "npo", sampling="mrd", scoring=score)

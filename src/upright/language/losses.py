@@ -28,28 +28,9 @@ from upright.contract import InputError
 from upright.language.logprobs import IGNORE, answer_mask, over_answers, sample_means, sample_sums
 
 __all__ = [
-    "LOSSES",
-    "PAIRS",
-    "Loss",
-    "ce_u",
-    "control_vector",
-    "dpo",
-    "dual_step",
-    "ga",
-    "jensen_shannon",
-    "jensun",
-    "kl",
-    "nll",
-    "npo",
-    "pdu",
-    "rmu_forget",
-    "rmu_retain",
-    "satimp",
-    "simnpo",
-    "token_mean",
-    "undial",
-    "wga",
-]
+    "LOSSES", "PAIRS", "Loss", "ce_u", "control_vector", "dpo", "dual_step", "ga", "jensen_shannon", "jensun", "kl",
+    "nll", "npo", "pdu", "rmu_forget", "rmu_retain", "satimp", "simnpo", "token_mean", "undial", "wga",
+]  # fmt: skip
 
 _NEVER = -1e9  # for the logarithm of 0: its product with 0 is a number, and so is its gradient
 _TINY = 1e-12  # below, 2 / beta times a logarithm has no digits left

@@ -178,7 +178,7 @@ class UnlearnTrainer(Trainer):
     unmoved : str
         Why nothing moved, where `moved` is below 0.01 and records were left to forget; empty elsewhere.
     devices : dict of str to str
-        On which device each phase ran: ``reference``, ``scoring``, ``training``.
+        On which device each phase ran: ``measuring``, ``reference``, ``scoring``, ``training``.
     difficulty_history : list of (int, ndarray of shape (n,))
         Epoch and MRD of every scoring.
     schedule : Schedule
@@ -298,8 +298,9 @@ class UnlearnTrainer(Trainer):
 
     def prepare_epoch(self, epoch: int) -> None:
         """Score what is due before an epoch, in the precision of the weights: bfloat16 would round the noise away."""
-        self._at("scoring")
         self.schedule.prepare(epoch, self.model)
+        if self.schedule.history or self.schedule.targets is not None:
+            self._at("scoring")
 
     @property
     def difficulty_history(self) -> list[tuple[int, Any]]:
@@ -416,7 +417,6 @@ class UnlearnTrainer(Trainer):
             self.alpha = float(self.objective.alpha)
             self._before = self._losses()
             self._measure_bound()
-            self._at("scoring")
             self.schedule.start(model)
         try:
             done = super().train(folder, *args, **kwargs)
@@ -428,6 +428,7 @@ class UnlearnTrainer(Trainer):
 
     def _losses(self) -> Tensor:
         """Return the loss per token of the records that are looked at, float64 of shape (at most 64,)."""
+        self._at("measuring")
         few = self.forget[:_LOOKED_AT]
         batch = self.args.per_device_eval_batch_size
         return mean_nll(self.model, few, pad=self.pad, scope=self.args.scope, batch_size=batch)
@@ -461,7 +462,6 @@ class UnlearnTrainer(Trainer):
         self.epsilon = float(agree([-1.1 * float(sums.sum()) / int(counts.sum())])[0])
 
     def _prepare_reference(self) -> None:
-        self._at("reference")
         with self.accelerator.autocast():
             self.reference.prepare(
                 self.model,
@@ -473,6 +473,8 @@ class UnlearnTrainer(Trainer):
                 write=self.args.should_save,
                 tag=f"{self.accelerator.mixed_precision} ",
             )
+        if self.reference.keys:
+            self._at("reference")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.args.should_save:
