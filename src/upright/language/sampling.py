@@ -339,18 +339,17 @@ class Schedule:
         pad: int,
     ) -> None:
         self.forget, self.args, self.seed, self.pad = forget, args, seed, pad
-        given, start = getattr(difficulty, "mrd", difficulty), {"weights": weights, "targets": targets}
-        self._given, self.targets, self.difficulty = (
-            None if one is None else np.asarray(one, dtype=np.float64) for one in (weights, targets, given)
-        )
-        for name, value in {**start, "difficulty": given}.items():
-            if value is not None and np.shape(value) != (len(forget),):
-                got = f"{name} of shape {np.shape(value)}"
+        arrays = {"weights": weights, "targets": targets, "difficulty": getattr(difficulty, "mrd", difficulty)}
+        held = {name: None if one is None else np.asarray(one, dtype=np.float64) for name, one in arrays.items()}
+        for name, one in held.items():
+            if one is not None and one.shape != (len(forget),):
+                got = f"{name} of shape {one.shape}"
                 raise InputError(got, f"shape ({len(forget)},)", "give one number a forget record")
+        self._given, self.targets, self.difficulty = held.values()
         if self.targets is not None and bool(np.isnan(self.targets).any()):
             raise InputError("targets with NaN", "a mean loss per token, inf where there is none", "replace NaN by inf")
         self.by = args.sampling if weights is None else "weights"
-        if self.by != "mrd" and (given is not None or args.refresh):
+        if self.by != "mrd" and (self.difficulty is not None or args.refresh):
             got = f"difficulty or refresh with {'weights' if weights is not None else f'sampling={self.by!r}'}"
             raise InputError(got, "sampling='mrd'", "set it, or leave both out")
         if targets is not None and self.by == "shuffle":
