@@ -218,7 +218,7 @@ class UnlearnTrainer(Trainer):
         if odd := sorted(set(trainer) - {"optimizers", "optimizer_cls_and_kwargs"}):
             todo = "leave it out; stop=UtilityFloor(...) and callbacks see the model"
             raise InputError(f"{odd[0]} for UnlearnTrainer", "optimizers, optimizer_cls_and_kwargs", todo)
-        self.objective = _objective(args, processing_class, bool(retain))
+        self.objective: Objective = _objective(args, processing_class, bool(retain))
         self.forget, self.retain, self.alternatives = list(forget), list(retain or ()), list(alternatives or ())
         self._refuse_records()
         self._keys = [records_key(side) for side in (self.forget, self.retain, self.alternatives)]
