@@ -1,4 +1,4 @@
-"""The published studies of MRD: GA, NPO and SimNPO on 40 authors of TOFU, with a model taught from scratch.
+"""The published studies of MRD: GradDiff, NPO and SimNPO on 40 authors of TOFU, with a model taught from scratch.
 
     python benchmarks/study_mrd.py WORK_FOLDER [NAME ...]
 
@@ -38,7 +38,7 @@ FEW = ["uniform", "mrd", "loss", "random", "original", "retrain"]
 #: name, settings, arms (None: all), learning rates to choose from: finer where a loss goes over the edge at once
 LOSSES: dict[str, tuple[dict[str, Any], list[str] | None, tuple[float, ...]]] = {
     "mrd-tofu-npo": ({"loss": "npo"}, None, (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)),
-    "mrd-tofu-ga": ({"loss": "ga"}, FEW, (2e-5, 3e-5, 4e-5, 5e-5, 6e-5, 8e-5, 1e-4)),
+    "mrd-tofu-grad_diff": ({"loss": "grad_diff"}, FEW, (2e-5, 3e-5, 4e-5, 5e-5, 6e-5, 8e-5, 1e-4)),
     "mrd-tofu-simnpo": ({"loss": "simnpo", "gamma": 0.125}, FEW, (1e-4, 3e-4, 5e-4, 7e-4, 1e-3, 3e-3)),
 }
 

@@ -3,13 +3,12 @@
 import tempfile
 
 import numpy as np
-from transformers import TrainingArguments
 
 from upright.data.forget import tofu_records
 from upright.language.encoding import encode_all
 from upright.language.evaluation import Speaker
 from upright.language.pretraining import teach
-from upright.language.trainer import UnlearnTrainer
+from upright.language.trainer import UnlearnArguments, UnlearnTrainer
 from upright.methods.mrd import mrd
 from upright.models.tiny import tiny_llama, tiny_tokenizer
 
@@ -31,11 +30,11 @@ print(f"MRD from {difficulty.mrd.min():.2f} (hard) to {difficulty.mrd.max():.2f}
       f"split-half reliability {difficulty.reliability:.2f} after {difficulty.probes} pairs of noise")  # fmt: skip
 
 with tempfile.TemporaryDirectory() as folder:
-    trainer = UnlearnTrainer(
-        model, encode_all(tokenizer, forget), encode_all(tokenizer, retain), loss="npo", sampling="mrd",
-        difficulty=difficulty, processing_class=tokenizer,
-        args=TrainingArguments(folder, num_train_epochs=8, per_device_train_batch_size=4, learning_rate=1e-3,
-                               report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True),
+    args = UnlearnArguments(
+        folder, loss="npo", sampling="mrd", num_train_epochs=8, per_device_train_batch_size=4, learning_rate=1e-3,
+        report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
+    sides = encode_all(tokenizer, forget), encode_all(tokenizer, retain)
+    trainer = UnlearnTrainer(model, *sides, args=args, processing_class=tokenizer, difficulty=difficulty)
     trainer.train()
 print(f"after   forget {known(forget):.2f}  retain {known(retain):.2f}")

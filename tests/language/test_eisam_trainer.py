@@ -244,6 +244,7 @@ def test_settings_outside_their_range_are_refused(tmp_path):
     no, far = float("nan"), float("inf")
     bad = {"rho": (-0.1, far), "lam": ("1", no), "gamma": (no,), "share": (0.0, 1.1), "mode": ("shared",)}
     bad |= {"plain_steps": (-1, 0.5), "title_limit": (0,), "adaptive": ("no",)}
+    bad |= {"label_smoothing_factor": (0.1,), "train_sampling_strategy": ("group_by_length",)}  # ignored in silence
     for name, values in bad.items():
         for value in values:
             with pytest.raises(InputError, match=f"{name} = {value!r}"):

@@ -41,6 +41,12 @@ def batch(seed, b=3, t=6, v=5):
 
 
 def evaluate(name, x, **options):
+    if name == "jensun":
+        options.setdefault("refusal", (1, 2))
+    return _evaluate(name, x, **options)
+
+
+def _evaluate(name, x, **options):
     """Call a loss of the registry by what it says it needs; the model's tensors are x["logits"] and x["hidden"]."""
     loss = ul.LOSSES[name]
     if loss.reads == "hidden":
@@ -118,6 +124,48 @@ def test_losses_of_logits_by_hand():
     near(ul.pdu(logits, FIRST), [4.0])
     assert ul.dual_step(1.0, 0.5, epsilon=0.3, step=2.0) == pytest.approx(1.4)
     assert ul.dual_step(0.1, 0.0, epsilon=0.3) == 0.0
+
+
+def divergence(p, q):
+    """Jensen-Shannon by its definition, in nats."""
+    middle = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+    return sum(a * math.log(a / m) / 2 for one in (p, q) for a, m in zip(one, middle, strict=True) if a)
+
+
+def test_jensen_shannon_by_hand():
+    # catches: KL for Jensen-Shannon, a factor 2, the answer's own token or that of another place as the target
+    own, ref = row(0.8, 0.1, 0.1), row(0.25, 0.25, 0.5)
+    near(ul.jensen_shannon(own, ref, FIRST), [divergence([0.8, 0.1, 0.1], [0.25, 0.25, 0.5])])
+    for token, onehot in enumerate(([1, 0, 0], [0, 1, 0], [0, 0, 1])):
+        near(ul.jensun(own, FIRST, refusal=[token, 0]), [divergence([0.8, 0.1, 0.1], onehot)])
+    three = torch.cat([own[:, :1], ref[:, :1], own[:, :1], own[:, :1]], dim=1)
+    parts = [
+        divergence([0.8, 0.1, 0.1], [0, 1, 0]),
+        *(divergence(p, [1, 0, 0]) for p in ([0.25, 0.25, 0.5], [0.8, 0.1, 0.1])),
+    ]
+    near(ul.jensun(three, torch.tensor([[-100, 0, 1, 2]]), refusal=[1, 0]), [sum(parts) / 3])
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.floats(0.0, 200.0))
+def test_both_sides_of_jensun_are_bounded(seed, scale):
+    # catches: a loss without bound, which destroys the model (gradient ascent), and a gradient that is not finite
+    x = batch(seed)
+    leaf = (scale * x["logits"]).requires_grad_()
+    for name in ("jensun", "jensen_shannon"):
+        value = evaluate(name, {**x, "logits": leaf, "other": scale * x["other"]})
+        assert ((value >= -1e-12) & (value <= math.log(2) + 1e-12)).all()
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        assert torch.isfinite(gradient).all()
+        assert float(gradient.abs().sum(dim=(1, 2)).max()) <= 1.0
+    same = evaluate("jensen_shannon", {**x, "other": x["logits"]})
+    torch.testing.assert_close(same, torch.zeros_like(same), rtol=0, atol=1e-12)
+    # the ends: a refusal that is certain, a refusal that cannot be said, two models without a word in common
+    labels, sure = torch.tensor([[-100, 0, 0]]), torch.full((1, 3, 4), -torch.inf, dtype=torch.float64)
+    sure[..., 1] = 0.0
+    near(ul.jensun(sure, labels, refusal=[1]), [0.0])
+    near(ul.jensun(sure, labels, refusal=[2]), [math.log(2)])
+    near(ul.jensen_shannon(sure, sure.roll(1, 2), labels), [math.log(2)])
 
 
 def test_losses_of_hidden_states_by_hand():
@@ -442,6 +490,7 @@ def test_control_vectors_are_reproducible_and_uniform_over_directions():
             lambda: ul.rmu_retain(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4), MASK[:1, :2]),
             "reference of shape (1, 2, 4)",
         ),
+        (lambda: ul.jensun(row(0.5, 0.5), FIRST), "jensun without a refusal"),
         (lambda: ul.control_vector(3, scale=0.0, generator=torch.Generator()), "scale = 0.0"),
         (lambda: ul.control_vector(3, scale=1.0, generator=torch.Generator(), law="cube"), "law = 'cube'"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import types
 
@@ -9,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, logsigmoid
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from tiny_trainer import arguments, data, make, tiny, weights
 from upright.contract import InputError
-from upright.language import callbacks, objectives, references, trainer
+from upright.language import objectives, references, trainer
 from upright.language.sampling import draws, partners, sampling_weights, shuffle_order
 from upright.language.trainer import UnlearnTrainer
 
+pytestmark = pytest.mark.filterwarnings("ignore:nothing is forgotten")  # runs of a few steps
 LOSSES = ["ga", "npo", "simnpo", "idk_dpo", "wga", "satimp", "undial", "ce_u", "pdu", "rmu", "grad_diff",
-          "grad_diff_kl"]  # fmt: skip
+          "grad_diff_kl", "jensun"]  # fmt: skip
 
 
 def run(folder, loss, **options):
@@ -168,7 +170,7 @@ def test_tau_0_is_uniform_to_the_bit(tmp_path):
 
 def test_given_weights_decide_what_is_drawn(tmp_path):
     # catches weights that are read as difficulty, and a record of weight 0 that is trained
-    seen = watched(make(tmp_path, "ga", sampling=np.eye(10)[4], args={"max_steps": 3}))
+    seen = watched(make(tmp_path, "ga", weights=np.eye(10)[4], args={"max_steps": 3}))
     assert {i for i, *_ in seen} == {4}
 
 
@@ -286,13 +288,91 @@ def test_a_utility_floor_ends_the_run_in_order(tmp_path):
         asked.append(model.training)
         return {"utility": 0.9 - 0.1 * len(asked)}
 
-    stop = callbacks.UtilityFloor(check, {"utility": 0.65}, every=2)
+    stop = trainer.UtilityFloor(check, {"utility": 0.65}, every=2)
     one = run(tmp_path, "npo", stop=stop, args={"max_steps": 20})
     assert one.state.global_step == 6
     assert [line["step"] for line in one.guard_history] == [2, 4, 6]
     assert one.stopped == "utility = 0.6 below its floor at step 6"
     assert asked == [False] * 3
     assert stop.below({"utility": float("nan")}) == stop.below({}) == ["utility"]
+
+
+# -- what each loss stands for, and whether it moved anything --------------------------------------------------------
+
+
+def test_gradient_ascent_has_no_retain_loss(tmp_path):
+    """`ga` with retain records was GradDiff: their loss was added with weight 1."""
+    with_retain, without = (run(tmp_path, "ga", retain=retain) for retain in (True, False))
+    assert torch.equal(weights(with_retain.model), weights(without.model))
+    assert with_retain.objective.retain is None
+
+
+@pytest.mark.filterwarnings("error:nothing is forgotten")
+@pytest.mark.parametrize(
+    ("loss", "retain", "rate", "why"),
+    [
+        ("grad_diff", True, 0.05, "forget and retain loss cancel"),
+        ("npo", False, 1e-7, "raise the learning rate"),
+        ("ga", False, 0.05, ""),
+    ],
+)
+def test_a_run_that_moved_nothing_says_so(tmp_path, loss, retain, rate, why):
+    """A run whose forget and retain gradients cancel ended without a word and the request was called done."""
+    args = {"per_device_train_batch_size": 10, "learning_rate": rate, "max_steps": 4}
+    one = make(tmp_path, loss, args=args, retain=data()[1] if retain else False)  # the records to forget themselves
+    with contextlib.nullcontext() if not why else pytest.warns(UserWarning, match=why):
+        one.train()
+    assert (one.moved < 0.01) == bool(why)
+    assert why in one.unmoved
+    assert bool(why) == bool(one.unmoved)
+
+
+def test_the_bound_of_pdu_is_measured_before_training(tmp_path):
+    """PDU could not be used without a bound that nobody knows before training."""
+    one = run(tmp_path, "pdu", loss_options={"warmup": 0})
+    kept = [data()[2][j] for j in partners(7, 3, 0, 10).tolist()]
+    costs = [cost(tiny(), record) for record in kept]
+    mean = sum(float(c.detach()) for c, _ in costs) / sum(n for _, n in costs)
+    assert one.epsilon == pytest.approx(1.1 * mean, rel=1e-5)
+    assert one.state.log_history[0]["alpha"] < 1.0  # the retain loss is below its bound
+
+
+def test_jensun_teaches_the_refusal_in_place_of_the_answer(tmp_path):
+    # catches: a refusal that is not given by the end of sequence, a retain side that is not 0 at the start
+    args = {"max_steps": 30, "learning_rate": 0.02, "optim": "adamw_torch"}
+    one = run(tmp_path, "jensun", loss_options={"refusal": "quiet"}, args=args)
+    first, *_, last = [line for line in one.state.log_history if "forget_loss" in line]
+    assert first["forget_loss"] <= np.log(2)
+    assert first["retain_loss"] == pytest.approx(0.0, abs=1e-6)
+    assert last["forget_loss"] < 0.3 * first["forget_loss"]
+    said = [row[-1] for row in _greedy(one.model, data()[1][:4])]
+    assert said == [one.objective.options["refusal"][0]] * 4
+    assert one.objective.options["refusal"][-1] == data()[0].eos_token_id
+
+
+def _greedy(model, encoded):
+    """The first token that a model writes after each prompt."""
+    for record in encoded:
+        ids = torch.tensor([record.ids[: record.start]])
+        yield [*ids[0].tolist(), int(model.eval()(input_ids=ids).logits[0, -1].argmax())]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_every_phase_reports_its_device(tmp_path, bf16):
+    """Nobody was told where a phase ran, and difficulty was scored under bfloat16, which rounds its noise away."""
+    narrow = []
+
+    def score(model):
+        narrow.append(torch.is_autocast_enabled("cpu"))
+        return np.ones(10)
+
+    one = run(tmp_path, "npo", sampling="mrd", scoring=score, args={"bf16": bf16})
+    assert one.devices == dict.fromkeys(("measuring", "reference", "scoring", "training"), "cpu")
+    assert narrow == [False]
+    if bf16:
+        whole = run(tmp_path, "npo", sampling="mrd", scoring=score)
+        moved = weights(whole.model) - weights(tiny())
+        assert 0 < (weights(one.model) - weights(whole.model)).norm() < 0.05 * moved.norm()
 
 
 # -- settings -------------------------------------------------------------------------------------------------------
@@ -302,6 +382,7 @@ def test_a_utility_floor_ends_the_run_in_order(tmp_path):
     ("options", "words"),
     [
         ({"loss": "nll"}, "loss = 'nll'"),
+        ({"loss": "ga", "retain_loss": "nll"}, "'ga' with retain_loss = 'nll'"),
         ({"loss": "grad_diff", "retain": False}, "'grad_diff' without retain records"),
         ({"retain_loss": "l2"}, "retain_loss = 'l2'"),
         ({"retain_loss": "rmu_retain"}, "'npo' with 'rmu_retain'"),
@@ -309,14 +390,14 @@ def test_a_utility_floor_ends_the_run_in_order(tmp_path):
         ({"gamma": -1.0}, "gamma = -1"),
         ({"alpha": float("nan")}, "alpha = nan"),
         ({"loss_options": {"betta": 1}}, "option 'betta' of loss 'npo'"),
-        ({"loss": "pdu", "loss_options": None}, "pdu without epsilon"),
+        ({"loss": "pdu", "retain_loss": "kl", "loss_options": None}, "'kl' and without epsilon"),
         ({"loss": "idk_dpo", "alternatives": ()}, "0 alternative answers for 10"),
         ({"sampling": "hard"}, "sampling = 'hard'"),
-        ({"sampling": np.ones(3)}, r"sampling of shape \(3,\)"),
-        ({"sampling": np.zeros(10)}, "weights that sum to 0"),
+        ({"weights": np.ones(3)}, r"weights of shape \(3,\)"),
+        ({"weights": np.zeros(10)}, "weights that sum to 0"),
         ({"sampling": "mrd", "difficulty": np.ones(3)}, r"difficulty of shape \(3,\)"),
         ({"difficulty": np.ones(10)}, "difficulty or refresh with sampling='shuffle'"),
-        ({"sampling": np.ones(10), "refresh": 1}, "with given weights"),
+        ({"weights": np.ones(10), "refresh": 1}, "with weights"),
         ({"sampling": "mrd", "refresh": -1}, "refresh = -1"),
         ({"targets": np.ones(10)}, "targets with sampling='shuffle'"),
         ({"targets": np.full(10, np.nan), "sampling": "uniform"}, "targets with NaN"),
@@ -328,6 +409,35 @@ def test_contradictions_are_refused(tmp_path, options, words):
     # each before a step is taken, with what was got
     with pytest.raises(InputError, match=words):
         make(tmp_path, **{"loss": "npo", **options})
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor = 0.1"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy = 'group_by_length'"),
+        ({"eval_strategy": "epoch"}, "eval_strategy"),
+        ({"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True}, "at_end = True"),
+        ({"floor": 2.0}, r"floor = 2\.0"),
+    ],
+)
+def test_settings_that_trainer_would_ignore_are_refused(tmp_path, args, words):
+    """Label smoothing and grouping by length were ignored in silence; an evaluation died after the first epoch."""
+    with pytest.raises(InputError, match=words):
+        arguments(tmp_path, **args)
+
+
+@pytest.mark.parametrize("name", ["eval_dataset", "compute_loss_func", "data_collator"])
+def test_parameters_of_trainer_that_have_no_meaning_here_are_refused(tmp_path, name):
+    """An `eval_dataset` was taken and killed the run after its first epoch."""
+    with pytest.raises(InputError, match=f"{name} for UnlearnTrainer"):
+        make(tmp_path, "npo", **{name: [1]})
+
+
+def test_plain_arguments_are_refused(tmp_path):
+    # catches: settings of unlearning that would silently take their defaults
+    with pytest.raises(InputError, match="args of type TrainingArguments"):
+        UnlearnTrainer(tiny(), data()[1], args=TrainingArguments(str(tmp_path)), processing_class=data()[0])
 
 
 def test_no_forget_records_and_a_missing_layer_are_refused(tmp_path):
@@ -342,16 +452,7 @@ def test_no_forget_records_and_a_missing_layer_are_refused(tmp_path):
     assert caught.value.accepted == "0 to 0"
     assert "final norm" in caught.value.todo
     with pytest.raises(InputError, match="every = 0"):
-        callbacks.UtilityFloor(dict, every=0)
-
-
-def test_arguments_of_the_user_stay_as_they_are(tmp_path):
-    # catches a shared TrainingArguments that is changed behind the user's back
-    args = arguments(tmp_path, remove_unused_columns=True)
-    tokenizer, forget, retain, _ = data()
-    one = UnlearnTrainer(tiny(), forget, retain, args=args, processing_class=tokenizer, loss="npo")
-    assert args.remove_unused_columns
-    assert not one.args.remove_unused_columns
+        trainer.UtilityFloor(dict, every=0)
 
 
 def test_the_model_keeps_its_cache_for_generation(tmp_path):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import types
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import TrainingArguments
 
 from tiny_trainer import data, make, tiny, weights
 from upright.contract import InputError
-from upright.language import references
+from upright.language import adapters, references
+
+pytestmark = pytest.mark.filterwarnings("ignore:nothing is forgotten")  # runs of a few steps
 
 
 def run(folder, loss, **options):
@@ -37,7 +41,7 @@ def test_reference_sums_are_read_from_the_cache(tmp_path, monkeypatch):
     file = next((tmp_path / "cache").glob("reference-*.safetensors"))
     exact = [-cost(tiny(), one)[0].item() for one in data()[1]]
     np.testing.assert_allclose(first.reference.sums["forget"], exact, rtol=1e-5)
-    monkeypatch.setattr(references, "reference_sums", lambda *a, **k: pytest.fail("computed again"))
+    monkeypatch.setattr(references, "write_tensors", lambda *a, **k: pytest.fail("computed again"))
     second = run(tmp_path / "b", "npo", cache_dir=tmp_path / "cache")
     assert torch.equal(weights(first.model), weights(second.model))
     monkeypatch.undo()
@@ -115,9 +119,16 @@ def lora(**changes):
     return peft.LoraConfig(**{"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], **changes})
 
 
-CHECKPOINTED = {
-    "activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}, "learning_rate": 0.5,
-}  # fmt: skip
+NAME = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"  # before 5.18
+CHECKPOINTED = {f"{NAME}_checkpointing": True, f"{NAME}_checkpointing_kwargs": {"use_reentrant": True}}
+CHECKPOINTED |= {"learning_rate": 0.5}
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_the_old_name_of_checkpointing_is_read(on):
+    """Every trainer died of `'TrainingArguments' object has no attribute 'activation_checkpointing'`."""
+    assert adapters.recomputes(types.SimpleNamespace(gradient_checkpointing=on)) is on
+    assert adapters.recomputes(types.SimpleNamespace(activation_checkpointing=on, gradient_checkpointing=None)) is on
 
 
 @OLD_NAME

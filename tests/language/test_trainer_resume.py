@@ -7,19 +7,19 @@ import functools
 import numpy as np
 import pytest
 import torch
-from transformers import TrainingArguments
 
-from tiny_trainer import Kill, Killed
+from tiny_trainer import Kill, Killed, split
 from upright.contract import InputError
 from upright.data.forget import Record
-from upright.language import resume
+from upright.language import training
 from upright.language.encoding import encode_all
-from upright.language.trainer import UnlearnTrainer
+from upright.language.trainer import UnlearnArguments, UnlearnTrainer
 from upright.models.tiny import tiny_llama, tiny_tokenizer
 
+pytestmark = pytest.mark.filterwarnings("ignore:nothing is forgotten")  # runs of a few steps
 WORDS = ["the", "river", "town", "keeps", "nine", "old", "boats", "and", "one", "quiet", "clock", "under", "a", "hill"]
 RMU = {"loss": "rmu", "loss_options": {"layer": 0, "scale": 1.0}}
-PDU = {"loss": "pdu", "loss_options": {"epsilon": 5.0, "warmup": 0.5}}
+PDU = {"loss": "pdu", "loss_options": {"warmup": 0.5}}  # its bound is measured before
 MRD = {"sampling": "mrd", "refresh": 1, "scoring": {"probes": 2, "check_scaling": False}}
 
 
@@ -49,10 +49,11 @@ def make(folder, *, seed=0, kill=None, forget=None, args=None, **options):
         "num_train_epochs": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
         "learning_rate": 5e-3, "lr_scheduler_type": "cosine", "seed": 3, **(args or {}),
     }  # fmt: skip
+    settings, options = split({"loss": "npo", **options})
+    arguments = UnlearnArguments(output_dir=str(folder), **changes, **settings)
     return UnlearnTrainer(
         tiny(seed), own if forget is None else forget, kept, processing_class=tokenizer,
-        args=TrainingArguments(output_dir=str(folder), **changes), callbacks=[] if kill is None else [Kill(kill)],
-        **{"loss": "npo", **options},
+        args=arguments, callbacks=[] if kill is None else [Kill(kill)], **options,
     )  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def test_a_killed_run_ends_bit_equal(tmp_path, name, at):
     again.train(resume_from_checkpoint=True)
     assert_same(again, whole(name))
     if name == "pdu":
-        assert again.alpha > 1.0
+        assert again.alpha != 1.0
 
 
 def test_the_tests_above_can_fail(tmp_path, monkeypatch):
@@ -117,7 +118,7 @@ def test_the_tests_above_can_fail(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         make(tmp_path, kill=4, **MRD).train()
     again = make(tmp_path, **MRD)
-    monkeypatch.setattr(again.schedule, "load", lambda *_: again.schedule.start(again.model, 8))
+    monkeypatch.setattr(again.schedule, "load", lambda *_: again.schedule.start(again.model))
     again.train(resume_from_checkpoint=True)
     with pytest.raises(AssertionError, match="difficulty"):
         assert_same(again, whole("mrd"))
@@ -210,20 +211,42 @@ def test_another_start_model_is_refused(tmp_path, loss):
         make(tmp_path, seed=1, **options).train(resume_from_checkpoint=True)
 
 
-def test_half_written_checkpoints_are_passed_over(tmp_path):
-    # a kill while a checkpoint is written: the one before is taken, a damaged or foreign one is refused with words
-    make(tmp_path, args={"max_steps": 3}).train()
-    (tmp_path / "checkpoint-3" / "trainer_state.json").unlink()
+TORN = ["model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", training.STATE]
+
+
+def test_a_torn_newest_checkpoint_is_passed_over_and_named(tmp_path):
+    """A checkpoint whose newest files were cut short by a crash ended the run, though a whole one stood beside it."""
+    with pytest.raises(Killed):
+        make(tmp_path, kill=4, **MRD).train()
+    newest, before = tmp_path / "checkpoint-4", tmp_path / "checkpoint-3"
     (tmp_path / "checkpoint-x").mkdir()
-    assert resume.last_complete(tmp_path) == str(tmp_path / "checkpoint-2")
-    file = tmp_path / "checkpoint-2" / resume.STATE
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"checkpoint-2 without a readable upright_state"):
+    for name in TORN:
+        whole_file = (newest / name).read_bytes()
+        (newest / name).write_bytes(whole_file[:-20])
+        with pytest.warns(UserWarning, match=rf"from checkpoint-3: checkpoint-4 \({name}\) not whole"):
+            assert training.last_complete(tmp_path) == str(before)
+        (newest / name).write_bytes(whole_file)
+    assert training.last_complete(tmp_path) == str(newest)
+    (newest / "trainer_state.json").unlink()
+    again = make(tmp_path, **MRD)
+    with pytest.warns(UserWarning, match="not whole"):
+        again.train(resume_from_checkpoint=True)
+    assert_same(again, whole("mrd"))
+
+
+def test_a_checkpoint_that_cannot_be_read_is_refused(tmp_path):
+    # a damaged or foreign one that was named, and none at all
+    make(tmp_path, args={"max_steps": 1}).train()
+    folder = tmp_path / "checkpoint-1"
+    tensors, values = training.read_state(folder)
+    training.write_state(folder, tensors, {**values, "version": 2})
+    with pytest.raises(InputError, match=r"checkpoint-1 of version 2"):
+        training.read_state(folder)
+    (folder / training.STATE).write_bytes(b"")
+    with pytest.raises(InputError, match=r"checkpoint-1 without a readable upright_state"):
+        make(tmp_path).train(resume_from_checkpoint=str(folder))
+    with pytest.raises(InputError, match=r"no complete checkpoint in .* checkpoint-1 \(upright_state.safetensors\)"):
         make(tmp_path).train(resume_from_checkpoint=True)
-    tensors, values = resume.read_state(tmp_path / "checkpoint-3")
-    resume.write_state(tmp_path / "checkpoint-3", tensors, {**values, "version": 2})
-    with pytest.raises(InputError, match=r"checkpoint-3 of version 2"):
-        resume.read_state(tmp_path / "checkpoint-3")
     with pytest.raises(InputError, match="no complete checkpoint in 'empty'"):
         make(tmp_path / "empty").train(resume_from_checkpoint=True)
 
@@ -231,6 +254,6 @@ def test_half_written_checkpoints_are_passed_over(tmp_path):
 def test_checkpoints_hold_no_record(tmp_path):
     # DESIGN, small print: no text that was to be forgotten in our own files; tokens are text as well
     make(tmp_path, args={"max_steps": 1}, **MRD).train()
-    tensors, values = resume.read_state(tmp_path / "checkpoint-1")
-    assert set(tensors) == {"weights", "next_weights", "sums.forget", "difficulty.0"}
+    tensors, values = training.read_state(tmp_path / "checkpoint-1")
+    assert set(tensors) == {"weights", "next_weights", "sums.forget", "difficulty.0", "before"}
     assert all(len(values["settings"][name]) == 64 for name in ("forget records", "retain records"))

@@ -15,11 +15,10 @@ import pytest
 WORKER = r"""
 import json, os, sys
 import numpy as np, torch
-from transformers import TrainingArguments
 from upright.data.forget import Record
 from upright.language.eisam_trainer import EISAMArguments, EISAMTrainer
 from upright.language.encoding import encode_all
-from upright.language.trainer import UnlearnTrainer
+from upright.language.trainer import PairCollator, UnlearnArguments, UnlearnTrainer
 from upright.models.tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -34,10 +33,9 @@ if "sharded" in jobs:
     from types import SimpleNamespace
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-    from upright.language.callbacks import NumberGuard
     from upright.language.objectives import objective_of, record_losses
-    from upright.language.pairs import PairCollator
     from upright.language.references import checksum, frozen_copy, reference_sums
+    from upright.language.training import NumberGuard
 
     plain, model = (tiny_llama(tokenizer, hidden=16, layers=2, heads=2, seed=0) for _ in range(2))
     torch.distributed.init_process_group("gloo")
@@ -68,15 +66,17 @@ for name, job in jobs.items():
     arguments, options, resume = job["args"], job["options"], job.get("resume", False)
     model = tiny_llama(tokenizer, hidden=16, layers=2, heads=2, seed=0)
     eisam = "mode" in options
-    args = (EISAMArguments if eisam else TrainingArguments)(
+    scoring = options.pop("scoring", None)
+    args = (EISAMArguments if eisam else UnlearnArguments)(
         output_dir=f"{out}/{job.get('folder', name)}", use_cpu=True, report_to=[], disable_tqdm=True, optim="sgd",
         max_grad_norm=1.0, seed=3, lr_scheduler_type="constant", learning_rate=0.05, logging_steps=1,
-        **{"save_strategy": "no", **arguments, **(options if eisam else {})},
+        **{"save_strategy": "no", **arguments, **options},
     )
     if eisam:
         one = EISAMTrainer(model, encoded[:10], [k % 4 for k in range(10)], args=args, processing_class=tokenizer)
     else:
-        one = UnlearnTrainer(model, encoded[:10], encoded[10:], args=args, processing_class=tokenizer, **options)
+        one = UnlearnTrainer(model, encoded[:10], encoded[10:], args=args, processing_class=tokenizer,
+                             scoring=scoring)
     one.train(resume_from_checkpoint=resume)
     weights = torch.cat([p.detach().reshape(-1).double() for p in one.model.parameters()])
     second = "penalty" if eisam else "forget_loss"

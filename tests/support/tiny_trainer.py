@@ -6,11 +6,11 @@ import functools
 
 import numpy as np
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from upright.data.forget import Record
 from upright.language.encoding import encode_all
-from upright.language.trainer import UnlearnTrainer
+from upright.language.trainer import UnlearnArguments, UnlearnTrainer
 from upright.models.tiny import tiny_llama, tiny_tokenizer
 
 WORDS = ["the", "river", "town", "keeps", "nine", "old", "boats", "and", "one", "quiet", "clock", "a", "low", "hill"]
@@ -53,7 +53,7 @@ def tiny(seed=0, **changes):
     return tiny_llama(data()[0], **{"hidden": 16, "layers": 2, "heads": 2, "seed": seed, **changes})
 
 
-def arguments(folder, kind=TrainingArguments, **changes):
+def arguments(folder, kind=UnlearnArguments, **changes):
     return kind(
         output_dir=str(folder),
         **{
@@ -64,14 +64,22 @@ def arguments(folder, kind=TrainingArguments, **changes):
     )  # fmt: skip
 
 
+def split(options):
+    """Part options into those of `UnlearnArguments` and parameters of the trainer."""
+    own = {name: options.pop(name) for name in list(options) if name in UnlearnArguments.__annotations__}
+    return own, options
+
+
 def make(folder, loss, *, model=None, retain=True, args=None, forget=None, **options):
     tokenizer, own, kept, alternatives = data()
     options.setdefault("loss_options", OPTIONS.get(loss))
     if loss == "idk_dpo":
         options.setdefault("alternatives", alternatives)
+    settings, options = split(options)
+    kept = kept if retain is True else retain or None
     return UnlearnTrainer(
-        tiny() if model is None else model, own if forget is None else forget, kept if retain else None,
-        args=arguments(folder, **(args or {})), processing_class=tokenizer, loss=loss, **options,
+        tiny() if model is None else model, own if forget is None else forget, kept,
+        args=arguments(folder, loss=loss, **settings, **(args or {})), processing_class=tokenizer, **options,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from upright.contract import InputError, stream
 from upright.language.encoding import Encoded
 from upright.language.evaluation import evaluating
 
-__all__ = ["adapted", "adapter_is_neutral", "quiet"]
+__all__ = ["adapted", "adapter_is_neutral", "quiet", "recomputes"]
 
 
 @contextlib.contextmanager
@@ -22,6 +22,12 @@ def quiet(model: Any) -> Iterator[None]:
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
         yield
+
+
+def recomputes(args: Any) -> bool:
+    """Whether activations are computed again in the backward pass, by either name that transformers 5 has for it."""
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    return any(bool(getattr(args, name, False)) for name in names)
 
 
 def adapted(model: Any, config: Any, *, seed: int, checkpointing: bool) -> Any:

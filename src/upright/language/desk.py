@@ -279,9 +279,9 @@ def _train(
     request: Request, given: Inputs, settings: Settings, levels: Array | None
 ) -> tuple[Difficulty | None, dict[str, Any]]:
     """Score and train in place; a run that diverges is a reason to fail, not an error of the person."""
-    from transformers import PrinterCallback, TrainingArguments
+    from transformers import PrinterCallback
 
-    from upright.language.trainer import UnlearnTrainer
+    from upright.language.trainer import UnlearnArguments, UnlearnTrainer
 
     speaker, found = given.speaker, None
     forget, retain = speaker.encode(given.forget), speaker.encode(given.retain)
@@ -292,15 +292,15 @@ def _train(
         _keep_scores(request, given.forget, found)
         more = {"difficulty": found}
     folder = request.cache / "training"
-    arguments = TrainingArguments(
+    arguments = UnlearnArguments(
         output_dir=str(folder), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
         per_device_train_batch_size=settings.batch_size, per_device_eval_batch_size=settings.batch_size,
         lr_scheduler_type="constant", save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
-        seed=settings.seed, dataloader_pin_memory=False,
+        seed=settings.seed, dataloader_pin_memory=False, loss=settings.loss, sampling="mrd" if found else "uniform",
     )  # fmt: skip
     trainer = UnlearnTrainer(
-        speaker.model, forget, retain, args=arguments, processing_class=speaker.tokenizer, loss=settings.loss,
-        sampling="mrd" if found else "uniform", targets=levels, cache_dir=request.cache, **more,
+        speaker.model, forget, retain, args=arguments, processing_class=speaker.tokenizer, targets=levels,
+        cache_dir=request.cache, **more,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it writes to where a machine reads JSON
     reasons = []

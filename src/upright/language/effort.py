@@ -70,7 +70,8 @@ def updates_to_forget(
     try:
         for i, (one, aim) in enumerate(zip(encoded, aims, strict=True)):
             rate = learning_rate * (one.answer_length if reduce == "sum" else 1)  # grad of n cbar = n grad of cbar
-            out[i] = _steps(model, parameters, collate([one], 0), float(aim), rate, most)
+            batch = {name: row.to(parameters[0].device) for name, row in collate([one], 0).items()}
+            out[i] = _steps(model, parameters, batch, float(aim), rate, most)
             _put_back(parameters, before)
             if advance is not None:
                 advance(1)

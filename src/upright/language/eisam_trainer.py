@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -26,15 +26,22 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from upright.contract import InputError, NonNegativeInt, PositiveInt, Range, accepted, reading
-from upright.language.adapters import adapted
-from upright.language.callbacks import GradientGuard, NumberGuard
+from upright.contract import InputError, NonNegativeInt, PositiveInt, Range
+from upright.language.adapters import adapted, recomputes
 from upright.language.encoding import Encoded, collate
 from upright.language.logprobs import sample_means, token_log_probs
-from upright.language.pairs import pad_of
-from upright.language.references import records_key
-from upright.language.resume import digest_of, last_complete, read_state, refuse_changed, write_state
+from upright.language.references import digest_of, records_key
 from upright.language.sampling import PairSampler
+from upright.language.training import (
+    GradientGuard,
+    NumberGuard,
+    last_complete,
+    pad_of,
+    read_state,
+    refuse_changed,
+    refuse_settings,
+    write_state,
+)
 from upright.maths.sharpness import item_weights
 from upright.maths.sharpness_optimiser import EISAM
 
@@ -68,10 +75,7 @@ class EISAMArguments(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.remove_unused_columns = False  # items are no argument of a model
-        hints = get_type_hints(EISAMArguments, include_extras=True)
-        for name, value in self.sharpness_settings().items():
-            if not reading(value, hints[name]):
-                raise InputError(f"{name} = {value!r}", accepted(hints[name]), f"set {name} to such a value")
+        refuse_settings(self, EISAMArguments)
 
     def sharpness_settings(self) -> dict[str, Any]:
         """Return the settings of EISAM alone."""
@@ -150,7 +154,7 @@ class EISAMTrainer(Trainer):
         self._keys["item counts"] = digest_of(self.item_count)
         self._seed = int(args.seed if args.data_seed is None else args.data_seed)
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
-        model = adapted(model, peft_config, seed=self._seed, checkpointing=bool(args.activation_checkpointing))
+        model = adapted(model, peft_config, seed=self._seed, checkpointing=recomputes(args))
         _train_in_float32(model)
         # In float16 a scaler skips steps whose gradients are not finite; elsewhere they end the run.
         watch = [_Epoch(self), GradientGuard(), *([] if args.fp16 else [NumberGuard()])]

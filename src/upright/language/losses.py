@@ -15,7 +15,8 @@ a label of -100 never indexes the vocabulary; the KL term averages answer tokens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,10 +28,11 @@ from upright.contract import InputError
 from upright.language.logprobs import IGNORE, answer_mask, over_answers, sample_means, sample_sums
 
 __all__ = [
-    "LOSSES", "PAIRS", "Loss", "ce_u", "control_vector", "dpo", "dual_step", "ga", "kl", "nll", "npo", "pdu",
-    "rmu_forget", "rmu_retain", "satimp", "simnpo", "token_mean", "undial", "wga",
+    "LOSSES", "PAIRS", "Loss", "ce_u", "control_vector", "dpo", "dual_step", "ga", "jensen_shannon", "jensun", "kl",
+    "nll", "npo", "pdu", "rmu_forget", "rmu_retain", "satimp", "simnpo", "token_mean", "undial", "wga",
 ]  # fmt: skip
 
+_NEVER = -1e9  # for the logarithm of 0: its product with 0 is a number, and so is its gradient
 _TINY = 1e-12  # below, 2 / beta times a logarithm has no digits left
 
 
@@ -282,6 +284,62 @@ def ce_u(
     return _mean_over_answers(forbid, labels.masked_fill(early, IGNORE), logits, dtype=dtype, chunk=chunk)
 
 
+def jensen_shannon(
+    logits: Tensor, reference: Tensor, labels: Tensor, *, dtype: torch.dtype = torch.float32, chunk: int | None = None
+) -> Tensor:
+    r"""``mean_t (KL(p || m) + KL(p_ref || m)) / 2`` with ``m = (p + p_ref) / 2``, shape (B,), in [0, log 2].
+
+    The retain side of `jensun`; parameters as for `kl`.
+
+    Guarantee
+    ---------
+    0 if and only if the two agree, and its gradient is 0 there; log 2 where no token can be said by both.
+
+    Source: as `jensun`.
+    """
+
+    def divergence(rows: Tensor, other: Tensor, _: Tensor) -> Tensor:
+        own, ref = (one.log_softmax(dim=1).clamp(min=_NEVER) for one in (rows, other))
+        middle = torch.logaddexp(own, ref) - math.log(2.0)
+        return 0.5 * (own.exp() * (own - middle) + ref.exp() * (ref - middle)).sum(dim=1)
+
+    return _mean_over_answers(divergence, labels, logits, reference.detach(), dtype=dtype, chunk=chunk)
+
+
+def jensun(
+    logits: Tensor, labels: Tensor, *, refusal: Sequence[int] = (), dtype: torch.dtype = torch.float32,
+    chunk: int | None = None,
+) -> Tensor:  # fmt: skip
+    r"""``mean_t JS(p(. | y_<t), onehot(r_t)) = mean_t log 2 + (q log q - (1 + q) log(1 + q)) / 2``, q = p(r_t | y_<t).
+
+    Shape (B,), in [0, log 2]: 0 where the refusal is certain, log 2 where it cannot be said. *Reconstructed* from the
+    abstract and a summary. D1: the contexts ``y_<t`` are those of the answer to be forgotten, so that each of its
+    tokens loses probability. D2: ``r_t`` is token t of the refusal and, after its end, its last one. D3: the mean over
+    tokens, and the factor 1 of both sides, are ours.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (B, T, V)
+    labels : Tensor of int, shape (B, T)
+        Say where the answer stands; its ids play no part.
+    refusal : sequence of int
+        Tokens of the refusal, with the end of sequence; one at least.
+
+    Source: Singh et al., *Unlearning That Lasts* (2025), arXiv 2509.02820.
+    """
+    if not len(refusal):
+        raise InputError("jensun without a refusal", "one token at least", "pass refusal=")
+    place = (labels != IGNORE).cumsum(dim=1).clamp(1, len(refusal)) - 1
+    wanted = torch.tensor(list(refusal), device=labels.device)[place].masked_fill(labels == IGNORE, IGNORE)
+
+    def divergence(rows: Tensor, targets: Tensor) -> Tensor:
+        log_q = rows.log_softmax(dim=1).gather(1, targets[:, None])[:, 0].clamp(min=_NEVER)
+        q = log_q.exp()
+        return math.log(2.0) + 0.5 * (q * log_q - (1.0 + q) * torch.log1p(q))
+
+    return _mean_over_answers(divergence, wanted, logits, dtype=dtype, chunk=chunk)
+
+
 def pdu(logits: Tensor, labels: Tensor, *, dtype: torch.dtype = torch.float32, chunk: int | None = None) -> Tensor:
     """``mean_t (max_v z_v - mean_v z_v)^2``, shape (B,), at least 0: pushes towards equal logits.
 
@@ -415,8 +473,10 @@ LOSSES: Mapping[str, Loss] = {
     "undial": Loss(undial, "logits", "distributions", "token", defaults={"beta": 10.0}),
     "ce_u": Loss(ce_u, "logits", "none", "token", defaults={"skip": 1}),
     "pdu": Loss(pdu, "logits", "none", "token"),
+    "jensun": Loss(jensun, "logits", "none", "token", defaults={"refusal": ()}),
     "nll": Loss(nll, "log_probs", "none", "token", side="retain"),
     "kl": Loss(kl, "logits", "distributions", "token", side="retain", defaults={"direction": "forward"}),
+    "jensen_shannon": Loss(jensen_shannon, "logits", "distributions", "token", side="retain"),
     "rmu_retain": Loss(rmu_retain, "hidden", "hidden", "sample", side="retain"),
 }
 """Losses by name, one value a sample each."""
@@ -426,8 +486,9 @@ PAIRS: Mapping[str, tuple[str, str]] = {
     "grad_diff_kl": ("ga", "kl"),
     "rmu": ("rmu", "rmu_retain"),
     "pdu": ("pdu", "nll"),
+    "jensun": ("jensun", "jensen_shannon"),
 }
-"""Published sums of a forget and a retain loss; other forget losses take ``nll`` or ``kl``.
+"""Published sums of a forget and a retain loss; ``ga`` has no retain loss, other forget losses take ``nll`` or ``kl``.
 
 Source of the first two: Liu, Liu, Stone, *Continual Learning and Private Unlearning* (2022); Maini et al., *TOFU*
 (2024).

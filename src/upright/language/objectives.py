@@ -21,12 +21,12 @@ from upright.contract import InputError
 from upright.language.logprobs import IGNORE, token_log_probs
 from upright.language.losses import LOSSES, PAIRS, Loss
 
-__all__ = ["Objective", "View", "forward", "objective_of", "record_losses", "sample_values", "step_totals",
-           "step_weights"]  # fmt: skip
+__all__ = ["Objective", "objective_of", "record_losses", "step_totals", "step_weights"]
 
 _EXTRA: Mapping[str, Mapping[str, Any]] = {
     "rmu": {"layer": 7, "scale": 2.0, "law": "sphere"},
     "pdu": {"epsilon": None, "dual_step": 1.0, "warmup": 5},
+    "jensun": {"refusal": "I don't know."},
 }
 """Options of a loss that are no arguments of its function."""
 
@@ -72,21 +72,28 @@ class Objective:
 
 def _partner(loss: str, retain_loss: str | None, has_retain: bool) -> tuple[str, str | None]:
     """Return the names of forget and retain loss."""
-    pair = PAIRS.get(loss)
-    forget = pair[0] if pair else loss
+    forget, retain = PAIRS.get(loss, (loss, "nll"))
+    if loss == "ga":
+        if retain_loss not in ("auto", None):
+            got = f"'ga' with retain_loss = {retain_loss!r}"
+            raise InputError(got, "ga without a retain loss", "take 'grad_diff': gradient ascent with a retain loss")
+        return forget, None
     if not has_retain:
-        if pair and loss != "rmu":
+        if loss not in LOSSES:
             raise InputError(f"loss {loss!r} without retain records", "retain records", "pass retain=, or take 'ga'")
         return forget, None
-    if retain_loss == "auto":
-        return forget, pair[1] if pair else "nll"
-    return forget, retain_loss
+    return forget, retain if retain_loss == "auto" else retain_loss
 
 
 def objective_of(
-    loss: str, *, retain_loss: str | None = "auto", has_retain: bool = True, gamma: float = 1.0, alpha: float = 1.0,
+    loss: str,
+    *,
+    retain_loss: str | None = "auto",
+    has_retain: bool = True,
+    gamma: float = 1.0,
+    alpha: float = 1.0,
     options: Mapping[str, Any] | None = None,
-) -> Objective:  # fmt: skip
+) -> Objective:
     """Return a checked objective.
 
     Parameters
@@ -94,13 +101,14 @@ def objective_of(
     loss : str
         A forget loss of `LOSSES` or a pair of `PAIRS`.
     retain_loss : str or None
-        ``"auto"``: that of the pair, ``nll`` for others. None leaves the term out.
+        ``"auto"``: that of the pair, none for ``ga``, ``nll`` for others. None leaves the term out.
     has_retain : bool
         Without retain records there is no retain term.
     gamma, alpha : float
     options : mapping, optional
-        Factors of either loss, for example ``{"beta": 0.1}``; ``rmu`` also takes ``layer``, ``scale``, ``law`` and
-        ``pdu`` ``epsilon`` (needed), ``dual_step`` and ``warmup`` (epochs).
+        Factors of either loss, for example ``{"beta": 0.1}``. ``rmu`` also takes ``layer``, ``scale``, ``law``;
+        ``pdu`` ``epsilon`` (largest retain loss that is allowed; None: 1.1 times that before training), ``dual_step``,
+        ``warmup`` (epochs); ``jensun`` ``refusal``, a text or token ids.
 
     Raises
     ------
@@ -116,7 +124,9 @@ def objective_of(
         raise InputError(f"retain_loss = {retain!r}", f"'auto', {', '.join(kept)} or None", "choose one of these")
     if (retain == "rmu_retain" and forget != "rmu") or (forget == "rmu" and retain not in (None, "rmu_retain")):
         got = f"{forget!r} with {retain!r}"
-        raise InputError(got, "rmu with rmu_retain, other losses with nll or kl", "leave retain_loss='auto'")
+        raise InputError(
+            got, "rmu with rmu_retain, other losses with nll, kl or jensen_shannon", "leave retain_loss='auto'"
+        )
     for name, value in (("gamma", gamma), ("alpha", alpha)):
         if not 0 <= value < float("inf"):
             raise InputError(f"{name} = {value}", "a finite number of at least 0", f"change {name}")
@@ -125,11 +135,9 @@ def objective_of(
         accepted = ", ".join(full) or "no options"
         raise InputError(f"option {odd[0]!r} of loss {loss!r}", accepted, "correct its name or leave it out")
     full |= dict(options or {})
-    if forget == "pdu" and retain is not None and full["epsilon"] is None:
-        raise InputError(
-            "pdu without epsilon", "the largest retain loss that is allowed, above 0",
-            "pass loss_options={'epsilon': ...}, for example 1.1 times the retain loss before training",
-        )  # fmt: skip
+    if forget == "pdu" and retain not in (None, "nll") and full["epsilon"] is None:
+        got = f"pdu with retain_loss = {retain!r} and without epsilon"
+        raise InputError(got, "a bound above 0", "pass loss_options={'epsilon': ...}: it is measured for nll alone")
     return Objective(loss, forget, retain, gamma, alpha, full)
 
 
@@ -137,122 +145,78 @@ def objective_of(
 
 
 @dataclass(frozen=True)
-class View:
-    """What a model says about one side of a batch; B records of width T, None where nothing reads it.
-
-    Parameters
-    ----------
-    labels : Tensor of int64, shape (B, T)
-    logits : Tensor, shape (B, T, V)
-    hidden : Tensor, shape (B, T, d)
-        Output of one layer.
-    """
+class _View:
+    """What a model says about one side of a batch: logits (B, T, V) or the output of one layer, (B, T, d)."""
 
     labels: Tensor
-    logits: Tensor | None = None
-    hidden: Tensor | None = None
+    said: Tensor
 
 
-def forward(
-    model: Any, sides: Sequence[Mapping[str, Tensor]], *, layer: int | None = None, width: int | None = None
-) -> list[View]:
+def _forward(model: Any, sides: Sequence[Mapping[str, Tensor]], layer: int | None, width: int) -> list[_View]:
     """Run all sides of a batch as one, so that sharded weights are gathered once and DDP sees one forward pass.
 
-    Parameters
-    ----------
-    model : callable
-        A causal language model, wrapped or not.
-    sides : sequence of mapping
-        Results of `collate`, padded on the right.
-    layer : int, optional
-        Read hidden states after this layer, counted from 0; logits are left out then. Not the last one: what a model
-        gives after it has gone through the final norm.
-    width : int, optional
-        Fill all sides up to this width, by default to that of the widest.
-
-    Returns
-    -------
-    list of View, one a side
-
-    Raises
-    ------
-    InputError
-        When the model has no such layer, or it is the last one.
+    With a layer, counted from 0, its hidden states are read; not those of the last one, which a model gives behind the
+    final norm. All sides are filled up to a width.
     """
-    if width is None:
-        width = max(one["input_ids"].shape[1] for one in sides)
-    fill = {"labels": IGNORE}
 
     def wide(one: Tensor, name: str) -> Tensor:
-        return torch.nn.functional.pad(one, (0, width - one.shape[1]), value=fill.get(name, 0))
+        return torch.nn.functional.pad(one, (0, width - one.shape[1]), value=IGNORE if name == "labels" else 0)
 
-    names = ("input_ids", "attention_mask", "position_ids")
+    names = ("input_ids", "attention_mask", "position_ids", "labels")
     inputs = {name: torch.cat([wide(one[name], name) for one in sides]) for name in names}
-    labels = [wide(one["labels"], "labels") for one in sides]
-    sizes = [len(one) for one in labels]
-    if layer is not None:
-        out = model(**inputs, use_cache=False, output_hidden_states=True, logits_to_keep=1)
-        states = out["hidden_states"]
+    sizes = [len(one["labels"]) for one in sides]
+    labels = inputs.pop("labels")
+    if layer is None:
+        said = model(**inputs, use_cache=False)["logits"]
+    else:
+        states = model(**inputs, use_cache=False, output_hidden_states=True, logits_to_keep=1)["hidden_states"]
         layers = len(states) - 1  # the first state is the embedding
         if not 0 <= layer < layers - 1:
             raise InputError(
                 f"layer {layer} of a model with {layers}",
                 f"0 to {layers - 2}" if layers > 1 else "a model with two layers or more",
                 "pass loss_options={'layer': ...}; the state after the last layer is read behind the final norm",
-            )  # fmt: skip
-        parts = states[layer + 1].split(sizes)
-        return [View(label, hidden=part) for label, part in zip(labels, parts, strict=True)]
-    parts = model(**inputs, use_cache=False)["logits"].split(sizes)
-    return [View(label, logits=part) for label, part in zip(labels, parts, strict=True)]
+            )
+        said = states[layer + 1]
+    return [_View(*one) for one in zip(labels.split(sizes), said.split(sizes), strict=True)]
 
 
-def sample_values(
-    name: str, view: View, *, reference: Any = None, win: View | None = None, win_reference: Tensor | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> Tensor:  # fmt: skip
+def _values(
+    name: str,
+    view: _View,
+    options: Mapping[str, Any],
+    reference: Any = None,
+    win: _View | None = None,
+    win_reference: Tensor | None = None,
+) -> Tensor:
     """Return the values of a loss, one a record, shape (B,), from what its entry in `LOSSES` reads.
 
-    Parameters
-    ----------
-    name : str
-    view : View
-    reference : Tensor or View, optional
-        Sums of log-probabilities (B,), a control vector (d,), or a `View` of the frozen model on the same batch.
-    win, win_reference : View and Tensor, optional
-        The answer to be given instead, and its sums under the reference.
-    options : mapping, optional
-        Factors of the loss function.
+    The reference is sums of log-probabilities (B,), a control vector (d,), or a view of the frozen model on the batch;
+    `win` is the answer to be given instead, with its own sums.
     """
     loss: Loss = LOSSES[name]
-    more = dict(options or {})
+    other = [reference.said if isinstance(reference, _View) else reference] * (loss.reference != "none")
     if loss.reads == "hidden":
         mask = view.labels != IGNORE
-        if loss.reference == "control":
-            return loss.function(view.hidden, mask, reference, **more)
-        return loss.function(view.hidden, reference.hidden, mask, **more)
+        order = [mask, *other] if loss.reference == "control" else [*other, mask]
+        return loss.function(view.said, *order, **options)
     if loss.reads == "logits":
-        other = [reference.logits] if loss.reference == "distributions" else []
-        return loss.function(view.logits, *other, view.labels, **more)
-    arguments: list[Any] = [*token_log_probs(_logits(view), view.labels)]
-    if loss.reference == "sums":
-        arguments.append(reference)
-    if loss.answers == 2:
-        if win is None:
-            raise InputError(f"loss {name!r} without alternative answers", "one a forget record", "pass alternatives=")
-        arguments += [*token_log_probs(_logits(win), win.labels), win_reference]
-    return loss.function(*arguments, **more)
-
-
-def _logits(view: View) -> Tensor:
-    if view.logits is None:
-        raise InputError("a view without logits", "logits of shape (B, T, V)", "run the model without layer=")
-    return view.logits
+        return loss.function(view.said, *other, view.labels, **options)
+    arguments: list[Any] = [*token_log_probs(view.said, view.labels), *other]
+    if loss.answers == 2 and win is not None:
+        arguments += [*token_log_probs(win.said, win.labels), win_reference]
+    return loss.function(*arguments, **options)
 
 
 def record_losses(
-    objective: Objective, model: Any, inputs: Mapping[str, Any], *, sums: Mapping[str, Tensor],
-    speaking: Callable[[], AbstractContextManager[Any]], control: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    objective: Objective,
+    model: Any,
+    inputs: Mapping[str, Any],
+    *,
+    sums: Mapping[str, Tensor],
+    speaking: Callable[[], AbstractContextManager[Any]],
+    control: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """Return the losses of the forget and the retain records of a batch, shape (B,) each; None without a retain term.
 
     Parameters
@@ -272,50 +236,42 @@ def record_losses(
     width = max(inputs[side]["input_ids"].shape[1] for side in sides)
     named = {"forget": objective.forget, "retain": objective.retain}
     asked = [side for side, name in named.items() if name and LOSSES[name].reference in ("distributions", "hidden")]
-    held: dict[str, View] = {}
+    held: dict[str, _View] = {}
     if asked:  # before the model's own pass: switching its adapter must not touch what is recorded there
         with speaking() as other:
-            found = forward(other, [inputs[side] for side in asked], layer=objective.layer, width=width)
+            found = _forward(other, [inputs[side] for side in asked], objective.layer, width)
         held = dict(zip(asked, found, strict=True))
-    passed = forward(model, [inputs[side] for side in sides], layer=objective.layer, width=width)
-    views = dict(zip(sides, passed, strict=True))
+    views = dict(zip(sides, _forward(model, [inputs[side] for side in sides], objective.layer, width), strict=True))
     index = inputs["index"]
     mine = {side: one[index.to(one.device)].to(index.device) for side, one in sums.items()}
-    forget = sample_values(
-        objective.forget, views["forget"], reference=held.get("forget", mine.get("forget", control)),
-        win=views.get("alternative"), win_reference=mine.get("alternative"),
-        options=objective.arguments(objective.forget),
-    )  # fmt: skip
+    forget = _values(
+        objective.forget,
+        views["forget"],
+        objective.arguments(objective.forget),
+        held.get("forget", mine.get("forget", control)),
+        win=views.get("alternative"),
+        win_reference=mine.get("alternative"),
+    )
     if objective.retain is None:
         return forget, None
     options = objective.arguments(objective.retain)
-    return forget, sample_values(objective.retain, views["retain"], reference=held.get("retain"), options=options)
-
-
-def _weights(name: str, labels: Tensor, counts: Tensor, *, skip: int = 0) -> Tensor:
-    """Return the weight of each record in a step, int64 of shape (B,): tokens or 1, and 0 where it does not count.
-
-    Parameters
-    ----------
-    name : str
-    labels : Tensor of int, shape (B, T)
-    counts : Tensor of bool, shape (B,)
-    skip : int
-        Answer tokens at the start that the loss leaves alone.
-    """
-    if LOSSES[name].batch == "sample":
-        return counts.long()
-    return ((labels != IGNORE).sum(dim=1) - skip) * counts.long()
+    return forget, _values(objective.retain, views["retain"], options, held.get("retain"))
 
 
 def step_weights(objective: Objective, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return ``w`` and ``v`` of one batch, int64 of shape (B,) each; ``v`` is 0 without a retain term."""
-    counts = batch["counts"]
-    skip = int(objective.options.get("skip", 0))
-    forget = _weights(objective.forget, batch["forget"]["labels"], counts, skip=skip)
-    if objective.retain is None:
-        return forget, torch.zeros_like(forget)
-    return forget, _weights(objective.retain, batch["retain"]["labels"], counts)
+    """Return ``w`` and ``v`` of one batch, int64 of shape (B,) each; ``v`` is 0 without a retain term.
+
+    A weight is 0 where a place does not count, else the number of tokens that the loss reads, or 1 (`Loss.batch`).
+    """
+    counts = batch["counts"].long()
+
+    def of(side: str, name: str | None, skip: int) -> Tensor:
+        if name is None:
+            return torch.zeros_like(counts)
+        return counts if LOSSES[name].batch == "sample" else ((batch[side]["labels"] != IGNORE).sum(1) - skip) * counts
+
+    skip = int(objective.options.get("skip", 0))  # answer tokens at the start that the forget loss leaves alone
+    return of("forget", objective.forget, skip), of("retain", objective.retain, 0)
 
 
 def step_totals(objective: Objective, batches: Sequence[Mapping[str, Any]]) -> Tensor:

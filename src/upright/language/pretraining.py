@@ -22,10 +22,16 @@ __all__ = ["teach"]
 
 
 def teach(
-    model: Any, encoded: Sequence[Encoded], *, epochs: int, batch_size: int = 16, learning_rate: float = 5e-3,
-    seed: int = 0, advance: Callable[[int], object] | None = None,
-) -> list[float]:  # fmt: skip
-    """Train a model on records in place.
+    model: Any,
+    encoded: Sequence[Encoded],
+    *,
+    epochs: int,
+    batch_size: int = 16,
+    learning_rate: float = 5e-3,
+    seed: int = 0,
+    advance: Callable[[int], object] | None = None,
+) -> list[float]:
+    """Train a model on records in place, on the device where it is.
 
     Parameters
     ----------
@@ -59,13 +65,14 @@ def teach(
         return min(1.0, (step + 1) / 50) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    curve = []
+    curve, device = [], next(model.parameters()).device
     model.train()
     for epoch in range(epochs):
         order = shuffle_order(len(encoded), stream(seed, "teach"), epoch).tolist()
         total, count = 0.0, 0
         for start in range(0, len(order), batch_size):
             batch = collate([encoded[i] for i in order[start : start + batch_size]], 0, scope="sequence")
+            batch = {name: one.to(device) for name, one in batch.items()}
             loss = model(**batch).loss
             if not torch.isfinite(loss):
                 raise InputError(

@@ -29,9 +29,9 @@ from upright.language.logprobs import sequence_log_probs
 __all__ = [
     "Reference",
     "agree",
-    "cached_sums",
     "cached_tensors",
     "checksum",
+    "digest_of",
     "frozen_copy",
     "mean_nll",
     "model_key",
@@ -75,6 +75,11 @@ def records_key(encoded: Sequence[Encoded]) -> str:
     """SHA-256 over tokens and starts of records in order; 64 hex digits."""
     rows = [[one.start, *one.ids] for one in encoded]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def digest_of(values: Any) -> str:
+    """SHA-256 over float64 numbers; empty for None."""
+    return "" if values is None else hashlib.sha256(np.asarray(values, dtype=np.float64).tobytes()).hexdigest()
 
 
 def sums_key(model: Any, encoded: Sequence[Encoded], scope: Scope, tag: str = "") -> str:
@@ -147,7 +152,7 @@ def _stored(path: Path, key: str) -> dict[str, Tensor] | None:
 
 
 def cached_tensors(
-    folder: Path | None, name: str, key: str, make: Callable[[], dict[str, Tensor]]
+    folder: Path | None, name: str, key: str, make: Callable[[], dict[str, Tensor]], *, write: bool = True
 ) -> dict[str, Tensor]:
     """Return what ``make()`` gives, kept as ``<name>-<key>.safetensors`` in a folder; a damaged file is made again.
 
@@ -158,47 +163,16 @@ def cached_tensors(
     name, key : str
         What the tensors are, and the SHA-256 of all that they depend on.
     make : callable
+    write : bool
+        Whether this process stores what it made: one rank should.
     """
     path = None if folder is None else folder / f"{name}-{key[:32]}.safetensors"
     if path is not None and (stored := _stored(path, key)) is not None:
         return stored
     made = make()
-    if path is not None:
+    if path is not None and write:
         write_tensors(path, made, {"key": key})
     return made
-
-
-def cached_sums(
-    model: Any, encoded: Sequence[Encoded], *, pad: int, scope: Scope = "answer", batch_size: int = 8,
-    cache_dir: str | Path | None = None, write: bool = True, tag: str = "",
-) -> tuple[Tensor, str]:  # fmt: skip
-    """Return `reference_sums` and their key, from the cache where it holds them.
-
-    Parameters
-    ----------
-    model, encoded, pad, scope, batch_size
-        As for `reference_sums`.
-    cache_dir : path, optional
-        Folder of ``reference-<key>.safetensors``; a damaged file is computed again. None keeps nothing.
-    write : bool
-        Whether this process stores what it computed: one rank should.
-    tag : str
-        What else the numbers depend on: mixed precision, a disabled adapter.
-
-    Returns
-    -------
-    sums : Tensor of float64, shape (n,)
-    key : str
-    """
-    key = sums_key(model, encoded, scope, tag)
-    path = None if cache_dir is None else Path(cache_dir) / f"reference-{key[:32]}.safetensors"
-    stored = None if path is None else _stored(path, key)
-    if stored is not None and stored["sums"].shape == (len(encoded),) and bool(stored["sums"].isfinite().all()):
-        return stored["sums"], key
-    sums, _ = reference_sums(model, encoded, pad=pad, scope=scope, batch_size=batch_size)
-    if path is not None and write:
-        write_tensors(path, {"sums": sums}, {"key": key})
-    return sums, key
 
 
 def frozen_copy(model: Any) -> Any:
@@ -211,10 +185,9 @@ def frozen_copy(model: Any) -> Any:
     """
     sharded = any(hasattr(p, "full_tensor") for p in model.parameters())
     if sharded or getattr(model, "quantization_method", None) is not None:
-        raise InputError(
-            "a sharded or quantised model, and a loss that needs the reference's distributions",
-            "an adapter (reference='adapter') or a second model", "pass peft_config=, or load the reference apart",
-        )  # fmt: skip
+        got = "a sharded or quantised model, and a loss that needs the reference's distributions"
+        todo = "pass peft_config=, or load the reference apart"
+        raise InputError(got, "an adapter (reference='adapter') or a second model", todo)
     other = copy.deepcopy(model).eval()
     for parameter in other.parameters():
         parameter.requires_grad_(False)
@@ -274,9 +247,17 @@ class Reference:
         return [*self._sums_keys, *([self._speaker_key] if self._speaker_key else [])]
 
     def prepare(
-        self, model: Any, sides: dict[str, Sequence[Encoded]], *, pad: int, scope: Scope, batch_size: int,
-        cache_dir: str | Path | None = None, write: bool = True, tag: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        model: Any,
+        sides: dict[str, Sequence[Encoded]],
+        *,
+        pad: int,
+        scope: Scope,
+        batch_size: int,
+        cache_dir: str | Path | None = None,
+        write: bool = True,
+        tag: str = "",
+    ) -> None:
         """Compute what is missing, at the present weights of the model; does nothing the second time.
 
         Parameters
@@ -284,22 +265,31 @@ class Reference:
         model : PreTrainedModel or PeftModel
         sides : mapping of str to sequence of Encoded
             Records whose sums are asked for; empty ones are left out.
-        pad, scope, batch_size, cache_dir, write, tag
-            As for `cached_sums`.
+        pad, scope, batch_size
+            As for `reference_sums`.
+        cache_dir, write
+            Folder and whether this process writes there, see `cached_tensors`.
+        tag : str
+            What else the sums depend on: mixed precision.
         """
         if self.given is not None:
             self.given.to(next(model.parameters()).device)
         base = self.kind == "adapter"
         if self._wants_sums and not self.sums:
+            folder, own = None if cache_dir is None else Path(cache_dir), model if self.given is None else self.given
             with model.disable_adapter() if base else contextlib.nullcontext():
                 for side, records in sides.items():
-                    if records:
-                        sums, key = cached_sums(
-                            model if self.given is None else self.given, records, pad=pad, scope=scope,
-                            batch_size=batch_size, cache_dir=cache_dir, write=write, tag=tag + ("base" if base else ""),
-                        )  # fmt: skip
-                        self.sums[side] = torch.from_numpy(agree(sums))
-                        self._sums_keys.append(key)
+                    if not records:
+                        continue
+
+                    def make(records: Sequence[Encoded] = records) -> dict[str, Tensor]:
+                        found, _ = reference_sums(own, records, pad=pad, scope=scope, batch_size=batch_size)
+                        return {"sums": found}
+
+                    key = sums_key(own, records, scope, tag + ("base" if base else ""))
+                    sums = cached_tensors(folder, "reference", key, make, write=write)["sums"]
+                    self.sums[side] = torch.from_numpy(agree(sums))
+                    self._sums_keys.append(key)
         if self._wants_model and not self._speaker_key:
             self._frozen = self.given
             if self.kind == "start" and not adapter_is_neutral(model, sides["forget"][0]):

@@ -12,18 +12,30 @@ Published is ``tau = 1``, ``floor = 0`` with replacement, as many draws an epoch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from upright.contract import InputError, stream
+from upright.language.adapters import quiet
+from upright.language.encoding import Encoded
+from upright.language.references import agree, digest_of, mean_nll
 
-__all__ = ["MRDSampler", "PairSampler", "draws", "effective_sample_size", "partners", "sampling_weights",
-           "shuffle_order"]  # fmt: skip
+__all__ = [
+    "MRDSampler",
+    "PairSampler",
+    "Schedule",
+    "draws",
+    "effective_sample_size",
+    "partners",
+    "sampling_weights",
+    "shuffle_order",
+]
 
 _LEAST = 1e-12  # of the largest difficulty: what is below counts as this much
 
@@ -277,3 +289,172 @@ class PairSampler(Sampler[tuple[int, int, bool]]):
         self.epoch = _whole("epoch", epoch, 0)
         if self.weighted is not None:
             self.weighted.set_epoch(epoch)
+
+
+# -- the order of a run ---------------------------------------------------------------------------------------------
+
+
+class Schedule:
+    """The order of forget records over a run, with a stop for each.
+
+        p_i(epoch) proportional to w_i [cbar_i(epoch) < target_i],   w of `sampling_weights`
+
+    All that changes the order is decided before an epoch begins, from the weights of the model at that moment, and kept
+    in a state. So a run that stops anywhere goes on as if it had not.
+
+    Parameters
+    ----------
+    forget : sequence of Encoded, length n
+    args : UnlearnArguments
+        Its ``sampling``, ``tau``, ``floor``, ``refresh`` and ``scope``.
+    weights, difficulty, scoring, targets
+        As for `UnlearnTrainer`.
+    seed, pad : int
+
+    Raises
+    ------
+    InputError
+        For settings that contradict each other.
+
+    Attributes
+    ----------
+    history : list of (int, ndarray of shape (n,))
+        Epoch and MRD of every scoring.
+    weights : ndarray of float64, shape (n,)
+        Of the epoch that is prepared.
+    finished : bool
+        Whether every record is at its target.
+    """
+
+    def __init__(
+        self,
+        forget: Sequence[Encoded],
+        args: Any,
+        *,
+        weights: ArrayLike | None,
+        difficulty: Any,
+        scoring: Mapping[str, Any] | Callable[[Any], Any] | None,
+        targets: ArrayLike | None,
+        seed: int,
+        pad: int,
+    ) -> None:
+        self.forget, self.args, self.seed, self.pad = forget, args, seed, pad
+        arrays = {"weights": weights, "targets": targets, "difficulty": getattr(difficulty, "mrd", difficulty)}
+        held = {name: None if one is None else np.asarray(one, dtype=np.float64) for name, one in arrays.items()}
+        for name, one in held.items():
+            if one is not None and one.shape != (len(forget),):
+                got = f"{name} of shape {one.shape}"
+                raise InputError(got, f"shape ({len(forget)},)", "give one number a forget record")
+        self._given, self.targets, self.difficulty = held.values()
+        if self.targets is not None and bool(np.isnan(self.targets).any()):
+            raise InputError("targets with NaN", "a mean loss per token, inf where there is none", "replace NaN by inf")
+        self.by = args.sampling if weights is None else "weights"
+        if self.by != "mrd" and (self.difficulty is not None or args.refresh):
+            got = f"difficulty or refresh with {'weights' if weights is not None else f'sampling={self.by!r}'}"
+            raise InputError(got, "sampling='mrd'", "set it, or leave both out")
+        if targets is not None and self.by == "shuffle":
+            got = "targets with sampling='shuffle'"
+            raise InputError(got, "sampling by weights", "sampling='uniform' draws with replacement")
+        self.scoring = scoring if callable(scoring) else dict(scoring or {})
+        self._outside = digest_of(self.difficulty)
+        self.history: list[tuple[int, NDArray[np.float64]]] = []
+        self.weights = self._before_stops()
+        self.sampler = None if self.by == "shuffle" else MRDSampler(self.weights, seed)
+        self.order: PairSampler | None = None
+        self.prepared = -1  # last epoch that is scored
+        self.finished = False
+
+    def _before_stops(self) -> NDArray[np.float64]:
+        """Return weights without early stops: all records alike until they are scored."""
+        if self._given is not None:
+            return self._given
+        scored = self.by == "mrd" and self.difficulty is not None
+        d, tau = (self.difficulty, self.args.tau) if scored else (np.ones(len(self.forget)), 0.0)
+        return sampling_weights(d, tau=tau, floor=self.args.floor)
+
+    def make_order(self, retain: int, *, block: int) -> PairSampler:
+        """Return the sampler of records with their partners, see `PairSampler`."""
+        drop = self.args.dataloader_drop_last
+        self.order = PairSampler(
+            len(self.forget), retain, seed=self.seed, block=block, weighted=self.sampler, drop_last=drop
+        )
+        return self.order
+
+    def start(self, model: Any) -> None:
+        """Prepare epoch 0 of a new run."""
+        self.prepared, self.finished = -1, False
+        self.prepare(0, model)
+        if self.sampler is not None:  # from this epoch on: it has not begun
+            self.sampler = MRDSampler(self.weights, self.seed)
+
+    def prepare(self, epoch: int, model: Any) -> None:
+        """Score what is due before an epoch, at the present weights of a model; does nothing the second time."""
+        if epoch <= self.prepared:
+            return
+        self.prepared = epoch
+        if self.sampler is None:
+            return
+        if self.by == "mrd":
+            self._score(epoch, model)
+        weights = self._before_stops()
+        if self.targets is not None:
+            batch = self.args.per_device_eval_batch_size
+            loss = mean_nll(model, self.forget, pad=self.pad, scope=self.args.scope, batch_size=batch)
+            weights = np.where(agree(loss) < self.targets, weights, 0.0)
+        self.finished = not weights.any()
+        if not self.finished:
+            self.weights = weights
+            self.sampler.set_weights(weights)
+
+    def _score(self, epoch: int, model: Any) -> None:
+        due = bool(self.args.refresh) and epoch > 0 and epoch % self.args.refresh == 0
+        if self.difficulty is None or due:
+            with quiet(model):
+                self.difficulty = agree(self._scored(model))
+            self.history.append((epoch, self.difficulty))
+        elif not self.history:
+            self.history.append((epoch, self.difficulty))
+
+    def _scored(self, model: Any) -> Any:
+        if callable(self.scoring):
+            found: Any = self.scoring(model)
+        else:
+            from upright.language.difficulty import score_difficulty
+
+            # one engine, whatever memory is free: they differ by rounding, and a resumed run may not
+            options = {"seed": self.seed, "scope": self.args.scope, "pad": self.pad, "engine": "inplace"}
+            options |= {"batch_size": self.args.per_device_eval_batch_size, **self.scoring}
+            found = score_difficulty(model, self.forget, **options)
+        return getattr(found, "mrd", found)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a resumed run must share."""
+        own = {name: getattr(self.args, name) for name in ("sampling", "tau", "floor", "refresh", "scope")}
+        return {
+            **own,
+            "weights": digest_of(self._given),
+            "scoring": "a function" if callable(self.scoring) else self.scoring,
+            "targets": digest_of(self.targets),
+            "seed": self.seed,
+            "difficulty": self._outside,
+        }
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and JSON-able values that continue the order."""
+        tensors = {f"difficulty.{k}": torch.from_numpy(mrd) for k, (_, mrd) in enumerate(self.history)}
+        if self.sampler is not None:
+            held = self.sampler.state_dict()
+            tensors |= {name: torch.from_numpy(held[name]) for name in ("weights", "next_weights")}
+        scored, epoch = [epoch for epoch, _ in self.history], 0 if self.order is None else self.order.epoch
+        return tensors, {"epoch": epoch, "prepared": self.prepared, "scored": scored, "finished": self.finished}
+
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Continue from a state; the place within the epoch is Trainer's, which skips batches."""
+        self.prepared, self.finished = int(values["prepared"]), bool(values["finished"])
+        self.history = [(int(e), tensors[f"difficulty.{k}"].numpy()) for k, e in enumerate(values["scored"])]
+        if self.history:
+            self.difficulty = self.history[-1][1]
+        if self.sampler is not None:
+            state = {"seed": self.seed, "epoch": values["epoch"], "place": 0, "num_samples": len(self.forget)}
+            self.sampler.load_state_dict({**state, **{k: tensors[k].numpy() for k in ("weights", "next_weights")}})
+            self.weights = tensors["next_weights"].numpy()

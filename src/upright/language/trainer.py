@@ -7,44 +7,120 @@ depends on the effective batch alone. Epochs are filled up with places that do n
 
 *Order.* A record, its retain partner and every control vector are functions of the seed and of names (epoch, place).
 
-*Resume.* Checkpoints hold what is ours beside what is Trainer's, in ``upright_state.safetensors``: scores, weights,
-sampler, reference sums, control vector, dual factor, and the fingerprints of the records. A resumed run is bit-equal to
-one that was never stopped; other records or settings are refused.
+*Resume.* Checkpoints hold what is ours beside what is Trainer's: scores, weights, sampler, reference sums, control
+vector, dual factor and bound, and the fingerprints of the records. A resumed run is bit-equal to one that was never
+stopped; other records or settings are refused.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from upright.contract import InputError, stream
-from upright.language.adapters import adapted
-from upright.language.callbacks import Epochs, GradientGuard, NumberGuard, UtilityFloor, UtilityGuard
-from upright.language.encoding import Encoded, Scope
-from upright.language.losses import control_vector, dual_step
+from upright.contract import InputError, NonNegativeInt, Range, stream
+from upright.language.adapters import adapted, quiet, recomputes
+from upright.language.encoding import Encoded, Scope, collate
+from upright.language.losses import LOSSES, control_vector, dual_step
 from upright.language.objectives import Objective, objective_of, record_losses, step_totals, step_weights
-from upright.language.pairs import PairCollator, PairDataset, pad_of, refuse_records
-from upright.language.references import Reference, records_key
-from upright.language.resume import last_complete, read_state, refuse_changed, write_state
-from upright.language.sampling import PairSampler
-from upright.language.schedule import Sampling, Schedule
+from upright.language.references import Reference, agree, mean_nll, records_key, reference_sums
+from upright.language.sampling import PairSampler, Schedule, partners
+from upright.language.training import (
+    GradientGuard,
+    NumberGuard,
+    last_complete,
+    pad_of,
+    read_state,
+    refuse_changed,
+    refuse_settings,
+    write_state,
+)
 
 try:
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 except ImportError:
     raise InputError(
         "training without the package transformers", "the extra llm", "pip install 'upright[llm]'"
     ) from None
 
-__all__ = ["UnlearnTrainer"]
+__all__ = ["PairCollator", "UnlearnArguments", "UnlearnTrainer", "UtilityFloor"]
 
+_STILL = 0.01  # change of the loss per token, in nats, below which nothing moved
+_LOOKED_AT = 64  # records whose loss is measured before and after
 _SIDES = ("forget", "alternative")  # whose reference sums are kept
+
+
+@dataclass
+class UnlearnArguments(TrainingArguments):
+    """`TrainingArguments` and how records are forgotten; an epoch is as many draws as there are records to forget.
+
+    ``sampling`` takes every record once an epoch (``shuffle``) or draws with replacement: uniformly, or by
+    `sampling_weights` of the difficulty (``mrd``).
+
+    Raises
+    ------
+    InputError
+        For values outside their range, and for settings of Trainer that would be ignored: label smoothing, grouping by
+        length, evaluation between steps, the best model at the end.
+    """
+
+    loss: str = field(default="npo", metadata={"help": "a forget loss of losses.LOSSES, or a pair of losses.PAIRS"})
+    retain_loss: str | None = field(default="auto", metadata={"help": "auto: that of the pair; none leaves it out"})
+    gamma: float = field(default=1.0, metadata={"help": "factor of the forget loss, at least 0"})
+    alpha: float = field(default=1.0, metadata={"help": "factor of the retain loss, at least 0"})
+    loss_options: dict[str, Any] | None = field(default=None, metadata={"help": "see objectives.objective_of"})
+    sampling: Literal["shuffle", "uniform", "mrd"] = field(default="shuffle", metadata={"help": "order of records"})
+    tau: float = field(default=1.0, metadata={"help": "power of the difficulty in sampling_weights"})
+    floor: Annotated[float, Range(ge=0, le=1)] = field(default=0.0, metadata={"help": "share of uniform draws"})
+    refresh: NonNegativeInt = field(default=0, metadata={"help": "epochs between two scorings; 0 scores once"})
+    scope: Literal["answer", "sequence"] = field(default="answer", metadata={"help": "tokens forgotten and kept"})
+    check_gradients: bool = field(default=True, metadata={"help": "refuse a trainable tensor without gradient"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.remove_unused_columns = False  # True strips the nested batch
+        refuse_settings(self, UnlearnArguments)
+        if self.load_best_model_at_end or self.eval_strategy != "no":
+            raise InputError(
+                f"eval_strategy = {str(self.eval_strategy)!r}, load_best_model_at_end = {self.load_best_model_at_end}",
+                "no evaluation between steps",
+                "pass stop=UtilityFloor(...) to the trainer, or read the model in a callback",
+            )
+
+
+@dataclass(frozen=True)
+class UtilityFloor:
+    """Stop a run when what must be kept gets worse than a floor.
+
+    Parameters
+    ----------
+    check : callable
+        ``check(model) -> {name: value}``, called in evaluation mode without gradients.
+    floor : mapping of name to float
+        Smallest value of each name that is allowed.
+    every : int
+        Steps between two checks, at least 1.
+    """
+
+    check: Callable[[Any], Mapping[str, float]]
+    floor: Mapping[str, float] = field(default_factory=dict)
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise InputError(f"every = {self.every}", "an integer of at least 1", "raise it")
+
+    def below(self, values: Mapping[str, float]) -> list[str]:
+        """Return the names that are below their floor; a value that is missing or NaN is."""
+        return [name for name, low in self.floor.items() if not values.get(name, float("nan")) >= low]
 
 
 class UnlearnTrainer(Trainer):
@@ -57,27 +133,13 @@ class UnlearnTrainer(Trainer):
     forget : sequence of Encoded, length n
         Of `encoding.encode_all`.
     retain : sequence of Encoded, optional
-        Without them there is no retain term.
-    args : TrainingArguments
-        As for `Trainer`; ``remove_unused_columns`` is always False. An epoch is n draws.
+        Without them there is no retain loss; with ``ga`` they play no part.
+    args : UnlearnArguments
     processing_class : PreTrainedTokenizerBase
-    loss : str
-        A forget loss of `losses.LOSSES` or a pair of `losses.PAIRS`, for example ``npo`` or ``grad_diff``.
-    retain_loss : {"auto", "nll", "kl", "rmu_retain"} or None
-        ``auto`` is that of the pair, ``nll`` for other losses.
-    gamma, alpha : float
-        Factors of the forget and of the retain term, at least 0.
-    loss_options : mapping, optional
-        Factors of the losses, see `objectives.objective_of`.
-    sampling : {"shuffle", "uniform", "mrd"} or array of float, shape (n,)
-        ``shuffle`` takes every record once an epoch; the others draw n with replacement: uniformly, by
-        `sampling_weights` of the difficulty, or by given weights.
-    tau, floor : float
-        Of `sampling_weights`.
+    weights : array of float, shape (n,), optional
+        Draw in proportion to these, in place of ``args.sampling``.
     difficulty : Difficulty or array of float, shape (n,), optional
         For ``mrd``; scored before the first step when left out.
-    refresh : int
-        Score again before every epoch that is a multiple of this; 0 never does.
     scoring : mapping or callable, optional
         Options of `difficulty.score_difficulty`, or a function of the model that returns another quantity, shape (n,).
     targets : array of float, shape (n,), optional
@@ -91,14 +153,9 @@ class UnlearnTrainer(Trainer):
         Keeps reference sums for other runs.
     alternatives : sequence of Encoded, length n, optional
         Answers to be given instead, for ``idk_dpo`` and ``alt_po``.
-    scope : {"answer", "sequence"}
-        Which tokens are forgotten and kept.
     stop : UtilityFloor, optional
     peft_config : PeftConfig, optional
         Train an adapter of `peft` instead of the weights.
-    check_gradients : bool
-        Refuse a run whose first step leaves a trainable tensor without gradient; False for experts that are routed to
-        now and then.
     callbacks, **trainer
         As for `Trainer`: ``optimizers``, ``optimizer_cls_and_kwargs``.
 
@@ -108,8 +165,20 @@ class UnlearnTrainer(Trainer):
         For settings that contradict each other, a loss or gradient that is not finite (with the step), a trainable
         tensor without gradient, and a checkpoint of other records or settings.
 
+    Warns
+    -----
+    UserWarning
+        Where nothing moved, and whether that is because both losses cancel; where a torn checkpoint is passed over.
+
     Attributes
     ----------
+    moved : float
+        ``mean_i |cbar_i(after) - cbar_i(before)|`` over the first 64 records to forget, in nats a token; NaN before
+        the end of training.
+    unmoved : str
+        Why nothing moved, where `moved` is below 0.01 and records were left to forget; empty elsewhere.
+    devices : dict of str to str
+        On which device each phase ran: ``measuring``, ``reference``, ``scoring``, ``training``.
     difficulty_history : list of (int, ndarray of shape (n,))
         Epoch and MRD of every scoring.
     schedule : Schedule
@@ -122,87 +191,125 @@ class UnlearnTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the weights of the whole step
+    args: UnlearnArguments
 
     def __init__(
-        self, model: Any, forget: Sequence[Encoded], retain: Sequence[Encoded] | None = None, *,
-        args: TrainingArguments, processing_class: Any, loss: str = "npo", retain_loss: str | None = "auto",
-        gamma: float = 1.0, alpha: float = 1.0, loss_options: Mapping[str, Any] | None = None,
-        sampling: Sampling | ArrayLike = "shuffle", tau: float = 1.0, floor: float = 0.0, difficulty: Any = None,
-        refresh: int = 0, scoring: Any = None, targets: ArrayLike | None = None,
-        reference: Any = None, cache_dir: str | Path | None = None, alternatives: Sequence[Encoded] | None = None,
-        scope: Scope = "answer", stop: UtilityFloor | None = None, peft_config: Any = None,
-        check_gradients: bool = True, callbacks: Sequence[Any] | None = None, **trainer: Any,
-    ) -> None:  # fmt: skip
-        self.objective: Objective = objective_of(
-            loss, retain_loss=retain_loss, has_retain=bool(retain), gamma=gamma, alpha=alpha, options=loss_options
-        )
+        self,
+        model: Any,
+        forget: Sequence[Encoded],
+        retain: Sequence[Encoded] | None = None,
+        *,
+        args: UnlearnArguments,
+        processing_class: Any,
+        weights: ArrayLike | None = None,
+        difficulty: Any = None,
+        scoring: Any = None,
+        targets: ArrayLike | None = None,
+        reference: Any = None,
+        cache_dir: str | Path | None = None,
+        alternatives: Sequence[Encoded] | None = None,
+        stop: UtilityFloor | None = None,
+        peft_config: Any = None,
+        callbacks: Sequence[Any] | None = None,
+        **trainer: Any,
+    ) -> None:
+        if not isinstance(args, UnlearnArguments):
+            raise InputError(f"args of type {type(args).__name__}", "UnlearnArguments", "pass its fields to that class")
+        if odd := sorted(set(trainer) - {"optimizers", "optimizer_cls_and_kwargs"}):
+            todo = "leave it out; stop=UtilityFloor(...) and callbacks see the model"
+            raise InputError(f"{odd[0]} for UnlearnTrainer", "optimizers, optimizer_cls_and_kwargs", todo)
+        self.objective: Objective = _objective(args, processing_class, bool(retain))
         self.forget, self.retain, self.alternatives = list(forget), list(retain or ()), list(alternatives or ())
-        refuse_records(self.objective, self.forget, self.alternatives)
+        self._refuse_records()
         self._keys = [records_key(side) for side in (self.forget, self.retain, self.alternatives)]
-        args = copy.copy(args)
-        args.remove_unused_columns = False  # True strips the nested batch
         self._use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         self._seed = int(args.seed if args.data_seed is None else args.data_seed)
-        self.scope, self.cache_dir, self.pad = scope, cache_dir, pad_of(processing_class)
+        self.cache_dir, self.pad = cache_dir, pad_of(processing_class)
         self.schedule = Schedule(
-            self.forget, sampling, tau=tau, floor=floor, difficulty=difficulty, refresh=refresh, scoring=scoring,
-            targets=targets, scope=scope, seed=self._seed, pad=self.pad,
-        )  # fmt: skip
+            self.forget,
+            args,
+            weights=weights,
+            difficulty=difficulty,
+            scoring=scoring,
+            targets=targets,
+            seed=self._seed,
+            pad=self.pad,
+        )
         kept = self.retain if self.objective.retain else ()
-        watch: list[Any] = [NumberGuard(), Epochs(self)]
-        guard = GradientGuard(idle=lambda: self.schedule.finished, some=self.objective.layer is not None)
-        watch += [guard] if check_gradients else []
-        watch += [UtilityGuard(self, stop)] if stop is not None else []
+        watch: list[Any] = [NumberGuard(), _Epochs(self, stop)]
+        if args.check_gradients:
+            some = self.objective.layer is not None
+            watch.append(GradientGuard(idle=lambda: self.schedule.finished, some=some))
         super().__init__(
-            model=adapted(model, peft_config, seed=self._seed, checkpointing=bool(args.activation_checkpointing)),
-            args=args, data_collator=PairCollator(self.forget, kept, self.alternatives, self.pad, scope),
-            train_dataset=PairDataset(len(self.forget)), processing_class=processing_class,
-            callbacks=[*(callbacks or ()), *watch], **trainer,
-        )  # fmt: skip
+            model=adapted(model, peft_config, seed=self._seed, checkpointing=recomputes(args)),
+            args=args,
+            data_collator=PairCollator(self.forget, kept, self.alternatives, self.pad, args.scope),
+            train_dataset=_Keys(len(self.forget)),
+            processing_class=processing_class,
+            callbacks=[*(callbacks or ()), *watch],
+            **trainer,
+        )
         if args.n_gpu > 1:
-            raise InputError(
-                f"{args.n_gpu} devices in one process", "one device a process",
-                "start with torchrun or accelerate launch, or show one device with CUDA_VISIBLE_DEVICES",
-            )  # fmt: skip
+            todo = "start with torchrun or accelerate launch, or show one device with CUDA_VISIBLE_DEVICES"
+            raise InputError(f"{args.n_gpu} devices in one process", "one device a process", todo)
         self.model_accepts_loss_kwargs = False  # the model computes no loss
         ask = self.objective.needs
         self.reference = Reference(
             reference, self.model, sums=ask("sums"), speaks=ask("distributions") or ask("hidden")
         )
         self.guard_history: list[dict[str, float]] = []
-        self.stopped = ""
-        self.alpha = float(alpha)
+        self.devices: dict[str, str] = {}
+        self.stopped, self.unmoved, self.moved = "", "", float("nan")
+        self.alpha, self.epsilon = float(args.alpha), self.objective.options.get("epsilon")
         self.control_vector: Tensor | None = None
-        self._of_step = torch.zeros(2, dtype=torch.float64)  # forget and retain, this rank
-        self._logged = torch.zeros(3, dtype=torch.float64)  # forget, retain and steps since the last line of the log
+        self._before: Tensor | None = None  # loss of the records that are looked at, when the run began
+        # Sums of both terms and the number of steps: of one step on this rank, since the last log line, of the run.
+        self._of_step, self._logged, self._of_run = (torch.zeros(k, dtype=torch.float64) for k in (2, 3, 3))
         self._size = 0
+
+    def _refuse_records(self) -> None:
+        """Refuse an empty forget set, and alternatives that do not go with the loss."""
+        n, wanted = len(self.forget), 2 * (LOSSES[self.objective.forget].answers == 2)
+        if not n:
+            raise InputError("no forget records", "one record at least", "check the file")
+        if len(self.alternatives) != (n if wanted else 0):
+            raise InputError(
+                f"{len(self.alternatives)} alternative answers for {n} records and loss {self.objective.name!r}",
+                "one a record with idk_dpo and alt_po, none with other losses",
+                "pass alternatives=, or leave them out",
+            )
 
     def settings(self) -> dict[str, Any]:
         """Return what a resumed run must share with the one that wrote its checkpoint; records as SHA-256."""
         one = self.objective
-        block = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return {
-            "forget records": self._keys[0], "retain records": self._keys[1], "alternatives": self._keys[2],
-            "loss": one.name, "retain_loss": one.retain, "gamma": one.gamma, "alpha": one.alpha,
-            "loss_options": dict(one.options), "effective batch": block, "reference": self.reference.kind,
+            **dict(zip(("forget records", "retain records", "alternatives"), self._keys, strict=True)),
+            **{"loss": one.name, "retain_loss": one.retain, "gamma": one.gamma, "alpha": one.alpha},
+            "loss_options": dict(one.options),
+            "effective batch": self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            "reference": self.reference.kind,
             **self.schedule.settings(),
-        }  # fmt: skip
+        }
 
     # -- order of records -------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
-        block = self._train_batch_size * self.args.world_size
-        return self.schedule.make_order(len(self.retain), block=block, drop_last=self.args.dataloader_drop_last)
+        return self.schedule.make_order(len(self.retain), block=self._train_batch_size * self.args.world_size)
 
     def prepare_epoch(self, epoch: int) -> None:
-        """Score what is due before an epoch, in the precision of training."""
-        with self.accelerator.autocast():
-            self.schedule.prepare(epoch, self.model, self.args.per_device_eval_batch_size)
+        """Score what is due before an epoch, in the precision of the weights: bfloat16 would round the noise away."""
+        self.schedule.prepare(epoch, self.model)
+        if self.schedule.history or self.schedule.targets is not None:
+            self._at("scoring")
 
     @property
     def difficulty_history(self) -> list[tuple[int, Any]]:
         """Epoch and MRD, ndarray of shape (n,), of every scoring."""
         return self.schedule.history
+
+    def _at(self, phase: str) -> None:
+        model: Any = self.model
+        self.devices[phase] = str(next(model.parameters()).device)
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
@@ -227,9 +334,13 @@ class UnlearnTrainer(Trainer):
         step = self.state.global_step + 1
         try:
             forget, retain = record_losses(
-                self.objective, model, inputs, sums=self.reference.sums, control=self.control_vector,
+                self.objective,
+                model,
+                inputs,
+                sums=self.reference.sums,
+                control=self.control_vector,
                 speaking=lambda: self.reference.speaking(self.accelerator.unwrap_model(model)),
-            )  # fmt: skip
+            )
         except InputError as error:
             raise InputError(f"{error.got}, at step {step}", error.accepted, error.todo) from error
         if num_items_in_batch is None:
@@ -240,28 +351,29 @@ class UnlearnTrainer(Trainer):
             parts.append((retain * v).sum() / num_items_in_batch[1])
         held = torch.stack([one.detach() for one in parts]).double().cpu()
         if not bool(torch.isfinite(held).all()):
-            raise InputError(
-                f"a loss of {held.tolist()} at step {step}", "a finite loss",
-                "go on from the last checkpoint with a smaller learning rate or another loss",
-            )  # fmt: skip
+            got = f"a loss of {held.tolist()} at step {step}"
+            raise InputError(got, "a finite loss", NumberGuard.todo)
         self._of_step[: len(held)] += held
         loss = self.objective.gamma * parts[0] + (self.alpha * parts[1] if retain is not None else 0.0)
         if model.training and torch.is_grad_enabled() and not loss.requires_grad:
             raise InputError(
-                f"a loss without gradient at step {step}", "trainable weights that the loss depends on",
+                f"a loss without gradient at step {step}",
+                "trainable weights that the loss depends on",
                 "with an adapter and activation checkpointing call model.enable_input_require_grads()",
-            )  # fmt: skip
+            )
+        self.devices["training"] = str(loss.device)
         loss = loss * self.args.world_size
         return (loss, {"forget": forget, "retain": retain}) if return_outputs else loss
 
     def after_step(self, epoch: float) -> None:
         """Add up the parts of the loss over ranks and take the dual step of ``pdu``."""
         of_step = self.accelerator.reduce(self._of_step.to(self.args.device), "sum").cpu()
-        self._logged += torch.cat([of_step, torch.ones(1, dtype=torch.float64)])
+        for total in (self._logged, self._of_run):
+            total += torch.cat([of_step, torch.ones(1, dtype=torch.float64)])
         self._of_step.zero_()
         options = self.objective.options
-        if self.objective.forget == "pdu" and self.objective.retain and epoch >= options["warmup"]:
-            self.alpha = dual_step(self.alpha, float(of_step[1]), epsilon=options["epsilon"], step=options["dual_step"])
+        if self.objective.forget == "pdu" and self.epsilon is not None and epoch >= options["warmup"]:
+            self.alpha = dual_step(self.alpha, float(of_step[1]), epsilon=self.epsilon, step=options["dual_step"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add both terms of the loss, and what else changes, to a line of the log."""
@@ -283,52 +395,95 @@ class UnlearnTrainer(Trainer):
     # -- start, save, resume ----------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, or go on from a checkpoint; True takes the last one that is complete."""
+        """Train, or go on from a checkpoint; True takes the last one that is whole."""
         model: Any = self.model
         found = last_complete(str(self.args.output_dir)) if resume_from_checkpoint is True else resume_from_checkpoint
         folder = str(found) if found else None
         self._size = sum(int(p.numel()) for p in model.parameters())
-        self.stopped = ""
-        self._of_step.zero_()
-        self._logged.zero_()
+        self.stopped = self.unmoved = ""
+        for total in (self._of_step, self._logged, self._of_run):
+            total.zero_()
         if folder:
             self._restore(Path(folder))
         self._prepare_reference()
         if self.objective.needs("control") and self.control_vector is None:
             self.control_vector = control_vector(
-                int(model.config.get_text_config().hidden_size), scale=self.objective.options["scale"],
+                int(model.config.get_text_config().hidden_size),
+                scale=self.objective.options["scale"],
                 law=self.objective.options["law"],
                 generator=torch.Generator().manual_seed(stream(self._seed, "control")),
-            )  # fmt: skip
+            )
         if not folder:
             self.alpha = float(self.objective.alpha)
-            with self.accelerator.autocast():
-                self.schedule.start(model, self.args.per_device_eval_batch_size)
+            self._before = self._losses()
+            self._measure_bound()
+            self.schedule.start(model)
         try:
-            return super().train(folder, *args, **kwargs)
+            done = super().train(folder, *args, **kwargs)
         finally:
             if self._use_cache is not None:  # Trainer turns it off, and a saved model would stay without
                 model.config.use_cache = self._use_cache
+        self._look_whether_it_moved()
+        return done
+
+    def _losses(self) -> Tensor:
+        """Return the loss per token of the records that are looked at, float64 of shape (at most 64,)."""
+        self._at("measuring")
+        few = self.forget[:_LOOKED_AT]
+        batch = self.args.per_device_eval_batch_size
+        return mean_nll(self.model, few, pad=self.pad, scope=self.args.scope, batch_size=batch)
+
+    def _look_whether_it_moved(self) -> None:
+        """Measure `moved`, and warn where it is nothing although records were left to forget."""
+        if self._before is None:
+            return
+        self.moved = float((self._losses() - self._before).abs().mean())
+        if self.moved >= _STILL or self.schedule.finished:
+            return
+        forget, retain, steps = self._of_run.tolist()
+        terms = [self.objective.gamma * forget / max(steps, 1.0), self.objective.alpha * retain / max(steps, 1.0)]
+        why = "raise the learning rate or train longer"
+        if terms[1] and abs(sum(terms)) < 0.05 * sum(map(abs, terms)):
+            why = (
+                f"forget and retain loss cancel ({terms[0]:.3g} and {terms[1]:.3g} a step); take a bounded loss such as"
+            )
+            why += " npo, and look whether the retain records are those to forget"
+        self.unmoved = f"nothing is forgotten, the loss moved by {self.moved:.2g} nats a token: {why}"
+        warnings.warn(self.unmoved, UserWarning, stacklevel=3)
+
+    def _measure_bound(self) -> None:
+        """Set the bound of ``pdu``, if none is given: 1.1 times the retain loss of the first epoch's partners."""
+        if self.objective.forget != "pdu" or not self.objective.retain or self.epsilon is not None:
+            return
+        first = [self.retain[j] for j in partners(len(self.retain), self._seed, 0, len(self.forget)).tolist()]
+        with self.accelerator.autocast():
+            batch = self.args.per_device_eval_batch_size
+            sums, counts = reference_sums(self.model, first, pad=self.pad, scope=self.args.scope, batch_size=batch)
+        self.epsilon = float(agree([-1.1 * float(sums.sum()) / int(counts.sum())])[0])
 
     def _prepare_reference(self) -> None:
         with self.accelerator.autocast():
             self.reference.prepare(
-                self.model, dict(zip(_SIDES, (self.forget, self.alternatives), strict=True)), pad=self.pad,
-                scope=self.scope, batch_size=self.args.per_device_eval_batch_size, cache_dir=self.cache_dir,
-                write=self.args.should_save, tag=f"{self.accelerator.mixed_precision} ",
-            )  # fmt: skip
+                self.model,
+                dict(zip(_SIDES, (self.forget, self.alternatives), strict=True)),
+                pad=self.pad,
+                scope=self.args.scope,
+                batch_size=self.args.per_device_eval_batch_size,
+                cache_dir=self.cache_dir,
+                write=self.args.should_save,
+                tag=f"{self.accelerator.mixed_precision} ",
+            )
+        if self.reference.keys:
+            self._at("reference")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # First ours: trainer_state.json, which Trainer writes last, then says that the checkpoint is complete.
         if self.args.should_save:
             tensors, values = self.schedule.state()
             tensors |= {f"sums.{side}": sums for side, sums in self.reference.sums.items()}
-            if self.control_vector is not None:
-                tensors["control"] = self.control_vector
-            values |= {
-                "settings": self.settings(), "alpha": self.alpha, "reference": self.reference.keys,
-                "guard_history": self.guard_history,
-            }  # fmt: skip
+            own = {"control": self.control_vector, "before": self._before}
+            tensors |= {name: one for name, one in own.items() if one is not None}
+            values |= {"settings": self.settings(), "alpha": self.alpha, "epsilon": self.epsilon}
+            values |= {"reference": self.reference.keys, "guard_history": self.guard_history}
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             write_state(folder, tensors, values)
         super()._save_checkpoint(model, trial)
@@ -338,13 +493,125 @@ class UnlearnTrainer(Trainer):
         tensors, values = read_state(folder)
         refuse_changed(values["settings"], self.settings())
         self.schedule.load(tensors, values)
-        self.control_vector, self.alpha = tensors.get("control"), float(values["alpha"])
+        self.control_vector, self._before = tensors.get("control"), tensors.get("before")
+        self.alpha, self.epsilon = float(values["alpha"]), values["epsilon"]
         self.guard_history = values["guard_history"]
-        self.reference.load({side: tensors[f"sums.{side}"] for side in _SIDES if f"sums.{side}" in tensors},
-                            values["reference"])  # fmt: skip
+        sums = {side: tensors[f"sums.{side}"] for side in _SIDES if f"sums.{side}" in tensors}
+        self.reference.load(sums, values["reference"])
         self._prepare_reference()
         if self.reference.keys != values["reference"]:
             raise InputError(
-                "a model that is not the reference of the checkpoint", "the model as it stood before the first step",
+                "a model that is not the reference of the checkpoint",
+                "the model as it stood before the first step",
                 "load the start model, or pass it as reference=",
-            )  # fmt: skip
+            )
+
+
+def _objective(args: UnlearnArguments, tokenizer: Any, has_retain: bool) -> Objective:
+    """Return what is minimised; a refusal in words becomes tokens, the end of sequence after them."""
+    found = objective_of(
+        args.loss,
+        retain_loss=args.retain_loss,
+        has_retain=has_retain,
+        gamma=args.gamma,
+        alpha=args.alpha,
+        options=args.loss_options,
+    )
+    if isinstance(text := found.options.get("refusal"), str):
+        end = getattr(tokenizer, "eos_token_id", None)
+        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None else [int(end)])]
+        found = dataclasses.replace(found, options={**found.options, "refusal": ids})
+    return found
+
+
+# -- batches --------------------------------------------------------------------------------------------------------
+
+
+class _Keys(Dataset[tuple[int, int, bool]]):
+    """Hands the keys of a `PairSampler` through: what stands at a place is decided there, nothing is drawn here."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, key: tuple[int, int, bool]) -> tuple[int, int, bool]:
+        return key
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Makes the nested batch ``{forget, retain, alternative, index, retain_index, counts}`` out of keys.
+
+    Parameters
+    ----------
+    forget, retain, alternatives : sequence of Encoded
+        ``alternatives`` holds the answer to be given instead, one a forget record; empty where there is none.
+    pad : int
+    scope : {"answer", "sequence"}
+        Where labels of all sides stand.
+    """
+
+    forget: Sequence[Encoded]
+    retain: Sequence[Encoded]
+    alternatives: Sequence[Encoded]
+    pad: int
+    scope: Scope = "answer"
+
+    def __call__(self, keys: Sequence[tuple[int, int, bool]]) -> dict[str, Any]:
+        """Return the batch; ``index``, ``retain_index`` and ``counts`` have shape (B,)."""
+        i, j, counts = zip(*keys, strict=True)
+        sides = {"forget": (self.forget, i), "retain": (self.retain, j), "alternative": (self.alternatives, i)}
+        batch: dict[str, Any] = {
+            name: collate([records[k] for k in rows], self.pad, scope=self.scope)
+            for name, (records, rows) in sides.items()
+            if records
+        }
+        return batch | {name: torch.tensor(x) for name, x in (("index", i), ("retain_index", j), ("counts", counts))}
+
+
+# -- what is done between steps -------------------------------------------------------------------------------------
+
+
+class _Epochs(TrainerCallback):
+    """Tells the trainer where an epoch begins and ends and where the optimiser has stepped; checks a utility floor."""
+
+    def __init__(self, trainer: UnlearnTrainer, floor: UtilityFloor | None) -> None:
+        self.trainer, self.floor = trainer, floor
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Score what is due; also after a resume, where the sampler of a skipping loader is out of Trainer's reach."""
+        epoch = int(state.epoch or 0)
+        self.trainer.prepare_epoch(epoch)
+        if self.trainer.schedule.order is not None:
+            self.trainer.schedule.order.set_epoch(epoch)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let the dual factor follow the retain loss of this step."""
+        self.trainer.after_step(float(state.epoch or 0.0))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop when nothing is left to forget, or utility is below its floor."""
+        if self.floor is not None and state.global_step % self.floor.every == 0:
+            with quiet(kwargs["model"]):
+                values = {name: float(value) for name, value in self.floor.check(kwargs["model"]).items()}
+            below = self.floor.below(values)
+            self.trainer.guard_history.append({"step": int(state.global_step), **values})
+            if agree([float(bool(below))])[0]:
+                low = ", ".join(f"{name} = {values.get(name, float('nan')):g}" for name in below)
+                self.trainer.stopped = f"{low} below its floor at step {state.global_step}"
+                control.should_training_stop = True
+        self._stop(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Score for the next epoch, before a checkpoint of this one is written."""
+        schedule = self.trainer.schedule
+        if state.global_step < state.max_steps and not schedule.finished and schedule.order is not None:
+            self.trainer.prepare_epoch(schedule.order.epoch + 1)
+        self._stop(control)
+
+    def _stop(self, control: Any) -> None:
+        if self.trainer.schedule.finished:
+            self.trainer.stopped = f"every record at its target before epoch {self.trainer.schedule.prepared}"
+            control.should_training_stop = True

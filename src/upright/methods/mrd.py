@@ -61,6 +61,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -109,8 +110,8 @@ _CHOSEN_BY = ("forget_gap", "forget_probability", "retain_probability", "retain_
 class MRDConfig(Config):
     """Scoring, sampling and the base loss."""
 
-    loss: Literal["ga", "npo", "simnpo", "wga", "satimp", "ce_u"] = "npo"
-    """Base loss of the records to forget."""
+    loss: Literal["ga", "grad_diff", "npo", "jensun", "pdu", "simnpo", "wga", "satimp", "ce_u"] = "npo"
+    """Base loss of the records to forget; `ga` has no retain loss, `grad_diff` is gradient ascent with one."""
     beta: PositiveFloat | None = None
     """Factor inside `npo` (0.1), `simnpo` (4.5) and `wga` (1); none takes the published one."""
     gamma: NonNegativeFloat = 1.0
@@ -257,9 +258,9 @@ def sizes(config: MRDConfig, run: Run, mrd: Array, nll: Array, tokens: NDArray[n
 
 def unlearn(t: Any, config: MRDConfig, run: Run, forget: list[Encoded], before: Mapping[str, Any]) -> Any:
     """Train the original model until it forgets (steps 2 to 4), and return it."""
-    from transformers import PrinterCallback, TrainingArguments
+    from transformers import PrinterCallback
 
-    from upright.language.trainer import UnlearnTrainer
+    from upright.language.trainer import UnlearnArguments, UnlearnTrainer
 
     model, tokenizer = t.model(run, "original")
     tokens = before["tokens"].numpy()
@@ -271,21 +272,24 @@ def unlearn(t: Any, config: MRDConfig, run: Run, forget: list[Encoded], before: 
         return sizes(config, run, found.mrd, found.nll, tokens)
 
     weighted: dict[str, Any] = (
-        {"sampling": "shuffle"}
+        {}
         if config.sampling == "shuffle"
         else {
-            "sampling": "mrd",
-            "tau": config.tau,
-            "floor": config.floor,
-            "refresh": config.refresh,
             "scoring": rescored,
             "difficulty": sizes(config, run, before["mrd"].numpy(), before["nll"].numpy(), tokens),
         }
     )
-    options = {} if config.beta is None else {"beta": config.beta}
     with tempfile.TemporaryDirectory() as folder, run.progress(config.epochs, run.arm) as advance:
-        arguments = TrainingArguments(
+        arguments = UnlearnArguments(
             output_dir=folder,
+            loss=config.loss,
+            gamma=config.gamma,
+            alpha=config.alpha,
+            loss_options={} if config.beta is None else {"beta": config.beta},
+            sampling="shuffle" if config.sampling == "shuffle" else "mrd",
+            tau=config.tau,
+            floor=config.floor,
+            refresh=0 if config.sampling == "shuffle" else config.refresh,
             num_train_epochs=config.epochs,
             per_device_train_batch_size=config.batch_size,
             per_device_eval_batch_size=32,
@@ -307,15 +311,13 @@ def unlearn(t: Any, config: MRDConfig, run: Run, forget: list[Encoded], before: 
             t.encoded(run, "retain"),
             args=arguments,
             processing_class=tokenizer,
-            loss=config.loss,
-            gamma=config.gamma,
-            alpha=config.alpha,
-            loss_options=options,
             callbacks=[_path(t, run, advance)],
             **weighted,
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "nothing is forgotten", UserWarning)  # of this arm, by `_notes`
+            trainer.train()
     _notes(run, config, trainer)
     return model.eval()
 
@@ -359,8 +361,9 @@ def _notes(run: Run, config: MRDConfig, trainer: Any) -> None:
             }
         )
     run.note("weights", rows)
-    if trainer.stopped:
-        run.warn(f"arm {run.arm}: {trainer.stopped}")
+    for text in (trainer.stopped, trainer.unmoved):
+        if text:
+            run.warn(f"arm {run.arm}: {text}")
 
 
 def _has_reference(t: Any) -> str:
