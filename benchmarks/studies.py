@@ -62,6 +62,8 @@ class Study:
         How far below the baseline's validation score a tuned arm may lie.
     preset : str
         Size.
+    cells : sequence of str
+        Groupings by which units are published as counts and means, where there are thousands of them; none lists units.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Study:
     raised: str = ""
     margin: float = 0.01
     preset: str = "full"
+    cells: Sequence[str] = ()
 
 
 def _grid(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -232,6 +235,7 @@ def publish(study: Study, work: Path, results: Path, command: str) -> Path:
     return publish_runs(
         study.name, [work / f"s{s}" for s in study.seeds], work / "comparison", results,
         {"study": dataclasses.asdict(study), "choice": read_json(work / "choice.json"), "command": command},
+        cells=study.cells,
     )  # fmt: skip
 
 

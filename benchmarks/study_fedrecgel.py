@@ -22,8 +22,11 @@ TUNE = {"strength": [0.2, 2.0, 10.0]}
 LONG = {"rounds": 400, "check_every": 20, "patience": 4}
 
 
-def _study(name: str, arms: tuple[str, ...], settings: dict[str, Any], select: dict[str, list[float]] = RATES) -> Study:
-    return Study(f"fedrecgel-{name}", "fedrecgel", settings, select, TUNE, arms, grouping="size", raised="mean")
+def _study(name: str, arms: tuple[str, ...], settings: dict[str, Any]) -> Study:
+    cells = ("size",) if settings["data"] == "amazon-video" else ()  # 8,072 clients
+    return Study(
+        f"fedrecgel-{name}", "fedrecgel", settings, RATES, TUNE, arms, grouping="size", raised="mean", cells=cells
+    )
 
 
 def studies(given: argparse.Namespace) -> list[Study]:
