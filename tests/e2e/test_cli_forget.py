@@ -96,7 +96,7 @@ def test_forgotten_can_be_required(world, upright, tmp_path):
 def test_the_losses_of_the_help_are_those_that_the_desk_takes():
     """The help offers a loss that was taken away, or unbounded ascent before what is bounded."""
     from upright.cli.forget import LOSS
-    from upright.language.remedies import losses_taken, refuse_loss
+    from upright.language.intake import losses_taken, refuse_loss
 
     assert re.sub("Bounded: |others: ", "", LOSS.removesuffix(".")).replace(";", ",").split(", ") == losses_taken()
     assert losses_taken()[0] == "npo"

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from upright.data.forget import tofu_records
-from upright.language import afterwards, attacks, desk, disk, measures, pages, receipts, remedies
+from upright.language import afterwards, attacks, desk, disk, intake, measures, pages, receipts, remedies
 from upright.language.encoding import encode_all
 from upright.language.pretraining import teach
 from upright.models.tiny import tiny_llama, tiny_tokenizer
@@ -106,7 +106,8 @@ def words(text: str) -> list[str]:
 @functools.cache
 def vocabulary() -> frozenset[str]:
     """What the desk itself can say, and the words of the settings."""
-    files = [*(Path(m.__file__) for m in (desk, disk, remedies, attacks, measures, pages, receipts, afterwards)),
+    modules = (desk, disk, intake, remedies, attacks, measures, pages, receipts, afterwards)
+    files = [*(Path(m.__file__) for m in modules),
              ROOT / "difficulty.py", ROOT / "trainer.py", ROOT.parent / "metrics" / "membership.py"]  # fmt: skip
     return frozenset(w for file in files for w in words(file.read_text()))
 

@@ -113,7 +113,7 @@ def unlearn(
     learning_rate: Annotated[
         str, typer.Option(help="Of AdamW; auto tries three on a quarter of the records.")
     ] = "auto",
-    epochs: Annotated[int, typer.Option(help="Most passes; a record at its level is left alone.")] = 10,
+    epochs: Annotated[int, typer.Option(help="Most passes; a record at its level is left alone.")] = 40,
     batch_size: Batch = 8,
     accumulate: Accumulate = 1,
     bf16: Bf16 = False,
@@ -138,8 +138,8 @@ def unlearn(
 ) -> None:
     """Unlearn records into a new model folder, guarded, and write the receipt."""
     from upright.language import desk as verbs
+    from upright.language.intake import refuse_loss
     from upright.language.pages import dry_page, is_forgotten, unlearn_page
-    from upright.language.remedies import refuse_loss
 
     with _options_named():
         refuse_loss(loss)

@@ -15,6 +15,7 @@ An unlearned model is never certified. Its receipt says which tests were tried a
 from __future__ import annotations
 
 import contextlib
+import copy
 import shutil
 import sys
 import tempfile
@@ -28,13 +29,14 @@ from numpy.typing import NDArray
 
 from upright.contract import InputError
 from upright.data.forget import Record
-from upright.language import disk, receipts, remedies
+from upright.language import disk, intake, receipts, remedies
 from upright.language.afterwards import listing, purge, receipt, reevaluate, reevaluated, verify
 from upright.language.attacks import RATE, STEPS, hardened, stronger
 from upright.language.difficulty import DEFAULT_SIGMA, Difficulty, score_difficulty
 from upright.language.disk import Request, plain
 from upright.language.encoding import Template, refuse_mismatch
 from upright.language.evaluation import Speaker
+from upright.language.intake import Inputs, Recipe, Settings, inputs
 from upright.language.measures import (
     LEAST,
     Guard,
@@ -48,28 +50,15 @@ from upright.language.measures import (
     verdict,
 )
 from upright.language.receipts import name_of, open_ledger, records_of
-from upright.language.remedies import NOT_A_NUMBER, Inputs, Recipe, Settings, inputs
+from upright.language.remedies import NOT_A_NUMBER
 from upright.ledger import Ledger
 from upright.models.hub import load_language_model
 
-__all__ = [
-    "Recipe",
-    "Settings",
-    "evaluate",
-    "listing",
-    "purge",
-    "receipt",
-    "reevaluate",
-    "retrain",
-    "score",
-    "unlearn",
-    "verify",
-]
+__all__ = ["Recipe", "Settings", "evaluate", "listing", "purge", "receipt", "reevaluate", "retrain", "score", "unlearn",
+           "verify"]  # fmt: skip
 
 Array = NDArray[np.float64]
 EXACT = "exact retrain of this stage"
-REPORT = "upright forget eval"
-"""By this first entry a file is recognised as one that an evaluation wrote."""
 _STILL = 0.01  # change of the mean loss a token below which nothing moved: 1 % of the probability
 _REMEDY = "the reference is the remedy: it was trained without the records, and what is written here only comes near it"
 
@@ -101,18 +90,10 @@ class Progress:
 
 
 def score(
-    model_dir: Path,
-    forget_file: Path,
-    *,
-    desk: Path,
-    sigma: str | float = DEFAULT_SIGMA,
-    probes: int | Literal["auto"] = "auto",
-    batch_size: int = 8,
-    seed: int = 0,
-    base: Path | None = None,
-    device: str = "auto",
-    key: Path | None = None,
-) -> dict[str, Any]:
+    model_dir: Path, forget_file: Path, *, desk: Path, sigma: str | float = DEFAULT_SIGMA,
+    probes: int | Literal["auto"] = "auto", batch_size: int = 8, seed: int = 0, base: Path | None = None,
+    device: str = "auto", key: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Score how hard each record is to forget; one number a record stays in the desk, aggregates are returned.
 
     Parameters
@@ -125,7 +106,7 @@ def score(
     base : Path, optional
         The model under `model_dir`, when that is an adapter.
     device : str
-        Of `remedies.device_of`.
+        Of `intake.device_of`.
     key : Path, optional
         Of `Ledger`.
 
@@ -139,20 +120,13 @@ def score(
     InputError
         As for `unlearn`.
     """
-    refuse_place(desk, [model_dir])
+    intake.refuse_place(desk, [model_dir])
     ledger = open_ledger(desk, key)
     given = inputs(model_dir, forget_file, batch_size=batch_size, base=base, device=device)
     request = Request.new(desk)
     Progress(request)("score", given.speaker, f"{len(given.forget)} records")
-    found = score_difficulty(
-        given.speaker.model,
-        given.speaker.encode(given.forget),
-        sigma=sigma,
-        probes=probes,
-        batch_size=batch_size,
-        seed=seed,
-        pad=given.speaker.pad,
-    )
+    found = score_difficulty(given.speaker.model, given.speaker.encode(given.forget), sigma=sigma,
+                             probes=probes, batch_size=batch_size, seed=seed, pad=given.speaker.pad)  # fmt: skip
     request.note(status="scored", model=name_of(model_dir), forget=name_of(forget_file), records=len(given.forget))
     _keep_scores(request, given.forget, found)
     request.lock()
@@ -163,13 +137,8 @@ def score(
 
 def _keep_scores(request: Request, records: Sequence[Record], found: Difficulty) -> None:
     """Store one row a record beside the salt: ids and numbers, no text."""
-    tables = {
-        "mrd": found.mrd,
-        "signed": found.signed,
-        "standard_error": found.standard_error,
-        "tokens": found.tokens,
-        "nll": found.nll,
-    }
+    tables = {"mrd": found.mrd, "signed": found.signed, "standard_error": found.standard_error, "tokens": found.tokens,
+              "nll": found.nll}  # fmt: skip
     rows = {"id": [r.id for r in records], "hash": request.hashes(records), **tables}
     disk.write_json(request.folder / "scores.json", rows)
 
@@ -178,22 +147,10 @@ def _keep_scores(request: Request, records: Sequence[Record], found: Difficulty)
 
 
 def unlearn(
-    model_dir: Path,
-    forget_file: Path,
-    retain_file: Path,
-    *,
-    out: Path,
-    desk: Path,
-    settings: Settings | None = None,
-    reference: Path | None = None,
-    holdout: Path | None = None,
-    earlier: Sequence[Path] = (),
-    base: Path | None = None,
-    device: str = "auto",
-    keep_failed: bool = False,
-    dry_run: bool = False,
-    key: Path | None = None,
-) -> dict[str, Any]:
+    model_dir: Path, forget_file: Path, retain_file: Path, *, out: Path, desk: Path, settings: Settings | None = None,
+    reference: Path | None = None, holdout: Path | None = None, earlier: Sequence[Path] = (), base: Path | None = None,
+    device: str = "auto", keep_failed: bool = False, dry_run: bool = False, key: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Unlearn records and write the new model beside the old one, or say why not.
 
     Parameters
@@ -213,7 +170,7 @@ def unlearn(
     base : Path, optional
         The model under `model_dir` and `reference`, where they are adapters.
     device : str
-        Of `remedies.device_of`; every phase runs there.
+        Of `intake.device_of`; every phase runs there.
     dry_run : bool
         Check everything, change nothing, return what it would take.
 
@@ -228,40 +185,24 @@ def unlearn(
         For input that cannot be right; the model folder is as it was, and nothing else was written.
     """
     settings = settings or Settings()
-    refuse_place(desk, [m for m in (model_dir, reference, base) if m is not None], out)
-    remedies.refuse_loss(settings.loss)
+    intake.refuse_place(desk, [m for m in (model_dir, reference, base) if m is not None], out)
+    intake.refuse_loss(settings.loss)
     ledger = open_ledger(desk, key)
-    given = inputs(
-        model_dir,
-        forget_file,
-        retain_file,
-        holdout=holdout,
-        reference=reference,
-        base=base,
-        batch_size=settings.batch_size,
-        template=settings.template,
-        device=device,
-    )
+    given = inputs(model_dir, forget_file, retain_file, holdout=holdout, reference=reference, base=base,
+                   batch_size=settings.batch_size, template=settings.template, device=device)  # fmt: skip
     given.speaker.model = remedies.with_adapter(given.speaker.model, settings.lora, settings.seed)
     old = [r for file in earlier for r in records_of("earlier", file, [])]
     given.notes += [f"{name} beside --out was left by a killed run: remove it" for name in disk.leftovers(out)]
-    size = _room(given.speaker, out, model_dir)
+    saving = _Saving(given.speaker, out, model_dir)
     if dry_run:
         return {"dry_run": True, **remedies.expectation(given, settings), "notes": given.notes}
     before_sum = disk.checksum(model_dir)
     request = Request.new(desk)
     request.note(
-        status="started",
-        model=name_of(model_dir),
-        forget=name_of(forget_file),
-        retain=name_of(retain_file),
-        holdout=name_of(holdout),
-        reference=name_of(reference),
-        base=name_of(base),
-        out=name_of(out),
-        earlier=[name_of(f) for f in earlier],
-        settings=settings.as_dict(),
-    )
+        status="started", model=name_of(model_dir), forget=name_of(forget_file), retain=name_of(retain_file),
+        holdout=name_of(holdout), reference=name_of(reference), base=name_of(base), out=name_of(out),
+        earlier=[name_of(f) for f in earlier], settings=settings.as_dict(),
+    )  # fmt: skip
     ledger.append("opened", {"request": request.id, "model": name_of(model_dir), "records": len(given.forget)})
     with _closing(request):
         body = _unlearned(request, given, settings)
@@ -277,58 +218,65 @@ def unlearn(
             before=before_sum,
             reference=reference,
             base=base,
-            out=out,
-            size=size,
+            saving=saving,
             keep_failed=keep_failed,
         )
     again: dict[str, Any] = {"requests": [], "ledger": None}
     if measurable:
         supplied = [*given.forget, *given.retain, *given.holdout, *old]
-        again = reevaluated(
-            desk,
-            ledger,
-            given.speaker,
-            supplied,
-            kept=given.retain,
-            source=before_sum,
-            model=name_of(out),
-            skip=request.id,
-            seed=settings.seed,
-        )
+        again = reevaluated(desk, ledger, given.speaker, supplied, kept=given.retain, source=before_sum,
+                            model=name_of(out), skip=request.id, seed=settings.seed)  # fmt: skip
     return {**receipts.receipt_of(desk, request.id, ledger=ledger), "reevaluated": again}
 
 
-def _room(speaker: Speaker, out: Path, model_dir: Path) -> int:
-    """Try all that saving does but for the weights, and return how many bytes those will take.
+class _Saving:
+    """How a model will be written: all of it but the weights is tried at once, and put back before the weights follow.
+
+    Training changes settings on the way (special tokens, the cache); what was tried is what is written.
+
+    Parameters
+    ----------
+    speaker : Speaker
+    out : Path
+        Where room is looked for.
+    source : Path
+        Named where it cannot be saved.
 
     Raises
     ------
     InputError
         When config, generation settings or tokenizer cannot be saved, or there is no room.
     """
-    own = hasattr(speaker.model, "disable_adapter")  # then the adapter alone is written
-    try:
-        with tempfile.TemporaryDirectory() as scratch, _quiet_bars():
-            speaker.model.save_pretrained(scratch, **({} if own else {"state_dict": {}}))
-            speaker.tokenizer.save_pretrained(scratch)
-    except (ValueError, TypeError, OSError) as error:
-        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-        raise InputError(
-            f"{model_dir.name}, which cannot be saved: {' '.join(lines[:2]) or type(error).__name__}",
-            "config, generation settings and tokenizer that save_pretrained takes",
-            "correct that file of the model",
-        ) from None
-    size = sum(p.numel() * p.element_size() for p in speaker.model.parameters() if p.requires_grad or not own)
-    disk.refuse_full(out, max(size, 0 if own else disk.weight_bytes(model_dir)))
-    return size
 
+    def __init__(self, speaker: Speaker, out: Path, source: Path) -> None:
+        self.adapter = hasattr(speaker.model, "disable_adapter")  # then the adapter alone is written
+        self.out = out
+        parts = (p for p in speaker.model.parameters() if p.requires_grad or not self.adapter)
+        self.size = sum(p.numel() * p.element_size() for p in parts)
+        self.settings = copy.deepcopy((speaker.model.config, speaker.model.generation_config))
+        try:
+            with tempfile.TemporaryDirectory() as scratch, _quiet_bars():
+                speaker.model.save_pretrained(scratch, **({} if self.adapter else {"state_dict": {}}))
+                speaker.tokenizer.save_pretrained(scratch)
+        except (ValueError, TypeError, OSError) as error:
+            lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+            raise InputError(
+                f"{source.name}, which cannot be saved: {' '.join(lines[:2]) or type(error).__name__}",
+                "config, generation settings and tokenizer that save_pretrained takes",
+                "correct that file of the model",
+            ) from None
+        disk.refuse_full(out, max(self.size, 0 if self.adapter else disk.weight_bytes(source)))
 
-def _save(speaker: Speaker, folder: Path) -> None:
-    """Write a model, or its adapter alone, and then the tokenizer."""
-    with _quiet_bars():
-        speaker.model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # of peft: an empty card with the path of the base
-    speaker.tokenizer.save_pretrained(folder)
+    def write(self, speaker: Speaker) -> str:
+        """Write the model, or its adapter alone, then the tokenizer; returns the checksum."""
+        if not self.adapter:
+            speaker.model.config, speaker.model.generation_config = self.settings
+        with disk.new_folder(self.out, self.size) as part:
+            with _quiet_bars():
+                speaker.model.save_pretrained(part)
+            (part / "README.md").unlink(missing_ok=True)  # of peft: an empty card with the path of the base
+            speaker.tokenizer.save_pretrained(part)
+            return disk.checksum(part)
 
 
 @contextlib.contextmanager
@@ -355,8 +303,7 @@ def _write(
     before: str,
     reference: Path | None,
     base: Path | None,
-    out: Path,
-    size: int,
+    saving: _Saving,
     keep_failed: bool,
 ) -> None:
     """Write the model where it may be, then the line of the ledger: no model without a line that tells of it."""
@@ -369,14 +316,12 @@ def _write(
     body["artefacts"] = receipts.artefacts(request, request.plan)
     written = body["status"] == "done" or keep_failed
     if written:
-        with disk.new_folder(out, size) as part:
-            _save(speaker, part)
-            body["model"] |= {"output": name_of(out), "after": disk.checksum(part)}
+        body["model"] |= {"output": name_of(saving.out), "after": saving.write(speaker)}
     try:
         ledger.append("unlearned", plain(body))
     except BaseException:
         if written:
-            shutil.rmtree(out, ignore_errors=True)
+            shutil.rmtree(saving.out, ignore_errors=True)
         raise
     request.note(status=body["status"])
 
@@ -392,10 +337,9 @@ def _closing(request: Request, *, resumable: bool = False) -> Iterator[None]:
             shutil.rmtree(request.folder / "cache" / "training", ignore_errors=True)
         if disk.is_full(error):
             raise InputError(
-                f"a full disk while keeping request {request.id}",
-                "room at --desk and at --out",
+                f"a full disk while keeping request {request.id}", "room at --desk and at --out",
                 "free some space, then run this again; no model was written",
-            ) from None
+            ) from None  # fmt: skip
         raise
     else:
         shutil.rmtree(request.folder / "cache" / "training", ignore_errors=True)
@@ -484,31 +428,21 @@ def _body(
     if len(given.forget) < LEAST and not lost:
         said = f"not measurable by membership: fewer than {LEAST} records"
     return {
-        "schema": 1,
-        "request": request.id,
-        "status": "failed" if reasons else "done",
-        "reasons": reasons,
-        "forgotten": said,
-        "level": level,
+        "schema": 1, "request": request.id, "status": "failed" if reasons else "done", "reasons": reasons,
+        "forgotten": said, "level": level,
         "records": {"forget": len(given.forget), "retain": len(given.retain), "holdout": len(given.holdout)},
         "hashing": "HMAC-SHA-256 under a secret salt of this request",
         "hashes": sorted(request.hashes(given.forget)),
-        "dataset": {
-            "before": request.hash_of_set([*given.forget, *given.retain]),
-            "after": request.hash_of_set(given.retain),
-        },
+        "dataset": {"before": request.hash_of_set([*given.forget, *given.retain]),
+                    "after": request.hash_of_set(given.retain)},
         "model": {"output": None, "after": None, "dtype": str(next(given.speaker.model.parameters()).dtype)},
-        "method": {**settings.as_dict(), "relearn_rate": RATE},
-        "code": receipts.code(),
+        "method": {**settings.as_dict(), "relearn_rate": RATE}, "code": receipts.code(),
         "seeds": {"all": settings.seed},
-        "notes": [
-            *receipts.limits(reference="reference" in looks, holdout=bool(given.holdout), retain=bool(given.retain)),
-            *limits_of(looks["before"]),
-        ],
-        "guards": [vars(one) for one in checks],
-        "metrics": metrics,
+        "notes": [*receipts.limits(reference="reference" in looks, holdout=bool(given.holdout),
+                                   retain=bool(given.retain)), *limits_of(looks["before"])],
+        "guards": [vars(one) for one in checks], "metrics": metrics,
         "warnings": [*given.notes, *([] if lost else still_known(metrics, "after"))],
-    }
+    }  # fmt: skip
 
 
 def _moved(before: Look, after: Look, weights: bool, facts: Mapping[str, Any]) -> Guard:
@@ -556,13 +490,8 @@ def _train(
         method = {"learning_rate": rate, "tried": "; ".join(map(_tried, tried))}
     if settings.sampling == "difficulty":
         progress("score", speaker, f"{len(given.forget)} records")
-        found = score_difficulty(
-            speaker.model,
-            speaker.encode(given.forget),
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            pad=speaker.pad,
-        )
+        found = score_difficulty(speaker.model, speaker.encode(given.forget), batch_size=settings.batch_size,
+                                 seed=settings.seed, pad=speaker.pad)  # fmt: skip
         _keep_scores(request, given.forget, found)
     progress("training", speaker, f"{settings.epochs} epochs at most at {rate:g}; {aim}")
     run = remedies.train(
@@ -624,7 +553,7 @@ def retrain(
         As for `unlearn`.
     """
     recipe = recipe or Recipe()
-    refuse_place(desk, [base, model_dir], out)
+    intake.refuse_place(desk, [base, model_dir], out)
     ledger = open_ledger(desk, key)
     given = inputs(
         model_dir,
@@ -637,7 +566,7 @@ def retrain(
         device=device,
     )
     beginning = _beginning(given.speaker, base, recipe)
-    size = _room(beginning, out, base)
+    saving = _Saving(beginning, out, base)
     sums = {"base": disk.checksum(base), "before": disk.checksum(model_dir)}
     stage = {"recipe": recipe.as_dict(), **sums, "out": name_of(out)}
     request = _unfinished(desk, stage, [*given.forget, *given.retain])
@@ -689,8 +618,7 @@ def retrain(
             before=sums["before"],
             reference=None,
             base=base,
-            out=out,
-            size=size,
+            saving=saving,
             keep_failed=keep_failed,
         )
     return receipts.receipt_of(desk, request.id, ledger=ledger)
@@ -727,24 +655,11 @@ def _unfinished(desk: Path, stage: Mapping[str, Any], records: Sequence[Record])
 
 
 def evaluate(
-    model_dir: Path,
-    forget_file: Path,
-    retain_file: Path | None = None,
-    *,
-    holdout: Path | None = None,
-    reference: Path | None = None,
-    out: Path | None = None,
-    rouge: bool = True,
-    batch_size: int = 8,
-    seed: int = 0,
-    robust: bool = False,
-    before: Path | None = None,
-    base: Path | None = None,
-    template: Template = "auto",
-    device: str = "auto",
-    desk: Path | None = None,
-    other: Sequence[Path | None] = (),
-) -> dict[str, Any]:
+    model_dir: Path, forget_file: Path, retain_file: Path | None = None, *, holdout: Path | None = None,
+    reference: Path | None = None, out: Path | None = None, rouge: bool = True, batch_size: int = 8, seed: int = 0,
+    robust: bool = False, before: Path | None = None, base: Path | None = None, template: Template = "auto",
+    device: str = "auto", desk: Path | None = None, other: Sequence[Path | None] = (),
+) -> dict[str, Any]:  # fmt: skip
     """Measure a model on records, with intervals, against a reference where there is one; changes nothing.
 
     Parameters
@@ -771,21 +686,10 @@ def evaluate(
         As for `unlearn`.
     """
     if out is not None:
-        refuse_report(
-            out, folders=[model_dir, reference, before, base, desk], files=[forget_file, retain_file, holdout, *other]
-        )
-    given = inputs(
-        model_dir,
-        forget_file,
-        retain_file,
-        holdout=holdout,
-        reference=reference,
-        before=before,
-        base=base,
-        batch_size=batch_size,
-        template=template,
-        device=device,
-    )
+        intake.refuse_report(out, folders=[model_dir, reference, before, base, desk],
+                      files=[forget_file, retain_file, holdout, *other])  # fmt: skip
+    given = inputs(model_dir, forget_file, retain_file, holdout=holdout, reference=reference, before=before, base=base,
+                   batch_size=batch_size, template=template, device=device)  # fmt: skip
 
     def measured(speaker: Speaker, known: Any = None) -> Look:
         more = stronger(speaker, given.forget, given.holdout, steps=STEPS if robust else 0, seed=seed)
@@ -806,100 +710,14 @@ def evaluate(
         strong = hardened(
             given.speaker, given.forget, retain=given.retain, reference=given.reference, before=old, seed=seed
         )
-    found = plain(
-        {
-            "kind": REPORT,
-            "model": {"name": name_of(model_dir), "sha256": disk.checksum(model_dir)},
-            "reference": name_of(reference) or "none available",
-            "code": receipts.code(),
-            "seed": seed,
-            "device": str(given.speaker.model.device),
-            "template": template,
-            "records": {"forget": len(given.forget), "retain": len(given.retain), "holdout": len(given.holdout)},
-            "metrics": compared(looks, seed=seed),
-            "notes": [*given.notes, *limits_of(looks["model"])],
-            "robustness": strong,
-        }
-    )
+    found = plain({
+        "kind": intake.REPORT, "model": {"name": name_of(model_dir), "sha256": disk.checksum(model_dir)},
+        "reference": name_of(reference) or "none available", "code": receipts.code(), "seed": seed,
+        "device": str(given.speaker.model.device), "template": template,
+        "records": {"forget": len(given.forget), "retain": len(given.retain), "holdout": len(given.holdout)},
+        "metrics": compared(looks, seed=seed), "notes": [*given.notes, *limits_of(looks["model"])],
+        "robustness": strong,
+    })  # fmt: skip
     if out is not None:
         disk.write_json(out, found, private=False)
     return dict(found)
-
-
-# -- places ---------------------------------------------------------------------------------------------------------
-
-
-def _inside(place: Path, whole: Path) -> bool:
-    """Whether a place is a folder or lies in it; links are followed."""
-    own, other = place.resolve(), whole.resolve()
-    return own == other or other in own.parents
-
-
-def refuse_place(desk: Path, models: Sequence[Path], out: Path | None = None) -> None:
-    """Refuse to write inside a model folder, a new model where something stands, and desk and model in one another.
-
-    Raises
-    ------
-    InputError
-    """
-    for place, option in ((desk, "--desk"), *([(out, "--out")] if out else [])):
-        for model in models:
-            if _inside(place, model):
-                raise InputError(f"{option} {place.name} inside the model folder {model.name}", "a place outside of it",
-                                 "name another place: a model folder is never written to")  # fmt: skip
-    if out is None:
-        return
-    if _inside(desk, out) or _inside(out, desk):
-        raise InputError(f"--desk {desk.name} and --out {out.name}, one inside the other", "two separate folders",
-                         "name another --out: a model folder holds a model alone")  # fmt: skip
-    if out.exists():
-        raise InputError(f"--out {out.name}, which is there already", "a new folder", "name another one, or move it")
-    first = next(part for part in out.absolute().parents if part.exists())
-    if not first.is_dir():
-        raise InputError(f"--out {out.name}: {first.name} above it is a file", "a folder", "name another one")
-
-
-def refuse_report(out: Path, *, folders: Sequence[Path | None], files: Sequence[Path | None]) -> None:
-    """Refuse to write an evaluation over anything but an earlier evaluation.
-
-    Parameters
-    ----------
-    out : Path
-        JSON file to write.
-    folders : sequence of Path or None
-        Models and the desk, with its ledger: nothing is written inside of them.
-    files : sequence of Path or None
-        What is read: records and keys.
-
-    Raises
-    ------
-    InputError
-    """
-    for folder in folders:
-        if folder is not None and _inside(out, folder):
-            raise InputError(f"--out {out.name} inside the folder {folder.name}", "a place outside of models and desk",
-                             "name another place: nothing else is written there")  # fmt: skip
-    first = next(part for part in out.absolute().parents if part.exists())
-    if not first.is_dir():
-        raise InputError(f"--out {out.name}: {first.name} above it is a file", "a folder", "name another one")
-    written = (out, out.with_name(out.name + ".part"))  # the second is renamed to the first
-    for file in files:
-        if file is not None and any(one.resolve() == file.resolve() or _same(one, file) for one in written):
-            raise InputError(f"--out {out.name}, which is the input file {file.name}", "a file of its own",
-                             "name another one: it would be written over")  # fmt: skip
-    if (out.exists() or out.is_symlink()) and not _is_report(out):
-        raise InputError(f"--out {out.name}, which is there and is no evaluation", "a new file, or one that eval wrote",
-                         "name another one, or move it")  # fmt: skip
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
-
-
-def _is_report(file: Path) -> bool:
-    """Whether a file begins as `write_json` begins an evaluation."""
-    if not file.is_file():
-        return False
-    begin = f'{{\n "kind": "{REPORT}",\n'.encode()
-    with file.open("rb") as stream:
-        return stream.read(len(begin)) == begin

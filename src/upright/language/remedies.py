@@ -5,8 +5,8 @@ weights, which are put back after each:
 
     c / 4, c, 4 c,   c = 1e-5 sqrt(1e9 / trainable weights), held in [1e-6, 5e-3]
 
-A rate passes when no guard fails. Of those that pass the smallest is taken that would bring the mean loss to its level
-at this pace, else the one that came nearest; the smallest of all when none passes.
+A rate passes when no guard fails. Of those that pass the one is taken that brought the mean loss nearest to its level
+from below, where none is given the one that raised it most; the smallest of all when none passes.
 
 *Training anew.* `anew` is the fine-tuning stage on the kept records alone, by `transformers.Trainer`. It writes 20
 checkpoints at most and goes on from the last whole one, to the same weights bit for bit.
@@ -19,240 +19,27 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from upright.contract import Config, InputError, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range
-from upright.data.forget import Record, refuse_overlap
+from upright.contract import InputError
+from upright.data.forget import Record
 from upright.language.adapters import adapted
-from upright.language.disk import checksum
-from upright.language.encoding import Encoded, Scope, Template, collate, refuse_mismatch
+from upright.language.encoding import Encoded, collate
 from upright.language.evaluation import Speaker, score_records
-from upright.language.losses import LOSSES, PAIRS
+from upright.language.intake import Inputs, Recipe, Settings
 from upright.language.measures import LEAST, Look, guards
-from upright.language.receipts import records_of
-from upright.models.hub import load_language_model
 
-__all__ = [
-    "Inputs",
-    "Recipe",
-    "Settings",
-    "anew",
-    "choose_rate",
-    "device_of",
-    "expectation",
-    "fingerprint",
-    "inputs",
-    "last_whole",
-    "losses_taken",
-    "refuse_loss",
-    "train",
-    "with_adapter",
-]
+__all__ = ["NOT_A_NUMBER", "anew", "choose_rate", "expectation", "fingerprint", "last_whole", "train", "with_adapter"]
 
 Array = NDArray[np.float64]
 NOT_A_NUMBER = "not a number"
-_FIRST = ("npo", "pdu", "jensun")  # bounded
-_BEYOND = ("idk_dpo", "alt_po", "rmu")  # alternative answers, a layer
 _TRIAL = 2  # epochs
 _FEW = 8  # records of a trial at least
-
-
-# -- settings -------------------------------------------------------------------------------------------------------
-
-
-class _Common(Config):
-    """What every training at the desk is told."""
-
-    batch_size: PositiveInt = 8
-    """Records at once; unlearning takes as many kept ones beside them."""
-    accumulate: PositiveInt = 1
-    """Batches an update."""
-    bf16: bool = False
-    """Whether training computes in bfloat16; weights and measures stay in float32."""
-    lora: NonNegativeInt = 0
-    """Rank of a new adapter on every linear layer, twice as large in effect; 0 trains all weights, or the adapter that
-    was given."""
-    template: Template = "auto"
-    """How prompt and answer become one text."""
-    utility_floor: Annotated[float, Range(ge=0, le=1)] = 0.9
-    """Share of the utility before that must be left."""
-    relearn_steps: NonNegativeInt = 10
-    """Budget of the relearning attack that enters the verdict, in steps at a rate of 1e-4; 0 leaves it out."""
-    rouge: bool = True
-    """Whether answers are written out and compared, which takes most of the time of an evaluation."""
-    seed: NonNegativeInt = 0
-    """Of sampling, of the noise of the scores and of resampling."""
-
-
-class Settings(_Common):
-    """How records are unlearned."""
-
-    loss: str = "npo"
-    """Forget loss, or a pair of forget and retain loss."""
-    sampling: Literal["uniform", "difficulty"] = "uniform"
-    """Which records are drawn more often: all alike, or in proportion to difficulty."""
-    learning_rate: PositiveFloat | Literal["auto"] = "auto"
-    """Of AdamW; auto tries three."""
-    epochs: PositiveInt = 10
-    """Most passes; a record that has reached its level is left alone from then on."""
-
-
-class Recipe(_Common):
-    """How a stage of fine-tuning was done, and is done again."""
-
-    learning_rate: PositiveFloat = 2e-5
-    """Of AdamW, the highest."""
-    epochs: PositiveInt = 3
-    """Passes over the kept records."""
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    """How the rate falls."""
-    warmup: Annotated[float, Range(ge=0, lt=1)] = 0.0
-    """Share of the steps in which the rate rises."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Of AdamW."""
-    scope: Scope = "answer"
-    """Which tokens are learnt: those of the answer, or all."""
-
-
-def refuse_loss(name: str) -> None:
-    """Refuse an unknown loss, and one that asks for more than records: the desk takes no options of losses.
-
-    Raises
-    ------
-    InputError
-    """
-    if name in _BEYOND:
-        raise InputError(
-            f"loss {name!r} at the desk",
-            "a loss of records alone, such as npo, simnpo or grad_diff",
-            "train with upright.language.trainer.UnlearnTrainer, which takes its options",
-        )
-    if name not in (known := losses_taken()):
-        raise InputError(f"loss = {name!r}", ", ".join(known), "choose one of these")
-
-
-def losses_taken() -> list[str]:
-    """Return the names of the losses that the desk takes, bounded ones first."""
-    known = {*PAIRS, *(name for name, one in LOSSES.items() if one.side == "forget")} - set(_BEYOND)
-    return [*(name for name in _FIRST if name in known), *sorted(known - set(_FIRST))]
-
-
-def device_of(name: str) -> torch.device:
-    """Return where all phases of a call run: an accelerator where there is one, or what was asked for.
-
-    Raises
-    ------
-    InputError
-        For a device that this machine does not have.
-    """
-    here = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("auto", "cpu", here):
-        raise InputError(f"--device {name}", "auto, cpu" + (", cuda" if here == "cuda" else ""), "choose one of these")
-    return torch.device(here if name == "auto" else name)
-
-
-# -- what a person hands in -----------------------------------------------------------------------------------------
-
-
-@dataclass
-class Inputs:
-    """What a person handed in, read and checked.
-
-    Parameters
-    ----------
-    speaker : Speaker
-        The model.
-    forget, retain, holdout : list of Record
-    reference : Speaker or None
-        A model that never saw the records.
-    notes : list of str
-        What is correct but probably a mistake.
-    """
-
-    speaker: Speaker
-    forget: list[Record]
-    retain: list[Record]
-    holdout: list[Record]
-    reference: Speaker | None
-    notes: list[str] = field(default_factory=list)
-
-
-def _refuse_itself(reference: Path, *models: Path | None) -> None:
-    """Refuse a reference with the weights of a model that it is to judge: every record would be at its level."""
-    own = checksum(reference)
-    for model in models:
-        if model is not None and checksum(model) == own:
-            raise InputError(
-                f"--reference {reference.name} with the weights of {model.name} itself",
-                "a model that was trained without the records",
-                "name another reference, or leave --reference out",
-            )
-
-
-def _fits(speaker: Speaker, name: str, records: Sequence[Record]) -> None:
-    """Refuse a record that the model cannot take whole, naming its file."""
-    try:
-        if records:
-            speaker.encode(records)
-    except InputError as error:
-        raise InputError(f"{name} file: {error.got}", error.accepted, error.todo) from None
-
-
-def inputs(
-    model_dir: Path,
-    forget_file: Path,
-    retain_file: Path | None = None,
-    *,
-    holdout: Path | None = None,
-    reference: Path | None = None,
-    before: Path | None = None,
-    base: Path | None = None,
-    batch_size: int = 8,
-    template: Template = "auto",
-    device: str = "auto",
-) -> Inputs:
-    """Read everything, cheapest first, and refuse what cannot be right.
-
-    Parameters
-    ----------
-    before : Path, optional
-        The model before unlearning, which cannot be the reference either.
-    base : Path, optional
-        The model under every adapter among `model_dir` and `reference`.
-    device : str
-        Of `device_of`: where both models are put.
-
-    Raises
-    ------
-    InputError
-        For an empty or broken file, a record in two files, a tokenizer that is not the model's, a record longer than
-        the context, a folder that is no model, a reference with the weights of the model itself.
-    """
-    notes: list[str] = []
-    place = device_of(device)
-    forget = records_of("forget", forget_file, notes)
-    retain, unseen = records_of("retain", retain_file, notes), records_of("holdout", holdout, notes)
-    refuse_overlap(forget=forget, retain=retain, holdout=unseen)
-    options: dict[str, Any] = {"template": template, "batch_size": batch_size}
-    model, tokenizer = load_language_model(model_dir, base=base)
-    speaker = Speaker(model.to(place), tokenizer, **options)
-    other = None
-    if reference is not None:
-        ref_model, ref_tokenizer = load_language_model(reference, base=base)
-        refuse_mismatch(tokenizer, model, reference=ref_tokenizer)
-        _refuse_itself(reference, model_dir, before)
-        other = Speaker(ref_model.to(place), ref_tokenizer, **options)
-    for name, records in (("forget", forget), ("retain", retain), ("holdout", unseen)):
-        for one in (speaker, other):
-            if one is not None:
-                _fits(one, name, records)
-    return Inputs(speaker, forget, retain, unseen, other, notes)
 
 
 def with_adapter(model: Any, rank: int, seed: int) -> Any:
@@ -287,50 +74,6 @@ def fingerprint(model: Any) -> str:
         total.update(name.encode())
         total.update(raw)
     return total.hexdigest()
-
-
-def expectation(given: Inputs, settings: Settings) -> dict[str, Any]:
-    """Say what a request would take, from the time of one small batch on this machine.
-
-    Backward takes two forward passes, and each epoch begins with one over the forget set. A scoring takes 13 to 133 of
-    them, 40 in the minutes. Memory: 4 bytes a weight, 12 more for gradient and moments of what is trained, and 4 more
-    for its copy while rates are tried.
-    """
-    speaker, n, m = given.speaker, len(given.forget), len(given.retain)
-    few = given.forget[: settings.batch_size]
-    start = time.perf_counter()
-    speaker.read(few)
-    read = (time.perf_counter() - start) / len(few)
-    start = time.perf_counter()
-    if settings.rouge:
-        speaker.write(few)
-    write = (time.perf_counter() - start) / len(few)
-    scoring = 40 if settings.sampling == "difficulty" else 0
-    looks, steps = 2 + (given.reference is not None), settings.epochs * -(-n // settings.batch_size)
-    tried = 3 * _TRIAL * len(_part(n)) if settings.learning_rate == "auto" else 0
-    false = max(len(r.perturbed) + len(r.paraphrases) for r in given.forget)
-    texts = n * (1 + false) + m + len(given.holdout)
-    seconds = read * (scoring * n + (settings.epochs * n + tried) * 7 + looks * texts) + write * looks * (n + m)
-    seconds += read * looks * 2 * settings.relearn_steps * settings.batch_size * 3 if given.holdout else 0
-    passes = {
-        "scoring": f"13 to 133 over {n} records" if scoring else "none",
-        "training": f"{steps} steps: {settings.epochs} times {n} records and as many kept ones, forward and backward",
-        "evaluation": f"{looks} times {texts} texts",
-    }
-    if tried:
-        passes["rates"] = f"3 times {_TRIAL} epochs of {len(_part(n))} records"
-    weights = sum(p.numel() for p in speaker.model.parameters())
-    free = sum(p.numel() for p in _free(speaker.model).values())
-    return {
-        "passes": passes,
-        "minutes": seconds / 60,
-        "weights": weights,
-        "trained": free,
-        "memory_mib": (4 * weights + (16 if tried else 12) * free) / 2**20,
-        "memory": f"weights in float32, gradients and two moments of the {free} that are trained"
-        f"{', and their copy while rates are tried' if tried else ''}; activations, a reference model and the "
-        "copy that the relearning attack trains come on top",
-    }
 
 
 # -- unlearning -----------------------------------------------------------------------------------------------------
@@ -407,10 +150,16 @@ def train(
         if "finite" not in error.accepted:
             raise
         reasons.append(f"{NOT_A_NUMBER}: {error.got}")
+    _given_back(trainer, speaker)
     if not reasons:
         reasons = _odd(speaker.model)
-    speaker.model.eval()
     return {"reasons": reasons, "facts": {"steps": int(trainer.state.global_step), "stopped": trainer.stopped}}
+
+
+def _given_back(trainer: Any, speaker: Speaker) -> None:
+    """Take the model out of mixed precision and out of training mode."""
+    trainer.accelerator.unwrap_model(speaker.model, keep_fp32_wrapper=False)
+    speaker.model.eval()
 
 
 def _odd(model: Any) -> list[str]:
@@ -418,7 +167,7 @@ def _odd(model: Any) -> list[str]:
     return [] if finite else [f"{NOT_A_NUMBER}: weights that are not finite"]
 
 
-def _arguments(speaker: Speaker, settings: _Common, folder: Path, **more: Any) -> Any:
+def _arguments(speaker: Speaker, settings: Settings | Recipe, folder: Path, **more: Any) -> Any:
     """Return what both kinds of training share; they run where the model is."""
     from transformers import TrainingArguments
 
@@ -468,8 +217,6 @@ def choose_rate(
         return Look({"mia_loss": -own.mean_nll}, own, score_records(speaker, kept, side="retain", rouge=False), other)
 
     before, found = now(), []
-    pace = settings.epochs * math.ceil(len(given.forget) / settings.batch_size)
-    pace /= _TRIAL * math.ceil(len(some) / settings.batch_size)
     for rate in _rates(sum(p.numel() for p in free.values())):
         try:
             run = train(speaker, some, kept, settings, rate=rate, folder=folder, epochs=_TRIAL, levels=aims)
@@ -483,20 +230,11 @@ def choose_rate(
                 for name, p in free.items():
                     p.copy_(start[name])
                     p.grad = None
-        old, new = before.reading.mean_nll, after.reading.mean_nll
-        aim = np.full(len(some), np.inf) if aims is None else aims
-        found.append(
-            {
-                "rate": rate,
-                "loss": float(new.mean()),
-                "failed": ", ".join(failed),
-                "near": float(np.minimum(new, aim).mean()),
-                "enough": bool((old + pace * (new - old)).mean() >= aim.mean()),
-            }
-        )
+        loss = after.reading.mean_nll
+        near = float(loss.mean() if aims is None else np.minimum(loss, aims).mean())
+        found.append({"rate": rate, "loss": float(loss.mean()), "failed": ", ".join(failed), "near": near})
     passed = [row for row in found if not row["failed"]]
-    enough = [row for row in passed if row["enough"]]
-    best = enough[0] if enough else max(passed, key=lambda row: row["near"]) if passed else found[0]
+    best = max(passed, key=lambda row: row["near"]) if passed else found[0]
     tried = [
         {"rate": r["rate"], "loss": r["loss"] if len(some) >= LEAST else None, "failed": r["failed"]} for r in found
     ]
@@ -580,10 +318,57 @@ def anew(speaker: Speaker, records: Sequence[Record], recipe: Recipe, folder: Pa
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     finally:
         speaker.model.config.use_cache = held
-    speaker.model.eval()
+    _given_back(trainer, speaker)
     facts = {
         "steps": int(trainer.state.global_step),
         "stopped": "",
         "resumed": 0 if last is None else int(last.name.partition("-")[2]),
     }
     return {"reasons": _odd(speaker.model), "facts": facts}
+
+
+# -- dry run --------------------------------------------------------------------------------------------------------
+
+
+def expectation(given: Inputs, settings: Settings) -> dict[str, Any]:
+    """Say what a request would take, from the time of one small batch on this machine.
+
+    Backward takes two forward passes, and each epoch begins with one over the forget set. A scoring takes 13 to 133 of
+    them, 40 in the minutes. Memory: 4 bytes a weight, 12 more for gradient and moments of what is trained, and 4 more
+    for its copy while rates are tried.
+    """
+    speaker, n, m = given.speaker, len(given.forget), len(given.retain)
+    few = given.forget[: settings.batch_size]
+    start = time.perf_counter()
+    speaker.read(few)
+    read = (time.perf_counter() - start) / len(few)
+    start = time.perf_counter()
+    if settings.rouge:
+        speaker.write(few)
+    write = (time.perf_counter() - start) / len(few)
+    scoring = 40 if settings.sampling == "difficulty" else 0
+    looks, steps = 2 + (given.reference is not None), settings.epochs * -(-n // settings.batch_size)
+    tried = 3 * _TRIAL * len(_part(n)) if settings.learning_rate == "auto" else 0
+    false = max(len(r.perturbed) + len(r.paraphrases) for r in given.forget)
+    texts = n * (1 + false) + m + len(given.holdout)
+    seconds = read * (scoring * n + (settings.epochs * n + tried) * 7 + looks * texts) + write * looks * (n + m)
+    seconds += read * looks * 2 * settings.relearn_steps * settings.batch_size * 3 if given.holdout else 0
+    passes = {
+        "scoring": f"13 to 133 over {n} records" if scoring else "none",
+        "training": f"{steps} steps: {settings.epochs} times {n} records and as many kept ones, forward and backward",
+        "evaluation": f"{looks} times {texts} texts",
+    }
+    if tried:
+        passes["rates"] = f"3 times {_TRIAL} epochs of {len(_part(n))} records"
+    weights = sum(p.numel() for p in speaker.model.parameters())
+    free = sum(p.numel() for p in _free(speaker.model).values())
+    return {
+        "passes": passes,
+        "minutes": seconds / 60,
+        "weights": weights,
+        "trained": free,
+        "memory_mib": (4 * weights + (16 if tried else 12) * free) / 2**20,
+        "memory": f"weights in float32, gradients and two moments of the {free} that are trained"
+        f"{', and their copy while rates are tried' if tried else ''}; activations, a reference model and the "
+        "copy that the relearning attack trains come on top",
+    }

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,9 @@ def _adapted(place: Path, base: str | Path | None, dtype: torch.dtype) -> tuple[
     from safetensors import SafetensorError
 
     try:
-        return PeftModel.from_pretrained(model, str(place), is_trainable=True).eval(), tokenizer
+        with warnings.catch_warnings():  # peft 0.21 asks transformers by an old name
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+            return PeftModel.from_pretrained(model, str(place), is_trainable=True).eval(), tokenizer
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         raise InputError(
             f"{place.name}, an adapter that does not fit {Path(base).name} ({type(error).__name__})",
