@@ -197,6 +197,8 @@ def test_adapters_are_taken_and_written_as_adapters(world, tmp_path):
     assert own == pytest.approx(second["metrics"]["forget"]["forget_probability"]["after"]["value"], rel=1e-4)
     with pytest.raises(InputError, match="an adapter without its base"):
         desk.evaluate(tmp_path / "two", world.forget, rouge=False)
+    with pytest.raises(InputError, match="--base model with whole models"):
+        w.start(world, tmp_path, base=world.model)
     with pytest.raises(InputError, match="--lora 2 on a model with an adapter"):
         w.start(world, tmp_path, model=tmp_path / "one", base=world.model, settings=quick.replace(lora=2))
 

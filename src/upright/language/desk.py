@@ -52,7 +52,7 @@ from upright.language.measures import (
 from upright.language.receipts import name_of, open_ledger, records_of
 from upright.language.remedies import NOT_A_NUMBER
 from upright.ledger import Ledger
-from upright.models.hub import load_language_model
+from upright.models.hub import is_adapter, load_language_model
 
 __all__ = ["Recipe", "Settings", "evaluate", "listing", "purge", "receipt", "reevaluate", "retrain", "score", "unlearn",
            "verify"]  # fmt: skip
@@ -209,18 +209,9 @@ def unlearn(
         measurable = (body["status"] == "done" or keep_failed) and not _not_a_number(body["reasons"])
         if earlier and not measurable:
             body["warnings"].append("earlier requests: not measured, because the request failed")
-        _write(
-            request,
-            ledger,
-            body,
-            given.speaker,
-            source=model_dir,
-            before=before_sum,
-            reference=reference,
-            base=base,
-            saving=saving,
-            keep_failed=keep_failed,
-        )
+        body["reference"] = name_of(reference) or "none available"
+        under = base if is_adapter(model_dir) else None
+        _write(request, ledger, body, saving, model_dir, before_sum, base=under, keep_failed=keep_failed)
     again: dict[str, Any] = {"requests": [], "ledger": None}
     if measurable:
         supplied = [*given.forget, *given.retain, *given.holdout, *old]
@@ -250,14 +241,13 @@ class _Saving:
 
     def __init__(self, speaker: Speaker, out: Path, source: Path) -> None:
         self.adapter = hasattr(speaker.model, "disable_adapter")  # then the adapter alone is written
-        self.out = out
+        self.speaker, self.out = speaker, out
         parts = (p for p in speaker.model.parameters() if p.requires_grad or not self.adapter)
         self.size = sum(p.numel() * p.element_size() for p in parts)
         self.settings = copy.deepcopy((speaker.model.config, speaker.model.generation_config))
         try:
-            with tempfile.TemporaryDirectory() as scratch, _quiet_bars():
-                speaker.model.save_pretrained(scratch, **({} if self.adapter else {"state_dict": {}}))
-                speaker.tokenizer.save_pretrained(scratch)
+            with tempfile.TemporaryDirectory() as scratch:
+                self._save(scratch, **({} if self.adapter else {"state_dict": {}}))
         except (ValueError, TypeError, OSError) as error:
             lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
             raise InputError(
@@ -267,56 +257,49 @@ class _Saving:
             ) from None
         disk.refuse_full(out, max(self.size, 0 if self.adapter else disk.weight_bytes(source)))
 
-    def write(self, speaker: Speaker) -> str:
+    def write(self) -> str:
         """Write the model, or its adapter alone, then the tokenizer; returns the checksum."""
         if not self.adapter:
-            speaker.model.config, speaker.model.generation_config = self.settings
+            self.speaker.model.config, self.speaker.model.generation_config = self.settings
         with disk.new_folder(self.out, self.size) as part:
-            with _quiet_bars():
-                speaker.model.save_pretrained(part)
+            self._save(part)
             (part / "README.md").unlink(missing_ok=True)  # of peft: an empty card with the path of the base
-            speaker.tokenizer.save_pretrained(part)
             return disk.checksum(part)
 
+    def _save(self, folder: Path | str, **more: Any) -> None:
+        from transformers.utils import logging
 
-@contextlib.contextmanager
-def _quiet_bars() -> Iterator[None]:
-    """Show no progress bars of transformers: a request has one line a phase."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # a request has one line a phase
+        try:
+            self.speaker.model.save_pretrained(folder, **more)
+            self.speaker.tokenizer.save_pretrained(folder)
+        finally:
+            if shown:
+                logging.enable_progress_bar()
 
 
 def _write(
     request: Request,
     ledger: Ledger,
     body: dict[str, Any],
-    speaker: Speaker,
-    *,
+    saving: _Saving,
     source: Path,
     before: str,
-    reference: Path | None,
+    *,
     base: Path | None,
-    saving: _Saving,
     keep_failed: bool,
 ) -> None:
     """Write the model where it may be, then the line of the ledger: no model without a line that tells of it."""
     body["model"] |= {"source": name_of(source), "before": before}
     if base is not None:
         body["model"] |= {"base": name_of(base), "base_sum": disk.checksum(base)}
-    body["reference"] = name_of(reference) or "none available"
     if disk.checksum(source) != before:
         body["warnings"].append("the source model folder changed meanwhile, by another program")
     body["artefacts"] = receipts.artefacts(request, request.plan)
     written = body["status"] == "done" or keep_failed
     if written:
-        body["model"] |= {"output": name_of(saving.out), "after": saving.write(speaker)}
+        body["model"] |= {"output": name_of(saving.out), "after": saving.write()}
     try:
         ledger.append("unlearned", plain(body))
     except BaseException:
@@ -347,22 +330,20 @@ def _closing(request: Request, *, resumable: bool = False) -> Iterator[None]:
         request.lock()
 
 
+def _look(given: Inputs, speaker: Speaker, known: Any, *, steps: int, rouge: bool, seed: int) -> Look:
+    """Measure a model with every attack."""
+    sides = {"retain": given.retain, "holdout": given.holdout}
+    more = stronger(speaker, given.forget, given.holdout, steps=steps, seed=seed)
+    return look(speaker, given.forget, **sides, reference=known, rouge=rouge, more=more)
+
+
 def _looking(given: Inputs, settings: Settings | Recipe, progress: Progress) -> Any:
     """Return a function that measures a model with every attack, as all models of a request are measured."""
 
     def measure(phase: str, speaker: Speaker, reference: Any = None) -> Look:
         sizes = (len(given.forget), len(given.retain), len(given.holdout))
         progress(phase, speaker, "{} records to forget, {} to keep, {} held out".format(*sizes))
-        more = stronger(speaker, given.forget, given.holdout, steps=settings.relearn_steps, seed=settings.seed)
-        return look(
-            speaker,
-            given.forget,
-            retain=given.retain,
-            holdout=given.holdout,
-            reference=reference,
-            rouge=settings.rouge,
-            more=more,
-        )
+        return _look(given, speaker, reference, steps=settings.relearn_steps, rouge=settings.rouge, seed=settings.seed)
 
     return measure
 
@@ -395,13 +376,8 @@ def _unlearned(request: Request, given: Inputs, settings: Settings) -> dict[str,
     if found is not None:
         summary = difficulty_of(found, seed=settings.seed, authors=looks["before"].authors["forget"])
     body = _body(request, given, settings, looks, level=receipts.APPROXIMATE, reasons=reasons, checks=checks)
-    body |= {
-        "early_stop": level,
-        "at_level": reached,
-        "training": trained["facts"],
-        "difficulty": summary,
-        "devices": progress.devices,
-    }
+    body.update(early_stop=level, at_level=reached, training=trained["facts"], difficulty=summary)
+    body["devices"] = progress.devices
     body["method"] |= trained.get("method", {})
     body["warnings"] += (summary or {}).get("warnings") or []
     if other is not None:
@@ -555,16 +531,9 @@ def retrain(
     recipe = recipe or Recipe()
     intake.refuse_place(desk, [base, model_dir], out)
     ledger = open_ledger(desk, key)
-    given = inputs(
-        model_dir,
-        forget_file,
-        retain_file,
-        holdout=holdout,
-        base=base,
-        batch_size=recipe.batch_size,
-        template=recipe.template,
-        device=device,
-    )
+    same = {"template": recipe.template, "batch_size": recipe.batch_size}
+    under = base if is_adapter(model_dir) else None
+    given = inputs(model_dir, forget_file, retain_file, holdout=holdout, base=under, device=device, **same)
     beginning = _beginning(given.speaker, base, recipe)
     saving = _Saving(beginning, out, base)
     sums = {"base": disk.checksum(base), "before": disk.checksum(model_dir)}
@@ -572,17 +541,9 @@ def retrain(
     request = _unfinished(desk, stage, [*given.forget, *given.retain])
     if request is None:
         request = Request.new(desk)
-        request.note(
-            model=name_of(model_dir),
-            forget=name_of(forget_file),
-            retain=name_of(retain_file),
-            stage=stage,
-            holdout=name_of(holdout),
-            base=name_of(base),
-            out=name_of(out),
-            earlier=[],
-            records=request.hash_of_set([*given.forget, *given.retain]),
-        )
+        files = {"forget": forget_file, "retain": retain_file, "holdout": holdout}
+        names = {what: name_of(path) for what, path in {"model": model_dir, "base": base, "out": out, **files}.items()}
+        request.note(**names, stage=stage, records=request.hash_of_set([*given.forget, *given.retain]))
         ledger.append("opened", {"request": request.id, "model": name_of(model_dir), "records": len(given.forget)})
     request.note(status="started")
     with _closing(request, resumable=True):
@@ -591,36 +552,16 @@ def retrain(
         looks = {"before": measure("before", given.speaker)}
         given.speaker = beginning
         start = remedies.fingerprint(given.speaker.model)
-        progress(
-            "training",
-            given.speaker,
-            f"{recipe.epochs} epochs of {len(given.retain)} records at {recipe.learning_rate:g}",
-        )
+        progress("training", beginning, f"{recipe.epochs} epochs of {len(given.retain)} records")
         run = remedies.anew(given.speaker, given.retain, recipe, request.cache / "training")
         checks, reasons = [], list(run["reasons"])
         if not reasons:
             looks["after"] = measure("after", given.speaker)
             checks = _checks(looks, recipe, moved=remedies.fingerprint(given.speaker.model) != start)
         body = _body(request, given, recipe, looks, level=EXACT, reasons=reasons, checks=checks)
-        body |= {
-            "early_stop": "none: trained anew on the retained records",
-            "at_level": None,
-            "difficulty": None,
-            "training": run["facts"],
-            "devices": progress.devices,
-        }
-        _write(
-            request,
-            ledger,
-            body,
-            given.speaker,
-            source=model_dir,
-            before=sums["before"],
-            reference=None,
-            base=base,
-            saving=saving,
-            keep_failed=keep_failed,
-        )
+        body.update(at_level=None, difficulty=None, training=run["facts"], devices=progress.devices)
+        body.update(early_stop="none: trained anew on the retained records", reference="none available")
+        _write(request, ledger, body, saving, model_dir, sums["before"], base=base, keep_failed=keep_failed)
     return receipts.receipt_of(desk, request.id, ledger=ledger)
 
 
@@ -691,15 +632,11 @@ def evaluate(
     given = inputs(model_dir, forget_file, retain_file, holdout=holdout, reference=reference, before=before, base=base,
                    batch_size=batch_size, template=template, device=device)  # fmt: skip
 
-    def measured(speaker: Speaker, known: Any = None) -> Look:
-        more = stronger(speaker, given.forget, given.holdout, steps=STEPS if robust else 0, seed=seed)
-        return look(
-            speaker, given.forget, retain=given.retain, holdout=given.holdout, reference=known, rouge=rouge, more=more
-        )
-
-    looks = {"model": measured(given.speaker, given.reference and given.reference.read(given.forget))}
+    options: dict[str, Any] = {"steps": STEPS if robust else 0, "rouge": rouge, "seed": seed}
+    known = None if given.reference is None else given.reference.read(given.forget)
+    looks = {"model": _look(given, given.speaker, known, **options)}
     if given.reference is not None:
-        looks["reference"] = measured(given.reference)
+        looks["reference"] = _look(given, given.reference, None, **options)
     strong = None
     if robust:
         old = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 
@@ -16,7 +16,7 @@ from upright.language.encoding import Scope, Template, refuse_mismatch
 from upright.language.evaluation import Speaker
 from upright.language.losses import LOSSES, PAIRS
 from upright.language.receipts import records_of
-from upright.models.hub import load_language_model
+from upright.models.hub import is_adapter, load_language_model
 
 __all__ = ["REPORT", "Inputs", "Recipe", "Settings", "device_of", "inputs", "losses_taken", "refuse_loss",
            "refuse_place", "refuse_report"]  # fmt: skip
@@ -169,18 +169,10 @@ def _fits(speaker: Speaker, name: str, records: Sequence[Record]) -> None:
 
 
 def inputs(
-    model_dir: Path,
-    forget_file: Path,
-    retain_file: Path | None = None,
-    *,
-    holdout: Path | None = None,
-    reference: Path | None = None,
-    before: Path | None = None,
-    base: Path | None = None,
-    batch_size: int = 8,
-    template: Template = "auto",
-    device: str = "auto",
-) -> Inputs:
+    model_dir: Path, forget_file: Path, retain_file: Path | None = None, *, holdout: Path | None = None,
+    reference: Path | None = None, before: Path | None = None, base: Path | None = None, batch_size: int = 8,
+    template: Template = "auto", device: str = "auto",
+) -> Inputs:  # fmt: skip
     """Read everything, cheapest first, and refuse what cannot be right.
 
     Parameters
@@ -200,6 +192,10 @@ def inputs(
     """
     notes: list[str] = []
     place = device_of(device)
+    if template not in get_args(Template):
+        raise InputError(f"template = {template!r}", ", ".join(map(repr, get_args(Template))), "choose one of these")
+    if base is not None and not any(is_adapter(one) for one in (model_dir, reference, before) if one is not None):
+        raise InputError(f"--base {base.name} with whole models", "an adapter as MODEL", "leave --base out")
     forget = records_of("forget", forget_file, notes)
     retain, unseen = records_of("retain", retain_file, notes), records_of("holdout", holdout, notes)
     refuse_overlap(forget=forget, retain=retain, holdout=unseen)

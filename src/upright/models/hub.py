@@ -21,7 +21,7 @@ from upright.contract import InputError
 from upright.data.catalogue import cache_dir
 from upright.models.tiny import transformers
 
-__all__ = ["load_language_model", "smollm2"]
+__all__ = ["is_adapter", "load_language_model", "smollm2"]
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -55,7 +55,7 @@ def load_language_model(
         without a base, or an encoder-decoder.
     """
     place = smollm2() if str(folder) == "smollm2" else Path(folder)
-    if (place / "adapter_config.json").is_file() and not (place / "config.json").is_file():
+    if is_adapter(place):
         return _adapted(place, base, dtype)
     if not (place / "config.json").is_file():
         got = f"{place.name} without config.json" if place.is_dir() else f"no folder {place.name}"
@@ -102,6 +102,11 @@ def load_language_model(
             raise InputError(f"{place.name}, a tokenizer without an end of sequence", "one", "set eos_token")
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter of `peft` and no model of its own."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
 def _adapted(place: Path, base: str | Path | None, dtype: torch.dtype) -> tuple[Any, Any]:
