@@ -144,6 +144,12 @@ def test_trying_rates_leaves_the_model_as_it_was(world, tmp_path, monkeypatch):
     assert (rate, {row["failed"] for row in tried}) == (tried[0]["rate"], {"utility floor"})  # the smallest
 
 
+def test_the_bound_of_pdu_is_measured_before_training(world, tmp_path):
+    """A bounded loss is refused at the desk because its bound is an option that nobody can know."""
+    found = w.start(world, tmp_path, settings=w.FAST.replace(loss="pdu", epochs=1))
+    assert found["training"]["steps"] == 2
+
+
 # -- one device, one line a phase -----------------------------------------------------------------------------------
 
 
@@ -159,7 +165,7 @@ def test_every_phase_reports_its_device_in_one_line(world, tmp_path, capsys):
     )
     phases = ["reference", "before", "rates", "score", "training", "after"]
     assert found["devices"] == dict.fromkeys(phases, "cpu")
-    log = (tmp_path / "desk" / "requests" / found["request"] / "log.txt").read_text().splitlines()
+    log = (tmp_path / "desk" / "requests" / found["request"] / "cache" / "log.txt").read_text().splitlines()
     assert [line.split()[1:4] for line in log] == [[phase, "on", "cpu:"] for phase in phases]
     assert capsys.readouterr().err.splitlines() == log
     assert found["method"]["bf16"] is True

@@ -95,7 +95,7 @@ def start(world, place, **changes):
 def no_training(request, given, settings, levels):
     """Stand in for training: all logits shrink a little, so that something moved."""
     with torch.no_grad():
-        given.speaker.model.model.norm.weight.mul_(0.9)
+        given.speaker.model.model.norm.weight.mul_(0.98)
     return None, {"reasons": [], "facts": {"steps": 0, "stopped": ""}, "warnings": []}
 
 

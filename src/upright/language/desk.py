@@ -69,11 +69,11 @@ class Progress:
     Parameters
     ----------
     request : Request
-        ``log.txt`` in its folder is added to.
+        ``cache/log.txt`` in its folder is added to; a purge destroys it.
     """
 
     def __init__(self, request: Request) -> None:
-        self.file = request.folder / "log.txt"
+        self.file = request.cache / "log.txt"
         self.devices: dict[str, str] = {}
 
     def __call__(self, phase: str, speaker: Speaker, what: str) -> None:
