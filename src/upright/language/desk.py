@@ -267,8 +267,9 @@ class _Saving:
             return disk.checksum(part)
 
     def _save(self, folder: Path | str, **more: Any) -> None:
-        from transformers.utils import logging
+        import transformers
 
+        logging: Any = transformers.utils.logging
         shown = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # a request has one line a phase
         try:
@@ -531,7 +532,7 @@ def retrain(
     recipe = recipe or Recipe()
     intake.refuse_place(desk, [base, model_dir], out)
     ledger = open_ledger(desk, key)
-    same = {"template": recipe.template, "batch_size": recipe.batch_size}
+    same: dict[str, Any] = {"template": recipe.template, "batch_size": recipe.batch_size}
     under = base if is_adapter(model_dir) else None
     given = inputs(model_dir, forget_file, retain_file, holdout=holdout, base=under, device=device, **same)
     beginning = _beginning(given.speaker, base, recipe)

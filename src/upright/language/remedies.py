@@ -1,7 +1,7 @@
 r"""What changes a model at the desk: unlearning at a rate that is chosen or given, and training without the records.
 
-*Rate.* With ``auto`` three rates are tried for two epochs on a quarter of the records, eight at least, from the same
-weights, which are put back after each:
+*Rate.* With ``auto`` three rates are tried for two epochs, of four updates at least, on a quarter of the records, eight
+at least, from the same weights, which are put back after each:
 
     c / 4, c, 4 c,   c = 1e-5 sqrt(1e9 / trainable weights), held in [1e-6, 5e-3]
 
@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -216,10 +216,12 @@ def choose_rate(
         other = {"mia_loss": -speaker.losses(unseen)} if unseen else {}
         return Look({"mia_loss": -own.mean_nll}, own, score_records(speaker, kept, side="retain", rouge=False), other)
 
-    before, found = now(), []
+    before = now()
+    found: list[dict[str, Any]] = []
+    few = settings.replace(batch_size=min(settings.batch_size, max(1, len(some) // 4)))  # after one step all rates hurt
     for rate in _rates(sum(p.numel() for p in free.values())):
         try:
-            run = train(speaker, some, kept, settings, rate=rate, folder=folder, epochs=_TRIAL, levels=aims)
+            run = train(speaker, some, kept, few, rate=rate, folder=folder, epochs=_TRIAL, levels=aims)
             failed, after = list(run["reasons"]), before
             if not failed:
                 after = now()
@@ -287,7 +289,7 @@ def anew(speaker: Speaker, records: Sequence[Record], recipe: Recipe, folder: Pa
 
     pad = speaker.pad
 
-    def batch(rows: Sequence[Encoded]) -> Mapping[str, torch.Tensor]:
+    def batch(rows: list[Encoded]) -> dict[str, torch.Tensor]:
         made = collate(rows, pad, scope=recipe.scope)
         return {name: made[name] for name in ("input_ids", "attention_mask", "labels")}
 
