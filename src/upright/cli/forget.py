@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,6 +70,11 @@ def _options_named() -> Iterator[None]:
         raise InputError(f"--{found[1].replace('_', '-')} {value}", error.accepted, todo) from None
 
 
+def _of(given: Mapping[str, Any], names: str | Iterable[str]) -> dict[str, Any]:
+    """Return the options of these names."""
+    return {name: given[name] for name in (names.split() if isinstance(names, str) else names)}
+
+
 @forget_app.command()
 def score(
     model: Model,
@@ -87,17 +92,8 @@ def score(
     from upright.language import desk as verbs
     from upright.language.pages import score_page
 
-    found = verbs.score(
-        model,
-        forget,
-        desk=desk,
-        batch_size=batch_size,
-        seed=seed,
-        key=key,
-        probes=probes or "auto",
-        base=base,
-        device=device,
-    )
+    rest = _of(locals(), "desk batch_size seed key base device")
+    found = verbs.score(model, forget, probes=probes or "auto", **rest)
     _print(found, as_json, score_page(found))
 
 
@@ -137,43 +133,16 @@ def unlearn(
     as_json: Json = False,
 ) -> None:
     """Unlearn records into a new model folder, guarded, and write the receipt."""
+    given = {**locals(), "learning_rate": _rate(learning_rate), "earlier": earlier or []}
     from upright.language import desk as verbs
     from upright.language.intake import refuse_loss
     from upright.language.pages import dry_page, is_forgotten, unlearn_page
 
     with _options_named():
         refuse_loss(loss)
-        settings = verbs.Settings(
-            loss=loss,
-            sampling=sampling,  # type: ignore[arg-type]  # checked by Settings
-            learning_rate=_rate(learning_rate),  # type: ignore[arg-type]
-            epochs=epochs,
-            batch_size=batch_size,
-            accumulate=accumulate,
-            bf16=bf16,
-            lora=lora,
-            template=template,  # type: ignore[arg-type]
-            utility_floor=utility_floor,
-            relearn_steps=relearn_steps,
-            rouge=rouge,
-            seed=seed,
-        )
-    found = verbs.unlearn(
-        model,
-        forget,
-        retain,
-        out=out,
-        desk=desk,
-        settings=settings,
-        reference=reference,
-        holdout=holdout,
-        earlier=earlier or [],
-        base=base,
-        device=device,
-        keep_failed=keep_failed,
-        dry_run=dry_run,
-        key=key,
-    )
+        settings = verbs.Settings(**_of(given, verbs.Settings.__dataclass_fields__))
+    rest = _of(given, "out desk reference holdout earlier base device keep_failed dry_run key")
+    found = verbs.unlearn(model, forget, retain, settings=settings, **rest)
     first = f"Note: {found['remedy']}.\n\n" if found.get("remedy") else ""
     _print(found, as_json, dry_page(found) if dry_run else first + unlearn_page(found))
     if found.get("status") == "failed":
@@ -221,40 +190,14 @@ def retrain(
     as_json: Json = False,
 ) -> None:
     """Do the fine-tuning stage again without the records; the same command goes on after a kill."""
+    given = locals()
     from upright.language import desk as verbs
     from upright.language.pages import unlearn_page
 
     with _options_named():
-        recipe = verbs.Recipe(
-            learning_rate=learning_rate,
-            epochs=epochs,
-            schedule=schedule,  # type: ignore[arg-type]  # checked by Recipe
-            warmup=warmup,
-            weight_decay=weight_decay,
-            scope=scope,  # type: ignore[arg-type]
-            batch_size=batch_size,
-            accumulate=accumulate,
-            bf16=bf16,
-            lora=lora,
-            template=template,  # type: ignore[arg-type]
-            utility_floor=utility_floor,
-            relearn_steps=relearn_steps,
-            rouge=rouge,
-            seed=seed,
-        )
-    found = verbs.retrain(
-        base,
-        retain,
-        model_dir=model,
-        forget_file=forget,
-        out=out,
-        desk=desk,
-        recipe=recipe,
-        holdout=holdout,
-        device=device,
-        keep_failed=keep_failed,
-        key=key,
-    )
+        recipe = verbs.Recipe(**_of(given, verbs.Recipe.__dataclass_fields__))
+    rest = _of(given, "out desk holdout device keep_failed key")
+    found = verbs.retrain(base, retain, model_dir=model, forget_file=forget, recipe=recipe, **rest)
     _print(found, as_json, unlearn_page({**found, "reevaluated": None}))
     if found["status"] == "failed":
         raise typer.Exit(1)
@@ -286,27 +229,11 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Measure a model on records, against a reference where there is one; with --earlier also earlier requests."""
+    rest = _of(locals(), "holdout reference out rouge batch_size template base device seed robust before desk")
     from upright.language import desk as verbs
     from upright.language.pages import eval_page
 
-    found = verbs.evaluate(
-        model,
-        forget,
-        retain,
-        holdout=holdout,
-        reference=reference,
-        out=out,
-        rouge=rouge,
-        batch_size=batch_size,
-        template=template,  # type: ignore[arg-type]  # checked by Speaker
-        base=base,
-        device=device,
-        seed=seed,
-        robust=robust,
-        before=before,
-        desk=desk,
-        other=[*(earlier or []), key],
-    )
+    found = verbs.evaluate(model, forget, retain, other=[*(earlier or []), key], **rest)
     again = verbs.reevaluate(desk, model, earlier, batch_size=batch_size, key=key) if earlier else None
     _print({**found, "reevaluated": again}, as_json, eval_page(found, again, out))
 
