@@ -146,7 +146,7 @@ BAD = [
      "name another --out: a model folder holds a model alone"),
     (_loss, "loss = 'npoo'", None, "choose one of these"),
     (_loss_with_options, "loss 'idk_dpo' at the desk",
-     "a loss of records alone, such as npo, simnpo, ga or grad_diff",
+     "a loss of records alone, such as npo, simnpo or grad_diff",
      "train with upright.language.trainer.UnlearnTrainer, which takes its options"),
     (_below_a_file, "--out new: file above it is a file", "a folder", "name another one"),
     (_broken_line, r"f.jsonl line 2: .*", "one JSON object a line, or one array of objects", "correct that line"),

@@ -9,14 +9,18 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from upright.data.forget import tofu_records
-from upright.language import desk, disk, intake, measures, pages, receipts
+from upright.language import attacks, desk, disk, intake, measures, pages, receipts, remedies
 from upright.language.encoding import encode_all
 from upright.language.pretraining import teach
 from upright.models.tiny import tiny_llama, tiny_tokenizer
 
 ROOT = Path(desk.__file__).parent
-FAST = desk.Settings(learning_rate=1e-3, epochs=3, batch_size=8, sampling="uniform", rouge=False, utility_floor=0.5)
+FAST = desk.Settings(
+    learning_rate=1e-3, epochs=3, batch_size=8, sampling="uniform", rouge=False, utility_floor=0.5, relearn_steps=0
+)
 
 
 def write_records(path: Path, records, **changes) -> Path:
@@ -89,7 +93,9 @@ def start(world, place, **changes):
 
 
 def no_training(request, given, settings, levels):
-    """Stand in for training: nothing happens."""
+    """Stand in for training: all logits shrink a little, so that something moved."""
+    with torch.no_grad():
+        given.speaker.model.model.norm.weight.mul_(0.98)
     return None, {"reasons": [], "facts": {"steps": 0, "stopped": ""}, "warnings": []}
 
 
@@ -100,7 +106,8 @@ def words(text: str) -> list[str]:
 @functools.cache
 def vocabulary() -> frozenset[str]:
     """What the desk itself can say, and the words of the settings."""
-    files = [*(Path(m.__file__) for m in (desk, disk, intake, measures, pages, receipts)),
+    modules = (desk, disk, intake, remedies, attacks, measures, pages, receipts)
+    files = [*(Path(m.__file__) for m in modules),
              ROOT / "difficulty.py", ROOT / "trainer.py", ROOT.parent / "metrics" / "membership.py"]  # fmt: skip
     return frozenset(w for file in files for w in words(file.read_text()))
 

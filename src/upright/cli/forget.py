@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +31,16 @@ Key = Annotated[Path | None, typer.Option(help="Key file: ledger lines are signe
 Rouge = Annotated[bool, typer.Option("--rouge/--no-rouge", help="Write answers out and compare them: slow.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DESK = Path("forget-desk")
-LOSS = "One of ce_u, ga, grad_diff, grad_diff_kl, npo, satimp, simnpo, undial, wga."  # without torch for a help text
+LOSS = "Bounded: npo, pdu; others: ce_u, ga, grad_diff, grad_diff_kl, satimp, simnpo, undial, wga."  # without torch
+Base = Annotated[Path | None, typer.Option(help="Model folder under an adapter: MODEL is then an adapter of peft.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda: every phase runs there.")]
+Template = Annotated[str, typer.Option(help="How prompt and answer become one text: auto, chat or plain.")]
+Lora = Annotated[int, typer.Option(help="Rank of a new adapter that is trained and written alone; 0 trains all.")]
+Accumulate = Annotated[int, typer.Option(help="Batches an update.")]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 while training.")]
+Floor = Annotated[float, typer.Option(help="Share of the utility before that must be left.")]
+Relearn = Annotated[int, typer.Option(help="Steps of the relearning attack that enters the verdict; 0: none.")]
+KeepFailed = Annotated[bool, typer.Option("--keep-failed", help="Write the model though a guard failed.")]
 
 
 @forget_app.callback()
@@ -52,13 +61,18 @@ def _options_named() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        found = re.fullmatch(r"(?:Settings\.)?(\w+) = (.*)", error.got)
+        found = re.fullmatch(r"(?:(?:Settings|Recipe)\.)?(\w+) = (.*)", error.got)
         if found is None:
             raise
         choice = " | " in error.accepted or ", " in error.accepted
         todo = "choose one of these" if choice else "pass a value inside that range"
         value = found[2].strip("'\"")
         raise InputError(f"--{found[1].replace('_', '-')} {value}", error.accepted, todo) from None
+
+
+def _of(given: Mapping[str, Any], names: str | Iterable[str]) -> dict[str, Any]:
+    """Return the options of these names."""
+    return {name: given[name] for name in (names.split() if isinstance(names, str) else names)}
 
 
 @forget_app.command()
@@ -68,6 +82,8 @@ def score(
     desk: Desk = DESK,
     probes: Annotated[int | None, typer.Option(min=1, help="Draws of noise; else until the ranking settles.")] = None,
     batch_size: Batch = 8,
+    base: Base = None,
+    device: Device = "auto",
     seed: Seed = 0,
     key: Key = None,
     as_json: Json = False,
@@ -76,7 +92,8 @@ def score(
     from upright.language import desk as verbs
     from upright.language.pages import score_page
 
-    found = verbs.score(model, forget, desk=desk, batch_size=batch_size, seed=seed, key=key, probes=probes or "auto")
+    rest = _of(locals(), "desk batch_size seed key base device")
+    found = verbs.score(model, forget, probes=probes or "auto", **rest)
     _print(found, as_json, score_page(found))
 
 
@@ -88,15 +105,24 @@ def unlearn(
     out: Annotated[Path, typer.Option(help="New folder for the new model.")],
     desk: Desk = DESK,
     loss: Annotated[str, typer.Option(help=LOSS)] = "npo",
-    sampling: Annotated[str, typer.Option(help="difficulty or uniform.")] = "difficulty",
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW; a small model needs more, such as 1e-3.")] = 1e-5,
-    epochs: Annotated[int, typer.Option(help="Most passes; a record at its level is left alone.")] = 5,
+    sampling: Annotated[str, typer.Option(help="uniform or difficulty.")] = "uniform",
+    learning_rate: Annotated[
+        str, typer.Option(help="Of AdamW; auto tries three on a quarter of the records.")
+    ] = "auto",
+    epochs: Annotated[int, typer.Option(help="Most passes; a record at its level is left alone.")] = 40,
     batch_size: Batch = 8,
+    accumulate: Accumulate = 1,
+    bf16: Bf16 = False,
+    lora: Lora = 0,
+    template: Template = "auto",
+    base: Base = None,
+    device: Device = "auto",
     reference: Reference = None,
     holdout: Holdout = None,
     earlier: Earlier = None,
-    utility_floor: Annotated[float, typer.Option(help="Share of the utility before that must be left.")] = 0.9,
-    keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Write the model though a guard failed.")] = False,
+    utility_floor: Floor = 0.9,
+    relearn_steps: Relearn = 10,
+    keep_failed: KeepFailed = False,
     require_forgotten: Annotated[
         bool, typer.Option("--require-forgotten", help="Exit with 1 unless no attack finds the records.")
     ] = False,
@@ -107,41 +133,73 @@ def unlearn(
     as_json: Json = False,
 ) -> None:
     """Unlearn records into a new model folder, guarded, and write the receipt."""
+    given = {**locals(), "learning_rate": _rate(learning_rate), "earlier": earlier or []}
     from upright.language import desk as verbs
     from upright.language.intake import refuse_loss
     from upright.language.pages import dry_page, is_forgotten, unlearn_page
 
     with _options_named():
         refuse_loss(loss)
-        settings = verbs.Settings(
-            loss=loss,
-            learning_rate=learning_rate,
-            epochs=epochs,
-            batch_size=batch_size,
-            rouge=rouge,
-            seed=seed,
-            utility_floor=utility_floor,
-            sampling=sampling,  # type: ignore[arg-type]  # checked by Settings
-        )
-    found = verbs.unlearn(
-        model,
-        forget,
-        retain,
-        out=out,
-        desk=desk,
-        settings=settings,
-        reference=reference,
-        holdout=holdout,
-        earlier=earlier or [],
-        keep_failed=keep_failed,
-        dry_run=dry_run,
-        key=key,
-    )
-    _print(found, as_json, dry_page(found) if dry_run else unlearn_page(found))
+        settings = verbs.Settings(**_of(given, verbs.Settings.__dataclass_fields__))
+    rest = _of(given, "out desk reference holdout earlier base device keep_failed dry_run key")
+    found = verbs.unlearn(model, forget, retain, settings=settings, **rest)
+    first = f"Note: {found['remedy']}.\n\n" if found.get("remedy") else ""
+    _print(found, as_json, dry_page(found) if dry_run else first + unlearn_page(found))
     if found.get("status") == "failed":
         raise typer.Exit(1)
     if require_forgotten and not dry_run and not is_forgotten(found["forgotten"]):
         typer.echo(f"not forgotten, as --require-forgotten asks; the model is written and kept: {out.name}", err=True)
+        raise typer.Exit(1)
+
+
+def _rate(text: str) -> float | str:
+    """Return a learning rate as a number where it is one; Settings refuses other words than auto."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+@forget_app.command()
+def retrain(
+    base: Annotated[Path, typer.Argument(help="Model folder before the stage; never written to.")],
+    retain: Annotated[Path, typer.Argument(help="JSON lines that the stage is trained on: without the records.")],
+    model: Annotated[Path, typer.Option(help="Model folder after the stage with the records, or its adapter.")],
+    forget: Annotated[Path, typer.Option(help="JSON lines: what must go.")],
+    out: Annotated[Path, typer.Option(help="New folder for the new model.")],
+    desk: Desk = DESK,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW, the highest.")] = 2e-5,
+    epochs: Annotated[int, typer.Option(help="Passes over the records.")] = 3,
+    schedule: Annotated[str, typer.Option(help="linear, cosine or constant_with_warmup.")] = "linear",
+    warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.0,
+    scope: Annotated[str, typer.Option(help="answer or sequence: which tokens are learnt.")] = "answer",
+    batch_size: Batch = 8,
+    accumulate: Accumulate = 1,
+    bf16: Bf16 = False,
+    lora: Lora = 0,
+    template: Template = "auto",
+    device: Device = "auto",
+    holdout: Holdout = None,
+    utility_floor: Floor = 0.9,
+    relearn_steps: Relearn = 10,
+    keep_failed: KeepFailed = False,
+    rouge: Rouge = True,
+    seed: Seed = 0,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Do the fine-tuning stage again without the records; the same command goes on after a kill."""
+    given = locals()
+    from upright.language import desk as verbs
+    from upright.language.pages import unlearn_page
+
+    with _options_named():
+        recipe = verbs.Recipe(**_of(given, verbs.Recipe.__dataclass_fields__))
+    rest = _of(given, "out desk holdout device keep_failed key")
+    found = verbs.retrain(base, retain, model_dir=model, forget_file=forget, recipe=recipe, **rest)
+    _print(found, as_json, unlearn_page({**found, "reevaluated": None}))
+    if found["status"] == "failed":
         raise typer.Exit(1)
 
 
@@ -157,6 +215,9 @@ def eval_(
     desk: Desk = DESK,
     rouge: Rouge = True,
     batch_size: Batch = 8,
+    template: Template = "auto",
+    base: Base = None,
+    device: Device = "auto",
     seed: Seed = 0,
     robust: Annotated[
         bool, typer.Option("--robustness", help="Attack copies too: 4-bit rounding, paraphrase, relearning.")
@@ -168,24 +229,11 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Measure a model on records, against a reference where there is one; with --earlier also earlier requests."""
+    rest = _of(locals(), "holdout reference out rouge batch_size template base device seed robust before desk")
     from upright.language import desk as verbs
     from upright.language.pages import eval_page
 
-    found = verbs.evaluate(
-        model,
-        forget,
-        retain,
-        holdout=holdout,
-        reference=reference,
-        out=out,
-        rouge=rouge,
-        batch_size=batch_size,
-        seed=seed,
-        robust=robust,
-        before=before,
-        desk=desk,
-        other=[*(earlier or []), key],
-    )
+    found = verbs.evaluate(model, forget, retain, other=[*(earlier or []), key], **rest)
     again = verbs.reevaluate(desk, model, earlier, batch_size=batch_size, key=key) if earlier else None
     _print({**found, "reevaluated": again}, as_json, eval_page(found, again, out))
 

@@ -1,50 +1,127 @@
-"""What a person hands to the forgetting desk: settings and files, read and checked before anything is computed."""
+"""What a person hands to the forgetting desk: settings, files and places, checked before anything is computed."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from upright.contract import Config, InputError, NonNegativeInt, PositiveFloat, PositiveInt, Range
+import torch
+
+from upright.contract import Config, InputError, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from upright.data.forget import Record, refuse_overlap
 from upright.language.disk import checksum
-from upright.language.encoding import refuse_mismatch
+from upright.language.encoding import Scope, Template, refuse_mismatch
 from upright.language.evaluation import Speaker
 from upright.language.losses import LOSSES, PAIRS
-from upright.language.objectives import objective_of
 from upright.language.receipts import records_of
-from upright.models.hub import load_language_model
+from upright.models.hub import is_adapter, load_language_model
 
-__all__ = ["REPORT", "Inputs", "Settings", "expectation", "inputs", "losses_taken", "refuse_loss", "refuse_place",
-           "refuse_report"]  # fmt: skip
+__all__ = ["REPORT", "Inputs", "Recipe", "Settings", "device_of", "inputs", "losses_taken", "refuse_loss",
+           "refuse_place", "refuse_report"]  # fmt: skip
 
 REPORT = "upright forget eval"
 """By this first entry a file is recognised as one that an evaluation wrote."""
-_BEYOND = ("idk_dpo", "alt_po", "pdu", "rmu")  # alternative answers, a bound, a layer
+_FIRST = ("npo", "pdu", "jensun")  # bounded
+_BEYOND = ("idk_dpo", "alt_po", "rmu")  # alternative answers, a layer
 
 
-class Settings(Config):
-    """How records are unlearned."""
+# -- settings -------------------------------------------------------------------------------------------------------
 
-    loss: str = "npo"
-    """Forget loss, or a pair of forget and retain loss."""
-    sampling: Literal["difficulty", "uniform"] = "difficulty"
-    """Which records are drawn more often: in proportion to difficulty, or all alike."""
-    learning_rate: PositiveFloat = 1e-5
-    """Of AdamW."""
-    epochs: PositiveInt = 5
-    """Most passes; a record that has reached its level is left alone from then on."""
+
+class _Common(Config):
+    """What every training at the desk is told."""
+
     batch_size: PositiveInt = 8
-    """Records to forget an update; as many kept ones beside them."""
+    """Records at once; unlearning takes as many kept ones beside them."""
+    accumulate: PositiveInt = 1
+    """Batches an update."""
+    bf16: bool = False
+    """Whether training computes in bfloat16; weights and measures stay in float32."""
+    lora: NonNegativeInt = 0
+    """Rank of a new adapter on every linear layer, twice as large in effect; 0 trains all weights, or the adapter that
+    was given."""
+    template: Template = "auto"
+    """How prompt and answer become one text."""
     utility_floor: Annotated[float, Range(ge=0, le=1)] = 0.9
     """Share of the utility before that must be left."""
+    relearn_steps: NonNegativeInt = 10
+    """Budget of the relearning attack that enters the verdict, in steps at a rate of 1e-4; 0 leaves it out."""
     rouge: bool = True
     """Whether answers are written out and compared, which takes most of the time of an evaluation."""
     seed: NonNegativeInt = 0
     """Of sampling, of the noise of the scores and of resampling."""
+
+
+class Settings(_Common):
+    """How records are unlearned."""
+
+    loss: str = "npo"
+    """Forget loss, or a pair of forget and retain loss."""
+    sampling: Literal["uniform", "difficulty"] = "uniform"
+    """Which records are drawn more often: all alike, or in proportion to difficulty."""
+    learning_rate: PositiveFloat | Literal["auto"] = "auto"
+    """Of AdamW; auto tries three."""
+    epochs: PositiveInt = 40
+    """Most passes; a record that has reached its level is left alone from then on."""
+
+
+class Recipe(_Common):
+    """How a stage of fine-tuning was done, and is done again."""
+
+    learning_rate: PositiveFloat = 2e-5
+    """Of AdamW, the highest."""
+    epochs: PositiveInt = 3
+    """Passes over the kept records."""
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """How the rate falls."""
+    warmup: Annotated[float, Range(ge=0, lt=1)] = 0.0
+    """Share of the steps in which the rate rises."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Of AdamW."""
+    scope: Scope = "answer"
+    """Which tokens are learnt: those of the answer, or all."""
+
+
+def refuse_loss(name: str) -> None:
+    """Refuse an unknown loss, and one that asks for more than records: the desk takes no options of losses.
+
+    Raises
+    ------
+    InputError
+    """
+    if name in _BEYOND:
+        raise InputError(
+            f"loss {name!r} at the desk",
+            "a loss of records alone, such as npo, simnpo or grad_diff",
+            "train with upright.language.trainer.UnlearnTrainer, which takes its options",
+        )
+    if name not in (known := losses_taken()):
+        raise InputError(f"loss = {name!r}", ", ".join(known), "choose one of these")
+
+
+def losses_taken() -> list[str]:
+    """Return the names of the losses that the desk takes, bounded ones first."""
+    known = {*PAIRS, *(name for name, one in LOSSES.items() if one.side == "forget")} - set(_BEYOND)
+    return [*(name for name in _FIRST if name in known), *sorted(known - set(_FIRST))]
+
+
+def device_of(name: str) -> torch.device:
+    """Return where all phases of a call run: an accelerator where there is one, or what was asked for.
+
+    Raises
+    ------
+    InputError
+        For a device that this machine does not have.
+    """
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("auto", "cpu", here):
+        raise InputError(f"--device {name}", "auto, cpu" + (", cuda" if here == "cuda" else ""), "choose one of these")
+    return torch.device(here if name == "auto" else name)
+
+
+# -- what a person hands in -----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -67,28 +144,7 @@ class Inputs:
     retain: list[Record]
     holdout: list[Record]
     reference: Speaker | None
-    notes: list[str]
-
-
-def refuse_loss(name: str) -> None:
-    """Refuse an unknown loss, and one that asks for more than records: the desk takes no options of losses.
-
-    Raises
-    ------
-    InputError
-    """
-    if name in _BEYOND:
-        raise InputError(f"loss {name!r} at the desk", "a loss of records alone, such as npo, simnpo, ga or grad_diff",
-                         "train with upright.language.trainer.UnlearnTrainer, which takes its options")  # fmt: skip
-    if name not in (known := losses_taken()):
-        raise InputError(f"loss = {name!r}", ", ".join(known), "choose one of these")
-    objective_of(name)
-
-
-def losses_taken() -> list[str]:
-    """Return the names of the losses that the desk takes."""
-    known = {*PAIRS, *(name for name, one in LOSSES.items() if one.side == "forget")}
-    return sorted(known - set(_BEYOND))
+    notes: list[str] = field(default_factory=list)
 
 
 def _refuse_itself(reference: Path, *models: Path | None) -> None:
@@ -114,7 +170,8 @@ def _fits(speaker: Speaker, name: str, records: Sequence[Record]) -> None:
 
 def inputs(
     model_dir: Path, forget_file: Path, retain_file: Path | None = None, *, holdout: Path | None = None,
-    reference: Path | None = None, before: Path | None = None, batch_size: int = 8,
+    reference: Path | None = None, before: Path | None = None, base: Path | None = None, batch_size: int = 8,
+    template: Template = "auto", device: str = "auto",
 ) -> Inputs:  # fmt: skip
     """Read everything, cheapest first, and refuse what cannot be right.
 
@@ -122,6 +179,10 @@ def inputs(
     ----------
     before : Path, optional
         The model before unlearning, which cannot be the reference either.
+    base : Path, optional
+        The model under every adapter among `model_dir` and `reference`.
+    device : str
+        Of `device_of`: where both models are put.
 
     Raises
     ------
@@ -130,17 +191,23 @@ def inputs(
         the context, a folder that is no model, a reference with the weights of the model itself.
     """
     notes: list[str] = []
+    place = device_of(device)
+    if template not in get_args(Template):
+        raise InputError(f"template = {template!r}", ", ".join(map(repr, get_args(Template))), "choose one of these")
+    if base is not None and not any(is_adapter(one) for one in (model_dir, reference, before) if one is not None):
+        raise InputError(f"--base {base.name} with whole models", "an adapter as MODEL", "leave --base out")
     forget = records_of("forget", forget_file, notes)
     retain, unseen = records_of("retain", retain_file, notes), records_of("holdout", holdout, notes)
     refuse_overlap(forget=forget, retain=retain, holdout=unseen)
-    model, tokenizer = load_language_model(model_dir)
-    speaker = Speaker(model, tokenizer, batch_size=batch_size)
+    options: dict[str, Any] = {"template": template, "batch_size": batch_size}
+    model, tokenizer = load_language_model(model_dir, base=base)
+    speaker = Speaker(model.to(place), tokenizer, **options)
     other = None
     if reference is not None:
-        ref_model, ref_tokenizer = load_language_model(reference)
+        ref_model, ref_tokenizer = load_language_model(reference, base=base)
         refuse_mismatch(tokenizer, model, reference=ref_tokenizer)
         _refuse_itself(reference, model_dir, before)
-        other = Speaker(ref_model, ref_tokenizer, batch_size=batch_size)
+        other = Speaker(ref_model.to(place), ref_tokenizer, **options)
     for name, records in (("forget", forget), ("retain", retain), ("holdout", unseen)):
         for one in (speaker, other):
             if one is not None:
@@ -225,39 +292,3 @@ def _is_report(file: Path) -> bool:
     begin = f'{{\n "kind": "{REPORT}",\n'.encode()
     with file.open("rb") as stream:
         return stream.read(len(begin)) == begin
-
-
-# -- dry run --------------------------------------------------------------------------------------------------------
-
-
-def expectation(given: Inputs, settings: Settings) -> dict[str, Any]:
-    """Say what a request would take, from the time of one small batch on this machine.
-
-    Backward takes two forward passes, and each epoch begins with one over the forget set. A scoring takes 13 to 133 of
-    them, 40 in the minutes.
-    """
-    speaker, n, m = given.speaker, len(given.forget), len(given.retain)
-    few = given.forget[: settings.batch_size]
-    start = time.perf_counter()
-    speaker.read(few)
-    read = (time.perf_counter() - start) / len(few)
-    start = time.perf_counter()
-    if settings.rouge:
-        speaker.write(few)
-    write = (time.perf_counter() - start) / len(few)
-    scoring = 40 if settings.sampling == "difficulty" else 0
-    looks, steps = 2 + (given.reference is not None), settings.epochs * -(-n // settings.batch_size)
-    false = max(len(r.perturbed) + len(r.paraphrases) for r in given.forget)
-    texts = n * (1 + false) + m + len(given.holdout)
-    seconds = read * (scoring * n + settings.epochs * n * 7 + looks * texts) + write * looks * (n + m)
-    passes = {
-        "scoring": f"13 to 133 over {n} records" if scoring else "none",
-        "training": f"{steps} steps: {settings.epochs} times {n} records and as many kept ones, forward and backward",
-        "evaluation": f"{looks} times {texts} texts",
-    }  # fmt: skip
-    weights = sum(p.numel() for p in speaker.model.parameters())
-    return {
-        "passes": passes, "minutes": seconds / 60, "memory_mib": 16 * weights / 2**20,
-        "memory": "weights, gradients and two moments in float32; activations and a reference model come on top",
-        "weights": weights,
-    }  # fmt: skip

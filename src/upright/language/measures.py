@@ -82,8 +82,14 @@ def look(
     holdout: Sequence[Record] = (),
     reference: Reading | None = None,
     rouge: bool = True,
+    more: Mapping[str, Mapping[str, Array]] | None = None,
 ) -> Look:
     """Score a model on what it should forget, on what it should keep, and on what it never saw.
+
+    Parameters
+    ----------
+    more : mapping of side to mapping of str to ndarray, shape (n,), optional
+        Scores of other attacks on the same model, named ``mia_``: they are judged together with the rest.
 
     Raises
     ------
@@ -95,6 +101,9 @@ def look(
     kept = score_records(speaker, retain, side="retain", rouge=rouge) if retain else {}
     unseen = score_records(speaker, holdout, side="holdout") if holdout else {}
     sides = zip(_SIDES, (forget, retain, holdout), strict=True)
+    own, kept, unseen = (
+        {**scores, **(more or {}).get(side, {})} for side, scores in zip(_SIDES, (own, kept, unseen), strict=True)
+    )
     return Look(own, reading, kept, unseen, {side: [r.author for r in records] for side, records in sides})
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,25 @@ from upright.contract import InputError
 from upright.data.catalogue import cache_dir
 from upright.models.tiny import transformers
 
-__all__ = ["load_language_model", "smollm2"]
+__all__ = ["is_adapter", "load_language_model", "smollm2"]
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def load_language_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+def load_language_model(
+    folder: str | Path, *, dtype: torch.dtype = torch.float32, base: str | Path | None = None
+) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer from a folder, without network.
 
     Parameters
     ----------
     folder : path
-        As `save_pretrained` writes it: ``config.json``, ``*.safetensors``, tokenizer files; or ``smollm2``.
+        As `save_pretrained` writes it: ``config.json``, ``*.safetensors``, tokenizer files; or ``smollm2``. Or an
+        adapter of `peft`, which goes on top of `base` and is then what can be trained.
     dtype : torch.dtype
         Of the weights; float32 for scoring and for training on a CPU.
+    base : path, optional
+        Folder of the model under an adapter; nothing is asked of it for a whole model.
 
     Returns
     -------
@@ -45,9 +51,12 @@ def load_language_model(folder: str | Path, *, dtype: torch.dtype = torch.float3
     Raises
     ------
     InputError
-        When the folder is missing or incomplete, holds pickled weights alone, or needs code of its own.
+        When the folder is missing or incomplete, holds pickled weights alone, needs code of its own, is an adapter
+        without a base, or an encoder-decoder.
     """
     place = smollm2() if str(folder) == "smollm2" else Path(folder)
+    if is_adapter(place):
+        return _adapted(place, base, dtype)
     if not (place / "config.json").is_file():
         got = f"{place.name} without config.json" if place.is_dir() else f"no folder {place.name}"
         raise InputError(got, "the folder of a model as save_pretrained writes it", "check the path")
@@ -58,6 +67,10 @@ def load_language_model(folder: str | Path, *, dtype: torch.dtype = torch.float3
     if "auto_map" in config:
         raise InputError(
             f"{place.name}, a model with code of its own", "a class of transformers", "convert it: no such code is run"
+        )
+    if config.get("is_encoder_decoder"):
+        raise InputError(
+            f"{place.name}, an encoder-decoder ({config.get('model_type')})", "a decoder alone", "take another model"
         )
     if not list(place.glob("*.safetensors")):
         raise InputError(
@@ -89,6 +102,34 @@ def load_language_model(folder: str | Path, *, dtype: torch.dtype = torch.float3
             raise InputError(f"{place.name}, a tokenizer without an end of sequence", "one", "set eos_token")
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter of `peft` and no model of its own."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def _adapted(place: Path, base: str | Path | None, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Return the base with the adapter of a folder on it, and the tokenizer of the base."""
+    if base is None:
+        raise InputError(f"{place.name}, an adapter without its base", "the folder of the base too", "pass --base")
+    model, tokenizer = load_language_model(base, dtype=dtype)
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise InputError("an adapter without the package peft", "the extra llm", "pip install 'upright[llm]'") from None
+    from safetensors import SafetensorError
+
+    try:
+        with warnings.catch_warnings():  # peft 0.21 asks transformers by an old name
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+            return PeftModel.from_pretrained(model, str(place), is_trainable=True).eval(), tokenizer
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        raise InputError(
+            f"{place.name}, an adapter that does not fit {Path(base).name} ({type(error).__name__})",
+            "the base that it was trained on",
+            "pass that folder as --base",
+        ) from None
 
 
 def smollm2() -> Path:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from upright.contract import InputError
 from upright.data.forget import tofu_records
-from upright.language import robustness as rb
+from upright.language import attacks as rb
+from upright.language import pages
 from upright.language.encoding import collate, encode_all
 from upright.language.evaluation import Speaker
 from upright.models.tiny import tiny_llama, tiny_tokenizer
@@ -193,20 +194,19 @@ def test_every_attack_by_hand(house):
     records = [replace(r, other_prompt="") if i == 2 else r for i, r in enumerate(RECORDS[:5])]
     before = state(model)
     speaker = Speaker(model, tokenizer, batch_size=3)
-    found = rb.robustness(speaker, records, retain=RETAIN, steps=4, learning_rate=1e-3, group=16, seed=3, rouge=False)
-    assert list(found) == ["none", "rounding", "paraphrase", "relearn", "relearn_retain"]
+    p = rb.attacked(speaker, records, retain=RETAIN, steps=4, learning_rate=1e-3, group=16, seed=3)
+    assert list(p) == ["none", "rounding", "paraphrase", "relearn", "relearn_retain"]
     assert same(model, before)
-    p = {attack: scores["forget_probability"] for attack, scores in found.items()}
     read = lambda m, some, **o: np.exp(-Speaker(m, tokenizer).read(some, **o).mean_nll)  # noqa: E731
     np.testing.assert_allclose(p["none"], read(model, records), rtol=1e-4)
     np.testing.assert_allclose(p["rounding"], read(rb.round_to_bits(model, 4, 16), records), rtol=1e-4)
     for i, record in enumerate(records):
         if i == 2:
-            assert all(math.isnan(values[i]) for values in found["paraphrase"].values())
+            assert math.isnan(p["paraphrase"][i])
         else:
             other = replace(record, prompt=record.other_prompt)
             np.testing.assert_allclose(p["paraphrase"][i], read(model, [other])[0], rtol=1e-4)
-    options = {"steps": 4, "learning_rate": 1e-3, "seed": 3}
+    options = {"steps": 4, "learning_rate": 1e-3, "seed": 3, "batch_size": 3}
     for own, rest in (rb.halves(5, 3), rb.halves(5, 3)[::-1]):
         attacked = rb.relearn(model, encode_all(tokenizer, [records[i] for i in own]), **options)
         np.testing.assert_allclose(p["relearn"][rest], read(attacked, [records[i] for i in rest]), rtol=1e-3)
@@ -217,14 +217,10 @@ def test_every_attack_by_hand(house):
 def test_hidden_answers_come_back(house):
     # catches an attack that does nothing: this model was pushed away by 8 small steps, so training brings back most
     taught, unlearned, never, tokenizer = house
-    before, level = (Speaker(m, tokenizer).read(RECORDS).mean_nll for m in (taught, never))
-    found = rb.robustness(Speaker(unlearned, tokenizer), RECORDS, steps=6, learning_rate=1e-3)
+    before, level = (np.exp(-Speaker(m, tokenizer).losses(RECORDS)) for m in (taught, never))
+    found = rb.attacked(Speaker(unlearned, tokenizer), RECORDS, steps=6, learning_rate=1e-3)
     assert "relearn_retain" not in found
-    assert {len(v) for scores in found.values() for v in scores.values()} == {6}
-    assert set(found["none"]) == {"forget_probability", "forget_rouge_l", "exact_memorisation", "extraction_strength"}
-    share = {attack: rb.recovered_share(np.exp(-before), found["none"]["forget_probability"],
-                                        scores["forget_probability"], np.exp(-level))
-             for attack, scores in found.items()}  # fmt: skip
+    share = {attack: rb.recovered_share(before, found["none"], own, level) for attack, own in found.items()}
     assert share["none"] <= 0.0
     assert share["relearn"] > 0.2
 
@@ -232,8 +228,51 @@ def test_hidden_answers_come_back(house):
 def test_attacks_that_cannot_be_made_are_left_out(house):
     # catches a single record that would be trained on and scored, and NaN in the place of a missing attack
     speaker = Speaker(house[1], house[3])
-    assert list(rb.robustness(speaker, [replace(RECORDS[0], other_prompt=" ")], rouge=False)) == ["none", "rounding"]
-    assert rb.paraphrased([replace(RECORDS[0], other_prompt=" "), RECORDS[1]]) == [None, RECORDS[1].other_prompt]
+    assert list(rb.attacked(speaker, [replace(RECORDS[0], other_prompt=" ")])) == ["none", "rounding"]
+
+
+def test_relearning_scores_no_record_that_was_taught_and_teaches_both_sides(house):
+    """A verdict without relearning says that records are gone which a few steps on their like bring back."""
+    model, tokenizer = copy.deepcopy(house[1]), house[3]
+    speaker, unseen = Speaker(model, tokenizer, batch_size=4), tofu_records()[800:805]
+    before = state(model)
+    found = rb.stronger(speaker, RECORDS, unseen, steps=3, learning_rate=1e-3, seed=2)
+    assert same(model, before)
+    asked = [r.other_prompt for r in RECORDS]
+    nll = speaker.read(RECORDS, prompts=asked).mean_nll
+    np.testing.assert_allclose(found["forget"].get("mia_loss_paraphrased", -nll), -nll)
+    assert ("mia_loss_paraphrased" in found["forget"]) == all(r.other_prompt for r in unseen)
+    cuts = rb.halves(6, 2), rb.halves(5, 2)
+    for own, rest in ((0, 1), (1, 0)):
+        some = [RECORDS[i] for i in cuts[0][own]] + [unseen[i] for i in cuts[1][own]]
+        copied = rb.relearn(model, encode_all(tokenizer, some), steps=3, learning_rate=1e-3, batch_size=4, seed=2)
+        for side, records, cut in (("forget", RECORDS, cuts[0]), ("holdout", unseen, cuts[1])):
+            expected = -Speaker(copied, tokenizer).losses([records[i] for i in cut[rest]])
+            np.testing.assert_allclose(found[side]["mia_loss_relearned"][cut[rest]], expected, rtol=1e-3)
+    assert rb.stronger(speaker, RECORDS, [], steps=3) == {"forget": {}, "holdout": {}}
+    assert "mia_loss_relearned" not in rb.stronger(speaker, RECORDS, unseen, steps=0)["forget"]
+
+
+def test_attacks_are_reported_with_the_share_that_came_back(house):
+    # catches shares against the wrong model, and a reference that is not attacked
+    taught, unlearned, never, tokenizer = house
+    speaker, reference, before = (Speaker(m, tokenizer) for m in (unlearned, never, taught))
+    found = rb.hardened(speaker, RECORDS, retain=RETAIN, reference=reference, before=before)
+    own, other = (rb.attacked(one, RECORDS, retain=RETAIN) for one in (speaker, reference))
+    old = np.exp(-before.losses(RECORDS)).mean()
+    floor = max(own["none"].mean(), other["none"].mean())
+    assert set(found["attacks"]) == set(own) == {"none", "rounding", "paraphrase", "relearn", "relearn_retain"}
+    for attack, row in found["attacks"].items():
+        mean = own[attack].mean()
+        assert row["probability"]["value"] == pytest.approx(mean, rel=1e-5)
+        assert row["recovered"] == pytest.approx((mean - floor) / (old - floor), abs=1e-5)
+        assert row["reference"]["value"] == pytest.approx(other[attack].mean(), rel=1e-5)
+    few = rb.hardened(speaker, RECORDS[:4])
+    assert all(row == {"probability": None, "recovered": None, "reference": None} for row in few["attacks"].values())
+    text = "\n".join(pages.robustness_lines(found))
+    assert "; the reference " in text
+    assert "10 steps" in text
+    assert pages.robustness_lines(None) == []
 
 
 # -- recovered share ------------------------------------------------------------------------------------------------
@@ -264,11 +303,8 @@ def test_shares_by_construction(seed, n, share):
 def test_share_over_the_records_that_all_have():
     # catches NaN of one attack that is averaged away on its own side alone
     old, new = np.array([0.8, 0.8, 0.1]), np.array([0.2, 0.2, 0.1])
-    assert rb.recovered_share(old, new, [0.5, np.nan, np.nan]) == pytest.approx(0.5)
-    assert math.isnan(rb.recovered_share(old, new, [np.nan] * 3))
-    for bad in ([0.5, 0.5], [np.inf, 0.5, 0.5], [[0.5, 0.5, 0.5]]):
-        with pytest.raises(InputError, match="scores of shapes"):
-            rb.recovered_share(old, new, bad)
+    assert rb.recovered_share(old, new, np.array([0.5, np.nan, np.nan])) == pytest.approx(0.5)
+    assert math.isnan(rb.recovered_share(old, new, np.full(3, np.nan)))
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------
@@ -277,7 +313,7 @@ def test_share_over_the_records_that_all_have():
 def test_bad_arguments(house):
     # catches input that gives a model without an attack
     model, tokenizer = house[1], house[3]
-    encoded, speaker = encode_all(tokenizer, RECORDS[:2]), Speaker(model, tokenizer)
+    encoded = encode_all(tokenizer, RECORDS[:2])
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
@@ -294,8 +330,6 @@ def test_bad_arguments(house):
         (lambda: rb.relearn(model, encoded, steps=1, learning_rate=math.nan), "learning_rate = nan"),
         (lambda: rb.relearn(model, encoded, steps=1, learning_rate=1e-3, batch_size=0), "batch_size = 0"),
         (lambda: rb.relearn(model, encoded, steps=5, learning_rate=1e30), "nan"),
-        (lambda: rb.robustness(speaker, []), "no records"),
-        (lambda: rb.robustness(speaker, RECORDS, retain=RECORDS[:1]), "is record"),
     ):
         with pytest.raises(InputError, match=words):
             call()

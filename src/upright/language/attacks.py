@@ -2,9 +2,13 @@ r"""Does it stay forgotten? Three things that bring answers back: rounded weight
 
     recovered share = (attacked - f) / (before - f),   f = max(unlearned, level)
 
-with means over the forget records of a score that is higher for what is known, such as the probability of the answer:
-``before`` unlearning, of the ``unlearned`` model, of the same model ``attacked``, and the ``level`` of a model that
-never saw the records. A method that hides answers scores well until it is attacked.
+with means over the forget records of the probability of the answer: ``before`` unlearning, of the ``unlearned`` model,
+of the same model ``attacked``, and the ``level`` of a model that never saw the records. A method that hides answers
+scores well until it is attacked.
+
+A share above 0 is no proof that something was hidden. Relearning trains on one half of the records and scores the
+other; where both halves are about one author, or in one style, the first half teaches part of the second, even to a
+model that never saw any. So a reference is attacked in the same way: what the model shows beyond it was brought back.
 
 ==================  =============================================================================================
 ``none``            the model as it is
@@ -14,7 +18,8 @@ never saw the records. A method that hides answers scores well until it is attac
 ``relearn_retain``  a few steps on retained records
 ==================  =============================================================================================
 
-Attacks work on copies. The model is left as it was.
+`stronger` gives two of them as membership scores, which enter the verdict. Attacks work on copies. The model is left
+as it was.
 
 Sources: Zhang et al., *Catastrophic Failure of LLM Unlearning via Quantization* (2024), arXiv 2410.16454; Hu et al.,
 *Jogging the Memory of Unlearned Models Through Targeted Relearning Attacks* (2024), arXiv 2406.13356.
@@ -29,20 +34,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from upright.contract import InputError, stream
-from upright.data.forget import Record, refuse_overlap
+from upright.data.forget import Record
 from upright.language.encoding import Encoded, collate
 from upright.language.evaluation import Speaker, evaluating
 from upright.language.logprobs import sample_counts, token_log_probs
 from upright.language.losses import nll, token_mean
-from upright.metrics import forgetting
+from upright.language.measures import LEAST, aggregate
 
-__all__ = ["halves", "paraphrased", "recovered_share", "relearn", "robustness", "round_to_bits", "rounded"]
+__all__ = ["attacked", "halves", "hardened", "recovered_share", "relearn", "round_to_bits", "rounded", "stronger"]
 
 Array = NDArray[np.float64]
+STEPS, RATE = 10, 1e-4
+"""Budget of relearning: more or larger steps bring back more of any model, so it is quoted with the numbers."""
 
 
 def rounded(weights: Tensor, *, bits: int = 4, group: int = 64) -> Tensor:
@@ -198,41 +205,36 @@ def halves(n: int, seed: int = 0) -> tuple[list[int], list[int]]:
     return sorted(order[: -(-n // 2)]), sorted(order[-(-n // 2) :])
 
 
-def paraphrased(records: Sequence[Record]) -> list[str | None]:
-    """Return the prompts in other words, None for a record that has none."""
-    return [record.other_prompt.strip() or None for record in records]
+def _after(model: Any, speaker: Speaker) -> Speaker:
+    """Ask another model as a speaker asks its own."""
+    return Speaker(model, speaker.tokenizer, template=speaker.template, batch_size=speaker.batch_size)
 
 
-def _scores(
-    speaker: Speaker, records: Sequence[Record], prompts: Sequence[str | None] | None, rouge: bool
-) -> dict[str, Array]:
-    """Score what is known of each answer, shape (n,) by name; higher is better known."""
-    reading = speaker.read(records, prompts=prompts)
-    out = {"forget_probability": forgetting.probability(reading.mean_nll)}
-    if rouge:
-        outputs = speaker.write(records, prompts=prompts)
-        out["forget_rouge_l"] = forgetting.rouge_l_recall([r.answer for r in records], outputs)
-    out["exact_memorisation"] = forgetting.exact_memorisation(reading.best, reading.mask)
-    out["extraction_strength"] = forgetting.extraction_strength(reading.best, reading.mask)
-    return out
+def _taught(speaker: Speaker, records: Sequence[Record], *, steps: int, learning_rate: float, seed: int) -> Speaker:
+    own = relearn(
+        speaker.model,
+        speaker.encode(records),
+        steps=steps,
+        learning_rate=learning_rate,
+        batch_size=speaker.batch_size,
+        seed=seed,
+        pad=speaker.pad,
+    )
+    return _after(own, speaker)
 
 
-def _placed(n: int, parts: Sequence[tuple[Sequence[int], dict[str, Array]]]) -> dict[str, Array]:
-    """Put scores of some records into arrays of shape (n,), NaN elsewhere."""
-    names = parts[0][1] if parts else {}
-    out = {name: np.full(n, np.nan) for name in names}
-    for rows, values in parts:
-        for name in names:
-            out[name][list(rows)] = values[name]
-    return out
-
-
-def robustness(
-    speaker: Speaker, records: Sequence[Record], *, retain: Sequence[Record] | None = None, steps: int = 10,
-    learning_rate: float = 1e-4, batch_size: int = 8, bits: int = 4, group: int = 64, rouge: bool = True,
+def attacked(
+    speaker: Speaker,
+    records: Sequence[Record],
+    *,
+    retain: Sequence[Record] = (),
+    steps: int = STEPS,
+    learning_rate: float = RATE,
+    bits: int = 4,
+    group: int = 64,
     seed: int = 0,
-) -> dict[str, dict[str, Array]]:  # fmt: skip
-    """Attack an unlearned model and score every forget record after each attack.
+) -> dict[str, Array]:
+    """Attack an unlearned model and return the probability of every forgotten answer after each attack.
 
     Parameters
     ----------
@@ -240,98 +242,176 @@ def robustness(
         With the unlearned model, left as it was. One copy at a time is made of it.
     records : sequence of Record, length n
         What was to be forgotten, in one order for all calls that are compared.
-    retain : sequence of Record, optional
+    retain : sequence of Record
         Adds ``relearn_retain``; shares no record with `records`.
-    steps, learning_rate, batch_size
+    steps, learning_rate
         As for `relearn`.
     bits, group : int
         As for `rounded`.
-    rouge : bool
-        Whether outputs are written, which takes most of the time and needs the package nltk.
     seed : int
         Of the halves and of the order of records.
 
     Returns
     -------
-    dict
-        By attack, then by name, arrays of float64 of shape (n,): ``forget_probability``, ``forget_rouge_l``,
-        ``exact_memorisation``, ``extraction_strength``, all higher for what is better known. ``paraphrase`` is left out
-        when no record has another prompt and NaN for those without; ``relearn`` needs two records.
+    dict of str to ndarray of float64, shape (n,)
+        By attack, in [0, 1]. ``paraphrase`` is left out when no record has another prompt and NaN for those without;
+        ``relearn`` needs two records.
 
     Raises
     ------
     InputError
-        As for `relearn` and `rounded`, and when `retain` shares a record with `records`.
+        As for `relearn` and `rounded`.
     """
-    if not records:
-        raise InputError("no records", "one record at least", "check the file")
-    if retain is not None:
-        refuse_overlap(forget=records, retain=retain)
-
-    def attacked(model: Any, rows: Sequence[int], prompts: Sequence[str | None] | None = None) -> dict[str, Array]:
-        other = Speaker(model, speaker.tokenizer, template=speaker.template, batch_size=speaker.batch_size)
-        return _scores(other, [records[i] for i in rows], prompts, rouge)
-
-    def taught(some: Sequence[Record]) -> Any:
-        return relearn(
-            speaker.model, speaker.encode(some), steps=steps, learning_rate=learning_rate, batch_size=batch_size,
-            seed=seed, pad=speaker.pad,
-        )  # fmt: skip
-
-    n, everyone = len(records), range(len(records))
-    out = {"none": attacked(speaker.model, everyone)}
-    out["rounding"] = attacked(round_to_bits(speaker.model, bits, group), everyone)
-    prompts = paraphrased(records)
-    if rows := [i for i in everyone if prompts[i] is not None]:
-        out["paraphrase"] = _placed(n, [(rows, attacked(speaker.model, rows, [prompts[i] for i in rows]))])
-    first, second = halves(n, seed)
+    budget: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
+    out = {"none": np.exp(-speaker.losses(records))}
+    out["rounding"] = np.exp(-_after(round_to_bits(speaker.model, bits, group), speaker).losses(records))
+    asked = [i for i, record in enumerate(records) if record.other_prompt.strip()]
+    if asked:
+        out["paraphrase"] = np.full(len(records), np.nan)
+        out["paraphrase"][asked] = np.exp(-_otherwise(speaker, [records[i] for i in asked]))
+    first, second = halves(len(records), seed)
     if second:
-        pairs = ((first, second), (second, first))
-        out["relearn"] = _placed(n, [(b, attacked(taught([records[i] for i in a]), b)) for a, b in pairs])
-    if retain is not None:
-        out["relearn_retain"] = attacked(taught(retain), everyone)
+        out["relearn"] = np.full(len(records), np.nan)
+        for own, rest in ((first, second), (second, first)):
+            taught = _taught(speaker, [records[i] for i in own], **budget)
+            out["relearn"][rest] = np.exp(-taught.losses([records[i] for i in rest]))
+    if retain:
+        out["relearn_retain"] = np.exp(-_taught(speaker, retain, **budget).losses(records))
     return out
 
 
-def recovered_share(
-    before: ArrayLike, unlearned: ArrayLike, attacked: ArrayLike, level: ArrayLike | None = None
-) -> float:
-    """``(mean attacked - f) / (mean before - f)`` with ``f = max(mean unlearned, mean level)``.
+def _otherwise(speaker: Speaker, records: Sequence[Record]) -> Array:
+    """Return the loss per token of each answer to its prompt in other words, shape (n,)."""
+    return speaker.read(records, prompts=[record.other_prompt.strip() for record in records]).mean_nll
 
-    0: the attack brought nothing back. 1: all is back. Below 0: less is known than at f; above 1: more than before.
 
-    Relearning on one half of the records also teaches the other half where both are about one author, so a model that
-    never saw any of them shows a share above 0 too. Attack such a model in the same way and compare.
+def stronger(
+    speaker: Speaker,
+    forget: Sequence[Record],
+    holdout: Sequence[Record],
+    *,
+    steps: int = STEPS,
+    learning_rate: float = RATE,
+    seed: int = 0,
+) -> dict[str, dict[str, Array]]:
+    """Return membership scores of two stronger attacks: other words, and a little training.
+
+    ``mia_loss_paraphrased``: minus the loss per token of the answer after the prompt in other words, where every record
+    of both sides has them. ``mia_loss_relearned``: minus the loss per token under a copy that was taught half of the
+    forgotten *and* half of the held-out records, scored on the other halves. Both sides are treated alike, so a model
+    that saw neither tells them apart no better than before.
 
     Parameters
     ----------
-    before, unlearned, attacked : array_like, shape (n,)
-        One score per record, higher for what is better known: of the model before unlearning, after it, and after the
-        attack. Means are taken over the records for which all are defined.
-    level : array_like, shape (n,), optional
-        The same of a model that never saw the records. What such a model knows counts as no recovery, so a model that
-        was pushed below it and comes back to it has recovered nothing.
+    speaker : Speaker
+        Left as it was.
+    forget, holdout : sequence of Record, length n and m
+    steps, learning_rate
+        The budget, as for `relearn`; without steps there is no such attack.
+    seed : int
+
+    Returns
+    -------
+    dict of side to dict of str to ndarray of float64, shape (n,) or (m,)
+        For ``more`` of `upright.language.measures.look`; empty without held-out records.
+
+    Raises
+    ------
+    InputError
+        As for `relearn`.
+    """
+    sides = {"forget": list(forget), "holdout": list(holdout)}
+    out: dict[str, dict[str, Array]] = {side: {} for side in sides}
+    if not holdout:
+        return out
+    if all(record.other_prompt.strip() for records in sides.values() for record in records):
+        for side, records in sides.items():
+            out[side]["mia_loss_paraphrased"] = -_otherwise(speaker, records)
+    if steps and min(map(len, sides.values())) > 1:
+        cut = {side: halves(len(records), seed) for side, records in sides.items()}
+        scores = {side: np.empty(len(records)) for side, records in sides.items()}
+        for part in (0, 1):
+            some = [records[i] for side, records in sides.items() for i in cut[side][part]]
+            taught = _taught(speaker, some, steps=steps, learning_rate=learning_rate, seed=seed)
+            for side, records in sides.items():
+                rest = cut[side][1 - part]
+                scores[side][rest] = -taught.losses([records[i] for i in rest])
+        for side, values in scores.items():
+            out[side]["mia_loss_relearned"] = values
+    return out
+
+
+def recovered_share(before: Array, unlearned: Array, after: Array, level: Array | None = None) -> float:
+    """``(mean after - f) / (mean before - f)`` with ``f = max(mean unlearned, mean level)``.
+
+    0: the attack brought nothing back. 1: all is back. Below 0: less is known than at f; above 1: more than before.
+
+    Parameters
+    ----------
+    before, unlearned, after : ndarray of float64, shape (n,)
+        One probability a record: of the model before unlearning, after it, and after the attack. Means are taken over
+        the records for which all are defined.
+    level : ndarray of float64, shape (n,), optional
+        The same of a model that never saw the records. A model that was pushed below it and comes back to it has
+        recovered nothing.
 
     Returns
     -------
     float
         NaN when nothing was removed, ``mean before <= f``, or no record has all scores.
-
-    Raises
-    ------
-    InputError
-        When shapes differ or a score is infinite.
     """
-    given = [before, unlearned, attacked, unlearned if level is None else level]
-    arrays = [np.asarray(one, dtype=np.float64) for one in given]
-    if any(one.ndim != 1 or one.shape != arrays[0].shape or np.isinf(one).any() for one in arrays):
-        shapes = ", ".join(str(one.shape) for one in arrays)
-        raise InputError(f"scores of shapes {shapes}, or infinite", "finite scores of one shape (n,), NaN if undefined",
-                         "pass the same records in the same order")  # fmt: skip
-    table = np.stack(arrays)  # (4, n)
+    table = np.stack([before, unlearned, after, unlearned if level is None else level])  # (4, n)
     known = table[:, ~np.isnan(table).any(axis=0)]
     if not known.shape[1]:
         return float("nan")
     old, new, now, base = (float(one) for one in known.mean(axis=1))
     floor = max(new, base)
     return (now - floor) / (old - floor) if old > floor else float("nan")
+
+
+def hardened(
+    speaker: Speaker,
+    records: Sequence[Record],
+    *,
+    retain: Sequence[Record] = (),
+    reference: Speaker | None = None,
+    before: Speaker | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Attack a model and say what it knows after each attack.
+
+    Parameters
+    ----------
+    speaker, records, retain, seed
+        As for `attacked`.
+    reference : Speaker, optional
+        Attacked in the same way.
+    before : Speaker, optional
+        The model before unlearning: without it no share is stated.
+
+    Returns
+    -------
+    dict
+        ``settings``, and by attack ``probability`` (value, low, high, n; None with fewer than five records),
+        ``recovered`` (None where it is not defined) and ``reference``, the probability of the reference after the same
+        attack (None without one).
+    """
+    found = attacked(speaker, records, retain=retain, seed=seed)
+    other = {} if reference is None else attacked(reference, records, retain=retain, seed=seed)
+    original = None if before is None else np.exp(-before.losses(records))
+    authors = [r.author for r in records]
+
+    def mean(values: Array) -> Any:  # both models meet the same draws of records
+        return aggregate({"": values}, seed=seed, authors=authors)[""]
+
+    rows = {}
+    for attack, own in found.items():
+        share = float("nan")
+        if original is not None and len(own) >= LEAST:
+            share = recovered_share(original, found["none"], own, other.get("none"))
+        rows[attack] = {
+            "probability": mean(own),
+            "recovered": None if np.isnan(share) else share,
+            "reference": mean(other[attack]) if other else None,
+        }
+    return {"settings": {"relearning_steps": STEPS, "relearning_rate": RATE, "bits": 4}, "attacks": rows}

@@ -1,0 +1,326 @@
+"""What changes a model at the desk: rates that are tried, training anew after kills, adapters, what cannot be saved."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, GenerationConfig, T5Config, T5ForConditionalGeneration, TrainerCallback
+
+import desk_world as w
+from upright.contract import InputError
+from upright.data.forget import read_records
+from upright.language import desk, disk, pages, remedies
+from upright.language.encoding import encode_all
+from upright.language.evaluation import Speaker
+from upright.language.measures import Guard
+from upright.language.pretraining import teach
+from upright.ledger import Ledger
+from upright.models.hub import load_language_model
+from upright.models.tiny import tiny_llama
+
+# -- before training ------------------------------------------------------------------------------------------------
+
+
+def test_settings_that_training_would_spoil_are_written_as_they_were(world, tmp_path):
+    """A model with a temperature and no do_sample is trained for hours and then gone, because saving fails."""
+    model = shutil.copytree(world.model, tmp_path / "sampled")
+    (model / "generation_config.json").write_text(json.dumps({"temperature": 0.3, "eos_token_id": 2}))
+    found = w.start(world, tmp_path, model=model)
+    assert found["status"] == "done"
+    written = json.loads((tmp_path / "new" / "generation_config.json").read_text())
+    assert (written["temperature"], written["eos_token_id"], "pad_token_id" in written) == (0.3, 2, False)
+
+
+def test_what_cannot_be_saved_is_refused_before_training(world, tmp_path, monkeypatch):
+    """Releases of transformers that refuse to save such settings do so after all training."""
+
+    def refuse(*_, **__):
+        raise ValueError("GenerationConfig is invalid: \n- `temperature`: `do_sample` is not set")
+
+    monkeypatch.setattr(GenerationConfig, "save_pretrained", refuse)
+    monkeypatch.setattr(desk, "_train", lambda *_: pytest.fail("training began"))
+    with pytest.raises(InputError) as caught:
+        w.start(world, tmp_path)
+    assert caught.value.got.startswith("model, which cannot be saved: GenerationConfig is invalid: `temperature`: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_decoder_is_refused_in_one_short_sentence(world, tmp_path):
+    """T5 is refused with the class names of transformers and the advice to save it again."""
+    config = T5Config(vocab_size=400, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    AutoTokenizer.from_pretrained(world.model).save_pretrained(tmp_path / "t5")
+    with pytest.raises(InputError) as caught:
+        w.start(world, tmp_path, model=tmp_path / "t5")
+    assert (caught.value.got, caught.value.accepted) == ("t5, an encoder-decoder (t5)", "a decoder alone")
+
+
+def test_a_device_that_is_not_there_is_refused(world, tmp_path):
+    """A request for an accelerator runs on the CPU without a word."""
+    with pytest.raises(InputError, match="--device tpu"):
+        w.start(world, tmp_path, device="tpu")
+    assert not list(tmp_path.iterdir())
+
+
+# -- few records, and nothing moved ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_request_of_a_few_records_has_a_receipt(world, tmp_path, capsys, n):
+    """A request of one record, the usual case of the law, cannot be told from one that was not measured by mistake."""
+    few = w.write_records(tmp_path / "few.jsonl", read_records(world.forget)[:n])
+    found = w.start(
+        world,
+        tmp_path,
+        forget=few,
+        holdout=world.holdout,
+        settings=w.FAST.replace(learning_rate="auto", relearn_steps=2, utility_floor=0.0),
+    )
+    assert found["forgotten"] == "not measurable by membership: fewer than 5 records"
+    assert found["forgotten"] in pages.page(found)
+    assert found["status"] == "done"
+    assert len(found["hashes"]) == n
+    assert "loss" not in found["method"]["tried"]  # it is that of these records
+    single = Speaker(*load_language_model(world.model)).losses(read_records(few))
+    shown = w.numbers(found)
+    assert not [x for x in shown if np.isclose(x, single.mean(), rtol=1e-6)]
+    assert "level" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"settings": w.FAST.replace(learning_rate=1e-9)}, "changed by .*, less than 0.01"),
+        ({"model": "reference", "reference": "model"}, "the weights are those before, every record at its target"),
+    ],
+)
+def test_a_request_after_which_nothing_moved_is_never_done(world, tmp_path, change, said):
+    """With a rate too small, or gradients that cancel, the receipt says done and the model knows what it knew."""
+    given = {k: getattr(world, v) if isinstance(v, str) else v for k, v in change.items()}
+    found = w.start(world, tmp_path, **given)
+    assert found["status"] == "failed"
+    assert not (tmp_path / "new").exists()
+    [reason] = [one for one in found["reasons"] if one.startswith("effect: nothing moved")]
+    assert re.search(said, reason)
+
+
+# -- rates ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_reach_the_level_that_was_stated(world, tmp_path, capsys):
+    """With the default rate of 1e-5 a tiny model hardly moves, and the request is done."""
+    found = w.start(world, tmp_path, holdout=world.holdout, settings=desk.Settings(rouge=False))
+    line = next(x for x in capsys.readouterr().err.splitlines() if " training on cpu: " in x)
+    level = float(line.partition("level ")[2].split()[0])
+    assert found["status"] == "done"
+    assert Speaker(*load_language_model(tmp_path / "new")).losses(read_records(world.forget)).mean() >= level
+    assert found["method"]["sampling"] == "uniform"
+    assert found["method"]["tried"].count("loss") == 3
+    assert f"{found['method']['learning_rate']:g} (" in found["method"]["tried"]
+    assert found["method"]["tried"] in pages.page(found)
+
+
+def test_trying_rates_leaves_the_model_as_it_was(world, tmp_path, monkeypatch):
+    """The request begins with the weights that the last trial left."""
+    given = desk.inputs(world.model, world.forget, world.retain, holdout=world.holdout)
+    before = {k: v.clone() for k, v in given.speaker.model.state_dict().items()}
+    levels = np.full(10, 4.0)
+    rate, tried = remedies.choose_rate(given, w.FAST, levels, tmp_path / "training")
+    assert all(torch.equal(v, before[k]) for k, v in given.speaker.model.state_dict().items())
+    assert rate in [row["rate"] for row in tried]
+    assert [round(b["rate"] / a["rate"]) for a, b in itertools.pairwise(tried)] == [4, 4]
+    monkeypatch.setattr(remedies, "guards", lambda *_, **__: [Guard("utility floor", "failed", "")])
+    rate, tried = remedies.choose_rate(given, w.FAST, levels, tmp_path / "training")
+    assert (rate, {row["failed"] for row in tried}) == (tried[0]["rate"], {"utility floor"})  # the smallest
+
+
+def test_the_bound_of_pdu_is_measured_before_training(world, tmp_path):
+    """A bounded loss is refused at the desk because its bound is an option that nobody can know."""
+    found = w.start(world, tmp_path, settings=w.FAST.replace(loss="pdu", epochs=1))
+    assert found["training"]["steps"] == 2
+
+
+# -- one device, one line a phase -----------------------------------------------------------------------------------
+
+
+def test_every_phase_reports_its_device_in_one_line(world, tmp_path, capsys):
+    """Looks run on the CPU beside an idle accelerator, and nothing says where or how far a request is."""
+    found = w.start(
+        world,
+        tmp_path,
+        device="cpu",
+        reference=world.reference,
+        holdout=world.holdout,
+        settings=w.FAST.replace(sampling="difficulty", learning_rate="auto", accumulate=2, bf16=True),
+    )
+    phases = ["reference", "before", "rates", "score", "training", "after"]
+    assert found["devices"] == dict.fromkeys(phases, "cpu")
+    log = (tmp_path / "desk" / "requests" / found["request"] / "cache" / "log.txt").read_text().splitlines()
+    assert [line.split()[1:4] for line in log] == [[phase, "on", "cpu:"] for phase in phases]
+    assert capsys.readouterr().err.splitlines() == log
+    assert found["method"]["bf16"] is True
+    assert found["notes"][0].startswith("the reference is the remedy")
+
+
+def test_memory_is_that_of_what_is_trained(world, tmp_path):
+    """An adapter is said to take 16 bytes for every weight of the model under it."""
+    full, tried, low = (
+        w.start(world, tmp_path, dry_run=True, settings=w.FAST.replace(**change))
+        for change in ({}, {"learning_rate": "auto"}, {"lora": 2})
+    )
+    n, free = full["weights"], low["trained"]
+    assert full["memory_mib"] * 2**20 == pytest.approx(16 * n)
+    assert tried["memory_mib"] * 2**20 == pytest.approx(20 * n)
+    assert low["memory_mib"] * 2**20 == pytest.approx(4 * (n + free) + 12 * free)
+    assert 0 < free < n / 2
+
+
+# -- adapters -------------------------------------------------------------------------------------------------------
+
+
+def test_adapters_are_taken_and_written_as_adapters(world, tmp_path):
+    """A model that is kept as base and adapter has to be merged first, and comes back at its full size."""
+    quick = w.FAST.replace(learning_rate=1e-2, epochs=6)
+    first = w.start(world, tmp_path, out=tmp_path / "one", settings=quick.replace(lora=4))
+    assert {p.name for p in (tmp_path / "one").glob("*.safetensors")} == {"adapter_model.safetensors"}
+    assert first["model"]["before"] == disk.checksum(world.model)
+    second = w.start(world, tmp_path, model=tmp_path / "one", base=world.model, out=tmp_path / "two", settings=quick)
+    assert second["model"]["before"] == first["model"]["after"] == disk.checksum(tmp_path / "one")
+    assert second["model"]["base_sum"] == disk.checksum(world.model)
+    assert second["model"]["after"] == disk.checksum(tmp_path / "two") != first["model"]["after"]
+    found = desk.evaluate(tmp_path / "two", world.forget, base=world.model, rouge=False)
+    own = found["metrics"]["forget"]["forget_probability"]["model"]["value"]
+    assert own == pytest.approx(second["metrics"]["forget"]["forget_probability"]["after"]["value"], rel=1e-4)
+    with pytest.raises(InputError, match="an adapter without its base"):
+        desk.evaluate(tmp_path / "two", world.forget, rouge=False)
+    with pytest.raises(InputError, match="--base model with whole models"):
+        w.start(world, tmp_path, base=world.model)
+    with pytest.raises(InputError, match="--lora 2 on a model with an adapter"):
+        w.start(world, tmp_path, model=tmp_path / "one", base=world.model, settings=quick.replace(lora=2))
+
+
+# -- training anew --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stage(world, tmp_path_factory):
+    """A base that never saw the records, and what is told to retrain it."""
+    folder = tmp_path_factory.mktemp("stage")
+    _, tokenizer = load_language_model(world.model)
+    base = tiny_llama(tokenizer, hidden=24, layers=2, heads=2, context=256, seed=3)
+    teach(base, encode_all(tokenizer, read_records(world.holdout)), epochs=2)
+    base.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    return folder / "base"
+
+
+RECIPE = desk.Recipe(
+    learning_rate=1e-2, epochs=4, batch_size=4, schedule="cosine", warmup=0.1, weight_decay=0.01, rouge=False,
+    relearn_steps=0, utility_floor=0.0,
+)  # fmt: skip
+
+
+def again(world, stage, place, recipe=RECIPE, **more):
+    return desk.retrain(
+        stage,
+        world.retain,
+        model_dir=world.model,
+        forget_file=world.forget,
+        out=place / "new",
+        desk=place / "desk",
+        recipe=recipe,
+        holdout=world.holdout,
+        **more,
+    )
+
+
+def stopping(monkeypatch, step):
+    """End training by an interrupt after a step, as Ctrl-C does."""
+
+    def stop(self, args, state, control, **_):
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainerCallback, "on_step_begin", stop)
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_a_retrain_that_was_killed_twice_has_the_same_weights(world, stage, tmp_path, monkeypatch, lora):
+    """There is no way to train without the records, and a stage that is killed has to begin anew."""
+    recipe = RECIPE.replace(lora=lora)
+    whole = again(world, stage, tmp_path / "whole", recipe)
+    for step in (6, 11):
+        stopping(monkeypatch, step)
+        with pytest.raises(KeyboardInterrupt):
+            again(world, stage, tmp_path / "killed", recipe)
+    stopping(monkeypatch, -1)
+    [request] = disk.requests_of(tmp_path / "killed" / "desk")
+    newest = remedies.last_whole(request.cache / "training")
+    (newest / "trainer_state.json").write_text('{"half')  # torn: the one before it is taken
+    found = again(world, stage, tmp_path / "killed", recipe)
+    assert (found["request"], found["status"]) == (request.id, "done")
+    assert 0 < found["training"]["resumed"] < int(newest.name.partition("-")[2])
+    assert found["model"]["after"] == whole["model"]["after"]
+    assert not (request.folder / "cache" / "training").exists()
+    if lora:  # its first weights are of the seed
+        other = again(world, stage, tmp_path / "other", recipe.replace(seed=1, epochs=1), keep_failed=True)
+        assert other["model"]["after"] != whole["model"]["after"]
+
+
+def test_a_retrain_has_the_receipt_of_every_request(world, stage, tmp_path):
+    """A remedy outside the desk leaves no line, so nothing says by what recipe a model was made."""
+    recipe = RECIPE.replace(epochs=10, relearn_steps=2, utility_floor=0.3)
+    found = again(world, stage, tmp_path, recipe)
+    assert (found["status"], found["level"]) == ("done", "exact retrain of this stage")
+    assert found["method"] == {**recipe.as_dict(), "relearn_rate": 1e-4}
+    request = disk.request_of(tmp_path / "desk", found["request"])
+    assert request.plan["stage"]["recipe"] == recipe.as_dict()
+    assert set(found["metrics"]["membership"]) == {"before", "after"}
+    assert "mia_loss_relearned" in found["metrics"]["membership"]["after"]
+    assert [x["kind"] for x in Ledger(tmp_path / "desk" / "ledger.jsonl").lines()] == ["opened", "unlearned"]
+    assert desk.verify(tmp_path / "desk", receipt_file=request.folder / "receipt.json")["intact"]
+    own = found["metrics"]["forget"]["forget_probability"]
+    assert own["after"]["value"] < own["before"]["value"] / 5
+    assert "level       exact retrain of this stage" in pages.page(found)
+    with pytest.raises(InputError, match="of forget is record"):
+        desk.retrain(
+            stage,
+            world.forget,
+            model_dir=world.model,
+            forget_file=world.forget,
+            out=tmp_path / "x",
+            desk=tmp_path / "desk",
+        )
+
+
+def test_a_killed_process_is_gone_on_with(world, stage, tmp_path):
+    """SIGKILL in the middle of a checkpoint leaves one that cannot be read, and the next run dies of it."""
+    code = (
+        "import os, signal\nfrom transformers import trainer_callback as t\n"
+        "own = t.TrainerState.save_to_json\n"
+        "def dying(self, path):\n"
+        "    if self.global_step >= 7:\n        os.kill(os.getpid(), signal.SIGKILL)\n    own(self, path)\n"
+        "t.TrainerState.save_to_json = dying\nfrom upright.cli import main\nmain()\n"
+    )
+    words = f"upright forget retrain {stage} {world.retain} --model {world.model} --forget {world.forget} "
+    words += f"--holdout {world.holdout} --out {tmp_path / 'new'} --desk {tmp_path / 'desk'} --learning-rate 1e-2 "
+    words += "--epochs 4 --batch-size 4 --schedule cosine --warmup 0.1 --weight-decay 0.01 --no-rouge "
+    words += "--relearn-steps 0 --utility-floor 0"
+    run = f"import sys\nsys.argv = {words.split()!r}\n"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([sys.executable, "-c", run + code], capture_output=True, text=True, env=environment)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    found = again(world, stage, tmp_path)
+    assert (found["status"], found["training"]["resumed"]) == ("done", 6)
+    assert len(disk.requests_of(tmp_path / "desk")) == 1
+    assert again(world, stage, tmp_path / "whole")["model"]["after"] == found["model"]["after"]
