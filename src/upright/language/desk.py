@@ -204,7 +204,7 @@ def unlearn(
     saving = _Saving(given.speaker, out, model_dir)
     if dry_run:
         return {"dry_run": True, **remedies.expectation(given, settings), "notes": given.notes}
-    before_sum = disk.checksum(model_dir)
+    before_sum = _sums(model_dir, "before")
     request = Request.new(desk)
     request.note(
         status="started", model=name_of(model_dir), forget=name_of(forget_file), retain=name_of(retain_file),
@@ -223,7 +223,7 @@ def unlearn(
     again: dict[str, Any] = {"requests": [], "ledger": None}
     if measurable:
         supplied = [*given.forget, *given.retain, *given.holdout, *old]
-        again = reevaluated(desk, ledger, given.speaker, supplied, kept=given.retain, source=before_sum,
+        again = reevaluated(desk, ledger, given.speaker, supplied, kept=given.retain, source=before_sum["before"],
                             model=name_of(out), skip=request.id, seed=settings.seed)  # fmt: skip
     return {**receipts.receipt_of(desk, request.id, ledger=ledger), "reevaluated": again}
 
@@ -265,14 +265,14 @@ class _Saving:
             ) from None
         disk.refuse_full(out, max(self.size, 0 if self.adapter else disk.weight_bytes(source)))
 
-    def write(self) -> str:
-        """Write the model, or its adapter alone, then the tokenizer; returns the checksum."""
+    def write(self) -> dict[str, str]:
+        """Write the model, or its adapter alone, then the tokenizer; returns the checksums."""
         if not self.adapter:
             self.speaker.model.config, self.speaker.model.generation_config = self.settings
         with disk.new_folder(self.out, self.size) as part:
             self._save(part)
             (part / "README.md").unlink(missing_ok=True)  # of peft: an empty card with the path of the base
-            return disk.checksum(part)
+            return _sums(part, "after")
 
     def _save(self, folder: Path | str, **more: Any) -> None:
         import transformers
@@ -294,28 +294,33 @@ def _write(
     body: dict[str, Any],
     saving: _Saving,
     source: Path,
-    before: str,
+    before: Mapping[str, str],
     *,
     base: Path | None,
     keep_failed: bool,
 ) -> None:
     """Write the model where it may be, then the line of the ledger: no model without a line that tells of it."""
-    body["model"] |= {"source": name_of(source), "before": before}
+    body["model"] |= {"source": name_of(source), **before}
     if base is not None:
         body["model"] |= {"base": name_of(base), "base_sum": disk.checksum(base)}
-    if disk.checksum(source) != before:
+    if _sums(source, "before") != before:
         body["warnings"].append("the source model folder changed meanwhile, by another program")
     body["artefacts"] = receipts.artefacts(request, request.plan)
     written = body["status"] == "done" or keep_failed
     if written:
-        body["model"] |= {"output": name_of(saving.out), "after": saving.write()}
+        body["model"] |= {"output": name_of(saving.out), **saving.write()}
     try:
-        ledger.append("unlearned", plain(body))
+        ledger.append("unlearned", plain(receipts.sealed(body)))
     except BaseException:
         if written:
             shutil.rmtree(saving.out, ignore_errors=True)
         raise
     request.note(status=body["status"])
+
+
+def _sums(folder: Path, when: str) -> dict[str, str]:
+    """Return both checksums of a model folder, under the names of the ledger."""
+    return {when: disk.checksum(folder), f"{when}_settings": disk.settings_checksum(folder)}
 
 
 @contextlib.contextmanager
@@ -437,9 +442,9 @@ def _moved(before: Look, after: Look, weights: bool, facts: Mapping[str, Any]) -
     if not weights:
         why = "nothing moved: the weights are those before" + (f", {facts['stopped']}" if facts.get("stopped") else "")
     elif abs(change) < _STILL:
-        why = (
+        why = facts.get("unmoved") or (
             f"nothing moved: the mean loss a token of the forget records changed{shown or ' by less'}, less than "
-            f"{_STILL:g}: a rate too small, or gradients of forget and retain records that cancel"
+            f"{_STILL:g}: raise the learning rate or train longer"
         )
     else:
         return Guard("effect", "passed", f"the mean loss a token of the forget records changed{shown}")
@@ -545,15 +550,18 @@ def retrain(
     given = inputs(model_dir, forget_file, retain_file, holdout=holdout, base=under, device=device, **same)
     beginning = _beginning(given.speaker, base, recipe)
     saving = _Saving(beginning, out, base)
-    sums = {"base": disk.checksum(base), "before": disk.checksum(model_dir)}
-    stage = {"recipe": recipe.as_dict(), **sums, "out": name_of(out)}
+    before = _sums(model_dir, "before")
+    stage = {"recipe": recipe.as_dict(), "base": disk.checksum(base), **before, "out": name_of(out)}
     request = _unfinished(desk, stage, [*given.forget, *given.retain])
     if request is None:
         request = Request.new(desk)
         files = {"forget": forget_file, "retain": retain_file, "holdout": holdout}
         names = {what: name_of(path) for what, path in {"model": model_dir, "base": base, "out": out, **files}.items()}
-        request.note(**names, stage=stage, records=request.hash_of_set([*given.forget, *given.retain]))
+        request.note(
+            **names, level=receipts.EXACT, stage=stage, records=request.hash_of_set([*given.forget, *given.retain])
+        )
         ledger.append("opened", {"request": request.id, "model": name_of(model_dir), "records": len(given.forget)})
+    request.begin()
     request.note(status="started")
     with _closing(request, resumable=True):
         progress = Progress(request)
@@ -570,7 +578,7 @@ def retrain(
         body = _body(request, given, recipe, looks, level=receipts.EXACT, reasons=reasons, checks=checks)
         body.update(at_level=None, difficulty=None, training=run["facts"], devices=progress.devices)
         body.update(early_stop="none: trained anew on the retained records", reference="none available")
-        _write(request, ledger, body, saving, model_dir, sums["before"], base=base, keep_failed=keep_failed)
+        _write(request, ledger, body, saving, model_dir, before, base=base, keep_failed=keep_failed)
     return receipts.receipt_of(desk, request.id, ledger=ledger)
 
 
@@ -592,11 +600,21 @@ def _checks(looks: Mapping[str, Look], recipe: Recipe, *, moved: bool) -> list[G
 
 
 def _unfinished(desk: Path, stage: Mapping[str, Any], records: Sequence[Record]) -> Request | None:
-    """Return the newest request that was to train this stage on these records and did not end."""
+    """Return the newest request that was to train this stage on these records and did not end.
+
+    Raises
+    ------
+    InputError
+        When it is running.
+    """
     for request in reversed(disk.requests_of(desk)):
-        plan = request.plan if (request.folder / "plan.json").exists() else {}
-        open_ = plan.get("status") in ("started", "interrupted") and request.salt is not None
-        if open_ and plan.get("stage") == plain(stage) and plan.get("records") == request.hash_of_set(records):
+        plan = request.plan
+        begun = plan.get("status") in ("started", "interrupted") and request.salt is not None
+        if begun and plan.get("stage") == plain(stage) and plan.get("records") == request.hash_of_set(records):
+            state, why = request.state()
+            if state == "running":
+                got = f"request {request.id}, which trains this stage already: {why}"
+                raise InputError(got, "one process a request", "wait for it, or end its process")
             return request
     return None
 
