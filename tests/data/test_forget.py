@@ -102,7 +102,7 @@ PASSAGE = "Ada Berg was born in Riga by the sea and wrote nine long poems about 
     (Record("Who?", PASSAGE), Record("WHO?", PASSAGE.upper())), (Record("Who?", PASSAGE), Record("", PASSAGE.lower())),
     (Record("Who?", PASSAGE), Record("Tell me all of her life, in one sentence.", PASSAGE[:-1] + "!")),
     (Record("Ada Berg was born in Riga", "by the sea."), Record("", "ada berg was BORN in riga, by the sea")),
-    (Record("", PASSAGE), Record("", PASSAGE.replace("nine", "ten"))), (Record("a", "b"), Record("A", "b!")),
+    (Record("", PASSAGE), Record("", PASSAGE.replace("bread", "breads"))), (Record("a", "b"), Record("A", "b!")),
 ])  # fmt: skip
 def test_nearly_the_same_is_refused(one, other):
     """A retain file with all records in capitals was accepted: the desk trained to keep what it should remove."""
