@@ -228,8 +228,8 @@ def test_reader_and_engines_work_on_their_own():
     model, encoded = exact(llama()), samples()
     source = Reader(model, encoded, scope="answer", batch_size=2, pad=0)
     with torch.no_grad(), HookEngine(model, sigmas_of(model, 0.05), seed=0, law="gaussian") as machine:
-        base = source.read(machine)
+        base = source.read(machine.forward)
         with machine.noisy(0, 1.0):
-            moved = source.read(machine)
-        assert np.array_equal(source.read(machine), base)
+            moved = source.read(machine.forward)
+        assert np.array_equal(source.read(machine.forward), base)
     assert not np.allclose(moved, base)

@@ -44,9 +44,8 @@ from upright.contract import InputError
 from upright.data.forget import Record
 from upright.language.encoding import Encoded, Scope, Template, encode_all, refuse_mismatch
 from upright.language.engines import Engine, HookEngine, InPlaceEngine, noisy_parameters
-from upright.language.evaluation import evaluating
 from upright.language.noise import LAWS, Law, Sigma, parse_sigma, rms
-from upright.language.reader import Array, Reader
+from upright.language.reader import Array, Reader, evaluating, refuse_encoder
 
 __all__ = ["DEFAULT_SIGMA", "ESTIMATORS", "Difficulty", "Estimator", "mrd", "reliability", "score_difficulty"]
 
@@ -199,7 +198,13 @@ def score_difficulty(
         else InPlaceEngine(model, sigmas, seed=seed, law=noise, keep=keep)
     )  # fmt: skip
     with torch.no_grad(), evaluating(model), torch.autocast(reader.device.type, enabled=False), machine:
-        base = reader.read(machine)
+        base = reader.read(machine.forward)
+        if reader.half:  # autocast inside the model's own forward
+            raise InputError(
+                "logits in half precision from weights in full precision",
+                "a model that computes in float32",
+                "take it out of mixed precision: accelerator.unwrap_model(model, keep_fp32_wrapper=False)",
+            )
         ask = _Asking(reader, machine, base, estimator)
         values = _probed(ask, probes, most_probes, target, estimator)
         twice = (
@@ -236,6 +241,7 @@ def mrd(
         As `score_difficulty`, and when the tokenizer does not belong to the model.
     """
     refuse_mismatch(tokenizer, model)
+    refuse_encoder(model)
     context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     encoded = encode_all(tokenizer, records, template=template, context=context)
     return score_difficulty(model, encoded, **options)
@@ -259,7 +265,7 @@ class _Asking:
     def change(self, probe: int, scale: float) -> Array:
         """``n - f(theta + scale sigma z) = sum_t (P_t - P'_t) / P_t``, shape (n,): one pass over the data."""
         with self.engine.noisy(probe, scale):
-            moved = self.reader.read(self.engine)
+            moved = self.reader.read(self.engine.forward)
         lost = (self.base - moved) / denominators(self.base)
         return np.asarray(np.add.reduceat(lost, self.reader.starts[:-1]))
 
