@@ -37,6 +37,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 from scipy.stats import rankdata
 from torch import nn
 
@@ -73,7 +74,7 @@ class Difficulty:
     signed : ndarray, shape (n,)
         Before the absolute value: ``mean_k (n - f)``. Positive where noise makes the sample more likely on average.
     standard_error : ndarray, shape (n,)
-        Over probes; infinite with one.
+        Over probes; infinite with one. `interval` has the quantile that so few probes take.
     tokens : ndarray of int64, shape (n,)
         Scored tokens of each sample.
     nll : ndarray, shape (n,)
@@ -116,6 +117,12 @@ class Difficulty:
     def per_token(self) -> Array:
         """``MRD / n``, shape (n,): MRD is a sum over tokens and grows with length."""
         return self.mrd / self.tokens
+
+    @property
+    def interval(self) -> tuple[Array, Array]:
+        """95 % interval of each score, ``mrd -+ t(K - 1) standard_error`` and not below 0, shape (n,) each."""
+        half = stdtrit(max(self.probes - 1, 1), 0.975) * self.standard_error
+        return np.maximum(self.mrd - half, 0.0), self.mrd + half
 
     def as_dict(self) -> dict[str, Any]:
         """Return settings and aggregates as plain values; no value of a single sample, None for NaN."""
