@@ -134,7 +134,9 @@ def test_what_is_known_by_heart_is_shown(whole):
     assert own > 0.9 > other
     assert level(summary, "beyond:mia_loss")["privleak"] == pytest.approx(privleak(own, other))
     scores = {x["metric"] for x in summary["evidence"]["levels"] if x["statistic"].startswith("beyond:mia")}
-    assert scores == {"mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus", "mia_reference"}
+    both = {"mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus"}
+    assert scores == {*both, "mia_reference", *(f"{name}_raw" for name in both)}
+    assert level(summary, "beyond:forget_probability_raw")["p"] <= 1
 
 
 def test_numbers_agree_with_the_table(whole):
