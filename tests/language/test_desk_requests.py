@@ -325,9 +325,9 @@ def test_verdict_and_warnings_reach_the_receipt(world, tmp_path, monkeypatch):
     monkeypatch.setattr(desk, "_train", w.no_training)
     unseen = w.write_records(tmp_path / "unseen.jsonl", tofu_records()[800:814])
     found = w.start(world, tmp_path, holdout=unseen)
-    assert found["forgotten"].startswith("no: 4 of 4 attacks still find the records; ")
+    assert found["forgotten"] == "still known: 8 of 8 attacks find the records"
     assert found["forgotten"] in pages.page(found)
-    assert sum("not forgotten by the attack" in said for said in found["warnings"]) == 4
+    assert sum("not forgotten by the attack" in said for said in found["warnings"]) == 8
     assert "held-out records set the level" in " ".join(found["notes"])
     assert "trained on" in " ".join(found["notes"])
     for note in found["notes"]:

@@ -234,7 +234,8 @@ def _unlearned(request: Request, given: Inputs, settings: Settings) -> dict[str,
     summary = None if found is None else difficulty_of(found, seed=seed, authors=authors)
     return {
         "schema": 1, "request": request.id, "status": "failed" if reasons else "done", "reasons": reasons,
-        "forgotten": receipts.DESTROYED if lost else verdict(metrics, "after"), "level": receipts.APPROXIMATE,
+        "forgotten": receipts.DESTROYED if lost else verdict(metrics, "after", before="before").sentence,
+        "level": receipts.APPROXIMATE,
         "records": {"forget": len(given.forget), "retain": len(given.retain), "holdout": len(given.holdout)},
         "hashing": "HMAC-SHA-256 under a secret salt of this request",
         "hashes": sorted(request.hashes(given.forget)),

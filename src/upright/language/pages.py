@@ -107,16 +107,15 @@ def page(receipt: Mapping[str, Any]) -> str:
 
 
 def is_forgotten(verdict: str) -> bool:
-    """Whether a verdict is that no attack finds the records; what was not measured, or is meaningless, is not."""
-    return verdict.startswith("none of ")
+    """Whether a verdict is *forgotten*; what was not shown, not measured, or is meaningless, is not."""
+    return verdict.startswith("forgotten: ")
 
 
 def in_short(verdict: str) -> str:
     """Return a verdict in a few words, for one line of a list."""
     if verdict.startswith("not measured"):
         return "forgetting not measured"
-    words = verdict.partition(";")[0]
-    return f"not forgotten: {words.removeprefix('no: ')}" if words.startswith("no: ") else words
+    return verdict.partition(":")[0] if is_forgotten(verdict) else verdict.partition(";")[0]
 
 
 def said(row: Mapping[str, Any]) -> str:
