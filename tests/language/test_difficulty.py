@@ -402,7 +402,6 @@ def test_noise_that_breaks_the_model_is_named():
     ({"most_probes": 0}, "most_probes"), ({"batch_size": 0}, "batch_size"), ({"target": 1.0}, "target"),
     ({"estimator": "median"}, "estimator"), ({"noise": "cauchy"}, "noise"), ({"scope": "prompt"}, "scope"),
     ({"engine": "fast"}, "engine"), ({"sigma": "1e-2"}, "sigma"), ({"parameters": lambda n: False}, "no parameter"),
-    ({"engine": "hook", "keep": "x"}, "keep"),
 ])  # fmt: skip
 def test_options_outside_their_range_are_refused(options, match):
     # catches an option that is taken for another one in silence

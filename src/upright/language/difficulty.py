@@ -143,7 +143,6 @@ def score_difficulty(
     estimator: Estimator = "antithetic", noise: Law = "gaussian", scope: Scope = "answer",
     engine: Literal["auto", "hook", "inplace"] = "auto", batch_size: int = 8,
     parameters: Callable[[str], bool] | None = None, seed: int = 0, pad: int = 0, check_scaling: bool = True,
-    keep: str | Path | None = None,
 ) -> Difficulty:  # fmt: skip
     """Score samples: ``| mean_k [ (n - f(theta + sigma z_k)) + (n - f(theta - sigma z_k)) ] / 2 |``.
 
@@ -175,8 +174,6 @@ def score_difficulty(
         Any token of the vocabulary; padding is masked.
     check_scaling : bool
         Whether two probes are repeated at twice the noise.
-    keep : path, optional
-        Folder for the untouched copy of the in-place engine, in place of memory.
 
     Returns
     -------
@@ -198,12 +195,7 @@ def score_difficulty(
     sigmas = {name: c * rms(tensor) if relative else c for name, tensor in found.items()}
     reader = Reader(model, encoded, scope=scope, batch_size=batch_size, pad=pad)
     used = _engine_for(found) if engine == "auto" else engine
-    if used == "hook" and keep is not None:
-        raise InputError("keep with the engine 'hook'", "keep with 'inplace'", "leave keep out: no copy is made")
-    machine: Engine = (
-        HookEngine(model, sigmas, seed=seed, law=noise) if used == "hook"
-        else InPlaceEngine(model, sigmas, seed=seed, law=noise, keep=keep)
-    )  # fmt: skip
+    machine: Engine = (HookEngine if used == "hook" else InPlaceEngine)(model, sigmas, seed=seed, law=noise)
     with torch.no_grad(), evaluating(model), torch.autocast(reader.device.type, enabled=False), machine:
         base = reader.read(machine.forward)
         if reader.half:  # autocast inside the model's own forward
