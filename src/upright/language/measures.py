@@ -109,8 +109,8 @@ def look(
     own: Any = {"reading": reading, "reference": reference}
     records, scores, extra = {"forget": forget, "retain": retain, "holdout": holdout}, {}, more or {}
     for side, some in records.items():
-        options = {"rouge": rouge, "forms": True, **(own if side == "forget" else {})}
-        found = score_records(speaker, some, side=side, **options) if some else {}
+        options: Any = {"side": side, "rouge": rouge, "forms": True, **(own if side == "forget" else {})}
+        found = score_records(speaker, some, **options) if some else {}
         scores[side] = {**found, **extra.get(side, {})}
     authors = {side: [r.author for r in some] for side, some in records.items()}
     return Look(scores["forget"], reading, scores["retain"], scores["holdout"], authors)
@@ -409,7 +409,8 @@ def _needed(judged: Mapping[str, Any], margin: float) -> int | None:
     The error of N and N records is ``error sqrt(w (2 N + 1)) / N`` with ``w = n m / (n + m + 1)``. It must take the
     interval of every attack below the margin, or that of one beyond it away from chance.
     """
-    within, beyond = [], []
+    within: list[int] = []
+    beyond: list[int] = []
     for row in judged.values():
         far = abs(row["gap"]["value"] if row.get("gap") else row["value"] - 0.5)
         n, m = row["n"], row["n_holdout"]
