@@ -91,7 +91,8 @@ def test_level_code_seeds_and_artefacts_are_named(finished):
         "logs, backups, copies, caches of other programs",
     }  # fmt: skip
     assert found["early_stop"] == "loss of each record under the reference"
-    assert set(found["metrics"]["membership"]["after"]) == {"mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus"}
+    attacks = {"mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus"}
+    assert set(found["metrics"]["membership"]["after"]) == {*attacks, *(f"{name}_raw" for name in attacks)}
     assert "no certificate" in pages.page(found)
 
 
