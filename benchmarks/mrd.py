@@ -90,14 +90,14 @@ def per_batch(model: Any, encoded: Sequence[Encoded], probes: int, law: str) -> 
     with torch.no_grad(), InPlaceEngine(model, sigmas, seed=0, law=law) as engine:
         base = {}
         for b, batch in enumerate(reader.batches):  # before any noise
-            base[b] = reader.read_batch(engine, batch)
+            base[b] = reader.read_batch(engine.forward, batch)
         for b, batch in enumerate(reader.batches):
             starts = np.concatenate([[0], np.cumsum(reader.tokens[batch])])[:-1]
             for k in range(probes):
                 for sign in (1.0, -1.0):
                     engine.at = None  # no second half out of the first
                     with engine.noisy(k, sign):
-                        moved = reader.read_batch(engine, batch)
+                        moved = reader.read_batch(engine.forward, batch)
                     signed[batch] += np.add.reduceat((base[b] - moved) / base[b], starts) / 2
     return signed / probes
 

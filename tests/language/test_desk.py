@@ -393,8 +393,10 @@ def test_a_list_of_a_desk_that_is_not_there_is_an_error(tmp_path):
 
 @pytest.mark.parametrize(
     ("verdict", "short", "forgotten"),
-    [("no: 4 of 4 attacks still find the records; the smallest", "not forgotten: 4 of 4 attacks still find the records",
-      False), ("none of 4 attacks finds the records; the smallest", "none of 4 attacks finds the records", True),
+    [("still known: 4 of 4 attacks find the records", "still known: 4 of 4 attacks find the records", False),
+     ("forgotten: 4 of 4 attacks found the records before; now", "forgotten", True),
+     ("not shown: no attack found the records before, the margin is 0.1; about 65", "not shown: no attack found the "
+      "records before, the margin is 0.1", False),
      ("not measured: too few records, 10", "forgetting not measured", False),
      (receipts.DESTROYED, receipts.DESTROYED, False)],
 )  # fmt: skip

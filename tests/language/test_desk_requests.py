@@ -17,7 +17,6 @@ from upright.data.forget import digest, read_records, tofu_records
 from upright.language import desk, disk, measures, pages, receipts
 from upright.language.evaluation import Speaker
 from upright.ledger import Ledger
-from upright.metrics import membership
 from upright.models.hub import load_language_model
 
 # -- a request that ends well ---------------------------------------------------------------------------------------
@@ -92,7 +91,8 @@ def test_level_code_seeds_and_artefacts_are_named(finished):
         "logs, backups, copies, caches of other programs",
     }  # fmt: skip
     assert found["early_stop"] == "loss of each record under the reference"
-    assert set(found["metrics"]["membership"]["after"]) == {"mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus"}
+    attacks = {"mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus"}
+    assert set(found["metrics"]["membership"]["after"]) == {*attacks, *(f"{name}_raw" for name in attacks)}
     assert "no certificate" in pages.page(found)
 
 
@@ -331,109 +331,14 @@ def test_the_level_that_was_used_is_said(world, tmp_path, monkeypatch):
     assert third["reference"] == "reference"
 
 
-def looks(rng, shift, *, n=40, m=40, away=0.0, noise=0.5):
-    """Scores of a model and a reference: common difficulty, own noise; `away` sets held-out records apart for both."""
-    common = [rng.normal(size=n) + away, rng.normal(size=m)]
-    names = ("mia_a", "mia_b")
-
-    def one(plus):
-        sides = [{k: side + noise * rng.normal(size=side.size) for k in names} for side in common]
-        return measures.Look({k: v + plus for k, v in sides[0].items()}, None, {}, sides[1])
-
-    return one(shift), one(0.0)
-
-
-def judged(after, reference=None, seed=0):
-    return measures.compared({"after": after} | ({"reference": reference} if reference else {}), seed=seed)
-
-
-def test_what_is_still_known_is_a_warning_and_a_verdict():
-    # catches a verdict that keeps quiet about an attack that works, and one that looks at one side of 1/2 alone
-    rng = np.random.default_rng(3)
-    for shift, words in ((3.0, "not forgotten by the attack"), (-3.0, "less likely than unseen records")):
-        after, reference = looks(rng, shift)
-        for other in (None, reference):
-            found = judged(after, other)
-            assert measures.verdict(found, "after").startswith("no: 2 of 2 attacks still find the records; ")
-            said = measures.still_known(found, "after")
-            assert len(said) == 2
-            assert all(words in line for line in said)
-            assert all(("against the reference" in line) == (other is not None) for line in said)
-    after, _ = looks(rng, 0.0)
-    assert measures.verdict(judged(after), "after").startswith("none of 2 attacks finds the records; ")
-    assert measures.verdict({"membership": {"after": None}}, "after").startswith("not measured")
-
-
-# at most 5 % and three standard errors of the count
-@pytest.mark.parametrize(("trials", "most"), [(40, 6), pytest.param(400, 33, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("away", [0.0, 1.5])
-def test_a_perfect_retrain_is_not_accused(away, trials, most):
-    # catches a judge that compares with 1/2: with held-out records of another kind both models tell the sides apart
-    accused = 0
-    for seed in range(trials):
-        after, reference = looks(np.random.default_rng(seed), 0.0, away=away)
-        accused += bool(measures.still_known(judged(after, reference, seed), "after"))
-        assert away == 0.0 or measures.still_known(judged(after, None, seed), "after")
-    assert accused <= most
-
-
-def test_attacks_are_judged_together():
-    # catches k intervals of 95 % of which one fails by chance in k / 20 of all cases, and a price for a copy
-    after, reference = looks(np.random.default_rng(1), 0.3)
-
-    def some(*names):
-        kept = [
-            measures.Look({k: x.forget[v] for k, v in names}, None, {}, {k: x.holdout[v] for k, v in names})
-            for x in (after, reference)
-        ]
-        return judged(*kept)["membership"]["after"]["mia_a"]
-
-    alone, both, copied = (
-        some(("mia_a", "mia_a")),
-        some(*[(f"mia_{k}",) * 2 for k in "ab"]),
-        some(("mia_a",) * 2, ("mia_b", "mia_a")),
-    )
-    for row, single, copy in ((both, alone, copied), (both["gap"], alone["gap"], copied["gap"])):
-        assert row["value"] == single["value"] == copy["value"]
-        assert row["high"] - row["low"] > 1.05 * (single["high"] - single["low"])
-        assert (copy["low"], copy["high"]) == pytest.approx((single["low"], single["high"]), abs=0.02)
-    auc = [(x.forget["mia_a"][:, None] > x.holdout["mia_a"]).mean() for x in (after, reference)]
-    assert both["gap"]["value"] == pytest.approx(auc[0] - auc[1])
-    assert both["privleak"] == pytest.approx(membership.privleak(*auc))
-
-
-@pytest.mark.parametrize(("n", "m", "measured"), [(9, 40, False), (40, 9, False), (10, 10, True)])
-def test_no_verdict_of_attacks_from_a_handful_of_records(n, m, measured):
-    # catches "none of n attacks finds the records" from records that could show nothing, and a chance find among few
-    after, reference = looks(np.random.default_rng(2), 4.0, n=n, m=m)
-    found = judged(after, reference)
-    said = measures.verdict(found, "after")
-    assert said.startswith("no: 2 of 2" if measured else "not measured: too few records")
-    assert bool(measures.still_known(found, "after")) is measured
-
-
-def test_the_verdict_states_what_could_have_been_found():
-    # catches a sentence that sounds the same for ten records and for thousands
-    row = {"low": 0.4, "high": 0.9, "value": 0.7, "n": 20, "n_holdout": 20}
-    found = {"membership": {"after": {"a": {**row, "smallest": 0.257}}}}
-    assert measures.verdict(found, "after") == (
-        "none of 1 attacks finds the records; the smallest that so many records could have shown: about AUC of 0.76"
-    )
-    gap = {"value": 0.1, "low": -0.1, "high": 0.3}
-    paired = {"membership": {"after": {"a": {**row, "low": 0.6, "smallest": 0.257, "gap": gap}}}}
-    assert measures.verdict(paired, "after").startswith("none of 1 attacks")
-    assert measures.verdict(paired, "after").endswith("about difference in AUC to the reference of 0.26")
-    assert measures.still_known(paired, "after") == []
-
-
 def test_verdict_and_warnings_reach_the_receipt(world, tmp_path, monkeypatch):
     # catches a receipt without what the measures said: this model still knows everything
     monkeypatch.setattr(desk, "_train", w.no_training)
     unseen = w.write_records(tmp_path / "unseen.jsonl", tofu_records()[800:814])
     found = w.start(world, tmp_path, holdout=unseen)
-    assert found["forgotten"].startswith("no: 4 of 4 attacks still find the records; ")
+    assert found["forgotten"] == "still known: 8 of 8 attacks find the records"
     assert found["forgotten"] in pages.page(found)
-    assert sum("not forgotten by the attack" in said for said in found["warnings"]) == 4
+    assert sum("not forgotten by the attack" in said for said in found["warnings"]) == 8
     assert "held-out records set the level" in " ".join(found["notes"])
     assert "trained on" in " ".join(found["notes"])
     for note in found["notes"]:

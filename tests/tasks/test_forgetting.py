@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,9 @@ def test_what_is_known_by_heart_is_shown(whole):
     assert own > 0.9 > other
     assert level(summary, "beyond:mia_loss")["privleak"] == pytest.approx(privleak(own, other))
     scores = {x["metric"] for x in summary["evidence"]["levels"] if x["statistic"].startswith("beyond:mia")}
-    assert scores == {"mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus", "mia_reference"}
+    both = {"mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus"}
+    assert scores == {*both, "mia_reference", *(f"{name}_raw" for name in both)}
+    assert level(summary, "beyond:forget_probability_raw")["p"] <= 1
 
 
 def test_numbers_agree_with_the_table(whole):
@@ -357,10 +360,13 @@ def test_bad_input_is_refused_in_three_parts_and_makes_no_folder(home, tmp_path)
     # catches: an hour of scoring before an error that was there at the start, and half a folder
     few = dump(tmp_path / "few.jsonl", FORGET[:4])
     shared = dump(tmp_path / "shared.jsonl", [*RETAIN[:6], FORGET[3]])
+    loud = dump(tmp_path / "loud.jsonl", [replace(r, answer=r.answer.upper()) for r in [*HOLDOUT, FORGET[3]]])
     cases = [
         ({"forget": few}, "few.jsonl with 4 records", "several requests together"),
         ({"retain": shared}, "record private-3 of forget is record private-6 of retain", "shared records"),
         ({"holdout": shared}, "of forget is record private-6 of holdout", "shared records"),
+        ({"holdout": loud}, "record private-3 of forget is nearly record private-8 of holdout", "--allow-similar"),
+        ({"cluster": "person"}, "no 'person'", "add it to all"),
         ({"forget": tmp_path / "none.jsonl"}, "none.jsonl cannot be read", "check the path"),
         ({"model": "nowhere"}, "no folder nowhere", "check the path"),
         ({"reference": tmp_path}, "without config.json", "check the path"),

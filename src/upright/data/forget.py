@@ -10,7 +10,8 @@ A record is a prompt with its answer. Five shapes of JSON, in lines or in one ar
 ``text``                    plain text without a prompt
 ==========================  =======================================================================
 
-``id`` and ``author`` are optional in each. Other keys are an error: a misspelt one would be lost in silence.
+The content of a message is a text, or a list of parts of type ``text``. ``id`` and ``author`` are optional in each.
+Other keys are an error: a misspelt one would be lost in silence.
 """
 
 from __future__ import annotations
@@ -18,14 +19,27 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from upright.contract import InputError
 
-__all__ = ["Record", "digest", "fingerprint", "read_records", "refuse_overlap", "tofu_records", "unique_records"]
+__all__ = [
+    "Kind",
+    "Record",
+    "digest",
+    "fingerprint",
+    "read_records",
+    "refuse_overlap",
+    "refuse_similar",
+    "tofu_records",
+    "unique_records",
+]
+
+Kind = Literal["question", "completion", "text", "chat"]
 
 _BUNDLED = Path(__file__).parent / "bundled" / "tofu-50-authors.jsonl.gz"
 _SHAPES = "question and answer, prompt and completion, instruction and output, messages, or text"
@@ -33,6 +47,7 @@ _KEYS = (
     "question, answer, prompt, completion, messages, instruction, input, output, text, id, author, "
     "paraphrased_answer, perturbed_answer, paraphrased_question"
 )
+_GRAM, _ALIKE, _WORDS = 8, 0.8, 8  # letters of a piece, share of pieces in common, words of an answer by itself
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,8 @@ class Record:
         The prompt in other words; empty when there is none.
     before : tuple of (str, str)
         Role and text of chat messages before the prompt.
+    kind : {"question", "completion", "text", "chat"}
+        In what form it was given, and with it in what form a model is asked for it.
     """
 
     prompt: str
@@ -65,6 +82,7 @@ class Record:
     perturbed: tuple[str, ...] = ()
     other_prompt: str = ""
     before: tuple[tuple[str, str], ...] = ()
+    kind: Kind = "question"
 
 
 def digest(record: Record) -> str:
@@ -78,14 +96,20 @@ def fingerprint(records: Iterable[Record]) -> str:
     return hashlib.sha256("\n".join(sorted(digest(r) for r in records)).encode()).hexdigest()
 
 
-def read_records(path: Any) -> list[Record]:
+def read_records(path: Any, *, cluster: str = "author") -> list[Record]:
     """Read records from JSON lines or one JSON array, plain or compressed; from another table or a data frame as well.
+
+    Parameters
+    ----------
+    path : path or data frame
+    cluster : str
+        Key of what records have in common, such as a person; it becomes their author, and they are drawn together.
 
     Raises
     ------
     InputError
-        When the file is missing, empty, no UTF-8 or no JSON, or a record has unknown keys, no known shape, or an empty
-        answer. The line is named.
+        When the file is missing, empty, no UTF-8 or no JSON, or a record has unknown keys, no known shape, an empty
+        answer, or lacks the key that was asked for. The line is named.
     """
     from upright.data.formats import json_rows, open_columns
 
@@ -95,44 +119,50 @@ def read_records(path: Any) -> list[Record]:
         table = open_columns(path)
         cells = ({k: v for k, v in row.items() if v is not None} for row in table.frame.to_dicts())
         name, found = table.name, (("row", i, row) for i, row in enumerate(cells, start=1))
-    rows = [_record(value, f"{name} {word} {number}", str(i)) for i, (word, number, value) in enumerate(found)]
+    rows = [_record(value, f"{name} {word} {number}", str(i), cluster) for i, (word, number, value) in enumerate(found)]
     if not rows:
         raise InputError(f"{name} without a record", f"JSON lines with {_SHAPES}", "check the file")
     return rows
 
 
-def _record(value: Any, where: str, number: str) -> Record:
+def _record(value: Any, where: str, number: str, cluster: str) -> Record:
     """Return one record, whatever shape it has."""
     if not isinstance(value, dict):
         raise InputError(f"{where}: {type(value).__name__}", "one JSON object a line", "correct that line")
-    if odd := [k for k in value if k not in _KEYS.split(", ")]:
+    if odd := [k for k in value if k not in [*_KEYS.split(", "), cluster]]:
         raise InputError(f"{where}: key {odd[0]!r}", _KEYS, "rename the key or leave it out")
+    if cluster != "author" and value.get(cluster) is None:
+        raise InputError(f"{where}: no {cluster!r}", "the key that says which records belong together", "add it to all")
     before: tuple[tuple[str, str], ...] = ()
+    kind: Kind = "question"
     if "messages" in value:
-        before, prompt, answer = _chat(value["messages"], where)
+        kind, (before, prompt, answer) = "chat", _chat(value["messages"], where)
     elif "prompt" in value and isinstance(value["prompt"], list):
         completion = value.get("completion")
-        before, prompt, answer = _chat([*value["prompt"], *(completion if isinstance(completion, list) else [])], where)
+        messages = [*value["prompt"], *(completion if isinstance(completion, list) else [])]
+        kind, (before, prompt, answer) = "chat", _chat(messages, where)
     elif "text" in value:
-        prompt, answer = "", _text(value, "text", where)
+        kind, prompt, answer = "text", "", _text(value, "text", where)
     elif "instruction" in value:
         prompt, answer = _text(value, "instruction", where), _text(value, "output", where)
         more = _text(value, "input", where) if value.get("input") is not None else ""
         prompt = f"{prompt}\n\n{more}" if more else prompt
+    elif "question" in value:
+        prompt, answer = (_text(value, key, where) for key in ("question", "answer"))
     else:
-        pair = ("question", "answer") if "question" in value else ("prompt", "completion")
-        prompt, answer = (_text(value, key, where) for key in pair)
+        kind, (prompt, answer) = "completion", (_text(value, key, where) for key in ("prompt", "completion"))
     if not answer.strip():
         raise InputError(f"{where}: an empty answer", "an answer with text", "leave the record out or complete it")
     return Record(
         prompt,
         answer,
         id=str(value.get("id", number)),
-        author=str(value.get("author", "")),
+        author=str(value.get(cluster, "")),
         paraphrases=_texts(value, "paraphrased_answer", where),
         perturbed=_texts(value, "perturbed_answer", where),
         other_prompt=_text(value, "paraphrased_question", where) if "paraphrased_question" in value else "",
         before=before,
+        kind=kind,
     )
 
 
@@ -155,13 +185,25 @@ def _texts(value: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
 def _chat(messages: Any, where: str) -> tuple[tuple[tuple[str, str], ...], str, str]:
     """Take a conversation apart: what stands before, the last prompt, the answer."""
     given = messages if isinstance(messages, list) and all(isinstance(m, dict) for m in messages) else []
-    pairs = [(m.get("role"), m.get("content")) for m in given]
+    pairs = [(m.get("role"), _content(m.get("content"), where)) for m in given]
     whole = len(pairs) >= 2 and all(isinstance(text, str) for pair in pairs for text in pair)
     if not whole or pairs[-1][0] != "assistant":
         accepted = "two or more messages with role and content, the last one by the assistant"
         todo = "end the conversation with the answer that is to be forgotten"
         raise InputError(f"{where}: messages that do not end with an answer", accepted, todo)
     return tuple(pairs[:-2]), pairs[-2][1], pairs[-1][1]
+
+
+def _content(content: Any, where: str) -> Any:
+    """Return the text of a message; of a list of parts all of them, joined."""
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            todo = "leave the record out: images and sounds are not read"
+            raise InputError(f"{where}: a part of type {kind!r} in a message", "parts of type 'text'", todo)
+    return "".join(part["text"] for part in content)
 
 
 def unique_records(records: Sequence[Record]) -> tuple[list[Record], int]:
@@ -189,6 +231,70 @@ def refuse_overlap(**sets: Sequence[Record]) -> None:
                 got = f"record {both[0][0]} of {one} is record {both[0][1]} of {other} ({len(both)} shared)"
                 todo = f"take the shared records out of {other}"
                 raise InputError(got, f"{one} and {other} without a common record", todo)
+
+
+def refuse_similar(*, allow: bool = False, **sets: Sequence[Record]) -> list[str]:
+    """Refuse sets with records that are nearly the same: what is kept in other letters is not forgotten.
+
+    Two texts are alike when the Jaccard similarity of their runs of 8 letters and digits, in folded case, is above 0.8.
+    Whole records are compared, and answers of eight words or more by themselves: such an answer given as a text is the
+    same record.
+
+    Parameters
+    ----------
+    allow : bool
+        Return what was found in place of refusing it.
+    **sets : sequence of Record
+
+    Returns
+    -------
+    list of str
+        One sentence for each two sets with similar records.
+
+    Raises
+    ------
+    InputError
+        With the ids of the first similar records in both sets, and how many there are.
+    """
+    names, notes = list(sets), []
+    pieces = {name: [_grams(r) for r in sets[name]] for name in names}
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            both = _alike(pieces[one], pieces[other])
+            if both:
+                first, second = sets[one][both[0][0]].id, sets[other][both[0][1]].id
+                got = f"record {first} of {one} is nearly record {second} of {other} ({len(both)} such pairs)"
+                if not allow:
+                    todo = f"take these records out of {other}, or pass --allow-similar"
+                    raise InputError(got, f"{one} and {other} without near-duplicates", todo)
+                notes.append(got)
+    return notes
+
+
+def _grams(record: Record) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the pieces of a whole record, and those of its answer where that is long enough to stand by itself."""
+    texts = (*(text for _, text in record.before), record.prompt, record.answer)
+    parts = (" ".join(texts), record.answer if len(record.answer.split()) >= _WORDS else "")
+    plain = ("".join(c for c in text.casefold() if c.isalnum()) for text in parts)
+    whole, answer = (frozenset(p[i : i + _GRAM] for i in range(max(1, len(p) - _GRAM + 1))) - {""} for p in plain)
+    return whole, answer
+
+
+def _alike(
+    one: Sequence[tuple[frozenset[str], ...]], other: Sequence[tuple[frozenset[str], ...]]
+) -> list[tuple[int, int]]:
+    """Return which records of two sets are alike, by their places; only records that share a piece are compared."""
+    found = set()
+    for part in range(2):
+        holders: dict[str, list[int]] = {}
+        for j, grams in enumerate(pair[part] for pair in other):
+            for gram in grams:
+                holders.setdefault(gram, []).append(j)
+        for i, grams in enumerate(pair[part] for pair in one):
+            shared = Counter(j for gram in grams for j in holders.get(gram, ()))
+            sizes = ((j, n, len(grams) + len(other[j][part]) - n) for j, n in shared.items())
+            found |= {(i, j) for j, n, union in sizes if n > _ALIKE * union}
+    return sorted(found)
 
 
 def tofu_records() -> list[Record]:

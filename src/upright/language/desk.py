@@ -414,7 +414,7 @@ def _body(
     metrics = compared(looks, seed=settings.seed)
     lost = receipts.destroyed(metrics)
     reasons = [*reasons, *(f"{one.name}: {one.detail}" for one in checks if one.state == "failed")]
-    said = receipts.DESTROYED if lost else verdict(metrics, "after")
+    said = receipts.DESTROYED if lost else verdict(metrics, "after", before="before").sentence
     if len(given.forget) < LEAST and not lost:
         said = f"not measurable by membership: fewer than {LEAST} records"
     return {

@@ -37,6 +37,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 from scipy.stats import rankdata
 from torch import nn
 
@@ -44,9 +45,8 @@ from upright.contract import InputError
 from upright.data.forget import Record
 from upright.language.encoding import Encoded, Scope, Template, encode_all, refuse_mismatch
 from upright.language.engines import Engine, HookEngine, InPlaceEngine, noisy_parameters
-from upright.language.evaluation import evaluating
 from upright.language.noise import LAWS, Law, Sigma, parse_sigma, rms
-from upright.language.reader import Array, Reader
+from upright.language.reader import Array, Reader, evaluating, refuse_encoder
 
 __all__ = ["DEFAULT_SIGMA", "ESTIMATORS", "Difficulty", "Estimator", "mrd", "reliability", "score_difficulty"]
 
@@ -74,7 +74,7 @@ class Difficulty:
     signed : ndarray, shape (n,)
         Before the absolute value: ``mean_k (n - f)``. Positive where noise makes the sample more likely on average.
     standard_error : ndarray, shape (n,)
-        Over probes; infinite with one.
+        Over probes; infinite with one. `interval` has the quantile that so few probes take.
     tokens : ndarray of int64, shape (n,)
         Scored tokens of each sample.
     nll : ndarray, shape (n,)
@@ -118,6 +118,12 @@ class Difficulty:
         """``MRD / n``, shape (n,): MRD is a sum over tokens and grows with length."""
         return self.mrd / self.tokens
 
+    @property
+    def interval(self) -> tuple[Array, Array]:
+        """95 % interval of each score, ``mrd -+ t(K - 1) standard_error`` and not below 0, shape (n,) each."""
+        half = stdtrit(max(self.probes - 1, 1), 0.975) * self.standard_error
+        return np.maximum(self.mrd - half, 0.0), self.mrd + half
+
     def as_dict(self) -> dict[str, Any]:
         """Return settings and aggregates as plain values; no value of a single sample, None for NaN."""
         low, middle, high = (float(q) for q in np.quantile(self.mrd, [0.25, 0.5, 0.75]))
@@ -137,7 +143,6 @@ def score_difficulty(
     estimator: Estimator = "antithetic", noise: Law = "gaussian", scope: Scope = "answer",
     engine: Literal["auto", "hook", "inplace"] = "auto", batch_size: int = 8,
     parameters: Callable[[str], bool] | None = None, seed: int = 0, pad: int = 0, check_scaling: bool = True,
-    keep: str | Path | None = None,
 ) -> Difficulty:  # fmt: skip
     """Score samples: ``| mean_k [ (n - f(theta + sigma z_k)) + (n - f(theta - sigma z_k)) ] / 2 |``.
 
@@ -169,8 +174,6 @@ def score_difficulty(
         Any token of the vocabulary; padding is masked.
     check_scaling : bool
         Whether two probes are repeated at twice the noise.
-    keep : path, optional
-        Folder for the untouched copy of the in-place engine, in place of memory.
 
     Returns
     -------
@@ -192,14 +195,15 @@ def score_difficulty(
     sigmas = {name: c * rms(tensor) if relative else c for name, tensor in found.items()}
     reader = Reader(model, encoded, scope=scope, batch_size=batch_size, pad=pad)
     used = _engine_for(found) if engine == "auto" else engine
-    if used == "hook" and keep is not None:
-        raise InputError("keep with the engine 'hook'", "keep with 'inplace'", "leave keep out: no copy is made")
-    machine: Engine = (
-        HookEngine(model, sigmas, seed=seed, law=noise) if used == "hook"
-        else InPlaceEngine(model, sigmas, seed=seed, law=noise, keep=keep)
-    )  # fmt: skip
+    machine: Engine = (HookEngine if used == "hook" else InPlaceEngine)(model, sigmas, seed=seed, law=noise)
     with torch.no_grad(), evaluating(model), torch.autocast(reader.device.type, enabled=False), machine:
-        base = reader.read(machine)
+        base = reader.read(machine.forward)
+        if reader.half:  # autocast inside the model's own forward
+            raise InputError(
+                "logits in half precision from weights in full precision",
+                "a model that computes in float32",
+                "take it out of mixed precision: accelerator.unwrap_model(model, keep_fp32_wrapper=False)",
+            )
         ask = _Asking(reader, machine, base, estimator)
         values = _probed(ask, probes, most_probes, target, estimator)
         twice = (
@@ -236,6 +240,7 @@ def mrd(
         As `score_difficulty`, and when the tokenizer does not belong to the model.
     """
     refuse_mismatch(tokenizer, model)
+    refuse_encoder(model)
     context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     encoded = encode_all(tokenizer, records, template=template, context=context)
     return score_difficulty(model, encoded, **options)
@@ -259,7 +264,7 @@ class _Asking:
     def change(self, probe: int, scale: float) -> Array:
         """``n - f(theta + scale sigma z) = sum_t (P_t - P'_t) / P_t``, shape (n,): one pass over the data."""
         with self.engine.noisy(probe, scale):
-            moved = self.reader.read(self.engine)
+            moved = self.reader.read(self.engine.forward)
         lost = (self.base - moved) / denominators(self.base)
         return np.asarray(np.add.reduceat(lost, self.reader.starts[:-1]))
 

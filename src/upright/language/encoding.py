@@ -1,14 +1,25 @@
-r"""Records as tokens: the user's tokenizer and template, answers marked, nothing cut off in silence.
+r"""Records as tokens: the user's tokenizer, the form in which a model holds the text, nothing cut off in silence.
 
-``ids = prompt tokens + answer tokens + end of sequence``, with labels on the answer (``scope="answer"``) or on every
-token but the first (``scope="sequence"``). Prompt and answer are tokenised apart, so the border between them never
-moves with the answer. Tokenizers with a chat template use it; others get ``Question: ...\nAnswer: ...``.
+=========  ==========================================  ===============================================================
+``raw``    ``prompt answer``                           one text, as it stands in a corpus; no end of sequence
+``plain``  ``Question: prompt\nAnswer: answer<end>``   for models without a chat template
+``chat``   the tokenizer's template, then ``<end>``
+=========  ==========================================  ===============================================================
+
+Labels stand on the answer (``scope="answer"``) or on every token but the first (``scope="sequence"``). Prompt and
+answer are tokenised as one text, as a corpus is: apart, tokenizers that put a space before every text would write a
+second one between the two. The answer begins at the first token that reaches beyond the prompt.
+
+A text is never ended: nothing says that a passage ends where the record does, so ascent on an end of sequence would
+teach a model not to stop.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
 import torch
@@ -18,11 +29,23 @@ from upright.contract import InputError
 from upright.data.forget import Record
 from upright.language.logprobs import IGNORE
 
-__all__ = ["Encoded", "Scope", "Template", "collate", "encode", "encode_all", "length_batches", "prompt_ids",
-           "refuse_mismatch", "template_of"]  # fmt: skip
+__all__ = [
+    "Encoded",
+    "Form",
+    "Scope",
+    "Template",
+    "collate",
+    "encode",
+    "encode_all",
+    "form_of",
+    "forms_of",
+    "length_batches",
+    "refuse_mismatch",
+]
 
 Scope = Literal["answer", "sequence"]
-Template = Literal["auto", "chat", "plain"]
+Form = Literal["raw", "plain", "chat"]
+Template = Literal["auto", "raw", "plain", "chat"]
 
 
 @dataclass(frozen=True)
@@ -32,13 +55,16 @@ class Encoded:
     Parameters
     ----------
     ids : tuple of int
-        Prompt, answer, and end of sequence where the tokenizer has one.
+        Prompt, answer, and the end of sequence of an answer.
     start : int
         Place of the first answer token, at least 1.
+    closed : bool
+        Whether the last token is an end of sequence: it counts in losses, and not in what is known by heart.
     """
 
     ids: tuple[int, ...]
     start: int
+    closed: bool = False
 
     @property
     def answer_length(self) -> int:
@@ -46,65 +72,78 @@ class Encoded:
         return len(self.ids) - self.start
 
 
-def template_of(tokenizer: Any, template: Template = "auto") -> Literal["chat", "plain"]:
-    """Return which template is used; ``chat`` needs a tokenizer that has one.
+def forms_of(tokenizer: Any, record: Record) -> tuple[Form, ...]:
+    """Return every form in which a record can be asked, its own first.
+
+    Its own is raw for texts and completions, and for questions and chats the chat template where there is one, else
+    plain. A text has no other form; messages before the prompt cannot be asked raw.
+    """
+    if not record.prompt.strip():
+        return ("raw",)
+    chat: tuple[Form, ...] = ("chat",) if getattr(tokenizer, "chat_template", None) else ()
+    raw: tuple[Form, ...] = () if record.before else ("raw",)
+    return (*raw, *chat, "plain") if record.kind in ("completion", "text") else (*chat, "plain", *raw)
+
+
+def form_of(tokenizer: Any, record: Record, template: Template = "auto") -> Form:
+    """Return the form in which a record is asked: the one that is named, or its own; a text is raw in any case.
 
     Raises
     ------
     InputError
-        When ``chat`` is asked for and the tokenizer has no template.
+        When the record cannot be asked in that form.
     """
-    has = bool(getattr(tokenizer, "chat_template", None))
-    if template == "chat" and not has:
-        raise InputError("template='chat' and a tokenizer without a chat template", "'plain' or 'auto'", "choose one")
-    return "chat" if has and template != "plain" else "plain"
+    forms = forms_of(tokenizer, record)
+    if template == "auto" or not record.prompt.strip():
+        return forms[0]
+    if template not in forms:
+        why = "a tokenizer without a chat template" if template == "chat" else "messages before the prompt"
+        raise InputError(f"template={template!r} and {why}", ", ".join(map(repr, forms)), "choose one, or 'auto'")
+    return template
 
 
-def _plain(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def prompt_ids(tokenizer: Any, record: Record, *, template: Template = "auto", prompt: str | None = None) -> list[int]:
-    """Return the tokens that stand before an answer, one at least.
-
-    Parameters
-    ----------
-    tokenizer : PreTrainedTokenizerBase
-    record : Record
-    template : {"auto", "chat", "plain"}
-    prompt : str, optional
-        Other words for the record's prompt.
-
-    Raises
-    ------
-    InputError
-        When there would be none: plain text and a tokenizer without a beginning of sequence.
-    """
-    asked = record.prompt if prompt is None else prompt
-    if asked and template_of(tokenizer, template) == "chat":
-        turns = [{"role": role, "content": text} for role, text in record.before]
-        turns.append({"role": "user", "content": asked})
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return _plain(tokenizer, text)  # the template writes special tokens itself
-    bos = tokenizer.bos_token_id
-    start = [] if bos is None else [int(bos)]
-    if asked:
+def _written(tokenizer: Any, record: Record, form: Form, prompt: str, answer: str) -> tuple[str, str]:
+    """Return what stands before the answer, and the answer as it follows."""
+    if form == "raw" and prompt:
+        apart = prompt[-1].isspace() or answer[0].isspace()
+        return prompt, answer.rstrip() if apart else f" {answer.rstrip()}"
+    if form == "raw":
+        return "", answer.strip()
+    if form == "plain":
         before = "".join(f"{role.capitalize()}: {text}\n" for role, text in record.before)
-        return start + _plain(tokenizer, f"{before}Question: {asked}\nAnswer:")
-    if not start and tokenizer.eos_token_id is not None:
-        start = [int(tokenizer.eos_token_id)]  # what separates texts where nothing begins them
-    if not start:
+        return f"{before}Question: {prompt}\nAnswer:", f" {answer.strip()}"
+    turns = [{"role": role, "content": text} for role, text in (*record.before, ("user", prompt))]
+    head = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    turns.append({"role": "assistant", "content": answer.strip()})
+    rest = tokenizer.apply_chat_template(turns, tokenize=False).removeprefix(head)
+    gap = "".join(takewhile(str.isspace, rest))  # what the template itself puts between the two
+    return f"{head}{gap if rest.startswith(gap + answer.strip()) else ''}", answer.strip()
+
+
+def _beginning(tokenizer: Any, record: Record, form: Form, needed: bool) -> list[int]:
+    """Return the token that stands before the text: the tokenizer's own, and some where nothing else predicts."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    own = tokenizer("")["input_ids"][:1] if form == "raw" else [] if form == "chat" else [bos]
+    if bos is not None and (needed or own == [bos]):
+        return [int(bos)]
+    if needed and eos is None:
         raise InputError(
-            f"record {record.id} without a prompt, and a tokenizer without a token for begin or end", "a prompt",
+            f"record {record.id} without a prompt, and a tokenizer without a token for begin or end",
+            "a prompt",
             "give the record a prompt: nothing predicts the first token of a text",
-        )  # fmt: skip
-    return start
+        )
+    return [int(eos)] if needed else []  # what separates texts where nothing begins them
 
 
 def encode(
-    tokenizer: Any, record: Record, *, answer: str | None = None, prompt: str | None = None,
-    template: Template = "auto", context: int | None = None,
-) -> Encoded:  # fmt: skip
+    tokenizer: Any,
+    record: Record,
+    *,
+    answer: str | None = None,
+    prompt: str | None = None,
+    template: Template = "auto",
+    context: int | None = None,
+) -> Encoded:
     """Turn a record into tokens.
 
     Parameters
@@ -113,37 +152,76 @@ def encode(
     record : Record
     answer, prompt : str, optional
         Other words in the place of the record's own: a paraphrase, a false answer.
-    template : {"auto", "chat", "plain"}
+    template : {"auto", "raw", "plain", "chat"}
+        As for `form_of`.
     context : int, optional
         Most tokens that the model takes.
 
     Raises
     ------
     InputError
-        When the record is longer than the context: it is never cut, since what is cut off would not be forgotten.
+        When the record is longer than the context: it is never cut, since what is cut off would not be forgotten. When
+        the tokenizer writes another text, with unknown tokens in it or characters lost.
     """
-    before = prompt_ids(tokenizer, record, template=template, prompt=prompt)
-    text = (record.answer if answer is None else answer).strip()
-    spaced = bool(record.prompt) and template_of(tokenizer, template) == "plain"
-    after = _plain(tokenizer, f" {text}" if spaced else text)
-    if tokenizer.eos_token_id is not None:
-        after = [*after, int(tokenizer.eos_token_id)]
-    ids = (*before, *after)
-    if context is not None and len(ids) > context:
+    form = form_of(tokenizer, record, template)
+    asked, said = record.prompt if prompt is None else prompt, record.answer if answer is None else answer
+    head, tail = _written(tokenizer, record, form, asked if record.prompt.strip() else "", said)
+    text = head + tail
+    if tokenizer.is_fast:
+        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, ends = list(found["input_ids"]), [end for _, end in found["offset_mapping"]]
+        start = sum(1 for _ in takewhile(lambda end: end <= len(head), ends))
+    else:  # without offsets: as far as the text before the answer has the same tokens by itself
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        alone = tokenizer(head, add_special_tokens=False)["input_ids"]
+        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, alone, strict=False)))
+    if _letters(tokenizer.decode(ids, clean_up_tokenization_spaces=False)) != _letters(text) or start == len(ids):
+        got = f"record {record.id}, which the tokenizer does not give back"
+        raise InputError(got, "texts that it can write", "use a model for this language and script")
+    before = _beginning(tokenizer, record, form, needed=start == 0)
+    closed = form != "raw" and tokenizer.eos_token_id is not None
+    whole = (*before, *ids, *([int(tokenizer.eos_token_id)] if closed else []))
+    if context is not None and len(whole) > context:
         raise InputError(
-            f"record {record.id} with {len(ids)} tokens", f"at most {context}, the context of the model",
+            f"record {record.id} with {len(whole)} tokens",
+            f"at most {context}, the context of the model",
             "split the record, or use a model with a longer context",
-        )  # fmt: skip
-    return Encoded(ids, len(before))
+        )
+    return Encoded(whole, len(before) + start, closed)
+
+
+def _letters(text: str) -> str:
+    """Return a text without white space and without what tokenizers make alike: case and compatible characters."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def encode_all(
-    tokenizer: Any, records: Sequence[Record], *, template: Template = "auto", context: int | None = None
+    tokenizer: Any,
+    records: Sequence[Record],
+    *,
+    answers: Sequence[str | None] | None = None,
+    prompts: Sequence[str | None] | None = None,
+    template: Template = "auto",
+    context: int | None = None,
 ) -> list[Encoded]:
-    """Encode records in order; raises as `encode`, and when there is none."""
+    """Encode records in order, with other words for those whose answer or prompt is not None.
+
+    Raises
+    ------
+    InputError
+        As `encode`, when there is no record, and when there are not as many texts as records.
+    """
     if not records:
         raise InputError("no records", "one record at least", "check the file")
-    return [encode(tokenizer, record, template=template, context=context) for record in records]
+    for name, texts in (("answers", answers), ("prompts", prompts)):
+        if texts is not None and (isinstance(texts, str) or len(texts) != len(records)):
+            got = "one text" if isinstance(texts, str) else f"{len(texts)} {name}"
+            raise InputError(f"{got} for {len(records)} records", f"a sequence of {len(records)} {name}", "align them")
+    none = [None] * len(records)
+    return [
+        encode(tokenizer, record, answer=answer, prompt=prompt, template=template, context=context)
+        for record, answer, prompt in zip(records, answers or none, prompts or none, strict=True)
+    ]
 
 
 def collate(

@@ -4,9 +4,9 @@ r"""Two ways to run a model with noise on its weights.
 
 ==========  ==========================================================================================================
 ``inplace`` Weights are changed in place, once a pass over the data, and put back from an untouched copy: never by
-            subtracting, which leaves up to 1 % of them a bit off. Costs one copy of the noisy tensors, in memory or in
-            a memory-mapped file. The second half of a pair is ``theta - (theta' - theta)``: it needs no noise of its
-            own, and the rounding of the first half cancels in the mean of the two.
+            subtracting, which leaves up to 1 % of them a bit off. Costs one copy of the noisy tensors. The second half
+            of a pair is ``theta - (theta' - theta)``: it needs no noise of its own, and the rounding of the first half
+            cancels in the mean of the two.
 ``hook``    Weights are never touched. Hooks add ``scale * sigma * x Z^T`` to the output of a linear layer and
             ``scale * sigma * Z[ids]`` to that of an embedding; all other tensors (norms, biases) are small and handed
             over for the length of a call by `torch.func.functional_call`. Costs one block of noise at a time, and
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -122,62 +121,39 @@ class InPlaceEngine:
         Standard deviation of the noise on each tensor.
     seed : int
     law : {"gaussian", "rademacher"}
-    keep : path, optional
-        Folder for the untouched copy, a safetensors file that is read block by block and removed at the end; by
-        default the copy stays in memory.
 
     Raises
     ------
     RuntimeError
-        On exit, when a weight or buffer is not what it was. The copy in `keep` is then left where it is.
+        On exit, when a weight or buffer is not what it was.
     """
 
-    def __init__(
-        self, model: nn.Module, sigmas: Mapping[str, float], *, seed: int, law: Law, keep: str | Path | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, sigmas: Mapping[str, float], *, seed: int, law: Law) -> None:
         every = dict(model.named_parameters())
         self.model, self.sigmas, self.seed, self.law = model, dict(sigmas), seed, law
         self.noisy_tensors = {n: _table(every[n]) for n, s in sigmas.items() if s > 0 and every[n].numel()}
-        self.keep = None if keep is None else Path(keep) / "untouched.safetensors"
         self.at: tuple[int, float] | None = None
 
     def __enter__(self) -> InPlaceEngine:
         self.before = checksum(self._everything())
         self.buffers = {n: b.clone() for n, b in self.model.named_buffers()}
-        if self.keep is None:
-            self.copies: Any = {n: t.clone() for n, t in self.noisy_tensors.items()}
-        else:
-            self.copies = _save(self.keep, self.noisy_tensors)
+        self.copies = {n: t.clone() for n, t in self.noisy_tensors.items()}
         return self
 
     def __exit__(self, *error: object) -> None:
         for name, tensor in self.noisy_tensors.items():
-            self.put_back(name, tensor)
+            tensor.copy_(self.copies[name])
         for name, buffer in self.model.named_buffers():
             if name in self.buffers and not _same_bits(buffer, self.buffers[name]):
                 buffer.copy_(self.buffers[name])
-        self.at, self.copies = None, None
+        self.at, self.copies = None, {}
         if checksum(self._everything()) != self.before:
             raise RuntimeError(
                 "weights or buffers of the model are not what they were before scoring: reload the model"
             )
-        if self.keep is not None:
-            self.keep.unlink()
 
     def _everything(self) -> dict[str, Tensor]:
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-
-    def put_back(self, name: str, tensor: Tensor) -> None:
-        """Copy the untouched tensor over the noisy one."""
-        for first, last in blocks(tensor.shape):
-            tensor[first:last].copy_(self._untouched(name, first, last, tensor.device))
-
-    def _untouched(self, name: str, first: int, last: int, device: torch.device) -> Tensor:
-        if self.keep is None:
-            part: Tensor = self.copies[name][first:last]
-            return part
-        read: Tensor = self.copies.get_slice(name)[first:last]
-        return read.to(device)
 
     @contextmanager
     def noisy(self, probe: int, scale: float) -> Iterator[None]:
@@ -186,7 +162,7 @@ class InPlaceEngine:
         self.at = None
         for name, tensor in self.noisy_tensors.items():
             for first, last in blocks(tensor.shape):
-                own, part = self._untouched(name, first, last, tensor.device), tensor[first:last]
+                own, part = self.copies[name][first:last], tensor[first:last]
                 if mirrored:
                     torch.sub(own, part - own, out=part)
                 else:
@@ -203,20 +179,6 @@ class InPlaceEngine:
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and checksum({"": one}) == checksum({"": other})
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor]) -> Any:
-    """Write tensors and open the file memory-mapped."""
-    try:
-        from safetensors import safe_open
-        from safetensors.torch import save_file
-    except ImportError:
-        raise InputError(
-            "keep without the package safetensors", "the extra llm", "pip install 'upright[llm]'"
-        ) from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({n: t.contiguous() for n, t in tensors.items()}, path)
-    return safe_open(path, framework="pt")
 
 
 # -- hooks ------------------------------------------------------------------------------------------------------------

@@ -4,9 +4,12 @@ r"""Asking a model: losses of answers, what it writes by itself, and the scores 
 
 Conventions
 -----------
-*Tokens.* ``y_i`` are the tokens of the answer and the end of sequence. Every one of them counts, in the loss, in exact
-memorisation, in extraction strength and in the membership scores: a model that knows the words of an answer but goes on
-after them has an extraction strength of 0. Prompts are never scored.
+*Forms.* A record is asked in the form in which it was given (`upright.language.encoding`): a model that holds a running
+text may answer nothing to a question, so what it knows is the most that any form brings out.
+
+*Tokens.* ``y_i`` are the tokens of the answer and, of an answer in the plain or chat form, the end of sequence. It
+counts in the loss and in what is made of the loss, and in nothing else: a text that goes on is known by heart as well.
+Prompts are never scored.
 
 *Precision.* The model runs in its own type; log-probabilities are taken from its logits in float64.
 
@@ -19,9 +22,9 @@ and weights.
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,13 +36,12 @@ from torch import Tensor
 from upright.contract import InputError
 from upright.data.forget import Record
 from upright.language import encoding
-from upright.language.encoding import Encoded, Template, collate, encode, length_batches, prompt_ids
-from upright.language.logprobs import TokenStatistics, sample_means, token_log_probs, token_statistics
+from upright.language.encoding import Encoded, Form, Template, collate, encode_all, form_of, forms_of, length_batches
+from upright.language.reader import Array, evaluating, read_answers, refuse_encoder
 from upright.metrics import forgetting, membership
 
 __all__ = ["Reading", "Side", "Speaker", "evaluating", "score_records", "utility", "utility_parts"]
 
-Array = NDArray[np.float64]
 Side = Literal["forget", "retain", "holdout"]
 _MORE = 8  # tokens that an output may be longer than the answer
 
@@ -58,6 +60,8 @@ class Reading:
         Of log p over the vocabulary, weighted by p.
     mask : ndarray of bool, shape (n, T)
         The answer tokens, end of sequence included.
+    words : ndarray of bool, shape (n, T)
+        Without it.
     """
 
     log_probs: Array
@@ -65,6 +69,7 @@ class Reading:
     mean: Array
     std: Array
     mask: NDArray[np.bool_]
+    words: NDArray[np.bool_]
 
     @property
     def tokens(self) -> NDArray[np.int64]:
@@ -82,18 +87,6 @@ class Reading:
         return np.abs(self.sums) / self.tokens  # abs: 0, not -0, where the answer is certain
 
 
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and each of its modules back into the mode that it had."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
-
-
 class Speaker:
     """A causal language model with its tokenizer, ready to be asked.
 
@@ -102,27 +95,42 @@ class Speaker:
     model : PreTrainedModel
         Or one with an adapter of peft.
     tokenizer : PreTrainedTokenizerBase
-    template : {"auto", "chat", "plain"}
-        As for `upright.language.encoding.encode`.
+    template : {"auto", "raw", "plain", "chat"}
+        As for `upright.language.encoding.form_of`.
     batch_size : int
         Records at once. Changes time and memory, not results.
 
     Raises
     ------
     InputError
-        When the tokenizer does not fit the model, or an argument is outside its range.
+        When the model is no causal language model, the tokenizer does not fit it, or an argument is outside its range.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, template: Template = "auto", batch_size: int = 16) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size = {batch_size}", "an integer of at least 1", "raise it")
         encoding.refuse_mismatch(tokenizer, model)
-        encoding.template_of(tokenizer, template)
+        refuse_encoder(model)
+        form_of(tokenizer, Record("a question", "an answer"), template)
         self.model, self.tokenizer, self.template, self.batch_size = model, tokenizer, template, batch_size
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._takes = frozenset(inspect.signature(inner.forward).parameters)
+        # A state that has read padding is another one, so such models read each prompt again, by itself.
+        self._caches = "past_key_values" in self._takes and not getattr(inner, "_is_stateful", False)
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad = int(next(one for one in pads if one is not None))
+
+    def asking(self, form: Form) -> Speaker:
+        """Return a speaker of the same model that asks in another form."""
+        other = copy.copy(self)
+        other.template = form
+        return other
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings of the model are."""
+        found: torch.device = self.model.get_input_embeddings().weight.device
+        return found
 
     @property
     def context(self) -> int | None:
@@ -141,22 +149,23 @@ class Speaker:
         return frozenset(int(one) for one in ids if one is not None)
 
     def encode(
-        self, records: Sequence[Record], *, answers: Sequence[str | None] | None = None,
+        self,
+        records: Sequence[Record],
+        *,
+        answers: Sequence[str | None] | None = None,
         prompts: Sequence[str | None] | None = None,
-    ) -> list[Encoded]:  # fmt: skip
+    ) -> list[Encoded]:
         """Encode records as `read` does."""
-        if not records:
-            raise InputError("no records", "one record at least", "check the file")
-        texts = [_aligned(len(records), name, given) for name, given in (("answers", answers), ("prompts", prompts))]
-        return [
-            encode(self.tokenizer, record, answer=answer, prompt=prompt, template=self.template, context=self.context)
-            for record, answer, prompt in zip(records, *texts, strict=True)
-        ]
+        words: Any = {"answers": answers, "prompts": prompts}
+        return encode_all(self.tokenizer, records, **words, template=self.template, context=self.context)
 
     def read(
-        self, records: Sequence[Record], *, answers: Sequence[str | None] | None = None,
+        self,
+        records: Sequence[Record],
+        *,
+        answers: Sequence[str | None] | None = None,
         prompts: Sequence[str | None] | None = None,
-    ) -> Reading:  # fmt: skip
+    ) -> Reading:
         """Read the log-probabilities of answers under teacher forcing.
 
         Parameters
@@ -176,61 +185,32 @@ class Speaker:
             When lengths differ, a record is longer than the context, or logits are not finite: the record is named.
         """
         encoded = self.encode(records, answers=answers, prompts=prompts)
-        shape = (len(encoded), max(one.answer_length for one in encoded))
-        kinds = {name: np.bool_ if name in ("best", "mask") else np.float64 for name in TokenStatistics._fields}
-        tables: dict[str, NDArray[Any]] = {name: np.zeros(shape, dtype=kind) for name, kind in kinds.items()}
-        with torch.no_grad(), evaluating(self.model):
-            for rows in length_batches(encoded, self.batch_size):
-                found, offset = self._statistics([encoded[i] for i in rows], [records[i] for i in rows])
-                for name, values in found._asdict().items():
-                    block = values.cpu().numpy()
-                    for row, i in zip(block, rows, strict=True):
-                        one = encoded[i]
-                        tables[name][i, : one.answer_length] = row[one.start - offset : len(one.ids) - offset]
-        return Reading(**tables)
+        values = self._read(records, encoded, moments=True)
+        tokens = np.array([one.answer_length for one in encoded])
+        table = np.zeros((len(encoded), tokens.max(), 4))
+        for row, one in zip(table, values, strict=True):
+            row[: len(one)] = one
+        place, ends = np.arange(tokens.max()), np.array([one.closed for one in encoded])
+        masks = (place < count[:, None] for count in (tokens, tokens - ends))
+        return Reading(table[..., 0], table[..., 1] > 0.5, table[..., 2], table[..., 3], *masks)
 
     def losses(self, records: Sequence[Record], *, answers: Sequence[str | None] | None = None) -> Array:
         """``cbar`` of each answer and nothing else, shape (n,): `Reading.mean_nll` without the vocabulary's moments."""
-        encoded = self.encode(records, answers=answers)
-        out = np.empty(len(encoded))
-        with torch.no_grad(), evaluating(self.model):
-            for rows in length_batches(encoded, self.batch_size):
-                batch = [encoded[i] for i in rows]
-                logits, labels = self._logits(collate(batch, self.pad), min(one.start for one in batch))
-                try:
-                    means = sample_means(*token_log_probs(logits, labels, dtype=torch.float64))
-                except InputError as error:
-                    raise _named(error, logits, labels, [records[i] for i in rows]) from None
-                out[rows] = np.abs(means.cpu().numpy())
-        return out
+        values = self._read(records, self.encode(records, answers=answers), moments=False)
+        return np.array([abs(one.mean()) for one in values])
 
-    def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Move to the device of the embeddings what the model takes."""
-        device = self.model.get_input_embeddings().weight.device
-        names = ("input_ids", "attention_mask", "position_ids")
-        return {name: batch[name].to(device) for name in names if name in self._takes or name == "input_ids"}
-
-    def _logits(self, batch: Mapping[str, Tensor], first: int) -> tuple[Tensor, Tensor]:
-        """Return logits and labels from place ``first - 1`` on: no vocabulary row is made of a prompt."""
-        labels = batch["labels"]
-        keep = labels.shape[1] - first + 1
-        short = {"logits_to_keep": keep} if "logits_to_keep" in self._takes else {}
-        logits = self.model(**self._inputs(batch), use_cache=False, **short).logits[:, -keep:]
-        return logits, labels[:, -keep:].to(logits.device)
-
-    def _statistics(self, batch: Sequence[Encoded], records: Sequence[Record]) -> tuple[TokenStatistics, int]:
-        """Statistics of one batch, and the place at which their first column stands."""
-        first = min(one.start for one in batch)
-        logits, labels = self._logits(collate(batch, self.pad), first)
-        try:
-            return token_statistics(logits, labels, dtype=torch.float64), first - 1
-        except InputError as error:
-            raise _named(error, logits, labels, records) from None
+    def _read(self, records: Sequence[Record], encoded: Sequence[Encoded], *, moments: bool) -> list[Array]:
+        names = [f"record {record.id}" for record in records]
+        size = self.batch_size
+        return read_answers(self.model, encoded, pad=self.pad, batch_size=size, names=names, moments=moments)
 
     def write(
-        self, records: Sequence[Record], *, max_new_tokens: int | None = None,
+        self,
+        records: Sequence[Record],
+        *,
+        max_new_tokens: int | None = None,
         prompts: Sequence[str | None] | None = None,
-    ) -> list[str]:  # fmt: skip
+    ) -> list[str]:
         """Write an answer to each prompt, always the likeliest token, until the end of sequence.
 
         Plain greedy decoding: penalties or temperatures in the model's generation settings do not apply. Of tied logits
@@ -256,44 +236,49 @@ class Speaker:
         InputError
             When a prompt fills the context, or logits are NaN: the record is named.
         """
-        if not records:
-            raise InputError("no records", "one record at least", "check the file")
         if max_new_tokens is not None and max_new_tokens < 1:
             raise InputError(f"max_new_tokens = {max_new_tokens}", "an integer of at least 1", "raise it")
         asked, limits = [], []
-        for record, prompt in zip(records, _aligned(len(records), "prompts", prompts), strict=True):
-            ids = prompt_ids(self.tokenizer, record, template=self.template, prompt=prompt)
-            room = len(ids) + 1 if self.context is None else self.context - len(ids)
+        whole = encode_all(self.tokenizer, records, prompts=prompts, template=self.template)
+        for record, one in zip(records, whole, strict=True):
+            room = one.start + 1 if self.context is None else self.context - one.start
             if room < 1:
                 raise InputError(
-                    f"record {record.id} with a prompt of {len(ids)} tokens", f"fewer than {self.context}, the context",
+                    f"record {record.id} with a prompt of {one.start} tokens",
+                    f"fewer than {self.context}, the context",
                     "shorten the prompt, or use a model with a longer context",
-                )  # fmt: skip
+                )
             own = self.tokenizer(record.answer.strip(), add_special_tokens=False)["input_ids"]
             limit = len(own) + _MORE if max_new_tokens is None else max_new_tokens
             limits.append(limit if self.context is None else min(limit, room))
-            asked.append(Encoded(tuple(ids), len(ids)))
+            asked.append(Encoded(one.ids[: one.start], one.start))
         out = [""] * len(records)
         with torch.no_grad(), evaluating(self.model):
-            for rows in length_batches(asked, self.batch_size):
+            for rows in length_batches(asked, self.batch_size if self._caches else 1):
                 batch = collate([asked[i] for i in rows], self.pad, side="left")
                 written = self._greedy(batch, [limits[i] for i in rows], [records[i].id for i in rows])
                 for i, tokens in zip(rows, written, strict=True):
                     out[i] = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
         return out
 
+    def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Move to the device of the embeddings what the model takes."""
+        names = ("input_ids", "attention_mask", "position_ids")
+        return {name: batch[name].to(self.device) for name in names if name in self._takes or name == "input_ids"}
+
     def _greedy(self, batch: Mapping[str, Tensor], limits: Sequence[int], names: Sequence[str]) -> list[list[int]]:
         """Continue each row by its likeliest tokens; returns them without the one that ends it."""
-        inputs = self._inputs(batch)
-        attention, positions = inputs["attention_mask"], batch["position_ids"][:, -1:].to(inputs["input_ids"].device)
-        short = {"logits_to_keep": 1} if "logits_to_keep" in self._takes else {}
-        cache: Any = None
+        ids, attention = (batch[name].to(self.device) for name in ("input_ids", "attention_mask"))
+        positions, stops = batch["position_ids"].to(self.device), self.stops
+        more: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in self._takes else {}
+        if "use_cache" in self._takes:
+            more["use_cache"] = self._caches
         written: list[list[int]] = [[] for _ in names]
         alive = list(range(len(names)))  # the record of each row still in the batch
-        stops = self.stops
         done: set[int] = set()
         while True:
-            result = self.model(**inputs, past_key_values=cache, use_cache=True, **short)
+            inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions}
+            result = self.model(**self._inputs(inputs), **more)
             value, token = result.logits[:, -1].max(dim=1)  # (B,) each
             if bool(value.isnan().any()):
                 bad = names[alive[int(value.isnan().nonzero()[0])]]
@@ -307,37 +292,20 @@ class Speaker:
                     done.add(row)
             if len(done) == len(names):
                 return written
-            cache = result.past_key_values
             going = [k for k, row in enumerate(alive) if row not in done]
-            if 2 * len(going) <= len(alive) and hasattr(cache, "batch_select_indices"):
-                kept = torch.tensor(going, device=token.device)
-                cache.batch_select_indices(kept)
-                alive, token = [alive[k] for k in going], token[kept]
-                attention, positions = attention[kept], positions[kept]
+            if self._caches:
+                cache = more["past_key_values"] = result.past_key_values
+                if 2 * len(going) <= len(alive) and hasattr(cache, "batch_select_indices"):
+                    kept = torch.tensor(going, device=token.device)
+                    cache.batch_select_indices(kept)
+                    alive, token = [alive[k] for k in going], token[kept]
+                    attention, positions = attention[kept], positions[kept]
             attention = torch.cat([attention, attention.new_ones(len(alive), 1)], dim=1)
-            positions = positions + 1
-            step = {"input_ids": token[:, None], "attention_mask": attention, "position_ids": positions}
-            inputs = self._inputs(step)
-
-
-def _aligned(n: int, name: str, texts: Sequence[str | None] | None) -> Sequence[str | None]:
-    """Return n texts, None where the record's own is meant."""
-    if texts is None:
-        return [None] * n
-    if isinstance(texts, str) or len(texts) != n:
-        got = "one text" if isinstance(texts, str) else f"{len(texts)} {name}"
-        raise InputError(f"{got} for {n} records", f"a sequence of {n} {name}", "pass one a record")
-    return texts
-
-
-def _named(error: InputError, logits: Tensor, labels: Tensor, records: Sequence[Record]) -> InputError:
-    """Say which record an error of a batch belongs to."""
-    for row, record in enumerate(records):
-        try:
-            token_statistics(logits[row : row + 1], labels[row : row + 1], dtype=torch.float64)
-        except InputError as own:
-            return InputError(f"record {record.id}: {own.got}", own.accepted, own.todo)
-    return error
+            after = positions[:, -1:] + 1
+            if self._caches:
+                ids, positions = token[:, None], after
+            else:
+                ids, positions = torch.cat([ids, token[:, None]], dim=1), torch.cat([positions, after], dim=1)
 
 
 # -- scores per record ----------------------------------------------------------------------------------------------
@@ -363,9 +331,16 @@ def _false_answers(speaker: Speaker, records: Sequence[Record]) -> tuple[Array, 
 
 
 def score_records(
-    speaker: Speaker, records: Sequence[Record], *, side: Side, reading: Reading | None = None,
-    reference: Reading | None = None, rouge: bool = True, truth: bool = True,
-) -> dict[str, Array]:  # fmt: skip
+    speaker: Speaker,
+    records: Sequence[Record],
+    *,
+    side: Side,
+    reading: Reading | None = None,
+    reference: Reading | None = None,
+    rouge: bool = True,
+    truth: bool = True,
+    forms: bool = False,
+) -> dict[str, Array]:
     """Score records by the names of `METRICS` in `upright.metrics.forgetting` and `membership`, shape (n,) each.
 
     ===========  ==============================================================================================
@@ -387,6 +362,9 @@ def score_records(
         Whether outputs are written, which takes most of the time and needs the package nltk.
     truth : bool
         Whether paraphrased and false answers are read: with five false answers, six more texts a record.
+    forms : bool
+        Whether answers are read in every other form in which all records can be asked as well. The names then end in
+        the form, as in ``mia_loss_raw``. Outputs, truth ratios and ``mia_reference`` are of the records' own form.
 
     Returns
     -------
@@ -409,26 +387,42 @@ def score_records(
                 f"and {sum(lengths)}", "a reading of these records with the same tokenizer", "read them again",
             )  # fmt: skip
     own = speaker.read(records) if reading is None else reading
-    out: dict[str, Array] = {}
+    out = _held(own, records, side)
+    if side != "holdout" and rouge:
+        out[f"{side}_rouge_l"] = forgetting.rouge_l_recall([r.answer for r in records], speaker.write(records))
+    if side != "holdout" and truth:
+        true, false = _false_answers(speaker, records)
+        out[f"{side}_truth_ratio"] = forgetting.truth_ratio(true, false[:, None], side)
+        out[f"{side}_truth_probability"] = forgetting.truth_ratio(true, false[:, None], "probability")
+    if side != "retain" and reference is not None:
+        out["mia_reference"] = membership.reference_score(own.mean_nll, reference.mean_nll)
+    for form in _other_forms(speaker, records) if forms else ():
+        found = _held(speaker.asking(form).read(records), records, side)
+        out |= {f"{name}_{form}": values for name, values in found.items()}
+    return out
+
+
+def _held(own: Reading, records: Sequence[Record], side: Side) -> dict[str, Array]:
+    """Return the scores that a reading of the answers gives."""
+    out = {}
     if side != "holdout":
         out[f"{side}_probability"] = forgetting.probability(own.mean_nll)
-        if rouge:
-            out[f"{side}_rouge_l"] = forgetting.rouge_l_recall([r.answer for r in records], speaker.write(records))
-        if truth:
-            true, false = _false_answers(speaker, records)
-            out[f"{side}_truth_ratio"] = forgetting.truth_ratio(true, false[:, None], side)
-            out[f"{side}_truth_probability"] = forgetting.truth_ratio(true, false[:, None], "probability")
     if side == "forget":
-        out["exact_memorisation"] = forgetting.exact_memorisation(own.best, own.mask)
-        out["extraction_strength"] = forgetting.extraction_strength(own.best, own.mask)
+        out["exact_memorisation"] = forgetting.exact_memorisation(own.best, own.words)
+        out["extraction_strength"] = forgetting.extraction_strength(own.best, own.words)
     if side != "retain":
         out["mia_loss"] = membership.loss_score(own.mean_nll)
         out["mia_zlib"] = membership.zlib_score(own.mean_nll, [r.answer.strip() for r in records])
-        out["mia_min_k"] = membership.min_k(own.log_probs, own.mask)
-        out["mia_min_k_plus_plus"] = membership.min_k_plus_plus(own.log_probs, own.mean, own.std, own.mask)
-        if reference is not None:
-            out["mia_reference"] = membership.reference_score(own.mean_nll, reference.mean_nll)
+        out["mia_min_k"] = membership.min_k(own.log_probs, own.words)
+        out["mia_min_k_plus_plus"] = membership.min_k_plus_plus(own.log_probs, own.mean, own.std, own.words)
     return out
+
+
+def _other_forms(speaker: Speaker, records: Sequence[Record]) -> list[Form]:
+    """Return the forms in which all records can be asked and some are not."""
+    own = {form_of(speaker.tokenizer, record, speaker.template) for record in records}
+    common = set.intersection(*(set(forms_of(speaker.tokenizer, record)) for record in records))
+    return sorted(common - (own if len(own) == 1 else set()))
 
 
 def utility_parts(values: Mapping[str, Array]) -> tuple[str, ...]:

@@ -7,14 +7,21 @@ same kind, not with another training run: a desk trains once.
 A side with fewer than `LEAST` records is not reported: the mean of one record is the score of that record. For the same
 reason there are no minima, maxima or quantiles.
 
-Attacks are judged together (`upright.metrics.membership`), with a reference by what goes beyond it.
+Attacks are judged together in all forms in which the records can be asked (`upright.metrics.membership`), with a
+reference by what goes beyond it: a model has not forgotten what one form of question still brings out.
+
+*Forgotten* is never said because nothing was found: with twelve records on either side an attack of AUC 0.75 is missed
+in two of three cases. It takes an attack that found the records before, and for every attack and form a 95 % interval
+of ``|AUC - 1/2|`` (with a reference: of the difference of the AUCs) that lies below a margin. That is a test of
+equivalence, in which every attack must pass, so it is not adjusted for their number.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +33,7 @@ from upright.evidence.statistics import SET, computable, parse
 from upright.evidence.units import Block, Units
 from upright.language.evaluation import Reading, Speaker, score_records, utility, utility_parts
 from upright.maths.resampling import Draws
-from upright.maths.simultaneous import Comparisons
+from upright.maths.simultaneous import POWER, Comparisons, Z
 from upright.metrics import forgetting, membership
 
 __all__ = [
@@ -34,6 +41,7 @@ __all__ = [
     "LEAST",
     "Guard",
     "Look",
+    "Verdict",
     "aggregate",
     "compared",
     "difficulty_of",
@@ -84,12 +92,13 @@ def look(
     rouge: bool = True,
     more: Mapping[str, Mapping[str, Array]] | None = None,
 ) -> Look:
-    """Score a model on what it should forget, on what it should keep, and on what it never saw.
+    """Score a model in every form on what it should forget, on what it should keep, and on what it never saw.
 
     Parameters
     ----------
-    more : mapping of side to mapping of str to ndarray, shape (n,), optional
-        Scores of other attacks on the same model, named ``mia_``: they are judged together with the rest.
+    more : mapping of side to mapping of name to ndarray of shape (n,), optional
+        Scores of other attacks, such as ``mia_loss_relearned``: those of forgotten and of held-out records under one
+        name are judged with the rest.
 
     Raises
     ------
@@ -97,14 +106,14 @@ def look(
         As for `score_records`.
     """
     reading = speaker.read(forget)
-    own = score_records(speaker, forget, side="forget", reading=reading, reference=reference, rouge=rouge)
-    kept = score_records(speaker, retain, side="retain", rouge=rouge) if retain else {}
-    unseen = score_records(speaker, holdout, side="holdout") if holdout else {}
-    sides = zip(_SIDES, (forget, retain, holdout), strict=True)
-    own, kept, unseen = (
-        {**scores, **(more or {}).get(side, {})} for side, scores in zip(_SIDES, (own, kept, unseen), strict=True)
-    )
-    return Look(own, reading, kept, unseen, {side: [r.author for r in records] for side, records in sides})
+    own: Any = {"reading": reading, "reference": reference}
+    records, scores, extra = {"forget": forget, "retain": retain, "holdout": holdout}, {}, more or {}
+    for side, some in records.items():
+        options: Any = {"side": side, "rouge": rouge, "forms": True, **(own if side == "forget" else {})}
+        found = score_records(speaker, some, **options) if some else {}
+        scores[side] = {**found, **extra.get(side, {})}
+    authors = {side: [r.author for r in some] for side, some in records.items()}
+    return Look(scores["forget"], reading, scores["retain"], scores["holdout"], authors)
 
 
 def limits_of(one: Look) -> list[str]:
@@ -169,8 +178,9 @@ def compared(looks: Mapping[str, Look], *, seed: int) -> dict[str, Any]:
     dict
         ``forget`` and ``retain``: by metric, by model and difference, value, low, high and n. ``utility``: the same of
         the harmonic mean of the retain side, with ratios. ``membership``: AUC of every attack by model, with ``gap``,
-        the difference to the reference, and ``smallest``, the distance from 1/2 or from the reference that so many
-        records show in four of five cases.
+        the difference to the reference; ``smallest``, the distance from 1/2 or from the reference that so many records
+        show in four of five cases; ``error``, the standard error of that distance, and ``most``, the end of its own
+        95 % interval; ``critical``, the quantile that is adjusted for all attacks.
         ``forget_quality``: p and distance to the reference. None where it cannot be had.
     """
     own = [name for name in looks if name != "reference"][-1]
@@ -213,16 +223,22 @@ def _attacks(one: Look, arm: str, boot: Bootstrap) -> dict[str, Any] | None:
         ends = np.clip(np.stack([found.value, found.low, found.high], axis=1) + middle, middle - 1, 1).tolist()
         return [{"value": v, "low": a, "high": b, "n": int(n)} for (v, a, b), (n, _) in zip(ends, sides, strict=True)]
 
+    def distances(found: Comparisons) -> list[dict[str, float]]:
+        errors = found.detectable / (found.critical + POWER)
+        table = np.stack([found.detectable, errors, np.abs(found.value) + Z * errors], axis=1).tolist()
+        names = ("smallest", "error", "most")
+        return [dict(zip(names, row, strict=True)) | {"critical": found.critical} for row in table]
+
     found = membership.compare_attacks(boot.units, names, arm, rng=boot.null_rng("membership"))
     out = dict(zip(names, rows(found, 0.5), strict=True))
-    for name, (_, m), least in zip(names, sides, found.detectable.tolist(), strict=True):
-        out[name] |= {"n_holdout": int(m), "smallest": least}
+    for name, (_, m), more in zip(names, sides, distances(found), strict=True):
+        out[name] |= {"n_holdout": int(m), **more}
     if "reference" in boot.units.arms and arm != "reference":
         found = membership.compare_models(boot.units, names, arm, "reference", rng=boot.null_rng("models"))
-        for name, gap, least in zip(names, rows(found), found.detectable.tolist(), strict=True):
+        for name, gap, more in zip(names, rows(found), distances(found), strict=True):
             base = float(np.clip(out[name]["value"] - gap["value"], 0.0, 1.0))
             leak = membership.privleak(out[name]["value"], base)
-            out[name] |= {"smallest": least, "privleak": leak, "gap": gap}
+            out[name] |= {"privleak": leak, "gap": gap, **more}
     return out
 
 
@@ -328,25 +344,93 @@ def _over(after: Look, reference: Look | None) -> Guard:
     return Guard(name, "failed" if low else "passed", f"{said}, s.e. {found.standard_error:.4f}")
 
 
-def verdict(metrics: Mapping[str, Any], model: str) -> str:
-    """Say in one sentence whether the attacks find the records and what they could have found; not with too few."""
+@dataclass(frozen=True)
+class Verdict:
+    """Whether attacks find the records.
+
+    Parameters
+    ----------
+    word : {"forgotten", "still known", "not shown", "not measured"}
+    sentence : str
+        The word and why.
+    records_needed : int, optional
+        Records on each side that would decide if the AUCs stayed what they are; None where no number would, and where
+        it is decided.
+    """
+
+    word: Literal["forgotten", "still known", "not shown", "not measured"]
+    sentence: str
+    records_needed: int | None = None
+
+
+def verdict(metrics: Mapping[str, Any], model: str, *, before: str | None = None, margin: float = 0.1) -> Verdict:
+    """Judge whether a model has forgotten; see the module for what *forgotten* takes.
+
+    Parameters
+    ----------
+    metrics : mapping
+        Of `compared`.
+    model, before : str
+        Names of the model and of the one before unlearning.
+    margin : float
+        Largest distance of an AUC from 1/2, or from that of the reference, that counts as forgotten, in (0, 1/2). At
+        0.1 it takes at least 65 records on each side, even where every AUC is exactly 1/2.
+    """
     rows = (metrics.get("membership") or {}).get(model)
     if not rows:
-        return f"not measured: no attack without {LEAST} held-out records, or none possible"
+        return Verdict("not measured", f"not measured: no attack without {LEAST} held-out records, or none possible")
     judged = _judged(metrics, model)
     if not judged:
-        return f"not measured: too few records, {ENOUGH} forgotten and {ENOUGH} held-out ones are needed"
-    known, k, least = len(still_known(metrics, model)), len(judged), max(r["smallest"] for r in judged.values())
-    said = f"no: {known} of {k} attacks still find the records" if known else f"none of {k} attacks finds the records"
-    paired = any(row.get("gap") for row in judged.values())
-    what = f"difference in AUC to the reference of {least:.2f}" if paired else f"AUC of {min(0.5 + least, 1.0):.2f}"
-    return f"{said}; the smallest that so many records could have shown: about {what}"
+        few = f"not measured: too few records, {ENOUGH} forgotten and {ENOUGH} held-out ones are needed"
+        return Verdict("not measured", few, ENOUGH)
+    k, known = len(judged), len(still_known(metrics, model))
+    found = _found(metrics, before) if before else []
+    worst = max(judged, key=lambda name: judged[name]["most"])
+    what = "AUC of the reference" if judged[worst].get("gap") else "1/2"
+    most = f"the interval of {worst} reaches {judged[worst]['most']:.2f} from the {what}".replace("the 1/2", "1/2")
+    if found and judged[worst]["most"] < margin:
+        said = f"{len(found)} of {k} attacks found the records before; now {most}, the margin is {margin:g}"
+        return Verdict("forgotten", f"forgotten: {said}")
+    if known:
+        return Verdict("still known", f"still known: {known} of {k} attacks find the records")
+    if found:
+        needed, why = _needed(judged, margin), most
+    elif before is None or before not in metrics["membership"]:
+        needed, why = None, "without the model before nobody knows whether an attack could find them"
+    else:
+        needed, why = _needed(_judged(metrics, before), 0.0), "no attack found the records before"
+    count = f"; about {needed} records on each side would decide" if needed else ""
+    return Verdict("not shown", f"not shown: {why}, the margin is {margin:g}{count}", needed)
+
+
+def _needed(judged: Mapping[str, Any], margin: float) -> int | None:
+    """Return how many records on each side decide if the AUCs stay what they are; None where no number does.
+
+    The error of N and N records is ``error sqrt(w (2 N + 1)) / N`` with ``w = n m / (n + m + 1)``. It must take the
+    interval of every attack below the margin, or that of one beyond it away from chance.
+    """
+    within: list[int] = []
+    beyond: list[int] = []
+    for row in judged.values():
+        far = abs(row["gap"]["value"] if row.get("gap") else row["value"] - 0.5)
+        n, m = row["n"], row["n_holdout"]
+        z, room = (Z, margin - far) if far < margin else (row["critical"], far)
+        if room > 0:
+            c = (z * row["error"]) ** 2 * n * m / (n + m + 1)  # c (2 N + 1) <= room^2 N^2
+            (within if far < margin else beyond).append(math.ceil((c + math.sqrt(c * c + c * room**2)) / room**2))
+    return min(beyond) if beyond else max(within, default=None)
 
 
 def _judged(metrics: Mapping[str, Any], model: str) -> dict[str, Any]:
     """Attacks on a model with enough records for a verdict."""
     rows = (metrics.get("membership") or {}).get(model) or {}
     return {name: row for name, row in rows.items() if min(row["n"], row["n_holdout"]) >= ENOUGH}
+
+
+def _found(metrics: Mapping[str, Any], model: str) -> list[str]:
+    """Attacks by which the records are shown to be known: the adjusted interval lies above chance or the reference."""
+    rows = {name: row.get("gap") or {"low": row["low"] - 0.5} for name, row in _judged(metrics, model).items()}
+    return [name for name, gap in rows.items() if gap["low"] > 0.0]
 
 
 def still_known(metrics: Mapping[str, Any], model: str) -> list[str]:
@@ -356,11 +440,11 @@ def still_known(metrics: Mapping[str, Any], model: str) -> list[str]:
     the AUC does not hold 1/2. It does hold them where the adjusted p is not below 0.05. Above, the records are still
     known. Below, they stand out: the attack turned round finds them.
     """
-    out = []
+    out, above = [], _found(metrics, model)
     for name, row in _judged(metrics, model).items():
         gap, middle = (row["gap"], 0.0) if row.get("gap") else (row, 0.5)
-        said = "not forgotten by the attack" if gap["low"] > middle else "less likely than unseen records by the attack"
-        if gap["low"] > middle or gap["high"] < middle:
+        said = "not forgotten by the attack" if name in above else "less likely than unseen records by the attack"
+        if name in above or gap["high"] < middle:
             against = f", {_short(gap)} against the reference" if row.get("gap") else ""
             out.append(f"{said} {name}: AUC {_short(row)}{against}")
     return out

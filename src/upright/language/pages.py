@@ -153,8 +153,8 @@ def place_on(text: str) -> dict[str, str] | None:
 
 
 def is_forgotten(verdict: str) -> bool:
-    """Whether a verdict is that no attack finds the records; what was not measured, or is meaningless, is not."""
-    return verdict.startswith(("none of ", "forgotten"))
+    """Whether a verdict is *forgotten*; what was not shown, not measured, or is meaningless, is not."""
+    return verdict.startswith("forgotten: ")
 
 
 def in_short(verdict: str) -> str:

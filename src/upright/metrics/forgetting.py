@@ -392,8 +392,8 @@ def exact_memorisation(best: ArrayLike, mask: ArrayLike) -> Array:
     Parameters
     ----------
     best, mask : array_like of bool, shape (n, T)
-        Whether the argmax is the label, and where the answer stands. Every answer token counts, the last one too: mask
-        the end-of-sequence token out if it should not.
+        Whether the argmax is the label, and where the answer stands. Every token inside the mask counts: leave the end
+        of sequence out, as `upright.language.evaluation` and published evaluations do.
 
     Raises
     ------
@@ -409,7 +409,8 @@ def extraction_strength(best: ArrayLike, mask: ArrayLike) -> Array:
     """``1 - k / n`` with the smallest k in 0..n so that all answer tokens from k on are argmax; shape (n,).
 
     1 when the whole answer follows from the question, 0 when the last token is wrong. Published code stops at n - 1 and
-    gives 1 / n in that case. At most `exact_memorisation`, whose parameters, undefined values and errors it has.
+    gives 1 / n in that case, by construction. At most `exact_memorisation`, whose parameters, undefined values and
+    errors it has.
 
     >>> extraction_strength([[False, True, False, True, True]], [[True] * 5])
     array([0.4])

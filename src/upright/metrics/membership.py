@@ -116,13 +116,15 @@ def loss_score(mean_nll: ArrayLike) -> Array:
 def zlib_score(mean_nll: ArrayLike, texts: Sequence[str]) -> Array:
     """``-cbar / len(zlib.compress(text))``, shape (n,): a low loss counts more where the text is not repetitive.
 
-    The mean loss, not the sum, is divided, as in published evaluations of unlearning.
+    The mean loss, not the sum, is divided, as in published evaluations of unlearning; those compress an answer as it is
+    decoded, with the space that stands before it, where ours has none.
 
     Parameters
     ----------
     mean_nll : array_like, shape (n,)
     texts : sequence of str
-        The answers that were scored, without the questions; compressed as UTF-8 at zlib's default level.
+        The answers that were scored, without the questions and without white space at the ends; compressed as UTF-8 at
+        zlib's default level.
     """
     nll = _vector("mean_nll", mean_nll, 0.0)
     _aligned("losses", nll, "texts", len(texts))

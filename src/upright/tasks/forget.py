@@ -44,7 +44,15 @@ from upright.contract import (
     stream,
 )
 from upright.data.catalogue import cache_dir
-from upright.data.forget import Record, fingerprint, read_records, refuse_overlap, tofu_records, unique_records
+from upright.data.forget import (
+    Record,
+    fingerprint,
+    read_records,
+    refuse_overlap,
+    refuse_similar,
+    tofu_records,
+    unique_records,
+)
 from upright.lazy import LazyModule
 from upright.metrics import forgetting, membership
 
@@ -66,7 +74,14 @@ else:
 __all__ = ["Forget", "ForgetConfig", "Sets", "side_by_side"]
 
 Array = NDArray[np.float64]
-_NOT_TAUGHT = ("data", "reference", "scored_retain", "scored_holdout", "generate")  # settings that teaching ignores
+_NOT_TAUGHT = (
+    "data",
+    "reference",
+    "scored_retain",
+    "scored_holdout",
+    "generate",
+    "allow_similar",
+)  # settings that teaching ignores
 _OWN = (
     Metric("forget_gap", "lower", title="Forget gap"),
     Metric("forget_loss_gap", "lower", high=float("inf"), margin=0.1, title="Forget gap of the loss"),
@@ -113,8 +128,11 @@ class ForgetConfig(Config):
     """Held-out records that are scored; 0 leaves membership out."""
     generate: bool = True
     """Whether answers are written, for ROUGE-L; without it utility has two parts."""
-    template: Literal["auto", "chat", "plain"] = "auto"
-    """How a prompt is written: the tokenizer's chat template, plainly, or the first where there is one."""
+    template: Literal["auto", "raw", "plain", "chat"] = "auto"
+    """Form in which records are taught and asked; by default the one in which they were given, see
+    `upright.language.encoding`."""
+    allow_similar: bool = False
+    """Whether two files of a folder may hold nearly the same record."""
     precision: Literal["float32", "float64"] = "float32"
     """Of the weights."""
 
@@ -171,7 +189,7 @@ class Forget:
             size = {"forget": gone, "holdout": len(self._unknown), "retain": len(known) - gone}
             name, licence = "TOFU, bundled part", "MIT"
         else:
-            self._given, self._known, self._unknown = _read_folder(Path(config.data)), (), ()
+            self._given, self._known, self._unknown = _read_folder(Path(config.data), config.allow_similar), (), ()
             size = {name: len(records) for name, records in vars(self._given).items()}
             name, licence = Path(config.data).name, "yours"
         self._taught = self._known if self._given is None else (*self._given.forget, *self._given.retain)
@@ -405,7 +423,7 @@ def side_by_side(found: Sequence[Mapping[str, Array]], sizes: Sequence[int]) -> 
     return whole
 
 
-def _read_folder(folder: Path) -> Sets:
+def _read_folder(folder: Path, similar: bool) -> Sets:
     """Read the sets of a user's folder and refuse what overlaps."""
     if not folder.is_dir():
         raise InputError(f"data {folder.name!r}", "tofu, or a folder with forget.jsonl and retain.jsonl", "check it")
@@ -418,6 +436,7 @@ def _read_folder(folder: Path) -> Sets:
             raise InputError(f"{folder.name} without {name}.jsonl", "forget.jsonl and retain.jsonl", "add the file")
     numbered = {k: tuple(dataclasses.replace(r, id=str(i)) for i, r in enumerate(own)) for k, own in found.items()}
     refuse_overlap(**numbered)
+    refuse_similar(allow=similar, **numbered)
     return Sets(**numbered)
 
 

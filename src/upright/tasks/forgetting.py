@@ -14,9 +14,11 @@ Good is the level of a model that never saw the records, not the lowest number: 
 the records away as well. So over-unlearning is reported as a failure. `docs/audit-forgetting.md` has files, numbers and
 errors.
 
-What decides is judged together, in one max-T: with a reference what the probability of forgotten answers, the AUC of
-every membership score and the truth ratios show beyond it when the two models change places on records; without one the
-AUCs, when forgotten and held-out records change labels.
+Records are asked in the form in which they were given and in every other one in which all of a set can be asked (raw,
+plain, chat): names of the others end in the form. What decides is judged together over all forms, in one max-T: with a
+reference what the probability of forgotten answers, the AUC of every membership score and the truth ratios show beyond
+it when the two models change places on records; without one the AUCs, when forgotten and held-out records change
+labels. So the worst form decides.
 """
 
 from __future__ import annotations
@@ -32,7 +34,14 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from upright.contract import Arm, Config, File, InputError, Metric, PositiveInt, UnitScores, audit
-from upright.data.forget import Record, fingerprint, read_records, refuse_overlap, unique_records
+from upright.data.forget import (
+    Record,
+    fingerprint,
+    read_records,
+    refuse_overlap,
+    refuse_similar,
+    unique_records,
+)
 from upright.declare import Curve, Intervals, Noted, Signed
 from upright.evidence.bootstrap import DRAWS, Bootstrap
 from upright.evidence.compute import evidence, margins_of
@@ -54,10 +63,15 @@ Levels = dict[tuple[str, str], Level]  # by statistic and arm
 Sets = Mapping[str, Sequence[Record]]  # by side: forget, retain, holdout
 Readings = Mapping[str, Any]  # what a model makes of the records of each side
 NO_REFERENCE = "No retain-only reference: how a model answers that never saw the records is not known."
-METRICS: Mapping[str, Metric] = {
+METRICS: dict[str, Metric] = {
     **metrics_of.METRICS,
     **membership.METRICS,
     "holdout_probability": Metric("holdout_probability", "higher", 0.0, 1.0, 0.01, "Probability of held-out answers"),
+}
+METRICS |= {
+    f"{name}_{form}": dataclasses.replace(one, name=f"{name}_{form}", title=f"{one.title}, asked {how}")
+    for name, one in METRICS.items()
+    for form, how in (("raw", "as running text"), ("plain", "as a question"), ("chat", "by the chat template"))
 }
 KNOWN, TRUTH = "forget_probability", "forget_truth_probability"
 MARGIN = METRICS[KNOWN].margin
@@ -83,8 +97,12 @@ class ForgettingConfig(Config):
     reference: File | None = None
     """Folder of a model trained without the forgotten records: the level at which nothing is left of them. Both models
     are in memory at once."""
-    template: Literal["auto", "chat", "plain"] = "auto"
-    """How prompts are written."""
+    template: Literal["auto", "raw", "plain", "chat"] = "auto"
+    """Form in which records are asked first; by default the one in which they were given."""
+    cluster: str = "author"
+    """Key of the records that says which of them share a cause, such as a person: those are drawn together."""
+    allow_similar: bool = False
+    """Go on where two files hold nearly the same record."""
     generate: bool = True
     """Write answers, for ROUGE-L; takes most of the time."""
     batch_size: PositiveInt = 16
@@ -97,12 +115,12 @@ class ForgettingConfig(Config):
     report=[
         Intervals(
             "What is still known: the probability of answers",
-            "mean:forget_probability mean:holdout_probability mean:retain_probability",
+            "mean:forget_probability* mean:holdout_probability mean:retain_probability*",
             bars=True,
         ),
         Signed(
             "Beyond the reference, or beyond guessing",
-            "beyond:forget_probability beyond:mia_*",
+            "beyond:forget_probability* beyond:mia_*",
             [
                 "Above 0 records are still known; below, they were pushed under the level of unseen ones, which gives "
                 "them away as well."
@@ -115,7 +133,7 @@ class ForgettingConfig(Config):
         ),
         Intervals(
             "What is still known: by heart and in its own words",
-            "mean:forget_rouge_l mean:exact_memorisation mean:extraction_strength",
+            "mean:forget_rouge_l mean:exact_memorisation* mean:extraction_strength*",
             bars=True,
         ),
         Intervals("Distances from the reference", "memory_gap:* ks_distance:*"),
@@ -175,8 +193,9 @@ def read_forgetting(config: ForgettingConfig, *, seed: int, draws: int, margins:
     warnings: list[str] = []
     files = {side: getattr(config, side) for side in ("forget", "retain", "holdout")}
     files = {side: path for side, path in files.items() if path is not None}
-    sets = {side: _records(path, side, warnings) for side, path in files.items()}
+    sets = {side: _records(path, side, warnings, config.cluster) for side, path in files.items()}
     refuse_overlap(**sets)
+    warnings += refuse_similar(allow=config.allow_similar, **sets)
     if config.generate:
         metrics_of.rouge_l_recall(["a"], ["a"])  # says now, not after an hour, that a package is missing
     for name, folder in (("model", config.model), ("reference", config.reference)):
@@ -220,9 +239,9 @@ def read_forgetting(config: ForgettingConfig, *, seed: int, draws: int, margins:
 # -- files and models -----------------------------------------------------------------------------------------------
 
 
-def _records(path: Any, side: str, warnings: list[str]) -> list[Record]:
+def _records(path: Any, side: str, warnings: list[str], cluster: str) -> list[Record]:
     """Read one set without repetitions."""
-    records, again = unique_records(read_records(path))
+    records, again = unique_records(read_records(path, cluster=cluster))
     if again:
         warnings.append(f"{name_of(path)}: {plural(again, 'repeated record')} left out.")
     if len(records) < FEWEST:
@@ -264,8 +283,8 @@ def _scores(speaker: Any, sets: Sets, own: Readings, reference: Readings, genera
     found = []
     for side, records in sets.items():
         beside = None if side == "retain" else reference.get(side)
-        kind: Any = side
-        one = dict(score_records(speaker, records, side=kind, reading=own[side], rouge=generate, reference=beside))
+        options: Any = {"side": side, "reading": own[side], "rouge": generate, "reference": beside, "forms": True}
+        one = score_records(speaker, records, **options)
         if side == "holdout":
             one["holdout_probability"] = metrics_of.probability(own[side].mean_nll)
         found.append(one)
@@ -352,7 +371,7 @@ def forgetting_evidence(
 
 def _scored(units: Units, arm: str) -> list[str]:
     """Return the membership scores that an arm has of forgotten and of held-out records."""
-    known = {m: np.isfinite(units.values(arm, m)) for m in membership.METRICS if m in units.metrics}
+    known = {m: np.isfinite(units.values(arm, m)) for m in METRICS if m.startswith("mia_") and m in units.metrics}
     sides = [units.by[SET] == side for side in ("forget", "holdout")]
     return [m for m, have in known.items() if all((have & side).any() for side in sides)]
 
@@ -420,7 +439,7 @@ def _beyond_reference(boot: Bootstrap, levels: Levels) -> list[tuple[float, Leve
     """
     from scipy.stats import rankdata  # half a second, which a typo need not wait for
 
-    metrics = {KNOWN: "the reference"}
+    metrics = {m: "the reference" for m in boot.units.metrics if m.startswith(KNOWN)}
     metrics |= {
         m: "the reference" if (f"membership:{m}", RETRAIN) in levels else "1/2" for m in _scored(boot.units, YOURS)
     }
@@ -510,14 +529,14 @@ def _authors(blocks: Sequence[Block], roles: Sequence[Arm], draws: int, seed: in
 
 def _is_over(pair: Level) -> bool:
     """Whether forgotten records are pushed below the level of unseen ones."""
-    return pair.high < 0 and (pair.metric == KNOWN or pair.value <= -FAR)
+    return pair.high < 0 and (pair.metric.startswith(KNOWN) or pair.value <= -FAR)
 
 
 def _verdict(pairs: Sequence[Level], levels: Levels, reference: bool, margin: float) -> Verdict:
     """Return the verdict, whose word is still known or over-unlearned where the side is shown, else told apart."""
     seen = [x for x in pairs if x.shown and max(-x.low, x.high) > margin]
     kind = "over-unlearned" if any(map(_is_over, seen)) else "told apart"
-    kind = "still known" if any(x.metric == KNOWN and x.low > 0 for x in seen) else kind
+    kind = "still known" if any(x.metric.startswith(KNOWN) and x.low > 0 for x in seen) else kind
     lacking = [] if reference else [_LEVEL]
     said = audit_verdict(kind, pairs, margin=margin, unit="record", unmeasured=lacking)
     steps = said.next_steps
