@@ -155,9 +155,10 @@ def test_trying_rates_leaves_the_model_as_it_was(world, tmp_path, monkeypatch):
     assert (rate, {row["failed"] for row in tried}) == (tried[0]["rate"], {"utility floor"})  # the smallest
 
 
-def test_the_bound_of_pdu_is_measured_before_training(world, tmp_path):
-    """A bounded loss is refused at the desk because its bound is an option that nobody can know."""
-    found = w.start(world, tmp_path, settings=w.FAST.replace(loss="pdu", epochs=1))
+@pytest.mark.parametrize("loss", ["pdu", "jensun"])
+def test_bounded_losses_need_no_options(world, tmp_path, loss):
+    """A bounded loss is refused at the desk because its bound, or its refusal, is an option that nobody can pass."""
+    found = w.start(world, tmp_path, settings=w.FAST.replace(loss=loss, epochs=1))
     assert found["training"]["steps"] == 2
 
 
