@@ -76,7 +76,7 @@ def test_the_whole_way_of_a_request(world, upright, tmp_path):
 
 def test_a_failed_guard_is_exit_status_1(world, upright, tmp_path):
     # catches a script that goes on with a model that was not written
-    words = ["unlearn", world.model, world.forget, world.retain, "--out", "new", "--loss", "ga", "--epochs", "1",
+    words = ["unlearn", world.model, world.forget, world.retain, "--out", "new", "--loss", "grad_diff", "--epochs", "1",
              "--learning-rate", "0.03", "--no-rouge", "--sampling", "uniform"]  # fmt: skip
     status, out, _ = upright(*words)
     assert status == 1
@@ -89,7 +89,8 @@ def test_a_failed_guard_is_exit_status_1(world, upright, tmp_path):
 def test_forgotten_can_be_required(world, upright, tmp_path, monkeypatch):
     # catches a script that takes "done" for forgotten, a model that is gone then, and JSON with words after it
     words = ["unlearn", world.model, world.forget, world.retain, *QUICK, "--epochs", "1", "--sampling", "uniform"]
-    status, out, err = upright(*words, "--out", "new", "--lora", "2", "--require-forgotten", "--json")
+    adapter = ["--lora", "4", "--learning-rate", "1e-2", "--epochs", "6"]
+    status, out, err = upright(*words, *adapter, "--out", "new", "--require-forgotten", "--json")
     found = json.loads(out)
     assert (status, found["status"]) == (1, "done")
     assert "the model is written and kept: new" in err
