@@ -7,11 +7,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 import desk_world
 from upright import cli
+from upright.data.forget import read_records
+from upright.language import desk
 
 QUICK = ["--learning-rate", "1e-3", "--epochs", "2", "--no-rouge", "--utility-floor", "0.5"]
 
@@ -73,7 +76,7 @@ def test_the_whole_way_of_a_request(world, upright, tmp_path):
 
 def test_a_failed_guard_is_exit_status_1(world, upright, tmp_path):
     # catches a script that goes on with a model that was not written
-    words = ["unlearn", world.model, world.forget, world.retain, "--out", "new", "--loss", "ga", "--epochs", "1",
+    words = ["unlearn", world.model, world.forget, world.retain, "--out", "new", "--loss", "grad_diff", "--epochs", "1",
              "--learning-rate", "0.03", "--no-rouge", "--sampling", "uniform"]  # fmt: skip
     status, out, _ = upright(*words)
     assert status == 1
@@ -83,14 +86,22 @@ def test_a_failed_guard_is_exit_status_1(world, upright, tmp_path):
     assert "failed, forgetting not measured, model -> no model" in upright("list")[1]
 
 
-def test_forgotten_can_be_required(world, upright, tmp_path):
+def test_forgotten_can_be_required(world, upright, tmp_path, monkeypatch):
     # catches a script that takes "done" for forgotten, a model that is gone then, and JSON with words after it
     words = ["unlearn", world.model, world.forget, world.retain, *QUICK, "--epochs", "1", "--sampling", "uniform"]
-    status, out, err = upright(*words, "--out", "new", "--require-forgotten", "--json")
-    assert (status, json.loads(out)["status"]) == (1, "done")
+    adapter = ["--lora", "4", "--learning-rate", "1e-2", "--epochs", "6"]
+    status, out, err = upright(*words, *adapter, "--out", "new", "--require-forgotten", "--json")
+    found = json.loads(out)
+    assert (status, found["status"]) == (1, "done")
     assert "the model is written and kept: new" in err
-    assert (tmp_path / "new" / "model.safetensors").exists()
+    assert (tmp_path / "new" / "adapter_model.safetensors").exists()
+    own = ["--base", world.model, "--earlier", world.forget, "--no-rouge"]
+    assert f"{found['request']}: re-evaluated on 10 of 10 records" in upright("eval", "new", world.forget, *own)[1]
     assert upright(*words, "--out", "other", "--require-forgotten", "--dry-run")[0] == 0
+    for said, expected in (("forgotten: 4", 0), ("still known: 4", 1), ("not shown: no", 1), ("not measured: t", 1),
+                           ("not measurable by membership: 1", 1)):  # fmt: skip
+        monkeypatch.setattr(desk, "unlearn", lambda *_, said=said, **__: {**found, "forgotten": said})
+        assert upright(*words, "--out", "x", "--require-forgotten")[0] == expected
 
 
 def test_the_losses_of_the_help_are_those_that_the_desk_takes():
@@ -117,6 +128,14 @@ def test_score_and_dry_run(world, upright, tmp_path):
     assert status == 0
     assert out.startswith("A dry run: nothing was changed")
     assert {p.name for p in tmp_path.iterdir()} == {"forget-desk", "other"}
+    one = replace(
+        read_records(world.forget)[3], id="loud", prompt="", answer=read_records(world.forget)[3].answer.upper()
+    )
+    near = desk_world.write_records(tmp_path / "near.jsonl", [one])
+    words = ["unlearn", world.model, world.forget, near, "--out", "new", "--dry-run", "--no-rouge"]
+    assert "is nearly record loud of retain" in upright(*words)[2]
+    status, out, _ = upright(*words, "--allow-similar")
+    assert (status, "is nearly record loud of retain" in out) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +148,10 @@ def test_score_and_dry_run(world, upright, tmp_path):
         (["verify", "--key", "missing"], "head -c 32 /dev/urandom"),
         (["unlearn", "m", "f.jsonl", "r.jsonl", "--out", "new"], "f.jsonl cannot be read"),
         (["unlearn", "m", "f", "r", "--out", "new", "--sampling", "mdr"], "'uniform' | 'difficulty'"),
-        (["unlearn", "m", "f", "r", "--out", "new", "--loss", "npoo"], "--loss npoo\n  accepted: npo, pdu, ce_u, ga, "),
+        (
+            ["unlearn", "m", "f", "r", "--out", "new", "--loss", "npoo"],
+            "--loss npoo\n  accepted: npo, pdu, jensun, ce_u",
+        ),
         (["unlearn", "m", "f", "r", "--out", "new", "--loss", "npoo"], "choose one of these"),
         (["unlearn", "m", "f", "r", "--out", "new", "--sampling", "mdr"], "error: --sampling mdr"),
         (["unlearn", "m", "f", "r", "--out", "new", "--sampling", "mdr"], "choose one of these"),
@@ -139,7 +161,7 @@ def test_score_and_dry_run(world, upright, tmp_path):
         (["unlearn", "m", "f", "r", "--out", "new", "--template", "odd"], "error: --template odd"),
         (["eval", "m", "f.jsonl", "--template", "odd"], "template = 'odd'"),
         (["retrain", "b", "r", "--model", "m", "--forget", "f", "--out", "new", "--epochs", "0"], "error: --epochs 0"),
-        (["eval", "m", "f.jsonl"], "f.jsonl cannot be read"),
+        (["eval", "m", "f.jsonl", "--cluster", "person", "--allow-similar"], "f.jsonl cannot be read"),
         (["score", "m", "f.jsonl"], "f.jsonl cannot be read"),
     ],
 )

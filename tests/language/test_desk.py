@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 import shutil
 import signal
@@ -32,6 +33,12 @@ def _empty(user, p):
 def _overlap(user, p):
     records = read_records(user.retain)
     return {"retain": w.write_records(p / "r.jsonl", [*records[:3], replace(read_records(user.forget)[4], id="x7")])}
+
+
+def _nearly(user, p):
+    one = read_records(user.forget)[4]
+    loud = replace(one, prompt=one.prompt.upper(), answer=one.answer.upper(), id="x7")
+    return {"retain": w.write_records(p / "r.jsonl", [*read_records(user.retain)[:3], loud])}
 
 
 def _held_out_is_retained(user, p):
@@ -119,6 +126,8 @@ BAD = [
      "check the file"),
     (_overlap, "record 4 of forget is record x7 of retain (1 shared)", "forget and retain without a common record",
      "take the shared records out of retain"),
+    (_nearly, "record 4 of forget is nearly record x7 of retain (1 such pairs)",
+     "forget and retain without near-duplicates", "take these records out of retain, or pass --allow-similar"),
     (_held_out_is_retained, "record 20 of retain is record 20 of holdout (14 shared)",
      "retain and holdout without a common record", "take the shared records out of holdout"),
     (_tokenizer, "a tokenizer of 500 tokens and a model with embeddings for 400", "the tokenizer of the model",
@@ -166,6 +175,61 @@ def test_bad_input_has_three_parts_and_changes_nothing(world, tmp_path, make, go
     assert w.contents(world.root) == before
     assert w.contents(tmp_path) == place
     assert not (tmp_path / "desk").exists()
+
+
+def call(verb, world, place, cluster="author", **changes):
+    """Call a verb of the desk with files that may be changed."""
+    files = {name: changes.get(name, getattr(world, name)) for name in ("forget", "retain")}
+    forget, retain = files.values()
+    if verb == "unlearn":
+        return w.start(world, place, **files, settings=w.FAST.replace(cluster=cluster))
+    if verb == "retrain":
+        more = {"model_dir": world.model, "forget_file": forget, "recipe": desk.Recipe(cluster=cluster)}
+        return desk.retrain(world.reference, retain, out=place / "new", desk=place / "desk", **more)
+    if verb == "evaluate":
+        return desk.evaluate(world.model, forget, retain, cluster=cluster)
+    if verb == "score":
+        return desk.score(world.model, forget, desk=place / "desk", cluster=cluster)
+    return desk.reevaluate(place / "desk", world.model, [forget], cluster=cluster)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "retrain"])
+def test_near_duplicates_are_refused_by_the_other_verbs(world, tmp_path, verb):
+    """Records to forget that stand in the retain file in capitals are trained to be kept, and judged as kept."""
+    with pytest.raises(InputError, match="record 4 of forget is nearly record x7 of retain"):
+        call(verb, world, tmp_path, **_nearly(world, tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["r.jsonl"]
+
+
+def test_near_duplicates_that_are_allowed_stand_in_the_receipt(world, tmp_path, monkeypatch):
+    """Whoever reads the receipt does not learn that some of what was to go was kept in other letters."""
+    monkeypatch.setattr(desk, "_train", w.no_training)
+    found = w.start(world, tmp_path, **_nearly(world, tmp_path), settings=w.FAST.replace(allow_similar=True))
+    assert "record 4 of forget is nearly record x7 of retain (1 such pairs)" in pages.page(found)
+    assert found["method"]["allow_similar"] is True
+
+
+@pytest.mark.parametrize("verb", ["score", "unlearn", "retrain", "evaluate", "reevaluate"])
+def test_what_records_have_in_common_is_asked_of_every_file(world, tmp_path, verb):
+    """Records of one person are drawn apart, because the desk takes no key but the author."""
+    with pytest.raises(InputError, match=r"forget\.jsonl line 1: no 'person'"):
+        call(verb, world, tmp_path, cluster="person")
+
+
+def test_records_of_one_person_are_drawn_together(world, tmp_path):
+    """Intervals of a desk are too narrow where a key says which records belong together."""
+    records = [r for r in read_records(world.forget) for _ in range(2)]
+    twice = [replace(r, id=str(i), prompt=f"{r.prompt} {'So?' * (i % 2)}") for i, r in enumerate(records)]
+    rows = [json.loads(line) for line in w.write_records(tmp_path / "f.jsonl", twice).read_text().splitlines()]
+    (tmp_path / "f.jsonl").write_text("".join(json.dumps({**r, "person": i // 2}) + "\n" for i, r in enumerate(rows)))
+    rows = [{k: v for k, v in row.items() if k != "person"} for row in rows]
+    (tmp_path / "g.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one, other = (
+        desk.evaluate(world.model, tmp_path / file, rouge=False, cluster=key)["metrics"]["forget"]["forget_probability"]
+        for file, key in (("f.jsonl", "person"), ("g.jsonl", "author"))
+    )
+    assert one["model"]["value"] == other["model"]["value"]
+    assert one["model"]["high"] - one["model"]["low"] > 1.2 * (other["model"]["high"] - other["model"]["low"])
 
 
 def test_a_desk_inside_the_place_of_the_model_is_refused_through_a_link(world, tmp_path):
@@ -393,10 +457,11 @@ def test_a_list_of_a_desk_that_is_not_there_is_an_error(tmp_path):
 
 @pytest.mark.parametrize(
     ("verdict", "short", "forgotten"),
-    [("still known: 4 of 4 attacks find the records", "still known: 4 of 4 attacks find the records", False),
+    [("still known: 4 of 4 attacks find the records", "still known", False),
      ("forgotten: 4 of 4 attacks found the records before; now", "forgotten", True),
-     ("not shown: no attack found the records before, the margin is 0.1; about 65", "not shown: no attack found the "
-      "records before, the margin is 0.1", False),
+     ("not shown: no attack found the records before, the margin is 0.1; about 65", "not shown", False),
+     ("none of 4 attacks finds the records; the smallest", "none of 4 attacks finds the records", False),
+     ("not measurable by membership: 1 of at least 5 records", "not measurable by membership", False),
      ("not measured: too few records, 10", "forgetting not measured", False),
      (receipts.DESTROYED, receipts.DESTROYED, False)],
 )  # fmt: skip

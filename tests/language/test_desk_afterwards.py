@@ -321,6 +321,14 @@ def test_earlier_requests_are_measured_again_where_all_their_records_are_supplie
     assert desk.verify(own)["intact"]
 
 
+def test_an_earlier_request_is_measured_in_its_own_form(world, tmp_path):
+    """Measured as question and answer, what was forgotten as running text seems to have come back."""
+    found = w.start(world, tmp_path, settings=w.FAST.replace(template="raw", epochs=1))
+    [row] = desk.reevaluate(tmp_path / "desk", tmp_path / "new", [world.forget])["requests"]
+    then = found["metrics"]["forget"]["forget_probability"]["after"]
+    assert row["probability"]["value"] == pytest.approx(then["value"], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("supplied", "why"), [(9, "9 of its 10 "), (5, "5 of its 10 "), (4, "fewer than 5 of its 10 ")]
 )

@@ -232,6 +232,19 @@ def test_a_retrain_has_a_receipt_of_its_level(tmp_path):
 # -- ledgers of earlier versions ------------------------------------------------------------------------------------
 
 
+def test_a_page_says_the_remedy_first_and_where_each_phase_ran(tmp_path):
+    """Wrong: the page that is sent on had neither; receipts of earlier versions, without them, had no page at all."""
+    request = disk.Request.new(tmp_path)
+    request.note(model="a")
+    body = body_of(request, *(make_model(tmp_path / name) for name in ("a", "b")))
+    place = {"line": 1, "time": "t", "hash": "h", "head": "h", "signed": False}
+    body |= {"since": [], "purged": None, "ledger": place}
+    old = pages.page(body).splitlines()
+    new = pages.page({**body, "remedy": "A sentence.", "devices": {"after": "cpu", "rates": "cuda:0"}}).splitlines()
+    assert new[2:5] == ["A sentence.", "", old[2]]
+    assert "devices     after on cpu, rates on cuda:0" in new
+
+
 def test_a_ledger_of_an_earlier_version_still_verifies(forget, tmp_path):
     """Wrong: a line without checksums of other files was refused, or they counted as compared."""
     request = make_desk(tmp_path, old=True)

@@ -31,10 +31,13 @@ Key = Annotated[Path | None, typer.Option(help="Key file: ledger lines are signe
 Rouge = Annotated[bool, typer.Option("--rouge/--no-rouge", help="Write answers out and compare them: slow.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DESK = Path("forget-desk")
-LOSS = "Bounded: npo, pdu; others: ce_u, ga, grad_diff, grad_diff_kl, satimp, simnpo, undial, wga."  # without torch
+# Written out: to ask for the names would load torch.
+LOSS = "Bounded: npo, pdu, jensun; others: ce_u, ga, grad_diff, grad_diff_kl, satimp, simnpo, undial, wga."
 Base = Annotated[Path | None, typer.Option(help="Model folder under an adapter: MODEL is then an adapter of peft.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda: every phase runs there.")]
-Template = Annotated[str, typer.Option(help="How prompt and answer become one text: auto, chat or plain.")]
+Template = Annotated[str, typer.Option(help="How prompt and answer become one text: auto, raw, plain or chat.")]
+Cluster = Annotated[str, typer.Option(help="Key of what records have in common: they are drawn together.")]
+Similar = Annotated[bool, typer.Option("--allow-similar", help="Go on though two files hold nearly the same record.")]
 Lora = Annotated[int, typer.Option(help="Rank of a new adapter that is trained and written alone; 0 trains all.")]
 Accumulate = Annotated[int, typer.Option(help="Batches an update.")]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 while training.")]
@@ -84,6 +87,7 @@ def score(
     batch_size: Batch = 8,
     base: Base = None,
     device: Device = "auto",
+    cluster: Cluster = "author",
     seed: Seed = 0,
     key: Key = None,
     as_json: Json = False,
@@ -92,7 +96,7 @@ def score(
     from upright.language import desk as verbs
     from upright.language.pages import score_page
 
-    rest = _of(locals(), "desk batch_size seed key base device")
+    rest = _of(locals(), "desk batch_size seed key base device cluster")
     found = verbs.score(model, forget, probes=probes or "auto", **rest)
     _print(found, as_json, score_page(found))
 
@@ -115,6 +119,8 @@ def unlearn(
     bf16: Bf16 = False,
     lora: Lora = 0,
     template: Template = "auto",
+    cluster: Cluster = "author",
+    allow_similar: Similar = False,
     base: Base = None,
     device: Device = "auto",
     reference: Reference = None,
@@ -124,7 +130,7 @@ def unlearn(
     relearn_steps: Relearn = 10,
     keep_failed: KeepFailed = False,
     require_forgotten: Annotated[
-        bool, typer.Option("--require-forgotten", help="Exit with 1 unless no attack finds the records.")
+        bool, typer.Option("--require-forgotten", help="Exit with 1 unless the verdict is forgotten.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, say what it takes, change nothing.")] = False,
     rouge: Rouge = True,
@@ -143,8 +149,7 @@ def unlearn(
         settings = verbs.Settings(**_of(given, verbs.Settings.__dataclass_fields__))
     rest = _of(given, "out desk reference holdout earlier base device keep_failed dry_run key")
     found = verbs.unlearn(model, forget, retain, settings=settings, **rest)
-    first = f"Note: {found['remedy']}.\n\n" if found.get("remedy") else ""
-    _print(found, as_json, dry_page(found) if dry_run else first + unlearn_page(found))
+    _print(found, as_json, dry_page(found) if dry_run else unlearn_page(found))
     if found.get("status") == "failed":
         raise typer.Exit(1)
     if require_forgotten and not dry_run and not is_forgotten(found["forgotten"]):
@@ -179,6 +184,8 @@ def retrain(
     bf16: Bf16 = False,
     lora: Lora = 0,
     template: Template = "auto",
+    cluster: Cluster = "author",
+    allow_similar: Similar = False,
     device: Device = "auto",
     holdout: Holdout = None,
     utility_floor: Floor = 0.9,
@@ -216,6 +223,8 @@ def eval_(
     rouge: Rouge = True,
     batch_size: Batch = 8,
     template: Template = "auto",
+    cluster: Cluster = "author",
+    allow_similar: Similar = False,
     base: Base = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -229,12 +238,14 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Measure a model on records, against a reference where there is one; with --earlier also earlier requests."""
-    rest = _of(locals(), "holdout reference out rouge batch_size template base device seed robust before desk")
+    given = locals()
+    shared = _of(given, "batch_size base device cluster")
+    rest = _of(given, "holdout reference out rouge template allow_similar seed robust before desk")
     from upright.language import desk as verbs
     from upright.language.pages import eval_page
 
-    found = verbs.evaluate(model, forget, retain, other=[*(earlier or []), key], **rest)
-    again = verbs.reevaluate(desk, model, earlier, batch_size=batch_size, key=key) if earlier else None
+    found = verbs.evaluate(model, forget, retain, other=[*(earlier or []), key], **rest, **shared)
+    again = verbs.reevaluate(desk, model, earlier, key=key, **shared) if earlier else None
     _print({**found, "reevaluated": again}, as_json, eval_page(found, again, out))
 
 

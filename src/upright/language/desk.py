@@ -68,7 +68,7 @@ __all__ = ["Recipe", "Settings", "evaluate", "listing", "purge", "receipt", "ree
 
 Array = NDArray[np.float64]
 _STILL = 0.01  # change of the mean loss a token below which nothing moved: 1 % of the probability
-_REMEDY = "the reference is the remedy: it was trained without the records, and what is written here only comes near it"
+_REMEDY = "The reference is the remedy: it was trained without the records; what is written here only comes near it."
 
 
 class Progress:
@@ -100,7 +100,7 @@ class Progress:
 def score(
     model_dir: Path, forget_file: Path, *, desk: Path, sigma: str | float = DEFAULT_SIGMA,
     probes: int | Literal["auto"] = "auto", batch_size: int = 8, seed: int = 0, base: Path | None = None,
-    device: str = "auto", key: Path | None = None,
+    device: str = "auto", cluster: str = "author", key: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Score how hard each record is to forget; one number a record stays in the desk, aggregates are returned.
 
@@ -115,6 +115,8 @@ def score(
         The model under `model_dir`, when that is an adapter.
     device : str
         Of `intake.device_of`.
+    cluster : str
+        Of `read_records`.
     key : Path, optional
         Of `Ledger`.
 
@@ -130,7 +132,7 @@ def score(
     """
     intake.refuse_place(desk, [model_dir])
     ledger = open_ledger(desk, key)
-    given = inputs(model_dir, forget_file, batch_size=batch_size, base=base, device=device)
+    given = inputs(model_dir, forget_file, batch_size=batch_size, base=base, device=device, cluster=cluster)
     request = Request.new(desk)
     Progress(request)("score", given.speaker, f"{len(given.forget)} records")
     found = score_difficulty(given.speaker.model, given.speaker.encode(given.forget), sigma=sigma,
@@ -145,8 +147,9 @@ def score(
 
 def _keep_scores(request: Request, records: Sequence[Record], found: Difficulty) -> None:
     """Store one row a record beside the salt: ids and numbers, no text."""
-    tables = {"mrd": found.mrd, "signed": found.signed, "standard_error": found.standard_error, "tokens": found.tokens,
-              "nll": found.nll}  # fmt: skip
+    low, high = found.interval
+    tables = {"mrd": found.mrd, "low": low, "high": high, "signed": found.signed,
+              "standard_error": found.standard_error, "tokens": found.tokens, "nll": found.nll}  # fmt: skip
     rows = {"id": [r.id for r in records], "hash": request.hashes(records), **tables}
     disk.write_json(request.folder / "scores.json", rows)
 
@@ -196,10 +199,11 @@ def unlearn(
     intake.refuse_place(desk, [m for m in (model_dir, reference, base) if m is not None], out)
     intake.refuse_loss(settings.loss)
     ledger = open_ledger(desk, key)
-    given = inputs(model_dir, forget_file, retain_file, holdout=holdout, reference=reference, base=base,
-                   batch_size=settings.batch_size, template=settings.template, device=device)  # fmt: skip
+    given = inputs(model_dir, forget_file, retain_file, holdout=holdout, reference=reference, base=base, device=device,
+                   **_reading(settings))  # fmt: skip
+    receipts.refuse_base(ledger, model_dir, base)
     given.speaker.model = remedies.with_adapter(given.speaker.model, settings.lora, settings.seed)
-    old = [r for file in earlier for r in records_of("earlier", file, [])]
+    old = [r for file in earlier for r in records_of("earlier", file, [], cluster=settings.cluster)]
     given.notes += [f"{name} beside --out was left by a killed run: remove it" for name in disk.leftovers(out)]
     saving = _Saving(given.speaker, out, model_dir)
     if dry_run:
@@ -218,7 +222,7 @@ def unlearn(
         if earlier and not measurable:
             body["warnings"].append("earlier requests: not measured, because the request failed")
         body["reference"] = name_of(reference) or "none available"
-        under = base if is_adapter(model_dir) else None
+        under = base if is_adapter(model_dir) else model_dir if saving.adapter else None
         _write(request, ledger, body, saving, model_dir, before_sum, base=under, keep_failed=keep_failed)
     again: dict[str, Any] = {"requests": [], "ledger": None}
     if measurable:
@@ -226,6 +230,11 @@ def unlearn(
         again = reevaluated(desk, ledger, given.speaker, supplied, kept=given.retain, source=before_sum["before"],
                             model=name_of(out), skip=request.id, seed=settings.seed)  # fmt: skip
     return {**receipts.receipt_of(desk, request.id, ledger=ledger), "reevaluated": again}
+
+
+def _reading(settings: Settings | Recipe) -> dict[str, Any]:
+    """Return what `inputs` is told by the settings of a training."""
+    return {name: getattr(settings, name) for name in ("batch_size", "template", "cluster", "allow_similar")}
 
 
 class _Saving:
@@ -396,7 +405,6 @@ def _unlearned(request: Request, given: Inputs, settings: Settings) -> dict[str,
     body["warnings"] += (summary or {}).get("warnings") or []
     if other is not None:
         body["remedy"] = _REMEDY
-        body["notes"] = [_REMEDY, *body["notes"]]
     return body
 
 
@@ -415,8 +423,6 @@ def _body(
     lost = receipts.destroyed(metrics)
     reasons = [*reasons, *(f"{one.name}: {one.detail}" for one in checks if one.state == "failed")]
     said = receipts.DESTROYED if lost else verdict(metrics, "after", before="before").sentence
-    if len(given.forget) < LEAST and not lost:
-        said = f"not measurable by membership: fewer than {LEAST} records"
     return {
         "schema": 1, "request": request.id, "status": "failed" if reasons else "done", "reasons": reasons,
         "forgotten": said, "level": level,
@@ -438,16 +444,15 @@ def _body(
 def _moved(before: Look, after: Look, weights: bool, facts: Mapping[str, Any]) -> Guard:
     """Check that a request did something: weights changed, and with them the mean loss of the forget records."""
     change = float(after.reading.mean_nll.mean() - before.reading.mean_nll.mean())
-    shown = f" by {change:+.4f}" if len(after.reading.mean_nll) >= LEAST else ""
+    many = len(after.reading.mean_nll) >= LEAST  # of fewer records it could be that of one
+    changed = "the mean loss a token of the forget records changed" + (f" by {change:+.4f}" if many else "")
     if not weights:
         why = "nothing moved: the weights are those before" + (f", {facts['stopped']}" if facts.get("stopped") else "")
     elif abs(change) < _STILL:
-        why = facts.get("unmoved") or (
-            f"nothing moved: the mean loss a token of the forget records changed{shown or ' by less'}, less than "
-            f"{_STILL:g}: raise the learning rate or train longer"
-        )
+        why = f"nothing moved: {changed}, less than {_STILL:g}: raise the learning rate or train longer"
+        why = (many and facts.get("unmoved")) or why
     else:
-        return Guard("effect", "passed", f"the mean loss a token of the forget records changed{shown}")
+        return Guard("effect", "passed", changed)
     return Guard("effect", "failed", why)
 
 
@@ -545,9 +550,9 @@ def retrain(
     recipe = recipe or Recipe()
     intake.refuse_place(desk, [base, model_dir], out)
     ledger = open_ledger(desk, key)
-    same: dict[str, Any] = {"template": recipe.template, "batch_size": recipe.batch_size}
     under = base if is_adapter(model_dir) else None
-    given = inputs(model_dir, forget_file, retain_file, holdout=holdout, base=under, device=device, **same)
+    given = inputs(model_dir, forget_file, retain_file, holdout=holdout, base=under, device=device, **_reading(recipe))
+    receipts.refuse_base(ledger, model_dir, under)
     beginning = _beginning(given.speaker, base, recipe)
     saving = _Saving(beginning, out, base)
     before = _sums(model_dir, "before")
@@ -626,7 +631,8 @@ def evaluate(
     model_dir: Path, forget_file: Path, retain_file: Path | None = None, *, holdout: Path | None = None,
     reference: Path | None = None, out: Path | None = None, rouge: bool = True, batch_size: int = 8, seed: int = 0,
     robust: bool = False, before: Path | None = None, base: Path | None = None, template: Template = "auto",
-    device: str = "auto", desk: Path | None = None, other: Sequence[Path | None] = (),
+    device: str = "auto", cluster: str = "author", allow_similar: bool = False, desk: Path | None = None,
+    other: Sequence[Path | None] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Measure a model on records, with intervals, against a reference where there is one; changes nothing.
 
@@ -638,8 +644,8 @@ def evaluate(
         Whether to attack copies of the model too, see `upright.language.attacks`.
     before : Path, optional
         The model before unlearning, for the share of what was removed that an attack brings back.
-    base, template, device
-        As for `unlearn`.
+    base, template, device, cluster, allow_similar
+        As for `unlearn` and its settings.
     desk, other
         Folder and files of the same call that `out` must not touch.
 
@@ -657,8 +663,8 @@ def evaluate(
         intake.refuse_report(out, folders=[model_dir, reference, before, base, desk],
                       files=[forget_file, retain_file, holdout, *other])  # fmt: skip
     given = inputs(model_dir, forget_file, retain_file, holdout=holdout, reference=reference, before=before, base=base,
-                   batch_size=batch_size, template=template, device=device)  # fmt: skip
-
+                   batch_size=batch_size, template=template, device=device, cluster=cluster,
+                   allow_similar=allow_similar)  # fmt: skip
     options: dict[str, Any] = {"steps": STEPS if robust else 0, "rouge": rouge, "seed": seed}
     known = None if given.reference is None else given.reference.read(given.forget)
     looks = {"model": _look(given, given.speaker, known, **options)}
@@ -677,7 +683,7 @@ def evaluate(
     found = plain({
         "kind": intake.REPORT, "model": {"name": name_of(model_dir), "sha256": disk.checksum(model_dir)},
         "reference": name_of(reference) or "none available", "code": receipts.code(), "seed": seed,
-        "device": str(given.speaker.model.device), "template": template,
+        "device": str(given.speaker.model.device), "template": template, "cluster": cluster,
         "records": {"forget": len(given.forget), "retain": len(given.retain), "holdout": len(given.holdout)},
         "metrics": compared(looks, seed=seed), "notes": [*given.notes, *limits_of(looks["model"])],
         "robustness": strong,

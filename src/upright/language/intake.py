@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import torch
 
 from upright.contract import Config, InputError, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range
-from upright.data.forget import Record, refuse_overlap
+from upright.data.forget import Record, refuse_overlap, refuse_similar
 from upright.language.disk import checksum
 from upright.language.encoding import Scope, Template, refuse_mismatch
 from upright.language.evaluation import Speaker
@@ -44,6 +44,10 @@ class _Common(Config):
     was given."""
     template: Template = "auto"
     """How prompt and answer become one text."""
+    cluster: str = "author"
+    """Key of what records have in common, such as a person; they are drawn, and change, together."""
+    allow_similar: bool = False
+    """Whether records that are nearly the same may stand in two files; the receipt then names them."""
     utility_floor: Annotated[float, Range(ge=0, le=1)] = 0.9
     """Share of the utility before that must be left."""
     relearn_steps: NonNegativeInt = 10
@@ -171,7 +175,7 @@ def _fits(speaker: Speaker, name: str, records: Sequence[Record]) -> None:
 def inputs(
     model_dir: Path, forget_file: Path, retain_file: Path | None = None, *, holdout: Path | None = None,
     reference: Path | None = None, before: Path | None = None, base: Path | None = None, batch_size: int = 8,
-    template: Template = "auto", device: str = "auto",
+    template: Template = "auto", device: str = "auto", cluster: str = "author", allow_similar: bool = False,
 ) -> Inputs:  # fmt: skip
     """Read everything, cheapest first, and refuse what cannot be right.
 
@@ -183,12 +187,17 @@ def inputs(
         The model under every adapter among `model_dir` and `reference`.
     device : str
         Of `device_of`: where both models are put.
+    cluster : str
+        Of `read_records`, for every file.
+    allow_similar : bool
+        Of `refuse_similar`; what it finds then goes to the notes.
 
     Raises
     ------
     InputError
-        For an empty or broken file, a record in two files, a tokenizer that is not the model's, a record longer than
-        the context, a folder that is no model, a reference with the weights of the model itself.
+        For an empty or broken file, a record that stands in two files or nearly does, a tokenizer that is not the
+        model's, a record longer than the context, a folder that is no model, a reference with the weights of the
+        model itself.
     """
     notes: list[str] = []
     place = device_of(device)
@@ -196,9 +205,10 @@ def inputs(
         raise InputError(f"template = {template!r}", ", ".join(map(repr, get_args(Template))), "choose one of these")
     if base is not None and not any(is_adapter(one) for one in (model_dir, reference, before) if one is not None):
         raise InputError(f"--base {base.name} with whole models", "an adapter as MODEL", "leave --base out")
-    forget = records_of("forget", forget_file, notes)
-    retain, unseen = records_of("retain", retain_file, notes), records_of("holdout", holdout, notes)
-    refuse_overlap(forget=forget, retain=retain, holdout=unseen)
+    files = {"forget": forget_file, "retain": retain_file, "holdout": holdout}
+    sides = {side: records_of(side, file, notes, cluster=cluster) for side, file in files.items()}
+    refuse_overlap(**sides)
+    notes += refuse_similar(**sides, allow=allow_similar)
     options: dict[str, Any] = {"template": template, "batch_size": batch_size}
     model, tokenizer = load_language_model(model_dir, base=base)
     speaker = Speaker(model.to(place), tokenizer, **options)
@@ -208,11 +218,11 @@ def inputs(
         refuse_mismatch(tokenizer, model, reference=ref_tokenizer)
         _refuse_itself(reference, model_dir, before)
         other = Speaker(ref_model.to(place), ref_tokenizer, **options)
-    for name, records in (("forget", forget), ("retain", retain), ("holdout", unseen)):
+    for name, records in sides.items():
         for one in (speaker, other):
             if one is not None:
                 _fits(one, name, records)
-    return Inputs(speaker, forget, retain, unseen, other, notes)
+    return Inputs(speaker, **sides, reference=other, notes=notes)
 
 
 # -- places ---------------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def page(receipt: Mapping[str, Any]) -> str:
         forgotten = UNMEASURABLE
     exact = r["level"] == EXACT
     lines = [
-        f"{_TITLE}{r['request']}", "",
+        f"{_TITLE}{r['request']}", "", *_remedy(r),
         f"status      {r['status']}" + (f": {'; '.join(r['reasons'])}" if r["reasons"] else ""),
         f"forgotten   {forgotten}",
         f"level       {r['level']}",
@@ -102,11 +102,13 @@ def page(receipt: Mapping[str, Any]) -> str:
         f"model       {model['source']}, SHA-256 {model['before']}", *_settings(model, "before"),
         f"became      {model['output'] or 'not written'}" + (f", SHA-256 {model['after']}" if model["after"] else ""),
         *_settings(model, "after"),
+        *([f"base        {model['base']}, SHA-256 {model['base_sum']}"] if "base_sum" in model else []),
         f"reference   {r['reference']}",
         f"early stop  {r['early_stop']}" + ("" if r["at_level"] is None else
                                             f"; {r['at_level']} of {r['records']['forget']} records reached it"),
         f"method      {', '.join(f'{k} = {v}' for k, v in r['method'].items())}",
         f"code        {', '.join(f'{k} {v}' for k, v in r['code'].items())}",
+        *_devices(r),
         f"ledger      line {ledger['line']} of {ledger['time']}, hash {ledger['hash']}",
         f"            head {ledger['head']}{', signed' if ledger['signed'] else ''}",
     ]  # fmt: skip
@@ -124,6 +126,17 @@ def page(receipt: Mapping[str, Any]) -> str:
         }
     )
     return _closed("\n".join([*lines, "", sections]))
+
+
+def _remedy(receipt: Mapping[str, Any]) -> list[str]:
+    """Return what would have been better than what was done, and an empty line; most receipts have none."""
+    return [receipt["remedy"], ""] if receipt.get("remedy") else []
+
+
+def _devices(receipt: Mapping[str, Any]) -> list[str]:
+    """Return on which device each phase ran; receipts of earlier versions do not say it."""
+    found = receipt.get("devices")
+    return [f"devices     {', '.join(f'{phase} on {device}' for phase, device in found.items())}"] if found else []
 
 
 def _settings(model: Mapping[str, Any], when: str) -> list[str]:
@@ -229,11 +242,12 @@ def unlearn_page(found: Mapping[str, Any]) -> str:
     lines += [f"  utility, {k}: {number(utility[k])}" for k in _ordered(utility) if " " not in k and k != "parts"]
     lines.append(f"  receipt    upright forget receipt {found['request']}")
     lines.append(f"  ledger     line {found['ledger']['line']}, head {found['ledger']['head']}: keep it elsewhere")
-    return _sections({
+    sections = _sections({
         f"Request {found['request']}: {found['status']}": [*[f"  because {r}" for r in found["reasons"]], *lines],
         "Warnings": [f"  {w}" for w in found["warnings"]],
         "Earlier requests": _again(found["reevaluated"]),
     })  # fmt: skip
+    return "\n".join([*_remedy(found), sections])
 
 
 def eval_page(found: Mapping[str, Any], again: Mapping[str, Any] | None, out: Path) -> str:

@@ -53,6 +53,7 @@ __all__ = [
     "records_of",
     "reevaluate",
     "reevaluated",
+    "refuse_base",
     "sealed",
     "verify",
 ]
@@ -361,11 +362,11 @@ def open_ledger(desk: Path, key: Path | None = None) -> Ledger:
     return ledger
 
 
-def records_of(name: str, file: Path | None, notes: list[str]) -> list[Record]:
-    """Read one file; repetitions are counted once."""
+def records_of(name: str, file: Path | None, notes: list[str], *, cluster: str = "author") -> list[Record]:
+    """Read one file, with the `cluster` of `read_records`; repetitions are counted once."""
     if file is None:
         return []
-    records, repeated = unique_records(read_records(file))
+    records, repeated = unique_records(read_records(file, cluster=cluster))
     if repeated:
         notes.append(f"{repeated} repeated records of the {name} file count once")
     return records
@@ -477,6 +478,26 @@ def reevaluated(
     return {"requests": rows, "ledger": line["n"] if line else None}
 
 
+def refuse_base(ledger: Ledger, adapter: Path, base: Path | None) -> None:
+    """Refuse a base that is not the one on which a request wrote this adapter: together they are another model.
+
+    Raises
+    ------
+    InputError
+    """
+    if base is None:
+        return
+    own, under = disk.checksum(adapter), disk.checksum(base)
+    for line in ledger.lines():
+        model = line["body"]["model"] if line["kind"] == "unlearned" else {}
+        if model.get("after") == own and model.get("base_sum") not in (None, under):
+            raise InputError(
+                f"--base {base.name}, which is not the model under {adapter.name}",
+                f"the base of request {line['body']['request']}: {model['base']}",
+                "pass that folder as --base",
+            )
+
+
 def ancestors(requests: Sequence[Mapping[str, Any]], model: str) -> set[str]:
     """Return the checksums of a model and of all models that it came from, by the bodies of finished requests."""
     found, new = {model}, {model}
@@ -509,7 +530,8 @@ def _again(
         some = str(len(own)) if len(own) >= LEAST else f"fewer than {LEAST}"
         why = f"{some} of its {len(wanted)} records were supplied: pass all" if own else "its records were not supplied"
         return {**row, "state": "not re-evaluable", "why": why}
-    scores = score_records(speaker, own, side="forget", rouge=False, truth=False)
+    asking = speaker.asking(body.get("method", {}).get("template", "auto"))  # as the request itself was measured
+    scores = score_records(asking, own, side="forget", rouge=False, truth=False)
     found = aggregate(scores, seed=seed, authors=[r.author for r in own])
     now, then = found["forget_probability"], body["metrics"]["forget"]["forget_probability"].get("after")
     return {
@@ -519,26 +541,39 @@ def _again(
 
 
 def reevaluate(
-    desk: Path, model_dir: Path, files: Sequence[Path], *, batch_size: int = 8, key: Path | None = None
-) -> dict[str, Any]:
+    desk: Path, model_dir: Path, files: Sequence[Path], *, base: Path | None = None, batch_size: int = 8,
+    cluster: str = "author", device: str = "auto", key: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Measure all earlier requests whose records are all supplied again on a model; list the others.
 
     Parameters
     ----------
     files : sequence of Path
         Records in any order, of any number of requests: each is recognised by its salted hash.
+    base : Path, optional
+        The model under `model_dir`, when that is an adapter.
+    cluster : str
+        Of `records_of`.
+    device : str
+        Of `intake.device_of`.
 
     Returns
     -------
     dict
         As `reevaluated`.
+
+    Raises
+    ------
+    InputError
+        As for `refuse_base`, and where a folder or a file cannot be read.
     """
     from upright.language.evaluation import Speaker
+    from upright.language.intake import device_of
     from upright.models.hub import load_language_model
 
-    ledger = open_ledger(desk, key)
-    notes: list[str] = []
-    records = [r for file in files for r in records_of("earlier", file, notes)]
-    model, tokenizer = load_language_model(model_dir)
-    speaker = Speaker(model, tokenizer, batch_size=batch_size)
+    ledger, place = open_ledger(desk, key), device_of(device)
+    records = [r for file in files for r in records_of("earlier", file, [], cluster=cluster)]
+    refuse_base(ledger, model_dir, base)
+    model, tokenizer = load_language_model(model_dir, base=base)
+    speaker = Speaker(model.to(place), tokenizer, batch_size=batch_size)
     return reevaluated(desk, ledger, speaker, records, source=disk.checksum(model_dir), model=name_of(model_dir))
