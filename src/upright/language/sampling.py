@@ -24,7 +24,8 @@ from torch.utils.data import Sampler
 from upright.contract import InputError, stream
 from upright.language.adapters import quiet
 from upright.language.encoding import Encoded
-from upright.language.references import agree, digest_of, mean_nll
+from upright.language.reader import read_answers
+from upright.language.references import agree, digest_of
 
 __all__ = [
     "MRDSampler",
@@ -309,7 +310,9 @@ class Schedule:
         Its ``sampling``, ``tau``, ``floor``, ``refresh`` and ``scope``.
     weights, difficulty, scoring, targets
         As for `UnlearnTrainer`.
-    seed, pad : int
+    seed : int
+    reading : mapping
+        ``pad``, ``scope`` and ``batch_size`` of `read_answers`.
 
     Raises
     ------
@@ -336,9 +339,9 @@ class Schedule:
         scoring: Mapping[str, Any] | Callable[[Any], Any] | None,
         targets: ArrayLike | None,
         seed: int,
-        pad: int,
+        reading: Mapping[str, Any],
     ) -> None:
-        self.forget, self.args, self.seed, self.pad = forget, args, seed, pad
+        self.forget, self.args, self.seed, self.reading = forget, args, seed, reading
         arrays = {"weights": weights, "targets": targets, "difficulty": getattr(difficulty, "mrd", difficulty)}
         held = {name: None if one is None else np.asarray(one, dtype=np.float64) for name, one in arrays.items()}
         for name, one in held.items():
@@ -398,9 +401,8 @@ class Schedule:
             self._score(epoch, model)
         weights = self._before_stops()
         if self.targets is not None:
-            batch = self.args.per_device_eval_batch_size
-            loss = mean_nll(model, self.forget, pad=self.pad, scope=self.args.scope, batch_size=batch)
-            weights = np.where(agree(loss) < self.targets, weights, 0.0)
+            loss = agree([-one.mean() for one in read_answers(model, self.forget, **self.reading)])
+            weights = np.where(loss < self.targets, weights, 0.0)
         self.finished = not weights.any()
         if not self.finished:
             self.weights = weights
@@ -422,8 +424,7 @@ class Schedule:
             from upright.language.difficulty import score_difficulty
 
             # one engine, whatever memory is free: they differ by rounding, and a resumed run may not
-            options = {"seed": self.seed, "scope": self.args.scope, "pad": self.pad, "engine": "inplace"}
-            options |= {"batch_size": self.args.per_device_eval_batch_size, **self.scoring}
+            options = {"seed": self.seed, "engine": "inplace", **self.reading, **self.scoring}
             found = score_difficulty(model, self.forget, **options)
         return getattr(found, "mrd", found)
 
