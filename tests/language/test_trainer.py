@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, logsigmoid
-from transformers import TrainerCallback, TrainingArguments
+from transformers import BertConfig, BertLMHeadModel, TrainerCallback, TrainingArguments
 
 from tiny_trainer import arguments, data, make, tiny, weights
 from upright.contract import InputError
@@ -443,6 +443,15 @@ def test_parameters_of_trainer_that_have_no_meaning_here_are_refused(tmp_path, n
     """An `eval_dataset` was taken and killed the run after its first epoch."""
     with pytest.raises(InputError, match=f"{name} for UnlearnTrainer"):
         make(tmp_path, "npo", **{name: [1]})
+
+
+def test_an_encoder_is_refused(tmp_path):
+    """BERT was trained to forget answers that it can see."""
+    config = BertConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    with pytest.raises(InputError, match="reads the tokens that it should predict"):
+        make(tmp_path, "npo", model=BertLMHeadModel(config))
 
 
 def test_plain_arguments_are_refused(tmp_path):

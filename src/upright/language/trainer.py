@@ -32,7 +32,7 @@ from upright.language.adapters import adapted, own_precision, quiet, recomputes
 from upright.language.encoding import Encoded, Scope, collate
 from upright.language.losses import LOSSES, control_vector, dual_step
 from upright.language.objectives import Objective, objective_of, record_losses, step_totals, step_weights
-from upright.language.reader import Array, read_answers
+from upright.language.reader import Array, read_answers, refuse_encoder
 from upright.language.references import Reference, agree, records_key
 from upright.language.sampling import PairSampler, Schedule, partners
 from upright.language.training import (
@@ -164,8 +164,9 @@ class UnlearnTrainer(Trainer):
     Raises
     ------
     InputError
-        For settings that contradict each other, a loss or gradient that is not finite (with the step), a trainable
-        tensor without gradient, and a checkpoint of other records or settings.
+        For a model that sees the tokens that it should predict, settings that contradict each other, a loss or gradient
+        that is not finite (with the step), a trainable tensor without gradient, and a checkpoint of other records or
+        settings.
 
     Warns
     -----
@@ -220,6 +221,7 @@ class UnlearnTrainer(Trainer):
         if odd := sorted(set(trainer) - {"optimizers", "optimizer_cls_and_kwargs"}):
             todo = "leave it out; stop=UtilityFloor(...) and callbacks see the model"
             raise InputError(f"{odd[0]} for UnlearnTrainer", "optimizers, optimizer_cls_and_kwargs", todo)
+        refuse_encoder(model)
         self.objective: Objective = _objective(args, processing_class, bool(retain))
         self.forget, self.retain, self.alternatives = list(forget), list(retain or ()), list(alternatives or ())
         self._refuse_records()
