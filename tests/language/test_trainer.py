@@ -191,7 +191,7 @@ def test_difficulty_is_scored_and_refreshed(tmp_path, monkeypatch):
         args={"max_steps": -1, "num_train_epochs": 4, "per_device_train_batch_size": 10},
     )  # fmt: skip
     seen = watched(one)
-    assert [epoch for epoch, _ in one.difficulty_history] == [0, 2]
+    assert [epoch for epoch, _ in one.schedule.history] == [0, 2]
     assert [i for i, *_ in seen] == [1] * 20 + [2] * 20
     assert all(options["probes"] == 3 and options["scope"] == "answer" for options in calls)
 

@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 
 from upright.contract import InputError, NonNegativeInt, Range, stream
 from upright.language.adapters import adapted, own_precision, quiet, recomputes
-from upright.language.encoding import Encoded, Scope, collate
+from upright.language.encoding import Encoded, Scope, collate, pad_of
 from upright.language.losses import LOSSES, control_vector, dual_step
 from upright.language.objectives import Objective, objective_of, record_losses, step_totals, step_weights
 from upright.language.reader import Array, read_answers, refuse_encoder
@@ -39,7 +39,6 @@ from upright.language.training import (
     GradientGuard,
     NumberGuard,
     last_complete,
-    pad_of,
     read_state,
     refuse_changed,
     refuse_settings,
@@ -182,10 +181,8 @@ class UnlearnTrainer(Trainer):
         Why nothing moved, where `moved` is below 0.01 and records were left to forget; empty elsewhere.
     devices : dict of str to str
         On which device each phase ran: ``measuring``, ``reference``, ``scoring``, ``training``.
-    difficulty_history : list of (int, ndarray of shape (n,))
-        Epoch and MRD of every scoring.
     schedule : Schedule
-        Weights, sampler, and whether every record is at its target.
+        Weights, scores of every scoring, and whether every record is at its target.
     reference : Reference
     guard_history : list of dict
         What the utility floor saw.
@@ -307,11 +304,6 @@ class UnlearnTrainer(Trainer):
             self.schedule.prepare(epoch, self.model)
         if self.schedule.history or self.schedule.targets is not None:
             self._at("scoring")
-
-    @property
-    def difficulty_history(self) -> list[tuple[int, Any]]:
-        """Epoch and MRD, ndarray of shape (n,), of every scoring."""
-        return self.schedule.history
 
     def _at(self, phase: str) -> None:
         model: Any = self.model
