@@ -353,9 +353,9 @@ class Schedule:
         """Return weights without early stops: all records alike until they are scored."""
         if self._given is not None:
             return self._given
-        scored = self.by == "mrd" and self.difficulty is not None
-        d, tau = (self.difficulty, self.args.tau) if scored else (np.ones(len(self.forget)), 0.0)
-        return sampling_weights(d, tau=tau, floor=self.args.floor)
+        if self.by != "mrd" or self.difficulty is None:
+            return sampling_weights(np.ones(len(self.forget)), tau=0.0, floor=self.args.floor)
+        return sampling_weights(self.difficulty, tau=self.args.tau, floor=self.args.floor)
 
     def make_order(self, retain: int, *, block: int) -> PairSampler:
         """Return the sampler of records with their partners, see `PairSampler`."""

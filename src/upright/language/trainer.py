@@ -226,7 +226,7 @@ class UnlearnTrainer(Trainer):
         self._use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         self._seed = int(args.seed if args.data_seed is None else args.data_seed)
         self.cache_dir, pad = cache_dir, pad_of(processing_class)
-        self.reading = {"pad": pad, "scope": args.scope, "batch_size": args.per_device_eval_batch_size}
+        self.reading: dict[str, Any] = {"pad": pad, "scope": args.scope, "batch_size": args.per_device_eval_batch_size}
         self.schedule = Schedule(
             self.forget,
             args,
