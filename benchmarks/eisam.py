@@ -215,7 +215,7 @@ def measure_language(folder: str, steps: int = 5) -> dict[str, float]:
     from peft import LoraConfig
 
     from upright.language.adapters import adapted
-    from upright.language.logprobs import sequence_log_probs
+    from upright.language.logprobs import token_log_probs
     from upright.models.hub import load_language_model
 
     draw = torch.Generator().manual_seed(0)
@@ -233,8 +233,8 @@ def measure_language(folder: str, steps: int = 5) -> dict[str, float]:
         def losses(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             labels = batch[0].clone()
             labels[:, 0] = -100
-            sums, number = sequence_log_probs(model(input_ids=batch[0]).logits, labels)
-            return -sums / number, batch[1]
+            log_probs, mask = token_log_probs(model(input_ids=batch[0]).logits, labels, dtype=torch.float64)
+            return -log_probs.sum(dim=1) / mask.sum(dim=1), batch[1]
 
         return Kind(model, losses, count, rows, **settings)
 

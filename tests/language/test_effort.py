@@ -85,3 +85,15 @@ def test_effort_says_what_it_could_not_reach(taught):
     assert np.isnan(found[1])
     with pytest.raises(InputError, match="levels"):
         updates_to_forget(model, encoded[:2], [1.0], learning_rate=0.1)
+
+
+def test_effort_gives_each_module_its_mode_back(taught):
+    """A part in evaluation mode came back in training mode, as the whole was."""
+    model, encoded, _ = taught
+    model.train().model.norm.eval()
+    before = [one.training for one in model.modules()]
+    try:
+        updates_to_forget(model, encoded[:1], [100.0], learning_rate=1e-4, most=1)
+        assert [one.training for one in model.modules()] == before
+    finally:
+        model.eval()

@@ -52,11 +52,6 @@ def test_equals_log_softmax_in_float64(seed, v, t, chunk):
         assert float(found[i, place]) == pytest.approx(value, abs=1e-12)
     assert not found[~mask].any()
     assert (found <= 0).all()
-    sums, counts = lp.sequence_log_probs(logits, labels)
-    for i in range(labels.shape[0]):
-        own = [value for (j, _), value in expected.items() if j == i]
-        assert float(sums[i]) == pytest.approx(sum(own), abs=1e-11)
-        assert int(counts[i]) == len(own)
 
 
 @settings(max_examples=40, deadline=None)
@@ -69,13 +64,8 @@ def test_padding_on_either_side_changes_nothing(seed, left, right):
     wide[:, left : left + t] = logits
     ids = torch.full((b, left + t + right), -100)
     ids[:, left : left + t] = labels
-    for name, (first, second) in {
-        "sums": (lp.sequence_log_probs(logits, labels), lp.sequence_log_probs(wide, ids)),
-        "tokens": (lp.token_log_probs(logits, labels), lp.token_log_probs(wide, ids)),
-    }.items():
-        for one, other in zip(first, second, strict=True):
-            cut = other[:, left : left + t] if name == "tokens" else other
-            torch.testing.assert_close(one, cut, rtol=0, atol=1e-12)
+    for one, other in zip(lp.token_log_probs(logits, labels), lp.token_log_probs(wide, ids), strict=True):
+        torch.testing.assert_close(one, other[:, left : left + t], rtol=0, atol=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
@@ -243,7 +233,7 @@ GOOD = torch.tensor([[-100, 1, 2]])
     ],
 )
 def test_bad_input_is_refused_in_three_parts(logits, labels, says):
-    for function in (lp.token_log_probs, lp.sequence_log_probs, lp.token_statistics):
+    for function in (lp.token_log_probs, lp.token_statistics):
         with pytest.raises(InputError) as caught:
             function(logits, labels)
         assert says in caught.value.got

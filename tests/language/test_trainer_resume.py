@@ -101,7 +101,7 @@ KINDS = {
                                           ("rmu", 5), ("pdu", 2), ("pdu", 6), ("kl", 4)])  # fmt: skip
 def test_a_killed_run_ends_bit_equal(tmp_path, name, at):
     # killed between two micro-batches, in an epoch (1, 2, 4, 5, 7) and at its border (3, 6). Catches: scores of another
-    # epoch, weights of the next epoch taken early, a vector drawn again (spec 4.1), a reference of the present weights,
+    # epoch, weights of another epoch, a vector drawn again (spec 4.1), a reference of the present weights,
     # a dual factor that starts again, an order that depends on what was drawn before, dropout of another stream
     with pytest.raises(Killed):
         make(tmp_path, kill=at, **KINDS[name]).train()
@@ -255,5 +255,5 @@ def test_checkpoints_hold_no_record(tmp_path):
     # DESIGN, small print: no text that was to be forgotten in our own files; tokens are text as well
     make(tmp_path, args={"max_steps": 1}, **MRD).train()
     tensors, values = training.read_state(tmp_path / "checkpoint-1")
-    assert set(tensors) == {"weights", "next_weights", "sums.forget", "difficulty.0", "before"}
+    assert set(tensors) == {"weights", "sums.forget", "difficulty.0", "before"}
     assert all(len(values["settings"][name]) == 64 for name in ("forget records", "retain records"))

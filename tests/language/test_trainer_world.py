@@ -34,7 +34,8 @@ if "sharded" in jobs:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from upright.language.objectives import objective_of, record_losses
-    from upright.language.references import checksum, frozen_copy, reference_sums
+    from upright.language.reader import read_answers
+    from upright.language.references import checksum, frozen_copy
     from upright.language.training import NumberGuard
 
     plain, model = (tiny_llama(tokenizer, hidden=16, layers=2, heads=2, seed=0) for _ in range(2))
@@ -43,7 +44,8 @@ if "sharded" in jobs:
     for part in (*model.model.layers, model):
         fully_shard(part, mesh=mesh)
     same = checksum(plain) == checksum(model)
-    sums = [reference_sums(one, encoded[:10], pad=0)[0] for one in (plain, model)]
+    sums = [torch.tensor([float(said.sum()) for said in read_answers(one, encoded[:10], pad=0)], dtype=torch.float64)
+            for one in (plain, model)]
     batch = PairCollator(encoded[:10], encoded[10:], (), 0)([(k, k % 6, True) for k in range(4)])
     objective, found = objective_of("npo"), []
     for one in (plain, model):

@@ -11,9 +11,9 @@ import torch
 
 from upright.contract import InputError, stream
 from upright.language.encoding import Encoded
-from upright.language.evaluation import evaluating
+from upright.language.reader import evaluating
 
-__all__ = ["adapted", "adapter_is_neutral", "quiet", "recomputes"]
+__all__ = ["adapted", "adapter_is_neutral", "own_precision", "quiet", "recomputes"]
 
 
 @contextlib.contextmanager
@@ -22,6 +22,21 @@ def quiet(model: Any) -> Iterator[None]:
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
         yield
+
+
+@contextlib.contextmanager
+def own_precision(model: Any) -> Iterator[None]:
+    """Without the mixed precision that accelerate puts around the forward pass of a model that it prepared."""
+    mixed = model.forward
+    own = vars(model).get("_original_forward")
+    if own is None:
+        yield
+        return
+    model.forward = own
+    try:
+        yield
+    finally:
+        model.forward = mixed
 
 
 def recomputes(args: Any) -> bool:

@@ -43,10 +43,11 @@ from torch import nn
 
 from upright.contract import InputError
 from upright.data.forget import Record
-from upright.language.encoding import Encoded, Scope, Template, encode_all, refuse_mismatch
+from upright.language.encoding import Encoded, Scope, Template
 from upright.language.engines import Engine, HookEngine, InPlaceEngine, noisy_parameters
+from upright.language.evaluation import Speaker
 from upright.language.noise import LAWS, Law, Sigma, parse_sigma, rms
-from upright.language.reader import Array, Reader, evaluating, refuse_encoder
+from upright.language.reader import Array, Reader, evaluating
 
 __all__ = ["DEFAULT_SIGMA", "ESTIMATORS", "Difficulty", "Estimator", "mrd", "reliability", "score_difficulty"]
 
@@ -223,14 +224,14 @@ def score_difficulty(
 def mrd(
     model: Any, tokenizer: Any, records: Sequence[Record], *, template: Template = "auto", **options: Any
 ) -> Difficulty:
-    """Encode records and score them: ``score_difficulty(model, encode_all(tokenizer, records), **options)``.
+    """Encode records as a `Speaker` does, and score them.
 
     Parameters
     ----------
     model : PreTrainedModel
     tokenizer : PreTrainedTokenizerBase
     records : sequence of Record, length n
-    template : {"auto", "chat", "plain"}
+    template : {"auto", "raw", "plain", "chat"}
     **options
         As for `score_difficulty`.
 
@@ -239,19 +240,10 @@ def mrd(
     InputError
         As `score_difficulty`, and when the tokenizer does not belong to the model.
     """
-    refuse_mismatch(tokenizer, model)
-    refuse_encoder(model)
-    context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    encoded = encode_all(tokenizer, records, template=template, context=context)
-    return score_difficulty(model, encoded, **options)
+    return score_difficulty(model, Speaker(model, tokenizer, template=template).encode(records), **options)
 
 
 # -- probes -----------------------------------------------------------------------------------------------------------
-
-
-def denominators(base: Array) -> Array:
-    """Return ``P_t``, held away from 0 where it is nearer than 1e-30; log-probabilities are at most 0."""
-    return np.minimum(base, -_FLOOR)
 
 
 class _Asking:
@@ -259,13 +251,14 @@ class _Asking:
 
     def __init__(self, reader: Reader, engine: Engine, base: Array, estimator: Estimator) -> None:
         self.reader, self.engine, self.base = reader, engine, base
+        self.below = np.minimum(base, -_FLOOR)  # P_t is at most 0, and is held away from it
         self.signs = (1.0, -1.0) if estimator == "antithetic" else (1.0,)
 
     def change(self, probe: int, scale: float) -> Array:
         """``n - f(theta + scale sigma z) = sum_t (P_t - P'_t) / P_t``, shape (n,): one pass over the data."""
         with self.engine.noisy(probe, scale):
             moved = self.reader.read(self.engine.forward)
-        lost = (self.base - moved) / denominators(self.base)
+        lost = (self.base - moved) / self.below
         return np.asarray(np.add.reduceat(lost, self.reader.starts[:-1]))
 
     def __call__(self, probe: int, scale: float = 1.0) -> Array:

@@ -23,6 +23,7 @@ from upright.contract import InputError
 from upright.language.encoding import Encoded, collate
 from upright.language.logprobs import token_log_probs
 from upright.language.losses import nll
+from upright.language.reader import evaluating
 
 __all__ = ["updates_to_forget"]
 
@@ -62,22 +63,21 @@ def updates_to_forget(
     aims = np.asarray(levels, dtype=np.float64)
     if aims.shape != (len(encoded),) or not np.isfinite(aims).all():
         raise InputError(f"levels of shape {aims.shape}", f"{len(encoded)} finite losses", "one level a record")
-    training = model.training
-    model.eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in parameters]
     out = np.full(len(encoded), np.nan)
-    try:
+    with evaluating(model):
         for i, (one, aim) in enumerate(zip(encoded, aims, strict=True)):
             rate = learning_rate * (one.answer_length if reduce == "sum" else 1)  # grad of n cbar = n grad of cbar
             batch = {name: row.to(parameters[0].device) for name, row in collate([one], 0).items()}
-            out[i] = _steps(model, parameters, batch, float(aim), rate, most)
-            _put_back(parameters, before)
+            try:
+                out[i] = _steps(model, parameters, batch, float(aim), rate, most)
+            finally:
+                with torch.no_grad():
+                    for p, old in zip(parameters, before, strict=True):
+                        p.copy_(old)
             if advance is not None:
                 advance(1)
-    finally:
-        _put_back(parameters, before)
-        model.train(training)
     return out
 
 
@@ -100,9 +100,3 @@ def _steps(
                     p.add_(g, alpha=rate)
         last = now
     return float("nan")
-
-
-def _put_back(parameters: list[torch.nn.Parameter], before: list[torch.Tensor]) -> None:
-    with torch.no_grad():
-        for p, old in zip(parameters, before, strict=True):
-            p.copy_(old)

@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 
 from upright.contract import InputError, NonNegativeInt, PositiveInt, Range
 from upright.language.adapters import adapted, recomputes
-from upright.language.encoding import Encoded, collate
+from upright.language.encoding import Encoded, collate, pad_of
 from upright.language.logprobs import sample_means, token_log_probs
 from upright.language.references import digest_of, records_key
 from upright.language.sampling import PairSampler
@@ -36,7 +36,6 @@ from upright.language.training import (
     GradientGuard,
     NumberGuard,
     last_complete,
-    pad_of,
     read_state,
     refuse_changed,
     refuse_settings,

@@ -40,6 +40,7 @@ __all__ = [
     "form_of",
     "forms_of",
     "length_batches",
+    "pad_of",
     "refuse_mismatch",
 ]
 
@@ -269,6 +270,12 @@ def length_batches(encoded: Sequence[Encoded], size: int) -> list[list[int]]:
         raise InputError(f"batch size {size}", "an integer of at least 1", "raise it")
     order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i].ids), i))
     return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def pad_of(tokenizer: Any) -> int:
+    """Return a token to fill up with; it is masked, so any will do."""
+    found = getattr(tokenizer, "pad_token_id", None)
+    return int(found) if found is not None else int(getattr(tokenizer, "eos_token_id", None) or 0)
 
 
 def refuse_mismatch(tokenizer: Any, model: Any, *, reference: Any | None = None) -> None:

@@ -113,12 +113,11 @@ class Speaker:
         refuse_encoder(model)
         form_of(tokenizer, Record("a question", "an answer"), template)
         self.model, self.tokenizer, self.template, self.batch_size = model, tokenizer, template, batch_size
+        self.pad = encoding.pad_of(tokenizer)
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._takes = frozenset(inspect.signature(inner.forward).parameters)
         # A state that has read padding is another one, so such models read each prompt again, by itself.
         self._caches = "past_key_values" in self._takes and not getattr(inner, "_is_stateful", False)
-        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        self.pad = int(next(one for one in pads if one is not None))
 
     def asking(self, form: Form) -> Speaker:
         """Return a speaker of the same model that asks in another form."""

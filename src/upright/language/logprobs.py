@@ -35,7 +35,6 @@ __all__ = [
     "sample_counts",
     "sample_means",
     "sample_sums",
-    "sequence_log_probs",
     "token_log_probs",
     "token_statistics",
 ]
@@ -303,26 +302,3 @@ def sample_sums(values: Tensor, mask: Tensor, *, dtype: torch.dtype | None = Non
 def sample_means(values: Tensor, mask: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     """``sum_t values_it / n_i`` over the mask, shape (B,); as `sample_sums`."""
     return sample_sums(values, mask, dtype=dtype) / sample_counts(mask)
-
-
-def sequence_log_probs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """``log p(y_i) = sum_t log p(y_it | y_i,<t)`` and the number of tokens: what a reference keeps of each sample.
-
-    Parameters
-    ----------
-    logits, labels
-        As for `token_log_probs`; in float64, since a sum over a long answer is compared with another one.
-
-    Returns
-    -------
-    sums : Tensor, shape (B,)
-        ``-c_i``, at most 0.
-    counts : Tensor of int64, shape (B,)
-
-    Raises
-    ------
-    InputError
-        As for `over_answers`.
-    """
-    log_probs, mask = token_log_probs(logits, labels, dtype=torch.float64)
-    return sample_sums(log_probs, mask), sample_counts(mask)

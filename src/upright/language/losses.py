@@ -50,7 +50,7 @@ def _reference(reference: Tensor, own: Tensor) -> Tensor:
         raise InputError(
             f"reference of shape {tuple(reference.shape)}, {int((~torch.isfinite(reference)).sum())} not finite",
             f"one finite sum of log-probabilities a sample, shape {tuple(own.shape)}",
-            "score the same samples with the reference model, by sequence_log_probs",
+            "score the same samples with the reference model, by read_answers",
         )  # fmt: skip
     return reference.detach()
 

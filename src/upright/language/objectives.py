@@ -178,7 +178,7 @@ def _forward(model: Any, sides: Sequence[Mapping[str, Tensor]], layer: int | Non
                 "pass loss_options={'layer': ...}; the state after the last layer is read behind the final norm",
             )
         said = states[layer + 1]
-    return [_View(*one) for one in zip(labels.split(sizes), said.split(sizes), strict=True)]
+    return [_View(*one) for one in zip(torch.split(labels, sizes), torch.split(said, sizes), strict=True)]
 
 
 def _values(
@@ -263,12 +263,15 @@ def step_weights(objective: Objective, batch: Mapping[str, Any]) -> tuple[Tensor
 
     A weight is 0 where a place does not count, else the number of tokens that the loss reads, or 1 (`Loss.batch`).
     """
-    counts = batch["counts"].long()
+    counts: Tensor = batch["counts"].long()
 
     def of(side: str, name: str | None, skip: int) -> Tensor:
         if name is None:
             return torch.zeros_like(counts)
-        return counts if LOSSES[name].batch == "sample" else ((batch[side]["labels"] != IGNORE).sum(1) - skip) * counts
+        if LOSSES[name].batch == "sample":
+            return counts
+        labels: Tensor = batch[side]["labels"]
+        return ((labels != IGNORE).sum(1) - skip) * counts
 
     skip = int(objective.options.get("skip", 0))  # answer tokens at the start that the forget loss leaves alone
     return of("forget", objective.forget, skip), of("retain", objective.retain, 0)

@@ -12,7 +12,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from upright.contract import InputError
 from upright.language.adapters import adapter_is_neutral, quiet
-from upright.language.encoding import Encoded, Scope, collate, length_batches
-from upright.language.logprobs import sequence_log_probs
+from upright.language.encoding import Encoded, Scope
+from upright.language.reader import read_answers
 
 __all__ = [
     "Reference",
@@ -33,10 +33,8 @@ __all__ = [
     "checksum",
     "digest_of",
     "frozen_copy",
-    "mean_nll",
     "model_key",
     "records_key",
-    "reference_sums",
     "sums_key",
     "write_tensors",
 ]
@@ -85,46 +83,6 @@ def digest_of(values: Any) -> str:
 def sums_key(model: Any, encoded: Sequence[Encoded], scope: Scope, tag: str = "") -> str:
     """SHA-256 of (weights, records, scope, tag): what a stored reference belongs to."""
     return hashlib.sha256(json.dumps([checksum(model), records_key(encoded), scope, tag]).encode()).hexdigest()
-
-
-def reference_sums(
-    model: Any, encoded: Sequence[Encoded], *, pad: int, scope: Scope = "answer", batch_size: int = 8
-) -> tuple[Tensor, Tensor]:
-    """``sum_t log p(y_it | y_i,<t)`` of every record and its number of tokens, in evaluation mode.
-
-    Parameters
-    ----------
-    model : callable
-        A causal language model, wrapped or not.
-    encoded : sequence of Encoded, length n
-    pad : int
-    scope : {"answer", "sequence"}
-    batch_size : int
-
-    Returns
-    -------
-    sums : Tensor of float64, shape (n,)
-        At most 0, on the CPU.
-    counts : Tensor of int64, shape (n,)
-    """
-    sums = torch.zeros(len(encoded), dtype=torch.float64)
-    counts = torch.zeros(len(encoded), dtype=torch.int64)
-    device = next(model.parameters()).device
-    with quiet(model):
-        for rows in length_batches(encoded, batch_size):
-            batch = {k: v.to(device) for k, v in collate([encoded[i] for i in rows], pad, scope=scope).items()}
-            labels = batch.pop("labels")
-            found, n = sequence_log_probs(model(**batch, use_cache=False)["logits"], labels)
-            sums[rows], counts[rows] = found.double().cpu(), n.cpu()
-    return sums, counts
-
-
-def mean_nll(
-    model: Any, encoded: Sequence[Encoded], *, pad: int, scope: Scope = "answer", batch_size: int = 8
-) -> Tensor:
-    """``cbar_i = -(1 / n_i) sum_t log p(y_it | y_i,<t)``, float64 of shape (n,), at least 0."""
-    sums, counts = reference_sums(model, encoded, pad=pad, scope=scope, batch_size=batch_size)
-    return -sums / counts
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -251,9 +209,7 @@ class Reference:
         model: Any,
         sides: dict[str, Sequence[Encoded]],
         *,
-        pad: int,
-        scope: Scope,
-        batch_size: int,
+        reading: Mapping[str, Any],
         cache_dir: str | Path | None = None,
         write: bool = True,
         tag: str = "",
@@ -265,8 +221,9 @@ class Reference:
         model : PreTrainedModel or PeftModel
         sides : mapping of str to sequence of Encoded
             Records whose sums are asked for; empty ones are left out.
-        pad, scope, batch_size
-            As for `reference_sums`.
+        reading : mapping
+            How records are read: ``pad``, ``scope`` and ``batch_size`` of `read_answers`. Prepare within the autocast
+            of the run: the loss takes a difference, which would hold the rounding of bfloat16 otherwise.
         cache_dir, write
             Folder and whether this process writes there, see `cached_tensors`.
         tag : str
@@ -283,10 +240,10 @@ class Reference:
                         continue
 
                     def make(records: Sequence[Encoded] = records) -> dict[str, Tensor]:
-                        found, _ = reference_sums(own, records, pad=pad, scope=scope, batch_size=batch_size)
-                        return {"sums": found}
+                        found = read_answers(own, records, **reading)
+                        return {"sums": torch.from_numpy(np.array([one.sum() for one in found]))}
 
-                    key = sums_key(own, records, scope, tag + ("base" if base else ""))
+                    key = sums_key(own, records, reading["scope"], tag + ("base" if base else ""))
                     sums = cached_tensors(folder, "reference", key, make, write=write)["sums"]
                     self.sums[side] = torch.from_numpy(agree(sums))
                     self._sums_keys.append(key)

@@ -24,7 +24,8 @@ from torch.utils.data import Sampler
 from upright.contract import InputError, stream
 from upright.language.adapters import quiet
 from upright.language.encoding import Encoded
-from upright.language.references import agree, digest_of, mean_nll
+from upright.language.reader import read_answers
+from upright.language.references import agree, digest_of
 
 __all__ = [
     "MRDSampler",
@@ -163,7 +164,6 @@ class MRDSampler(Sampler[int]):
         self.seed = int(seed)
         self.num_samples = _whole("num_samples", len(self.weights) if num_samples is None else num_samples, 1)
         self.epoch = 0
-        self._next = self.weights
         self._place = self._resume_at = 0
 
     def __len__(self) -> int:
@@ -177,32 +177,16 @@ class MRDSampler(Sampler[int]):
         self._place = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the stream of an epoch; another epoch starts at its first draw, with the weights set last."""
+        """Choose the stream of an epoch; another epoch starts at its first draw."""
         epoch = _whole("epoch", epoch, 0)
         if epoch != self.epoch:
-            self.epoch, self.weights = epoch, self._next
+            self.epoch = epoch
             self._place = self._resume_at = 0
 
-    def set_weights(self, weights: ArrayLike) -> None:
-        """Take other weights from the next call of `set_epoch` on; the running epoch keeps its own.
-
-        Raises
-        ------
-        InputError
-            When their number differs.
-        """
-        w = _weights(weights)
-        if len(w) != len(self.weights):
-            got = f"{len(w)} weights for {len(self.weights)} records"
-            raise InputError(got, "one weight a record", "score the same records")
-        self._next = w
-
     def state_dict(self) -> dict[str, Any]:
-        """Return what continues the stream: weights of this and the next epoch, seed, epoch and place."""
-        return {
-            "weights": self.weights.copy(), "next_weights": self._next.copy(), "seed": self.seed, "epoch": self.epoch,
-            "num_samples": self.num_samples, "place": self._place,
-        }  # fmt: skip
+        """Return what continues the stream: weights, seed, epoch, number of draws and place."""
+        own = {name: getattr(self, name) for name in ("seed", "epoch", "num_samples")}
+        return {**own, "weights": self.weights.copy(), "place": self._place}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where the state was taken: the next iterator starts there, later ones at the start.
@@ -212,11 +196,11 @@ class MRDSampler(Sampler[int]):
         InputError
             When the state is of another number of records.
         """
-        w, after = _weights(state["weights"]), _weights(state["next_weights"])
-        if len(w) != len(self.weights) or len(after) != len(w):
+        w = _weights(state["weights"])
+        if len(w) != len(self.weights):
             got = f"a state of {len(w)} records for a sampler of {len(self.weights)}"
             raise InputError(got, "the state of the same records", "load the state that belongs to this forget set")
-        self.weights, self._next = w, after
+        self.weights = w
         self.seed, self.epoch = int(state["seed"]), _whole("epoch", state["epoch"], 0)
         self.num_samples = _whole("num_samples", state["num_samples"], 1)
         self._place = self._resume_at = _whole("place", state["place"], 0)
@@ -247,8 +231,8 @@ class PairSampler(Sampler[tuple[int, int, bool]]):
     seed : int
     block : int
         Records that all ranks take at once: batch per device times number of ranks.
-    weighted : MRDSampler, optional
-        Where forget records come from; a permutation of all of them when left out.
+    draw : callable, optional
+        Epoch to forget records, int64 of shape (n,); a permutation of all of them when left out.
     drop_last : bool
         Leave the places out that fill no block.
 
@@ -259,14 +243,19 @@ class PairSampler(Sampler[tuple[int, int, bool]]):
     """
 
     def __init__(
-        self, n: int, m: int, *, seed: int, block: int, weighted: MRDSampler | None = None, drop_last: bool = False
+        self,
+        n: int,
+        m: int,
+        *,
+        seed: int,
+        block: int,
+        draw: Callable[[int], Tensor] | None = None,
+        drop_last: bool = False,
     ) -> None:
         self.n, self.m, self.seed, self.block = _whole("n", n, 1), _whole("m", m, 0), int(seed), block
-        self.weighted = weighted
+        self.draw = draw
         self.epoch = 0
-        self.counted = n if weighted is None else weighted.num_samples
-        if drop_last:
-            self.counted -= self.counted % block
+        self.counted = n - n % block if drop_last else n
         if not self.counted:
             got = f"{n} records in blocks of {block}, with the last block dropped"
             raise InputError(got, "one full block at least", "set dataloader_drop_last=False or a smaller batch")
@@ -275,20 +264,15 @@ class PairSampler(Sampler[tuple[int, int, bool]]):
         return -(-self.counted // self.block) * self.block
 
     def __iter__(self) -> Iterator[tuple[int, int, bool]]:
-        if self.weighted is None:
-            order = shuffle_order(self.n, self.seed, self.epoch)
-        else:
-            order = draws(self.weighted.weights, self.weighted.seed, self.epoch, self.weighted.num_samples)
+        order = shuffle_order(self.n, self.seed, self.epoch) if self.draw is None else self.draw(self.epoch)
         forget = order[: self.counted].tolist()
         retain = partners(self.m, self.seed, self.epoch, len(forget)).tolist() if self.m else [0] * len(forget)
         yield from ((i, j, True) for i, j in zip(forget, retain, strict=True))
         yield from ((forget[0], retain[0], False) for _ in range(len(self) - len(forget)))
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, here and in the weighted sampler."""
+        """Choose the epoch."""
         self.epoch = _whole("epoch", epoch, 0)
-        if self.weighted is not None:
-            self.weighted.set_epoch(epoch)
 
 
 # -- the order of a run ---------------------------------------------------------------------------------------------
@@ -309,7 +293,9 @@ class Schedule:
         Its ``sampling``, ``tau``, ``floor``, ``refresh`` and ``scope``.
     weights, difficulty, scoring, targets
         As for `UnlearnTrainer`.
-    seed, pad : int
+    seed : int
+    reading : mapping
+        ``pad``, ``scope`` and ``batch_size`` of `read_answers`.
 
     Raises
     ------
@@ -336,9 +322,9 @@ class Schedule:
         scoring: Mapping[str, Any] | Callable[[Any], Any] | None,
         targets: ArrayLike | None,
         seed: int,
-        pad: int,
+        reading: Mapping[str, Any],
     ) -> None:
-        self.forget, self.args, self.seed, self.pad = forget, args, seed, pad
+        self.forget, self.args, self.seed, self.reading = forget, args, seed, reading
         arrays = {"weights": weights, "targets": targets, "difficulty": getattr(difficulty, "mrd", difficulty)}
         held = {name: None if one is None else np.asarray(one, dtype=np.float64) for name, one in arrays.items()}
         for name, one in held.items():
@@ -358,8 +344,7 @@ class Schedule:
         self.scoring = scoring if callable(scoring) else dict(scoring or {})
         self._outside = digest_of(self.difficulty)
         self.history: list[tuple[int, NDArray[np.float64]]] = []
-        self.weights = self._before_stops()
-        self.sampler = None if self.by == "shuffle" else MRDSampler(self.weights, seed)
+        self.weights = _weights(self._before_stops())
         self.order: PairSampler | None = None
         self.prepared = -1  # last epoch that is scored
         self.finished = False
@@ -368,43 +353,42 @@ class Schedule:
         """Return weights without early stops: all records alike until they are scored."""
         if self._given is not None:
             return self._given
-        scored = self.by == "mrd" and self.difficulty is not None
-        d, tau = (self.difficulty, self.args.tau) if scored else (np.ones(len(self.forget)), 0.0)
-        return sampling_weights(d, tau=tau, floor=self.args.floor)
+        if self.by != "mrd" or self.difficulty is None:
+            return sampling_weights(np.ones(len(self.forget)), tau=0.0, floor=self.args.floor)
+        return sampling_weights(self.difficulty, tau=self.args.tau, floor=self.args.floor)
 
     def make_order(self, retain: int, *, block: int) -> PairSampler:
         """Return the sampler of records with their partners, see `PairSampler`."""
         drop = self.args.dataloader_drop_last
-        self.order = PairSampler(
-            len(self.forget), retain, seed=self.seed, block=block, weighted=self.sampler, drop_last=drop
-        )
+        draw = None if self.by == "shuffle" else self.draw
+        self.order = PairSampler(len(self.forget), retain, seed=self.seed, block=block, draw=draw, drop_last=drop)
         return self.order
+
+    def draw(self, epoch: int) -> Tensor:
+        """Return the forget records of the epoch that is prepared, int64 of shape (n,)."""
+        return draws(self.weights, self.seed, epoch, len(self.forget))
 
     def start(self, model: Any) -> None:
         """Prepare epoch 0 of a new run."""
         self.prepared, self.finished = -1, False
         self.prepare(0, model)
-        if self.sampler is not None:  # from this epoch on: it has not begun
-            self.sampler = MRDSampler(self.weights, self.seed)
 
     def prepare(self, epoch: int, model: Any) -> None:
         """Score what is due before an epoch, at the present weights of a model; does nothing the second time."""
         if epoch <= self.prepared:
             return
         self.prepared = epoch
-        if self.sampler is None:
+        if self.by == "shuffle":
             return
         if self.by == "mrd":
             self._score(epoch, model)
         weights = self._before_stops()
         if self.targets is not None:
-            batch = self.args.per_device_eval_batch_size
-            loss = mean_nll(model, self.forget, pad=self.pad, scope=self.args.scope, batch_size=batch)
-            weights = np.where(agree(loss) < self.targets, weights, 0.0)
+            loss = agree([-one.mean() for one in read_answers(model, self.forget, **self.reading)])
+            weights = np.where(loss < self.targets, weights, 0.0)
         self.finished = not weights.any()
         if not self.finished:
             self.weights = weights
-            self.sampler.set_weights(weights)
 
     def _score(self, epoch: int, model: Any) -> None:
         due = bool(self.args.refresh) and epoch > 0 and epoch % self.args.refresh == 0
@@ -422,8 +406,7 @@ class Schedule:
             from upright.language.difficulty import score_difficulty
 
             # one engine, whatever memory is free: they differ by rounding, and a resumed run may not
-            options = {"seed": self.seed, "scope": self.args.scope, "pad": self.pad, "engine": "inplace"}
-            options |= {"batch_size": self.args.per_device_eval_batch_size, **self.scoring}
+            options = {"seed": self.seed, "engine": "inplace", **self.reading, **self.scoring}
             found = score_difficulty(model, self.forget, **options)
         return getattr(found, "mrd", found)
 
@@ -442,9 +425,7 @@ class Schedule:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and JSON-able values that continue the order."""
         tensors = {f"difficulty.{k}": torch.from_numpy(mrd) for k, (_, mrd) in enumerate(self.history)}
-        if self.sampler is not None:
-            held = self.sampler.state_dict()
-            tensors |= {name: torch.from_numpy(held[name]) for name in ("weights", "next_weights")}
+        tensors["weights"] = torch.from_numpy(self.weights)
         scored, epoch = [epoch for epoch, _ in self.history], 0 if self.order is None else self.order.epoch
         return tensors, {"epoch": epoch, "prepared": self.prepared, "scored": scored, "finished": self.finished}
 
@@ -454,7 +435,4 @@ class Schedule:
         self.history = [(int(e), tensors[f"difficulty.{k}"].numpy()) for k, e in enumerate(values["scored"])]
         if self.history:
             self.difficulty = self.history[-1][1]
-        if self.sampler is not None:
-            state = {"seed": self.seed, "epoch": values["epoch"], "place": 0, "num_samples": len(self.forget)}
-            self.sampler.load_state_dict({**state, **{k: tensors[k].numpy() for k in ("weights", "next_weights")}})
-            self.weights = tensors["next_weights"].numpy()
+        self.weights = tensors["weights"].numpy()

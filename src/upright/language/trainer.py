@@ -21,23 +21,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from upright.contract import InputError, NonNegativeInt, Range, stream
-from upright.language.adapters import adapted, quiet, recomputes
-from upright.language.encoding import Encoded, Scope, collate
+from upright.language.adapters import adapted, own_precision, quiet, recomputes
+from upright.language.encoding import Encoded, Scope, collate, pad_of
 from upright.language.losses import LOSSES, control_vector, dual_step
 from upright.language.objectives import Objective, objective_of, record_losses, step_totals, step_weights
-from upright.language.references import Reference, agree, mean_nll, records_key, reference_sums
+from upright.language.reader import Array, read_answers, refuse_encoder
+from upright.language.references import Reference, agree, records_key
 from upright.language.sampling import PairSampler, Schedule, partners
 from upright.language.training import (
     GradientGuard,
     NumberGuard,
     last_complete,
-    pad_of,
     read_state,
     refuse_changed,
     refuse_settings,
@@ -162,8 +163,9 @@ class UnlearnTrainer(Trainer):
     Raises
     ------
     InputError
-        For settings that contradict each other, a loss or gradient that is not finite (with the step), a trainable
-        tensor without gradient, and a checkpoint of other records or settings.
+        For a model that sees the tokens that it should predict, settings that contradict each other, a loss or gradient
+        that is not finite (with the step), a trainable tensor without gradient, and a checkpoint of other records or
+        settings.
 
     Warns
     -----
@@ -179,10 +181,8 @@ class UnlearnTrainer(Trainer):
         Why nothing moved, where `moved` is below 0.01 and records were left to forget; empty elsewhere.
     devices : dict of str to str
         On which device each phase ran: ``measuring``, ``reference``, ``scoring``, ``training``.
-    difficulty_history : list of (int, ndarray of shape (n,))
-        Epoch and MRD of every scoring.
     schedule : Schedule
-        Weights, sampler, and whether every record is at its target.
+        Weights, scores of every scoring, and whether every record is at its target.
     reference : Reference
     guard_history : list of dict
         What the utility floor saw.
@@ -218,13 +218,15 @@ class UnlearnTrainer(Trainer):
         if odd := sorted(set(trainer) - {"optimizers", "optimizer_cls_and_kwargs"}):
             todo = "leave it out; stop=UtilityFloor(...) and callbacks see the model"
             raise InputError(f"{odd[0]} for UnlearnTrainer", "optimizers, optimizer_cls_and_kwargs", todo)
+        refuse_encoder(model)
         self.objective: Objective = _objective(args, processing_class, bool(retain))
         self.forget, self.retain, self.alternatives = list(forget), list(retain or ()), list(alternatives or ())
         self._refuse_records()
         self._keys = [records_key(side) for side in (self.forget, self.retain, self.alternatives)]
         self._use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         self._seed = int(args.seed if args.data_seed is None else args.data_seed)
-        self.cache_dir, self.pad = cache_dir, pad_of(processing_class)
+        self.cache_dir, pad = cache_dir, pad_of(processing_class)
+        self.reading: dict[str, Any] = {"pad": pad, "scope": args.scope, "batch_size": args.per_device_eval_batch_size}
         self.schedule = Schedule(
             self.forget,
             args,
@@ -233,7 +235,7 @@ class UnlearnTrainer(Trainer):
             scoring=scoring,
             targets=targets,
             seed=self._seed,
-            pad=self.pad,
+            reading=self.reading,
         )
         kept = self.retain if self.objective.retain else ()
         watch: list[Any] = [NumberGuard(), _Epochs(self, stop)]
@@ -243,7 +245,7 @@ class UnlearnTrainer(Trainer):
         super().__init__(
             model=adapted(model, peft_config, seed=self._seed, checkpointing=recomputes(args)),
             args=args,
-            data_collator=PairCollator(self.forget, kept, self.alternatives, self.pad, args.scope),
+            data_collator=PairCollator(self.forget, kept, self.alternatives, pad, args.scope),
             train_dataset=_Keys(len(self.forget)),
             processing_class=processing_class,
             callbacks=[*(callbacks or ()), *watch],
@@ -262,7 +264,7 @@ class UnlearnTrainer(Trainer):
         self.stopped, self.unmoved, self.moved = "", "", float("nan")
         self.alpha, self.epsilon = float(args.alpha), self.objective.options.get("epsilon")
         self.control_vector: Tensor | None = None
-        self._before: Tensor | None = None  # loss of the records that are looked at, when the run began
+        self._before: Array | None = None  # loss of the records that are looked at, when the run began
         # Sums of both terms and the number of steps: of one step on this rank, since the last log line, of the run.
         self._of_step, self._logged, self._of_run = (torch.zeros(k, dtype=torch.float64) for k in (2, 3, 3))
         self._size = 0
@@ -298,14 +300,10 @@ class UnlearnTrainer(Trainer):
 
     def prepare_epoch(self, epoch: int) -> None:
         """Score what is due before an epoch, in the precision of the weights: bfloat16 would round the noise away."""
-        self.schedule.prepare(epoch, self.model)
+        with own_precision(self.model):
+            self.schedule.prepare(epoch, self.model)
         if self.schedule.history or self.schedule.targets is not None:
             self._at("scoring")
-
-    @property
-    def difficulty_history(self) -> list[tuple[int, Any]]:
-        """Epoch and MRD, ndarray of shape (n,), of every scoring."""
-        return self.schedule.history
 
     def _at(self, phase: str) -> None:
         model: Any = self.model
@@ -426,18 +424,18 @@ class UnlearnTrainer(Trainer):
         self._look_whether_it_moved()
         return done
 
-    def _losses(self) -> Tensor:
-        """Return the loss per token of the records that are looked at, float64 of shape (at most 64,)."""
+    def _losses(self) -> Array:
+        """Return the loss per token of the records that are looked at, shape (at most 64,)."""
         self._at("measuring")
-        few = self.forget[:_LOOKED_AT]
-        batch = self.args.per_device_eval_batch_size
-        return mean_nll(self.model, few, pad=self.pad, scope=self.args.scope, batch_size=batch)
+        with own_precision(self.model):
+            found = read_answers(self.model, self.forget[:_LOOKED_AT], **self.reading)
+        return np.array([-one.mean() for one in found])
 
     def _look_whether_it_moved(self) -> None:
         """Measure `moved`, and warn where it is nothing although records were left to forget."""
         if self._before is None:
             return
-        self.moved = float((self._losses() - self._before).abs().mean())
+        self.moved = float(np.abs(self._losses() - self._before).mean())
         if self.moved >= _STILL or self.schedule.finished:
             return
         forget, retain, steps = self._of_run.tolist()
@@ -457,18 +455,15 @@ class UnlearnTrainer(Trainer):
             return
         first = [self.retain[j] for j in partners(len(self.retain), self._seed, 0, len(self.forget)).tolist()]
         with self.accelerator.autocast():
-            batch = self.args.per_device_eval_batch_size
-            sums, counts = reference_sums(self.model, first, pad=self.pad, scope=self.args.scope, batch_size=batch)
-        self.epsilon = float(agree([-1.1 * float(sums.sum()) / int(counts.sum())])[0])
+            found = np.concatenate(read_answers(self.model, first, **self.reading))
+        self.epsilon = float(agree([-1.1 * found.mean()])[0])
 
     def _prepare_reference(self) -> None:
         with self.accelerator.autocast():
             self.reference.prepare(
                 self.model,
                 dict(zip(_SIDES, (self.forget, self.alternatives), strict=True)),
-                pad=self.pad,
-                scope=self.args.scope,
-                batch_size=self.args.per_device_eval_batch_size,
+                reading=self.reading,
                 cache_dir=self.cache_dir,
                 write=self.args.should_save,
                 tag=f"{self.accelerator.mixed_precision} ",
@@ -480,7 +475,8 @@ class UnlearnTrainer(Trainer):
         if self.args.should_save:
             tensors, values = self.schedule.state()
             tensors |= {f"sums.{side}": sums for side, sums in self.reference.sums.items()}
-            own = {"control": self.control_vector, "before": self._before}
+            before = None if self._before is None else torch.from_numpy(self._before)
+            own = {"control": self.control_vector, "before": before}
             tensors |= {name: one for name, one in own.items() if one is not None}
             values |= {"settings": self.settings(), "alpha": self.alpha, "epsilon": self.epsilon}
             values |= {"reference": self.reference.keys, "guard_history": self.guard_history}
@@ -493,7 +489,8 @@ class UnlearnTrainer(Trainer):
         tensors, values = read_state(folder)
         refuse_changed(values["settings"], self.settings())
         self.schedule.load(tensors, values)
-        self.control_vector, self._before = tensors.get("control"), tensors.get("before")
+        self.control_vector, before = tensors.get("control"), tensors.get("before")
+        self._before = None if before is None else before.numpy()
         self.alpha, self.epsilon = float(values["alpha"]), values["epsilon"]
         self.guard_history = values["guard_history"]
         sums = {side: tensors[f"sums.{side}"] for side in _SIDES if f"sums.{side}" in tensors}

@@ -32,7 +32,6 @@ __all__ = [
     "GradientGuard",
     "NumberGuard",
     "last_complete",
-    "pad_of",
     "read_state",
     "refuse_changed",
     "refuse_settings",
@@ -65,12 +64,6 @@ def refuse_settings(args: Any, kind: type) -> None:
     for name in kind.__annotations__:
         if not reading(value := getattr(args, name), hints[name]):
             raise InputError(f"{name} = {value!r}", accepted(hints[name]), f"set {name} to such a value")
-
-
-def pad_of(tokenizer: Any) -> int:
-    """Return a token to fill up with; it is masked, so any will do."""
-    found = getattr(tokenizer, "pad_token_id", None)
-    return int(found) if found is not None else int(getattr(tokenizer, "eos_token_id", None) or 0)
 
 
 # -- guards ---------------------------------------------------------------------------------------------------------

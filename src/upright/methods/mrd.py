@@ -346,7 +346,7 @@ def _notes(run: Run, config: MRDConfig, trainer: Any) -> None:
     """Note how weights moved over the scorings: drift of the ranking and effective sample size."""
     from scipy.stats import spearmanr
 
-    rows, history = [], trainer.difficulty_history
+    rows, history = [], trainer.schedule.history
     for epoch, score in history:
         p = samplers.sampling_weights(score, tau=config.tau, floor=config.floor)
         constant = np.ptp(score) == 0 or np.ptp(history[0][1]) == 0

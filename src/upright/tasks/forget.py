@@ -316,12 +316,8 @@ class Forget:
     def encoded(self, run: Run, which: Literal["forget", "retain"]) -> list[Encoded]:
         """Return the tokens of every record to forget, or to keep."""
         if (which, run.seed) not in self._encoded:
-            model, tokenizer = self.model(run, "original")
-            context = getattr(model.config, "max_position_embeddings", None)
-            records = getattr(self.sets(run), which)
-            self._encoded[which, run.seed] = encoding.encode_all(
-                tokenizer, records, template=self.config.template, context=context
-            )
+            speaker = self.speaker(self.model(run, "original")[0], run)
+            self._encoded[which, run.seed] = speaker.encode(getattr(self.sets(run), which))
         return list(self._encoded[which, run.seed])
 
     def ids(self, run: Run) -> list[str]:
