@@ -239,8 +239,8 @@ def test_a_checkpoint_that_cannot_be_read_is_refused(tmp_path):
     make(tmp_path, args={"max_steps": 1}).train()
     folder = tmp_path / "checkpoint-1"
     tensors, values = training.read_state(folder)
-    training.write_state(folder, tensors, {**values, "version": 2})
-    with pytest.raises(InputError, match=r"checkpoint-1 of version 2"):
+    training.write_state(folder, tensors, {**values, "version": 1})
+    with pytest.raises(InputError, match=r"checkpoint-1 of version 1"):
         training.read_state(folder)
     (folder / training.STATE).write_bytes(b"")
     with pytest.raises(InputError, match=r"checkpoint-1 without a readable upright_state"):

@@ -365,7 +365,7 @@ def test_bad_input_is_refused_in_three_parts_and_makes_no_folder(home, tmp_path)
         ({"forget": few}, "few.jsonl with 4 records", "several requests together"),
         ({"retain": shared}, "record private-3 of forget is record private-6 of retain", "shared records"),
         ({"holdout": shared}, "of forget is record private-6 of holdout", "shared records"),
-        ({"holdout": loud}, "record private-3 of forget is nearly record private-8 of holdout", "--allow-similar"),
+        ({"holdout": loud}, "record private-3 of forget is nearly record private-8 of holdout", "allow_similar=True"),
         ({"cluster": "person"}, "no 'person'", "add it to all"),
         ({"forget": tmp_path / "none.jsonl"}, "none.jsonl cannot be read", "check the path"),
         ({"model": "nowhere"}, "no folder nowhere", "check the path"),
