@@ -21,9 +21,9 @@ name                what, in CPU time of one thread                             
                     runs them: 24 clients, 4 rounds
 ==================  =====================================================================  ======  =========
 
-What is compared is interleaved, and medians are compared. Each line's data are made in a process of its own, so that
-resident memory is that line's. Amazon-Video is read from ``UPRIGHT_DATA``; lines without data are named as not
-measured. Exit status 1 where a bar is missed.
+What is compared is interleaved, and medians are compared. Each line's data are made in a process of its own, with one
+thread, NumPy's included, so that CPU time is work and resident memory is that line's. Amazon-Video is read from
+``UPRIGHT_DATA``; lines without data are named as not measured. Exit status 1 where a bar is missed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import random
 import resource
 import statistics
@@ -271,7 +272,8 @@ def main() -> int:
     found: dict[str, float] = {}
     for part in given.only:
         words = [sys.executable, __file__, "--part", part, "--repeats", str(given.repeats)]
-        told = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+        single = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")}
+        told = subprocess.run(words, capture_output=True, text=True, check=True, env=single).stdout.splitlines()
         found |= json.loads(told[0])
         print(*told[1:], sep="\n", end="\n" if told[1:] else "", file=sys.stderr)
     for name, (bar, before) in BARS.items():

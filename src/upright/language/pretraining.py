@@ -8,17 +8,21 @@ norm 1. The order of records is a function of the seed and the epoch alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from upright.contract import InputError, stream
+from upright.data.catalogue import cache_dir
 from upright.language.encoding import Encoded, collate
 from upright.language.sampling import shuffle_order
 
-__all__ = ["teach"]
+__all__ = ["cached", "teach"]
 
 
 def teach(
@@ -90,3 +94,17 @@ def teach(
             advance(1)
     model.eval()
     return curve
+
+
+def cached(key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what ``make()`` gives, kept in the cache under what it depends on: studies share their models."""
+    name = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:24]
+    path = cache_dir() / "models" / f"taught-{name}.pt"
+    if path.is_file():
+        return dict(torch.load(path, weights_only=True))
+    made = dict(make())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")  # two processes may make the same model at once
+    torch.save(made, part)
+    part.replace(path)
+    return made

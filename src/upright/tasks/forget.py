@@ -21,9 +21,6 @@ first hardly sees a record that is pushed below the reference, since p is near 0
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -43,7 +40,6 @@ from upright.contract import (
     UnitScores,
     stream,
 )
-from upright.data.catalogue import cache_dir
 from upright.data.forget import (
     Record,
     fingerprint,
@@ -299,7 +295,7 @@ class Forget:
                 )
             return {"weights": model.state_dict(), "curve": curve}
 
-        found = run.shared(which, key, lambda: _cached(key, make) if self._caches else make())
+        found = run.shared(which, key, lambda: pretraining.cached(key, make) if self._caches else make())
         model.load_state_dict(found["weights"])
         return model.eval(), tokenizer
 
@@ -434,17 +430,3 @@ def _read_folder(folder: Path, similar: bool) -> Sets:
     refuse_overlap(**numbered)
     refuse_similar(allow=similar, **numbered)
     return Sets(**numbered)
-
-
-def _cached(key: Mapping[str, Any], make: Any) -> dict[str, Any]:
-    """Return what ``make()`` gives, kept in the cache under what it depends on: studies share their models."""
-    name = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:24]
-    path = cache_dir() / "models" / f"taught-{name}.pt"
-    if path.is_file():
-        return dict(torch.load(path, weights_only=True))
-    made = dict(make())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")  # two processes may make the same model at once
-    torch.save(made, part)
-    part.replace(path)
-    return made

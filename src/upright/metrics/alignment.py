@@ -1,0 +1,41 @@
+"""Alignment: does a model prefer the chosen answer of a pair, and what is left of the texts that it should keep.
+
+With ``c = -sum_t log p(y_t | prompt, y_<t)`` of an answer of ``n`` tokens, ``c_0`` the same under the start model, and
+``beta = 0.3``; a tie counts half:
+
+=========================  ===========================================================================================
+``ranking_accuracy``       1 where ``c(rejected) > c(chosen)``: sums, so that a longer answer has more to lose
+``ranking_accuracy_mean``  1 where ``c(rejected) / n > c(chosen) / n``: the same per token
+``implicit_margin``        ``m = beta ((c - c_0)(rejected) - (c - c_0)(chosen))``, the margin of DPO's implicit reward
+``implicit_accuracy``      1 where ``m > 0``
+``length_accuracy``        1 where the chosen answer has fewer tokens: what knows no word can say
+``beyond_length``          ``ranking_accuracy - length_accuracy`` of the pair
+=========================  ===========================================================================================
+
+Source: Rafailov et al., *Direct Preference Optimization* (2023), arXiv 2305.18290, for the implicit reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from upright.contract import Metric
+
+__all__ = ["METRICS"]
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        one.name: one
+        for one in (
+            Metric("ranking_accuracy", margin=0.02, title="Ranking accuracy"),
+            Metric("ranking_accuracy_mean", margin=0.02, title="Ranking accuracy per token"),
+            Metric("implicit_accuracy", margin=0.02, title="Accuracy of the implicit reward"),
+            Metric("implicit_margin", low=-float("inf"), high=float("inf"), margin=0.05, title="Implicit margin"),
+            Metric("length_accuracy", margin=0.02, title="Accuracy of the shorter answer"),
+            Metric("beyond_length", low=-1.0, margin=0.02, title="Ranking accuracy beyond the shorter answer"),
+            Metric("retain_probability", title="Probability of retained answers"),
+        )
+    }
+)
+"""What each value means: direction, bounds, margin and title. All but the last are of pairs."""
