@@ -169,12 +169,6 @@ def test_tau_0_is_uniform_to_the_bit(tmp_path):
     assert [i for i, _, counts in seen["tau1"] if counts][:10] == first
 
 
-def test_given_weights_decide_what_is_drawn(tmp_path):
-    # catches weights that are read as difficulty, and a record of weight 0 that is trained
-    seen = watched(make(tmp_path, "ga", weights=np.eye(10)[4], args={"max_steps": 3}))
-    assert {i for i, *_ in seen} == {4}
-
-
 def test_difficulty_is_scored_and_refreshed(tmp_path, monkeypatch):
     # catches weights of the first scoring that are kept, a refresh in the wrong epoch, one after the last epoch
     calls = []
@@ -404,11 +398,9 @@ def test_mixed_precision_reads_and_scores_in_that_of_the_weights(tmp_path):
         ({"loss": "pdu", "retain_loss": "kl", "loss_options": None}, "'kl' and without epsilon"),
         ({"loss": "idk_dpo", "alternatives": ()}, "0 alternative answers for 10"),
         ({"sampling": "hard"}, "sampling = 'hard'"),
-        ({"weights": np.ones(3)}, r"weights of shape \(3,\)"),
-        ({"weights": np.zeros(10)}, "weights that sum to 0"),
         ({"sampling": "mrd", "difficulty": np.ones(3)}, r"difficulty of shape \(3,\)"),
         ({"difficulty": np.ones(10)}, "difficulty or refresh with sampling='shuffle'"),
-        ({"weights": np.ones(10), "refresh": 1}, "with weights"),
+        ({"refresh": 1}, "difficulty or refresh with sampling='shuffle'"),
         ({"sampling": "mrd", "refresh": -1}, "refresh = -1"),
         ({"targets": np.ones(10)}, "targets with sampling='shuffle'"),
         ({"targets": np.full(10, np.nan), "sampling": "uniform"}, "targets with NaN"),

@@ -20,7 +20,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,11 +30,15 @@ from upright.contract import InputError
 __all__ = [
     "Kind",
     "Record",
+    "conversation_of",
     "digest",
     "fingerprint",
+    "object_rows",
     "read_records",
+    "record_of",
     "refuse_overlap",
     "refuse_similar",
+    "text_of",
     "tofu_records",
     "unique_records",
 ]
@@ -111,6 +115,24 @@ def read_records(path: Any, *, cluster: str = "author") -> list[Record]:
         When the file is missing, empty, no UTF-8 or no JSON, or a record has unknown keys, no known shape, an empty
         answer, or lacks the key that was asked for. The line is named.
     """
+    return [record_of(value, where, str(i), cluster) for i, (where, value) in enumerate(object_rows(path))]
+
+
+def object_rows(path: Any, shapes: str = _SHAPES) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where each object of a file stands (``r.jsonl line 3``) and the object; empty cells of a table are no keys.
+
+    Parameters
+    ----------
+    path : path or data frame
+        As for `read_records`.
+    shapes : str
+        Keys of the objects, in words for errors.
+
+    Raises
+    ------
+    InputError
+        As `read_records`, for what makes the whole file unreadable, and for a row that is no object.
+    """
     from upright.data.formats import json_rows, open_columns
 
     if isinstance(path, str | Path) and not re.search(r"\.(csv|tsv|parquet|pq)(\.\w+)?$", str(path), re.IGNORECASE):
@@ -119,16 +141,19 @@ def read_records(path: Any, *, cluster: str = "author") -> list[Record]:
         table = open_columns(path)
         cells = ({k: v for k, v in row.items() if v is not None} for row in table.frame.to_dicts())
         name, found = table.name, (("row", i, row) for i, row in enumerate(cells, start=1))
-    rows = [_record(value, f"{name} {word} {number}", str(i), cluster) for i, (word, number, value) in enumerate(found)]
-    if not rows:
-        raise InputError(f"{name} without a record", f"JSON lines with {_SHAPES}", "check the file")
-    return rows
+    empty = True
+    for word, number, value in found:
+        if not isinstance(value, dict):
+            got = f"{name} {word} {number}: {type(value).__name__}"
+            raise InputError(got, "one JSON object a line", "correct that line")
+        empty = False
+        yield f"{name} {word} {number}", value
+    if empty:
+        raise InputError(f"{name} without a record", f"JSON lines with {shapes}", "check the file")
 
 
-def _record(value: Any, where: str, number: str, cluster: str) -> Record:
-    """Return one record, whatever shape it has."""
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: {type(value).__name__}", "one JSON object a line", "correct that line")
+def record_of(value: Mapping[str, Any], where: str, number: str, cluster: str = "author") -> Record:
+    """Return one record, whatever shape it has; ``where`` stands in errors, ``number`` is its id where it has none."""
     if odd := [k for k in value if k not in [*_KEYS.split(", "), cluster]]:
         raise InputError(f"{where}: key {odd[0]!r}", _KEYS, "rename the key or leave it out")
     if cluster != "author" and value.get(cluster) is None:
@@ -136,21 +161,21 @@ def _record(value: Any, where: str, number: str, cluster: str) -> Record:
     before: tuple[tuple[str, str], ...] = ()
     kind: Kind = "question"
     if "messages" in value:
-        kind, (before, prompt, answer) = "chat", _chat(value["messages"], where)
+        kind, (before, prompt, answer) = "chat", conversation_of(value["messages"], where)
     elif "prompt" in value and isinstance(value["prompt"], list):
         completion = value.get("completion")
         messages = [*value["prompt"], *(completion if isinstance(completion, list) else [])]
-        kind, (before, prompt, answer) = "chat", _chat(messages, where)
+        kind, (before, prompt, answer) = "chat", conversation_of(messages, where)
     elif "text" in value:
-        kind, prompt, answer = "text", "", _text(value, "text", where)
+        kind, prompt, answer = "text", "", text_of(value, "text", where)
     elif "instruction" in value:
-        prompt, answer = _text(value, "instruction", where), _text(value, "output", where)
-        more = _text(value, "input", where) if value.get("input") is not None else ""
+        prompt, answer = text_of(value, "instruction", where), text_of(value, "output", where)
+        more = text_of(value, "input", where) if value.get("input") is not None else ""
         prompt = f"{prompt}\n\n{more}" if more else prompt
     elif "question" in value:
-        prompt, answer = (_text(value, key, where) for key in ("question", "answer"))
+        prompt, answer = (text_of(value, key, where) for key in ("question", "answer"))
     else:
-        kind, (prompt, answer) = "completion", (_text(value, key, where) for key in ("prompt", "completion"))
+        kind, (prompt, answer) = "completion", (text_of(value, key, where) for key in ("prompt", "completion"))
     if not answer.strip():
         raise InputError(f"{where}: an empty answer", "an answer with text", "leave the record out or complete it")
     return Record(
@@ -160,17 +185,18 @@ def _record(value: Any, where: str, number: str, cluster: str) -> Record:
         author=str(value.get(cluster, "")),
         paraphrases=_texts(value, "paraphrased_answer", where),
         perturbed=_texts(value, "perturbed_answer", where),
-        other_prompt=_text(value, "paraphrased_question", where) if "paraphrased_question" in value else "",
+        other_prompt=text_of(value, "paraphrased_question", where) if "paraphrased_question" in value else "",
         before=before,
         kind=kind,
     )
 
 
-def _text(value: Mapping[str, Any], key: str, where: str) -> str:
+def text_of(value: Mapping[str, Any], key: str, where: str, shapes: str = _SHAPES) -> str:
+    """Return the text under a key; refuse what is none, or not there."""
     found = value.get(key)
     if not isinstance(found, str):
         got = f"no {key!r}" if found is None else f"{key!r} of type {type(found).__name__}"
-        raise InputError(f"{where}: {got}", f"texts under {_SHAPES}", "complete the record")
+        raise InputError(f"{where}: {got}", f"texts under {shapes}", "complete the record")
     return found
 
 
@@ -182,14 +208,14 @@ def _texts(value: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
     return tuple(many)
 
 
-def _chat(messages: Any, where: str) -> tuple[tuple[tuple[str, str], ...], str, str]:
-    """Take a conversation apart: what stands before, the last prompt, the answer."""
+def conversation_of(messages: Any, where: str) -> tuple[tuple[tuple[str, str], ...], str, str]:
+    """Take a conversation apart: what stands before, the last prompt, the answer of the assistant."""
     given = messages if isinstance(messages, list) and all(isinstance(m, dict) for m in messages) else []
     pairs = [(m.get("role"), _content(m.get("content"), where)) for m in given]
     whole = len(pairs) >= 2 and all(isinstance(text, str) for pair in pairs for text in pair)
     if not whole or pairs[-1][0] != "assistant":
         accepted = "two or more messages with role and content, the last one by the assistant"
-        todo = "end the conversation with the answer that is to be forgotten"
+        todo = "end the conversation with the answer"
         raise InputError(f"{where}: messages that do not end with an answer", accepted, todo)
     return tuple(pairs[:-2]), pairs[-2][1], pairs[-1][1]
 

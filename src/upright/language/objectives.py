@@ -1,10 +1,12 @@
 r"""What one optimiser step minimises: batches of forget and retain records, and losses summed over all of a step.
 
-    L = gamma sum_i w_i forget_i / sum_i w_i + alpha sum_j v_j retain_j / sum_j v_j
+    L = gamma sum_i w_i n_i forget_i / sum_i n_i + alpha sum_j m_j retain_j / sum_j m_j
 
-Sums run over every record of the step: all micro-batches of an accumulation and all ranks. ``w_i`` is the number of
-tokens that the loss reads where its source averages tokens, and 1 where it averages records (`Loss.batch`). So 1 x 8,
-2 x 4 and 8 x 1 records give one gradient, and so do one and two processes.
+Sums run over every record of the step: all micro-batches of an accumulation and all ranks. ``n_i`` is the number of
+tokens that the loss reads where its source averages tokens, and 1 where it averages records (`Loss.batch`); so is
+``m_j`` of the retain loss. So 1 x 8, 2 x 4 and 8 x 1 records give one gradient, and so do one and two processes.
+``w_i`` is the weight of a record, 1 without weights. It stands in no denominator: there, the same record would count
+more beside records of small weight than beside large ones, and alone in a step its weight would cancel.
 """
 
 from __future__ import annotations
@@ -258,10 +260,10 @@ def record_losses(
     return forget, _values(objective.retain, views["retain"], options, held.get("retain"))
 
 
-def step_weights(objective: Objective, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return ``w`` and ``v`` of one batch, int64 of shape (B,) each; ``v`` is 0 without a retain term.
+def _counts(objective: Objective, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return ``n`` and ``m`` of one batch, int64 of shape (B,) each; ``m`` is 0 without a retain term.
 
-    A weight is 0 where a place does not count, else the number of tokens that the loss reads, or 1 (`Loss.batch`).
+    A count is 0 where a place does not count, else the number of tokens that the loss reads, or 1 (`Loss.batch`).
     """
     counts: Tensor = batch["counts"].long()
 
@@ -277,7 +279,13 @@ def step_weights(objective: Objective, batch: Mapping[str, Any]) -> tuple[Tensor
     return of("forget", objective.forget, skip), of("retain", objective.retain, 0)
 
 
+def step_weights(objective: Objective, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return ``w n`` and ``m`` of one batch, shape (B,): int64, and ``w n`` float64 where the batch has weights."""
+    n, m = _counts(objective, batch)
+    return n * batch["weights"] if "weights" in batch else n, m
+
+
 def step_totals(objective: Objective, batches: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Return ``sum_i w_i`` and ``sum_j v_j`` over the micro-batches of a step, int64 of shape (2,)."""
-    pairs = [step_weights(objective, batch) for batch in batches]
+    """Return ``sum_i n_i`` and ``sum_j m_j`` over the micro-batches of a step, int64 of shape (2,)."""
+    pairs = [_counts(objective, batch) for batch in batches]
     return torch.stack([torch.stack([one.sum() for one in pair]) for pair in pairs]).sum(dim=0)  # (2,)

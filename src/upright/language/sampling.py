@@ -33,6 +33,7 @@ __all__ = [
     "Schedule",
     "draws",
     "effective_sample_size",
+    "mean_one",
     "partners",
     "sampling_weights",
     "shuffle_order",
@@ -112,6 +113,20 @@ def _weights(weights: ArrayLike) -> NDArray[np.float64]:
     if not 0.0 < float(w.sum()) < np.inf:
         raise InputError(f"weights that sum to {w.sum()}", "a finite sum above 0", "keep one record at least")
     return w
+
+
+def mean_one(weights: ArrayLike, n: int) -> NDArray[np.float64]:
+    """``n w_i / sum_j w_j``: weights of the losses of n records, with mean 1; a factor on all changes nothing.
+
+    Raises
+    ------
+    InputError
+        Unless there is one finite number of at least 0 a record, one of them above 0.
+    """
+    if (shape := np.shape(weights)) != (n,):
+        raise InputError(f"weights of shape {shape}", f"shape ({n},)", "give one number a forget record")
+    w = _weights(weights)
+    return np.asarray(n * (w / w.sum())) if w.min() < w.max() else np.ones(n)
 
 
 def draws(weights: ArrayLike, seed: int, epoch: int, n: int) -> torch.Tensor:
@@ -291,7 +306,7 @@ class Schedule:
     forget : sequence of Encoded, length n
     args : UnlearnArguments
         Its ``sampling``, ``tau``, ``floor``, ``refresh`` and ``scope``.
-    weights, difficulty, scoring, targets
+    difficulty, scoring, targets
         As for `UnlearnTrainer`.
     seed : int
     reading : mapping
@@ -317,7 +332,6 @@ class Schedule:
         forget: Sequence[Encoded],
         args: Any,
         *,
-        weights: ArrayLike | None,
         difficulty: Any,
         scoring: Mapping[str, Any] | Callable[[Any], Any] | None,
         targets: ArrayLike | None,
@@ -325,18 +339,18 @@ class Schedule:
         reading: Mapping[str, Any],
     ) -> None:
         self.forget, self.args, self.seed, self.reading = forget, args, seed, reading
-        arrays = {"weights": weights, "targets": targets, "difficulty": getattr(difficulty, "mrd", difficulty)}
+        arrays = {"targets": targets, "difficulty": getattr(difficulty, "mrd", difficulty)}
         held = {name: None if one is None else np.asarray(one, dtype=np.float64) for name, one in arrays.items()}
         for name, one in held.items():
             if one is not None and one.shape != (len(forget),):
                 got = f"{name} of shape {one.shape}"
                 raise InputError(got, f"shape ({len(forget)},)", "give one number a forget record")
-        self._given, self.targets, self.difficulty = held.values()
+        self.targets, self.difficulty = held.values()
         if self.targets is not None and bool(np.isnan(self.targets).any()):
             raise InputError("targets with NaN", "a mean loss per token, inf where there is none", "replace NaN by inf")
-        self.by = args.sampling if weights is None else "weights"
+        self.by = args.sampling
         if self.by != "mrd" and (self.difficulty is not None or args.refresh):
-            got = f"difficulty or refresh with {'weights' if weights is not None else f'sampling={self.by!r}'}"
+            got = f"difficulty or refresh with sampling={self.by!r}"
             raise InputError(got, "sampling='mrd'", "set it, or leave both out")
         if targets is not None and self.by == "shuffle":
             got = "targets with sampling='shuffle'"
@@ -351,8 +365,6 @@ class Schedule:
 
     def _before_stops(self) -> NDArray[np.float64]:
         """Return weights without early stops: all records alike until they are scored."""
-        if self._given is not None:
-            return self._given
         if self.by != "mrd" or self.difficulty is None:
             return sampling_weights(np.ones(len(self.forget)), tau=0.0, floor=self.args.floor)
         return sampling_weights(self.difficulty, tau=self.args.tau, floor=self.args.floor)
@@ -415,7 +427,6 @@ class Schedule:
         own = {name: getattr(self.args, name) for name in ("sampling", "tau", "floor", "refresh", "scope")}
         return {
             **own,
-            "weights": digest_of(self._given),
             "scoring": "a function" if callable(self.scoring) else self.scoring,
             "targets": digest_of(self.targets),
             "seed": self.seed,

@@ -7,6 +7,8 @@ depends on the effective batch alone. Epochs are filled up with places that do n
 
 *Order.* A record, its retain partner and every control vector are functions of the seed and of names (epoch, place).
 
+*Weights.* Records may count differently: their losses are weighted, whatever the loss and however a step is split.
+
 *Resume.* Checkpoints hold what is ours beside what is Trainer's: scores, weights, sampler, reference sums, control
 vector, dual factor and bound, and the fingerprints of the records. A resumed run is bit-equal to one that was never
 stopped; other records or settings are refused.
@@ -33,8 +35,8 @@ from upright.language.encoding import Encoded, Scope, collate, pad_of
 from upright.language.losses import LOSSES, control_vector, dual_step
 from upright.language.objectives import Objective, objective_of, record_losses, step_totals, step_weights
 from upright.language.reader import Array, read_answers, refuse_encoder
-from upright.language.references import Reference, agree, records_key
-from upright.language.sampling import PairSampler, Schedule, partners
+from upright.language.references import Reference, agree, digest_of, records_key
+from upright.language.sampling import PairSampler, Schedule, mean_one, partners
 from upright.language.training import (
     GradientGuard,
     NumberGuard,
@@ -138,7 +140,10 @@ class UnlearnTrainer(Trainer):
     args : UnlearnArguments
     processing_class : PreTrainedTokenizerBase
     weights : array of float, shape (n,), optional
-        Draw in proportion to these, in place of ``args.sampling``.
+        How much the loss of each record counts, at least 0; brought to mean 1 by `sampling.mean_one`. The forget term
+        of a step is ``sum_i w_i n_i l_i / sum_i n_i``, see `objectives`: the denominator has no weights, so a step of
+        records that count little is a small step. Retain records are not weighted, and all weights 1 are no weights,
+        bit for bit.
     difficulty : Difficulty or array of float, shape (n,), optional
         For ``mrd``; scored before the first step when left out.
     scoring : mapping or callable, optional
@@ -175,8 +180,8 @@ class UnlearnTrainer(Trainer):
     Attributes
     ----------
     moved : float
-        ``mean_i |cbar_i(after) - cbar_i(before)|`` over the first 64 records to forget, in nats a token; NaN before
-        the end of training.
+        ``mean_i |cbar_i(after) - cbar_i(before)|`` over the first 64 records to forget that count, in nats a token;
+        NaN before the end of training.
     unmoved : str
         Why nothing moved, where `moved` is below 0.01 and records were left to forget; empty elsewhere.
     devices : dict of str to str
@@ -227,10 +232,10 @@ class UnlearnTrainer(Trainer):
         self._seed = int(args.seed if args.data_seed is None else args.data_seed)
         self.cache_dir, pad = cache_dir, pad_of(processing_class)
         self.reading: dict[str, Any] = {"pad": pad, "scope": args.scope, "batch_size": args.per_device_eval_batch_size}
+        self.weights = None if weights is None else mean_one(weights, len(self.forget))
         self.schedule = Schedule(
             self.forget,
             args,
-            weights=weights,
             difficulty=difficulty,
             scoring=scoring,
             targets=targets,
@@ -245,7 +250,7 @@ class UnlearnTrainer(Trainer):
         super().__init__(
             model=adapted(model, peft_config, seed=self._seed, checkpointing=recomputes(args)),
             args=args,
-            data_collator=PairCollator(self.forget, kept, self.alternatives, pad, args.scope),
+            data_collator=PairCollator(self.forget, kept, self.alternatives, pad, args.scope, self.weights),
             train_dataset=_Keys(len(self.forget)),
             processing_class=processing_class,
             callbacks=[*(callbacks or ()), *watch],
@@ -290,6 +295,7 @@ class UnlearnTrainer(Trainer):
             "loss_options": dict(one.options),
             "effective batch": self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             "reference": self.reference.kind,
+            "weights": digest_of(self.weights),
             **self.schedule.settings(),
         }
 
@@ -312,7 +318,7 @@ class UnlearnTrainer(Trainer):
     # -- one step ---------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """Return the micro-batches of a step and the weights of its two sides over all ranks, int64 of shape (2,)."""
+        """Return the micro-batches of a step and the totals of its two sides over all ranks, int64 of shape (2,)."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
@@ -344,7 +350,7 @@ class UnlearnTrainer(Trainer):
         if num_items_in_batch is None:
             num_items_in_batch = step_totals(self.objective, [inputs])
         w, v = step_weights(self.objective, inputs)
-        parts = [(forget * w).sum() / num_items_in_batch[0]]
+        parts = [(forget * w.to(forget.dtype)).sum() / num_items_in_batch[0]]
         if retain is not None:
             parts.append((retain * v).sum() / num_items_in_batch[1])
         held = torch.stack([one.detach() for one in parts]).double().cpu()
@@ -424,11 +430,17 @@ class UnlearnTrainer(Trainer):
         self._look_whether_it_moved()
         return done
 
+    @property
+    def _looked_at(self) -> list[Encoded]:
+        """The first records that count."""
+        counting = range(len(self.forget)) if self.weights is None else np.flatnonzero(self.weights).tolist()
+        return [self.forget[i] for i in counting[:_LOOKED_AT]]
+
     def _losses(self) -> Array:
         """Return the loss per token of the records that are looked at, shape (at most 64,)."""
         self._at("measuring")
         with own_precision(self.model):
-            found = read_answers(self.model, self.forget[:_LOOKED_AT], **self.reading)
+            found = read_answers(self.model, self._looked_at, **self.reading)
         return np.array([-one.mean() for one in found])
 
     def _look_whether_it_moved(self) -> None:
@@ -476,7 +488,8 @@ class UnlearnTrainer(Trainer):
             tensors, values = self.schedule.state()
             tensors |= {f"sums.{side}": sums for side, sums in self.reference.sums.items()}
             before = None if self._before is None else torch.from_numpy(self._before)
-            own = {"control": self.control_vector, "before": before}
+            of_losses = None if self.weights is None else torch.from_numpy(self.weights)
+            own = {"control": self.control_vector, "before": before, "loss weights": of_losses}
             tensors |= {name: one for name, one in own.items() if one is not None}
             values |= {"settings": self.settings(), "alpha": self.alpha, "epsilon": self.epsilon}
             values |= {"reference": self.reference.keys, "guard_history": self.guard_history}
@@ -539,7 +552,7 @@ class _Keys(Dataset[tuple[int, int, bool]]):
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Makes the nested batch ``{forget, retain, alternative, index, retain_index, counts}`` out of keys.
+    """Makes the nested batch ``{forget, retain, alternative, index, retain_index, counts, weights}`` out of keys.
 
     Parameters
     ----------
@@ -548,6 +561,8 @@ class PairCollator:
     pad : int
     scope : {"answer", "sequence"}
         Where labels of all sides stand.
+    weights : ndarray of float64, shape (n,), optional
+        Of the losses of the forget records; without them the batch has none.
     """
 
     forget: Sequence[Encoded]
@@ -555,9 +570,10 @@ class PairCollator:
     alternatives: Sequence[Encoded]
     pad: int
     scope: Scope = "answer"
+    weights: Array | None = None
 
     def __call__(self, keys: Sequence[tuple[int, int, bool]]) -> dict[str, Any]:
-        """Return the batch; ``index``, ``retain_index`` and ``counts`` have shape (B,)."""
+        """Return the batch; ``index``, ``retain_index``, ``counts`` and ``weights`` have shape (B,)."""
         i, j, counts = zip(*keys, strict=True)
         sides = {"forget": (self.forget, i), "retain": (self.retain, j), "alternative": (self.alternatives, i)}
         batch: dict[str, Any] = {
@@ -565,6 +581,8 @@ class PairCollator:
             for name, (records, rows) in sides.items()
             if records
         }
+        if self.weights is not None:
+            batch["weights"] = torch.from_numpy(self.weights[list(i)])
         return batch | {name: torch.tensor(x) for name, x in (("index", i), ("retain_index", j), ("counts", counts))}
 
 
