@@ -1,4 +1,4 @@
-r"""Two ways to run a model with noise on its weights.
+r"""Two ways to run a model with noise on its weights, and one to move them along given directions.
 
     theta' = theta + scale * sigma_w * z_w(probe)      for every noisy tensor w
 
@@ -13,7 +13,8 @@ r"""Two ways to run a model with noise on its weights.
             draws it again for every batch.
 ==========  ==========================================================================================================
 
-Both draw the same noise (`upright.language.noise`), so scores agree up to rounding.
+Both draw the same noise (`upright.language.noise`), so scores agree up to rounding. `DirectionEngine` is ``inplace`` with
+directions in the place of noise.
 """
 
 from __future__ import annotations
@@ -28,7 +29,17 @@ from torch import Tensor, nn
 from upright.contract import InputError
 from upright.language.noise import Law, blocks, rows
 
-__all__ = ["Engine", "HookEngine", "InPlaceEngine", "checksum", "noisy_parameters", "removing"]
+__all__ = [
+    "DirectionEngine",
+    "Engine",
+    "HookEngine",
+    "InPlaceEngine",
+    "LayerKind",
+    "checksum",
+    "layer_kind",
+    "noisy_parameters",
+    "removing",
+]
 
 _AT_ONCE = 1 << 18  # numbers of a tensor that a checksum turns into int64 at once
 
@@ -166,15 +177,70 @@ class InPlaceEngine:
                 if mirrored:
                     torch.sub(own, part - own, out=part)
                 else:
-                    z = rows(self.seed, probe, name, tensor.shape, first, last, law=self.law, dtype=tensor.dtype,
-                             device=tensor.device)  # fmt: skip
+                    z = self._change(probe, name, tensor, first, last)
                     torch.add(own, z, alpha=scale * self.sigmas[name], out=part)
         self.at = (probe, scale)
         yield
 
+    def _change(self, probe: int, name: str, tensor: Tensor, first: int, last: int) -> Tensor:
+        """Return rows of what is added to a tensor, before factors."""
+        return rows(
+            self.seed, probe, name, tensor.shape, first, last, law=self.law, dtype=tensor.dtype, device=tensor.device
+        )
+
     def forward(self, **inputs: Any) -> Any:
         """Call the model."""
         return self.model(**inputs)
+
+
+class DirectionEngine(InPlaceEngine):
+    """Weights moved along given directions: ``theta + scale * v_probe``, put back from an untouched copy.
+
+    An embedding still reads its padding row (`padding_idx`) where it was: no gradient of it reaches that row either.
+
+    Parameters
+    ----------
+    model : Module
+    directions : mapping of parameter name to Tensor of shape (m, *shape)
+        What is not named stays; held as they are, and copied only to another type or device.
+
+    Raises
+    ------
+    RuntimeError
+        On exit, when a moved weight or a buffer is not what it was. Other weights are not looked at.
+    """
+
+    def __init__(self, model: nn.Module, directions: Mapping[str, Tensor]) -> None:
+        super().__init__(model, dict.fromkeys(directions, 1.0), seed=0, law="gaussian")
+        self.directions = {n: directions[n].to(t) for n, t in self.noisy_tensors.items()}
+        names = {t.data_ptr(): n for n, t in self.noisy_tensors.items()}
+        self.padded = {
+            module: name
+            for module in model.modules()
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None
+            if (name := names.get(module.weight.data_ptr())) is not None
+        }
+
+    def _change(self, probe: int, name: str, tensor: Tensor, first: int, last: int) -> Tensor:
+        return self.directions[name][probe].reshape(tensor.shape)[first:last]
+
+    def _everything(self) -> dict[str, Tensor]:
+        return {**self.noisy_tensors, **dict(self.model.named_buffers())}
+
+    def forward(self, **inputs: Any) -> Any:
+        """Call the model, with padding rows where they were."""
+
+        def keep(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            own = self.copies[self.padded[module]]
+            if module.weight is own:  # this very call, below
+                return None
+            before = torch.func.functional_call(module, {"weight": own}, args)
+            return torch.where((args[0] == module.padding_idx)[..., None], before, output)
+
+        with ExitStack() as stack:
+            for module in self.padded:
+                stack.enter_context(removing(module.register_forward_hook(keep)))
+            return super().forward(**inputs)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
@@ -203,12 +269,12 @@ class HookEngine:
         every = dict(model.named_parameters())
         self.sigmas = {n: s for n, s in sigmas.items() if s > 0 and every[n].numel()}
         names = {id(every[n]): n for n in self.sigmas}
-        self.layers: list[tuple[nn.Module, str, _Kind]] = []
+        self.layers: list[tuple[nn.Module, str, LayerKind]] = []
         by_hand = set()
         for module in model.modules():
             for leaf, parameter in module.named_parameters(recurse=False):
                 name = names.get(id(parameter))
-                kind = _kind(module) if name is not None and leaf == "weight" else None
+                kind = layer_kind(module) if name is not None and leaf == "weight" else None
                 if name is not None and kind is not None:
                     self.layers.append((module, name, kind))
                 elif name is not None:
@@ -252,7 +318,7 @@ class HookEngine:
             self.seed, probe, name, shape, first, last, law=self.law, dtype=like.dtype, device=like.device
         )  # fmt: skip
 
-    def _hook(self, called: list[int], i: int, name: str, kind: _Kind, probe: int, scale: float) -> Any:
+    def _hook(self, called: list[int], i: int, name: str, kind: LayerKind, probe: int, scale: float) -> Any:
         alpha = scale * self.sigmas[name]
 
         def add(module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -282,10 +348,10 @@ class HookEngine:
         return torch.func.functional_call(self.model, self.given, args=(), kwargs=inputs)
 
 
-_Kind = Literal["linear", "embedding", "transposed"]
+LayerKind = Literal["linear", "embedding", "transposed"]
 
 
-def _kind(module: nn.Module) -> _Kind | None:
+def layer_kind(module: nn.Module) -> LayerKind | None:
     """Return how a module uses its weight, None where that is not known for certain."""
     if "forward" in vars(module):  # replaced on the instance
         return None

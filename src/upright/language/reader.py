@@ -184,13 +184,7 @@ class Reader:
 
     def read_batch(self, forward: Callable[..., Any], batch: Sequence[int], moments: bool = False) -> Array:
         """Return what `read` does, of some samples."""
-        full = collate([self.encoded[i] for i in batch], self.pad, scope=self.scope)
-        labels = full.pop("labels").to(self.device)
-        if "position_ids" not in self.takes:  # padding stands on the right, so a model's own count is the same
-            full.pop("position_ids")
-        inputs: dict[str, Any] = {k: v.to(self.device) for k, v in full.items()}
-        if "use_cache" in self.takes:
-            inputs["use_cache"] = False
+        inputs, labels = self.inputs(batch)
         sample, column = (labels != IGNORE).nonzero(as_tuple=True)
         target, place = labels[sample, column], sample * labels.shape[1] + column - 1  # the row that predicts it
         if self.vocabulary is not None and int(target.max()) >= self.vocabulary:
@@ -207,6 +201,17 @@ class Reader:
                 "find where the model diverged; if it is finite without noise, lower sigma",
             ) from None
         return np.asarray(found.cpu().numpy(), dtype=np.float64)
+
+    def inputs(self, batch: Sequence[int]) -> tuple[dict[str, Any], Tensor]:
+        """Return what the model is called with for some samples, and their labels, int64 of shape (B, T)."""
+        full = collate([self.encoded[i] for i in batch], self.pad, scope=self.scope)
+        labels = full.pop("labels").to(self.device)
+        if "position_ids" not in self.takes:  # padding stands on the right, so a model's own count is the same
+            full.pop("position_ids")
+        inputs: dict[str, Any] = {k: v.to(self.device) for k, v in full.items()}
+        if "use_cache" in self.takes:
+            inputs["use_cache"] = False
+        return inputs, labels
 
     def _rows(
         self, forward: Callable[..., Any], inputs: Mapping[str, Any], place: Tensor, target: Tensor, moments: bool
