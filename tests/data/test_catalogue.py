@@ -326,8 +326,8 @@ def test_catalogue_is_complete():
     """Catches an entry without terms, origin, hash or folder."""
     logs = ["ml100k", "ml-latest-small", "epinions", "gowalla", "lastfm", "amazon-video", "filmtrust"]
     tables = ["adult", "compas", "german", "census-kdd"]
-    assert list(CATALOGUE) == [*logs, *tables, "tofu"]
-    free = {"ml-latest-small", "adult", "german", "census-kdd", "tofu"}
+    assert list(CATALOGUE) == [*logs, *tables, "tofu", "hh-rlhf", "halueval"]
+    free = {"ml-latest-small", "adult", "german", "census-kdd", "tofu", "hh-rlhf", "halueval"}
     for name, entry in CATALOGUE.items():
         assert entry.name == name
         assert entry.title

