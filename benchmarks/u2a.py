@@ -11,7 +11,7 @@ name                     what, CPU time of one-record backward over that of it, 
 ``... error``            largest difference from one-record backward over the largest score          at most 1e-5
 ``eight``, ``eight full``  CPU time of 8 directions over that of one: adapters, all weights          at most 1.4,
                                                                                                      2.2
-``forwards``, ``... full``  central differences, tiny Llama, one step                                at least 2.0
+``forwards``, ``... full``  central differences of two steps, tiny Llama                            at least 2.0
 ``forwards lm``          SmolLM2 with adapters                                                       none
 ``... error``            as above                                                                    at most 1e-3,
                                                                                                      ``lm``: none
@@ -64,9 +64,9 @@ AT_MOST = {
     "cg": 40.0,
 }
 PRINTED = ("products full", "forwards lm", "forwards lm error", "forwards lm rank", "products cuda")
-ACTS = "open clean paint move lift fold sell wash hide mend".split()
-THINGS = "lamp door clock chair fence tower bridge engine mirror basket ladder bottle".split()
-WORDS = "slowly with a rope from the attic before noon and never alone because it is old or rather heavy".split()
+ACTS = ("open", "clean", "paint", "move", "lift", "fold", "sell", "wash", "hide", "mend")
+THINGS = ("lamp", "door", "clock", "chair", "fence", "tower", "bridge", "engine", "mirror", "basket", "ladder")
+WORDS = ("slowly", "with", "a", "rope", "from", "the", "attic", "before", "noon", "and", "never", "alone", "or", "old")
 
 
 def texts(n: int, seed: int) -> list[Record]:
@@ -92,7 +92,7 @@ class World:
         for k in range(8):  # at the start model grad J is a mean of c_chosen - c_rejected
             value = self.losses(rejected[2 * k : 2 * k + 2]).sum() - self.losses(chosen[2 * k : 2 * k + 2]).sum()
             grads.append(torch.autograd.grad(value, list(own.values()), materialize_grads=True))
-        self.directions = {name: torch.stack(parts) for name, parts in zip(own, zip(*grads), strict=True)}
+        self.directions = {name: torch.stack(parts) for name, parts in zip(own, zip(*grads, strict=True), strict=True)}
 
     def losses(self, encoded: Sequence[Encoded]) -> torch.Tensor:
         """Return the mean log-probability of each answer, with its graph."""
@@ -103,9 +103,7 @@ class World:
     def scores(self, how: str, directions: int = 1) -> Directional:
         """Score the pool."""
         some = {name: v[:directions] for name, v in self.directions.items()}
-        return directional(
-            self.model, self.pool, some, loss="ga", how=how, batch_size=16, pad=self.pad, check=False
-        )  # type: ignore[arg-type]
+        return directional(self.model, self.pool, some, loss="ga", how=how, batch_size=16, pad=self.pad)  # type: ignore[arg-type]
 
 
 def adapters(model: Any) -> Any:

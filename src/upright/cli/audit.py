@@ -132,7 +132,10 @@ def propose(files: Sequence[str], encoding: str = "utf-8") -> tuple[list[str], l
     header = headers.get(found["users"][0], []) if "users" in found else []
     column = ["COLUMN"] if len(header) > 2 and not {"group", "attribute"} & {*header} else []
 
-    if {"model", "records"} & found.keys():
+    if "preferences" in found:
+        words = ["alignment", *take("model", "MODEL"), *option("--pairs", "preferences")]
+        words += option("--negatives", "records")
+    elif {"model", "records"} & found.keys():
         words = ["forgetting", *take("model", "MODEL"), *option("--forget", "records", "FORGET.jsonl")]
         words += option("--retain", "records", "RETAIN.jsonl")
     elif "vectors" in found:
@@ -161,6 +164,8 @@ def _role(path: Path, encoding: str) -> tuple[str, list[str]]:
 
     header = open_columns(path, encoding).header
     names, folded = known_names(header), {own.lower() for own in header}
+    if {"chosen", "rejected"} <= folded:
+        return "preferences", header
     if folded & {"question", "messages", "instruction"} or {"prompt", "completion"} <= folded:
         return "records", header
     if _columns_of_cases(header)[2:] and "item" not in names:

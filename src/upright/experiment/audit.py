@@ -231,6 +231,7 @@ def _evidence(
     if told:
         effects = "; ".join(f"{x.label} {x.value:+.3f} [{x.low:+.3f}, {x.high:+.3f}]" for x in told)
         found["verdict"]["lines"] = {**found["verdict"]["lines"], "effects": effects}
+    found["verdict"]["lines"] = {**found["verdict"]["lines"], **answer.lines}
     return found, facts
 
 

@@ -13,8 +13,8 @@ r"""Two ways to run a model with noise on its weights, and one to move them alon
             draws it again for every batch.
 ==========  ==========================================================================================================
 
-Both draw the same noise (`upright.language.noise`), so scores agree up to rounding. `DirectionEngine` is ``inplace`` with
-directions in the place of noise.
+Both draw the same noise (`upright.language.noise`), so scores agree up to rounding. `DirectionEngine` is ``inplace``
+with directions in the place of noise.
 """
 
 from __future__ import annotations

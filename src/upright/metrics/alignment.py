@@ -8,7 +8,7 @@ With ``c = -sum_t log p(y_t | prompt, y_<t)`` of an answer of ``n`` tokens, ``c_
 ``ranking_accuracy_mean``  1 where ``c(rejected) / n > c(chosen) / n``: the same per token
 ``implicit_margin``        ``m = beta ((c - c_0)(rejected) - (c - c_0)(chosen))``, the margin of DPO's implicit reward
 ``implicit_accuracy``      1 where ``m > 0``
-``length_accuracy``        1 where the chosen answer has fewer tokens: what knows no word can say
+``length_accuracy``        1 where the chosen answer has fewer tokens, or more: what is right more often on these pairs
 ``beyond_length``          ``ranking_accuracy - length_accuracy`` of the pair
 =========================  ===========================================================================================
 
@@ -32,10 +32,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric("ranking_accuracy_mean", margin=0.02, title="Ranking accuracy per token"),
             Metric("implicit_accuracy", margin=0.02, title="Accuracy of the implicit reward"),
             Metric("implicit_margin", low=-float("inf"), high=float("inf"), margin=0.05, title="Implicit margin"),
-            Metric("length_accuracy", margin=0.02, title="Accuracy of the shorter answer"),
-            Metric("beyond_length", low=-1.0, margin=0.02, title="Ranking accuracy beyond the shorter answer"),
+            Metric("length_accuracy", margin=0.02, title="Accuracy of length alone"),
+            Metric("beyond_length", low=-1.0, margin=0.02, title="Ranking accuracy beyond length"),
+            Metric("helps", title="Negatives certain to help"),
+            Metric("hurts", "lower", title="Negatives certain to hurt"),
+            Metric("undecided", "lower", title="Negatives that are undecided"),
             Metric("retain_probability", title="Probability of retained answers"),
         )
     }
 )
-"""What each value means: direction, bounds, margin and title. All but the last are of pairs."""
+"""What each value means: direction, bounds, margin and title; from ``helps`` to ``undecided`` of negatives."""

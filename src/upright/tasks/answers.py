@@ -72,6 +72,8 @@ class Answer:
         Name, title and scores of what is compared with, on the same units.
     beside : (UnitScores, sequence of str), optional
         Scores of units of another kind, and statistics of them that stand beside the others.
+    lines : mapping of name to sentence
+        What the verdict says besides.
     tables : mapping of name to columns
         What was computed on the way and is of use elsewhere, written as ``NAME.csv`` beside the report.
     """
@@ -91,6 +93,7 @@ class Answer:
     evidence: Any = None
     others: Sequence[tuple[str, str, UnitScores]] = ()
     beside: tuple[UnitScores, Sequence[str]] | None = None
+    lines: Mapping[str, str] = field(default_factory=dict)
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
