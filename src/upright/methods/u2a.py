@@ -326,7 +326,7 @@ def u2a_weights(
     if loss == "npo":
         sums = [one.sum() for one in reader.read_answers(base, encoded, **reading)]
     scored = directions.directional(
-        model, encoded, towards, loss=loss, options=options, how=how, check=False, reference=sums, **reading
+        model, encoded, towards, loss=loss, options=options, how=how, reference=sums, **reading
     )
     judged = resampling.jackknife(scored.score, [len(own) for own in split])
     own = np.ones(n) if weight is None else np.bincount(pool.place, np.asarray(weight, dtype=np.float64), n)
