@@ -20,6 +20,7 @@ MODULES = {
     "Leakage of an attribute": "upright.metrics.leakage",
     "Forgotten answers": "upright.metrics.forgetting",
     "Membership of forgotten samples": "upright.metrics.membership",
+    "Preference pairs": "upright.metrics.alignment",
 }
 HEAD = """# Metrics
 

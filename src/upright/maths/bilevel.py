@@ -285,13 +285,13 @@ def project_box(w: ArrayLike, low: float, high: float, total: float | None = Non
         got = f"bounds {low} and {high} for {n} weights" + ("" if total is None else f" of sum {total}")
         raise InputError(got, "low <= high and n low <= total <= n high", "widen the bounds")
     if total is None:
-        return np.clip(own, low, high)
+        return np.asarray(np.clip(own, low, high))
     places = np.concatenate([own - high, own - low])  # an entry is free between the two
     order = np.argsort(places, kind="stable")
     free = np.cumsum(np.where(order < n, 1, -1))[:-1]
     sums = n * high - np.concatenate([[0.0], np.cumsum(free * np.diff(places[order]))])
     at = np.interp(-total, -sums, places[order])
-    return np.clip(own - at, low, high)
+    return np.asarray(np.clip(own - at, low, high))
 
 
 def project_l1(w: ArrayLike, radius: float) -> Array:

@@ -20,9 +20,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from upright.contract import Metric
 
-__all__ = ["METRICS"]
+__all__ = ["METRICS", "length_accuracy"]
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
@@ -42,3 +45,16 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
     }
 )
 """What each value means: direction, bounds, margin and title; from ``helps`` to ``undecided`` of negatives."""
+
+
+def length_accuracy(chosen_tokens: ArrayLike, rejected_tokens: ArrayLike) -> NDArray[np.float64]:
+    """Return what length alone says of n pairs: 1 right, 0 wrong, 1/2 for equal lengths; shape (n,).
+
+    It prefers shorter answers, or longer ones, whichever is right more often on these pairs, so its mean is at least
+    1/2. Annotators like long answers and sums of log-probabilities short ones: what a model prefers may be no more.
+
+    >>> length_accuracy([9, 7, 5, 4], [5, 7, 4, 8]).tolist()  # longer ones
+    [1.0, 0.5, 1.0, 0.0]
+    """
+    longer = (1.0 + np.sign(np.subtract(chosen_tokens, rejected_tokens, dtype=np.float64))) / 2.0
+    return longer if longer.mean() > 0.5 else 1.0 - longer

@@ -57,7 +57,7 @@ from upright.data.preferences import (
     refuse_leaks,
 )
 from upright.lazy import LazyModule
-from upright.metrics.alignment import METRICS
+from upright.metrics.alignment import METRICS, length_accuracy
 from upright.tasks.forget import side_by_side
 
 if TYPE_CHECKING:
@@ -422,8 +422,7 @@ class Align:
 def pair_values(own: alignment.PairReading, reference: alignment.PairReading | None) -> dict[str, Array]:
     """Return the values of pairs by the names of `upright.metrics.alignment`, shape (n,) each."""
     found = alignment.accuracies(own, reference)
-    longer = found["length"]
-    length = longer if longer.mean() > 0.5 else 1.0 - longer
+    length = length_accuracy(own.chosen_tokens, own.rejected_tokens)
     values = {
         "ranking_accuracy": found["ranking"],
         "ranking_accuracy_mean": found["ranking_per_token"],

@@ -214,7 +214,7 @@ def _ask(
     options: Any = {"batch_size": config.batch_size}
     model, tokenizer = load_language_model(Path(config.model))
     speaker = Speaker(model, tokenizer, **options)
-    encoded = speaker.encode(pool)  # a negative that is too long is named before a pair is read
+    encoded = speaker.encode(pool) if pool else []  # a negative that is too long is named before a pair is read
     base = None
     if config.reference is not None:
         other, words = load_language_model(Path(config.reference))
