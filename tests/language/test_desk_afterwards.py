@@ -366,9 +366,9 @@ def test_what_comes_back_is_noticed(world, finished, tmp_path, monkeypatch):
 def restored(world):
     """Return a stand-in for training that loads the weights of the source model."""
 
-    def train(request, given, settings, levels):
+    def train(request, given, *_):
         given.speaker.model.load_state_dict(load_language_model(world.model)[0].state_dict())
-        return w.no_training(request, given, settings, levels)
+        return w.no_training(request, given)
 
     return train
 

@@ -242,10 +242,10 @@ def test_a_destroyed_model_is_one_that_lost_both_sides(means, lost):
 
 def test_the_verdict_on_a_destroyed_model_is_withheld(world, tmp_path, monkeypatch):
     # catches "none of 4 attacks finds the records" as praise for a model that knows nothing
-    def wreck(request, given, settings, levels):
+    def wreck(request, given, *_):
         with torch.no_grad():
             given.speaker.model.lm_head.weight.normal_(0, 30, generator=torch.Generator().manual_seed(0))
-        return w.no_training(request, given, settings, levels)
+        return w.no_training(request, given)
 
     monkeypatch.setattr(desk, "_train", wreck)
     unseen = w.write_records(tmp_path / "unseen.jsonl", tofu_records()[800:814])
@@ -311,9 +311,7 @@ def test_a_record_at_its_level_is_left_alone(world, tmp_path):
 def test_the_level_that_was_used_is_said(world, tmp_path, monkeypatch):
     # catches a level taken from elsewhere than the receipt says
     seen = []
-    monkeypatch.setattr(
-        desk, "_train", lambda r, g, s, levels: (seen.append(levels), w.no_training(r, g, s, levels))[1]
-    )
+    monkeypatch.setattr(desk, "_train", lambda r, g, s, levels, *_: (seen.append(levels), w.no_training(r, g))[1])
     found = w.start(world, tmp_path, holdout=world.holdout)
     model, tokenizer = load_language_model(world.model)
     level = Speaker(model, tokenizer).read(read_records(world.holdout)).mean_nll.mean()

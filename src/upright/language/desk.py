@@ -59,6 +59,7 @@ from upright.language.receipts import (
     reevaluated,
     verify,
 )
+from upright.language.references import checksum
 from upright.language.remedies import NOT_A_NUMBER
 from upright.ledger import Ledger
 from upright.models.hub import is_adapter, load_language_model
@@ -197,7 +198,6 @@ def unlearn(
     """
     settings = settings or Settings()
     intake.refuse_place(desk, [m for m in (model_dir, reference, base) if m is not None], out)
-    intake.refuse_loss(settings.loss)
     ledger = open_ledger(desk, key)
     given = inputs(model_dir, forget_file, retain_file, holdout=holdout, reference=reference, base=base, device=device,
                    **_reading(settings))  # fmt: skip
@@ -380,15 +380,15 @@ def _unlearned(request: Request, given: Inputs, settings: Settings) -> dict[str,
     given.reference = None  # its memory is wanted for training
     looks = {"before": measure("before", given.speaker, known)}
     levels, level = _levels(given, looks["before"], other)
-    start = remedies.fingerprint(given.speaker.model)
-    found, trained = _train(request, given, settings, levels)
+    start = checksum(given.speaker.model)
+    found, trained = _train(request, given, settings, levels, looks["before"], other)
     progress.devices |= trained.get("devices", {})
     reasons, checks, reached = list(trained["reasons"]), [], None
     if not reasons:
         after = looks["after"] = measure("after", given.speaker, known)
         if levels is not None and len(levels) >= LEAST:
             reached = int((after.reading.mean_nll >= levels).sum())
-        changed = remedies.fingerprint(given.speaker.model) != start
+        changed = checksum(given.speaker.model) != start
         checks = [
             *guards(looks["before"], after, other, utility_floor=settings.utility_floor),
             _moved(looks["before"], after, changed, trained["facts"]),
@@ -471,7 +471,7 @@ def _levels(given: Inputs, before: Look, other: Look | None) -> tuple[Array | No
 
 
 def _train(
-    request: Request, given: Inputs, settings: Settings, levels: Array | None
+    request: Request, given: Inputs, settings: Settings, levels: Array | None, before: Look, other: Look | None
 ) -> tuple[Difficulty | None, dict[str, Any]]:
     """Choose a rate where none is given, score where scores are asked for, and train in place."""
     progress, speaker, found = Progress(request), given.speaker, None
@@ -481,7 +481,7 @@ def _train(
         aim = "a level"
     if rate == "auto":
         progress("rates", speaker, f"three of them; {aim}")
-        rate, tried = remedies.choose_rate(given, settings, levels, folder)
+        rate, tried = remedies.choose_rate(given, settings, levels, before, folder)
         method = {"learning_rate": rate, "tried": "; ".join(map(_tried, tried))}
     if settings.sampling == "difficulty":
         progress("score", speaker, f"{len(given.forget)} records")
@@ -489,9 +489,9 @@ def _train(
                                  seed=settings.seed, pad=speaker.pad)  # fmt: skip
         _keep_scores(request, given.forget, found)
     progress("training", speaker, f"{settings.epochs} epochs at most at {rate:g}; {aim}")
-    run = remedies.train(
-        speaker, given.forget, given.retain, settings, rate=rate, folder=folder, levels=levels, difficulty=found
-    )
+    watch = remedies.Watch(given, settings, before, other)
+    run = remedies.train(speaker, given.forget, given.retain, settings, rate=rate, folder=folder, levels=levels,
+                         difficulty=found, watch=watch)  # fmt: skip
     return found, {**run, "method": method, "devices": progress.devices}
 
 
@@ -573,13 +573,13 @@ def retrain(
         measure = _looking(given, recipe, progress)
         looks = {"before": measure("before", given.speaker)}
         given.speaker = beginning
-        start = remedies.fingerprint(given.speaker.model)
+        start = checksum(given.speaker.model)
         progress("training", beginning, f"{recipe.epochs} epochs of {len(given.retain)} records")
         run = remedies.anew(given.speaker, given.retain, recipe, request.cache / "training")
         checks, reasons = [], list(run["reasons"])
         if not reasons:
             looks["after"] = measure("after", given.speaker)
-            checks = _checks(looks, recipe, moved=remedies.fingerprint(given.speaker.model) != start)
+            checks = _checks(looks, recipe, moved=checksum(given.speaker.model) != start)
         body = _body(request, given, recipe, looks, level=receipts.EXACT, reasons=reasons, checks=checks)
         body.update(at_level=None, difficulty=None, training=run["facts"], devices=progress.devices)
         body.update(early_stop="none: trained anew on the retained records", reference="none available")

@@ -106,6 +106,7 @@ def page(receipt: Mapping[str, Any]) -> str:
         f"reference   {r['reference']}",
         f"early stop  {r['early_stop']}" + ("" if r["at_level"] is None else
                                             f"; {r['at_level']} of {r['records']['forget']} records reached it"),
+        *_training(r, "training    "),
         f"method      {', '.join(f'{k} = {v}' for k, v in r['method'].items())}",
         f"code        {', '.join(f'{k} {v}' for k, v in r['code'].items())}",
         *_devices(r),
@@ -137,6 +138,15 @@ def _devices(receipt: Mapping[str, Any]) -> list[str]:
     """Return on which device each phase ran; receipts of earlier versions do not say it."""
     found = receipt.get("devices")
     return [f"devices     {', '.join(f'{phase} on {device}' for phase, device in found.items())}"] if found else []
+
+
+def _training(receipt: Mapping[str, Any], title: str) -> list[str]:
+    """Return after how much training the weights are, and why it stopped; earlier receipts do not say it."""
+    found = receipt.get("training") or {}
+    if "epochs" not in found:
+        return []
+    why = f"; stopped: {found['stopped']}" if found["stopped"] else ""
+    return [f"{title}weights after {found['epochs']} epochs, {found['steps']} steps{why}"]
 
 
 def _settings(model: Mapping[str, Any], when: str) -> list[str]:
@@ -235,7 +245,8 @@ def unlearn_page(found: Mapping[str, Any]) -> str:
     lines = [f"  forgotten  {found['forgotten']}",
              f"  level      {found['level']}",
              f"  model      {model['output'] or 'not written: see --keep-failed'}",
-             f"  early stop {found['early_stop']}"]  # fmt: skip
+             f"  early stop {found['early_stop']}",
+             *_training(found, "  training   ")]  # fmt: skip
     lines += [f"  {g['name']}: {g['state']}: {g['detail']}" for g in found["guards"]]
     lines += [f"  probability of the forgotten answers, {k}: {number(probability[k])}" for k in _ordered(probability)
               if probability[k] is not None and " " not in k]  # fmt: skip
