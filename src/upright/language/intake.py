@@ -18,8 +18,8 @@ from upright.language.losses import LOSSES, PAIRS
 from upright.language.receipts import records_of
 from upright.models.hub import is_adapter, load_language_model
 
-__all__ = ["REPORT", "Inputs", "Recipe", "Settings", "device_of", "inputs", "losses_taken", "refuse_loss",
-           "refuse_place", "refuse_report"]  # fmt: skip
+__all__ = ["REPORT", "Inputs", "Recipe", "Settings", "device_of", "inputs", "losses_taken", "refuse_place",
+           "refuse_report"]  # fmt: skip
 
 REPORT = "upright forget eval"
 """By this first entry a file is recognised as one that an evaluation wrote."""
@@ -70,6 +70,10 @@ class Settings(_Common):
     epochs: PositiveInt = 40
     """Most passes; a record that has reached its level is left alone from then on."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _refuse_loss(self.loss)
+
 
 class Recipe(_Common):
     """How a stage of fine-tuning was done, and is done again."""
@@ -88,13 +92,8 @@ class Recipe(_Common):
     """Which tokens are learnt: those of the answer, or all."""
 
 
-def refuse_loss(name: str) -> None:
-    """Refuse an unknown loss, and one that asks for more than records: the desk takes no options of losses.
-
-    Raises
-    ------
-    InputError
-    """
+def _refuse_loss(name: str) -> None:
+    """Refuse an unknown loss, and one that asks for more than records: the desk takes no options of losses."""
     if name in _BEYOND:
         raise InputError(
             f"loss {name!r} at the desk",
