@@ -190,8 +190,30 @@ def test_a_look_between_epochs_is_bounded_by_what_is_forgotten(world):
     before = replace(look(given.speaker, given.forget), retain=kept)
     watch = remedies.Watch(given, w.FAST, before)
     assert (len(watch.forget), len(watch.retain)) == (10, 64)
-    assert list(watch.before.retain) == ["retain_probability"]  # w.FAST writes no answers
     assert [given.retain[int(i)] for i in watch.before.retain["retain_probability"]] == watch.retain
+
+
+def test_answers_are_written_where_half_of_what_may_be_lost_is_lost(world, monkeypatch):
+    """A look after each epoch writes every answer, which takes longer than the epoch; or ROUGE-L is never asked."""
+    given = desk.inputs(world.model, world.forget, world.retain)
+    settings = w.FAST.replace(utility_floor=0.8, rouge=True)
+    watch = remedies.Watch(given, settings, look(given.speaker, given.forget, retain=given.retain))
+    own, asked = remedies.score_records, []
+
+    def after(left, written):
+        def scored(*words, rouge, **more):
+            asked.append(rouge)
+            share = {"retain_rouge_l": np.full(14, written)} if rouge else {}
+            return {name: x * left for name, x in own(*words, rouge=False, **more).items()} | share
+
+        asked.clear()
+        monkeypatch.setattr(remedies, "score_records", scored)
+        watch.look()
+        return watch.failed, asked
+
+    assert after(0.95, 0.0) == ([], [False])
+    assert after(0.85, 1.0) == ([], [False, True])
+    assert after(0.85, 0.0) == (["utility floor"], [False, True])
 
 
 @pytest.mark.parametrize("loss", ["pdu", "jensun"])

@@ -72,8 +72,8 @@ def _sharing(names: str) -> Callable[[Callable[..., None]], Callable[..., None]]
             if name in names.split():
                 kind, default, told, *word = SHARED[name]
                 least = {"batch_size": 1, "seed": 0}.get(name)
-                hint = Annotated[kind, typer.Option(*word, help=told, min=least)]
-                params.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint))
+                option = typer.Option(default, *word, help=told, min=least)
+                params.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind))
         verb.__signature__ = own.replace(parameters=params)  # type: ignore[attr-defined]
         return verb
 

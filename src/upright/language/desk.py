@@ -112,14 +112,8 @@ def score(
         Folder of ledger and requests.
     sigma, probes, batch_size, seed
         Of `score_difficulty`.
-    base : Path, optional
-        The model under `model_dir`, when that is an adapter.
-    device : str
-        Of `intake.device_of`.
-    cluster : str
-        Of `read_records`.
-    key : Path, optional
-        Of `Ledger`.
+    base, device, cluster, key
+        As for `unlearn` and its settings.
 
     Returns
     -------
@@ -209,13 +203,10 @@ def unlearn(
     if dry_run:
         return {"dry_run": True, **remedies.expectation(given, settings), "notes": given.notes}
     before_sum = _sums(model_dir, "before")
-    request = Request.new(desk)
-    request.note(
-        status="started", model=name_of(model_dir), forget=name_of(forget_file), retain=name_of(retain_file),
-        holdout=name_of(holdout), reference=name_of(reference), base=name_of(base), out=name_of(out),
-        earlier=[name_of(f) for f in earlier], settings=settings.as_dict(),
-    )  # fmt: skip
-    ledger.append("opened", {"request": request.id, "model": name_of(model_dir), "records": len(given.forget)})
+    places = {"model": model_dir, "forget": forget_file, "retain": retain_file, "holdout": holdout,
+              "reference": reference, "base": base, "out": out}  # fmt: skip
+    request = _opened(desk, ledger, places, len(given.forget))
+    request.note(status="started", earlier=[name_of(f) for f in earlier], settings=settings.as_dict())
     with _closing(request):
         body = _unlearned(request, given, settings)
         measurable = (body["status"] == "done" or keep_failed) and not _not_a_number(body["reasons"])
@@ -230,6 +221,14 @@ def unlearn(
         again = reevaluated(desk, ledger, given.speaker, supplied, kept=given.retain, source=before_sum["before"],
                             model=name_of(out), skip=request.id, seed=settings.seed)  # fmt: skip
     return {**receipts.receipt_of(desk, request.id, ledger=ledger), "reevaluated": again}
+
+
+def _opened(desk: Path, ledger: Ledger, places: Mapping[str, Path | None], records: int) -> Request:
+    """Open a request in desk and ledger; its plan names folders and files, without their paths."""
+    request, names = Request.new(desk), {what: name_of(place) for what, place in places.items()}
+    request.note(**names)
+    ledger.append("opened", {"request": request.id, "model": names["model"], "records": records})
+    return request
 
 
 def _reading(settings: Settings | Recipe) -> dict[str, Any]:
@@ -335,29 +334,29 @@ def _sums(folder: Path, when: str) -> dict[str, str]:
 @contextlib.contextmanager
 def _closing(request: Request, *, resumable: bool = False) -> Iterator[None]:
     """Delete what training left, unless it can go on from there, and note an end that was none."""
+    kept = False
     try:
         yield
     except BaseException as error:
+        kept = resumable
         request.note(status="interrupted", why=type(error).__name__)
-        if not resumable:
-            shutil.rmtree(request.folder / "cache" / "training", ignore_errors=True)
         if disk.is_full(error):
             raise InputError(
                 f"a full disk while keeping request {request.id}", "room at --desk and at --out",
                 "free some space, then run this again; no model was written",
             ) from None  # fmt: skip
         raise
-    else:
-        shutil.rmtree(request.folder / "cache" / "training", ignore_errors=True)
     finally:
+        if not kept:
+            shutil.rmtree(request.folder / "cache" / "training", ignore_errors=True)
         request.lock()
 
 
-def _look(given: Inputs, speaker: Speaker, known: Any, *, steps: int, rouge: bool, seed: int) -> Look:
+def _look(given: Inputs, speaker: Speaker, known: Any, settings: Settings | Recipe) -> Look:
     """Measure a model with every attack."""
     sides = {"retain": given.retain, "holdout": given.holdout}
-    more = stronger(speaker, given.forget, given.holdout, steps=steps, seed=seed)
-    return look(speaker, given.forget, **sides, reference=known, rouge=rouge, more=more)
+    more = stronger(speaker, given.forget, given.holdout, steps=settings.relearn_steps, seed=settings.seed)
+    return look(speaker, given.forget, **sides, reference=known, rouge=settings.rouge, more=more)
 
 
 def _looking(given: Inputs, settings: Settings | Recipe, progress: Progress) -> Any:
@@ -366,7 +365,7 @@ def _looking(given: Inputs, settings: Settings | Recipe, progress: Progress) -> 
     def measure(phase: str, speaker: Speaker, reference: Any = None) -> Look:
         sizes = (len(given.forget), len(given.retain), len(given.holdout))
         progress(phase, speaker, "{} records to forget, {} to keep, {} held out".format(*sizes))
-        return _look(given, speaker, reference, steps=settings.relearn_steps, rouge=settings.rouge, seed=settings.seed)
+        return _look(given, speaker, reference, settings)
 
     return measure
 
@@ -559,13 +558,11 @@ def retrain(
     stage = {"recipe": recipe.as_dict(), "base": disk.checksum(base), **before, "out": name_of(out)}
     request = _unfinished(desk, stage, [*given.forget, *given.retain])
     if request is None:
-        request = Request.new(desk)
-        files = {"forget": forget_file, "retain": retain_file, "holdout": holdout}
-        names = {what: name_of(path) for what, path in {"model": model_dir, "base": base, "out": out, **files}.items()}
-        request.note(
-            **names, level=receipts.EXACT, stage=stage, records=request.hash_of_set([*given.forget, *given.retain])
-        )
-        ledger.append("opened", {"request": request.id, "model": name_of(model_dir), "records": len(given.forget)})
+        places = {"model": model_dir, "base": base, "out": out, "forget": forget_file, "retain": retain_file,
+                  "holdout": holdout}  # fmt: skip
+        request = _opened(desk, ledger, places, len(given.forget))
+        records = request.hash_of_set([*given.forget, *given.retain])
+        request.note(level=receipts.EXACT, stage=stage, records=records)
     request.begin()
     request.note(status="started")
     with _closing(request, resumable=True):
@@ -665,11 +662,11 @@ def evaluate(
     given = inputs(model_dir, forget_file, retain_file, holdout=holdout, reference=reference, before=before, base=base,
                    batch_size=batch_size, template=template, device=device, cluster=cluster,
                    allow_similar=allow_similar)  # fmt: skip
-    options: dict[str, Any] = {"steps": STEPS if robust else 0, "rouge": rouge, "seed": seed}
+    settings = Settings(relearn_steps=STEPS if robust else 0, rouge=rouge, seed=seed)
     known = None if given.reference is None else given.reference.read(given.forget)
-    looks = {"model": _look(given, given.speaker, known, **options)}
+    looks = {"model": _look(given, given.speaker, known, settings)}
     if given.reference is not None:
-        looks["reference"] = _look(given, given.reference, None, **options)
+        looks["reference"] = _look(given, given.reference, None, settings)
     strong = None
     if robust:
         old = None

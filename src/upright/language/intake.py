@@ -252,6 +252,10 @@ def refuse_place(desk: Path, models: Sequence[Path], out: Path | None = None) ->
                          "name another --out: a model folder holds a model alone")  # fmt: skip
     if out.exists():
         raise InputError(f"--out {out.name}, which is there already", "a new folder", "name another one, or move it")
+    _refuse_below_file(out)
+
+
+def _refuse_below_file(out: Path) -> None:
     first = next(part for part in out.absolute().parents if part.exists())
     if not first.is_dir():
         raise InputError(f"--out {out.name}: {first.name} above it is a file", "a folder", "name another one")
@@ -262,8 +266,6 @@ def refuse_report(out: Path, *, folders: Sequence[Path | None], files: Sequence[
 
     Parameters
     ----------
-    out : Path
-        JSON file to write.
     folders : sequence of Path or None
         Models and the desk, with its ledger: nothing is written inside of them.
     files : sequence of Path or None
@@ -277,9 +279,7 @@ def refuse_report(out: Path, *, folders: Sequence[Path | None], files: Sequence[
         if folder is not None and _inside(out, folder):
             raise InputError(f"--out {out.name} inside the folder {folder.name}", "a place outside of models and desk",
                              "name another place: nothing else is written there")  # fmt: skip
-    first = next(part for part in out.absolute().parents if part.exists())
-    if not first.is_dir():
-        raise InputError(f"--out {out.name}: {first.name} above it is a file", "a folder", "name another one")
+    _refuse_below_file(out)
     written = (out, out.with_name(out.name + ".part"))  # the second is renamed to the first
     for file in files:
         if file is not None and any(one.resolve() == file.resolve() or _same(one, file) for one in written):

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,7 @@ from upright.language.evaluation import Speaker, score_records
 from upright.language.intake import Inputs, Recipe, Settings
 from upright.language.measures import LEAST, Look, guards
 
-__all__ = [
-    "NOT_A_NUMBER",
-    "Watch",
-    "anew",
-    "choose_rate",
-    "expectation",
-    "train",
-    "with_adapter",
-]
+__all__ = ["NOT_A_NUMBER", "Watch", "anew", "choose_rate", "expectation", "train", "with_adapter"]
 
 Array = NDArray[np.float64]
 NOT_A_NUMBER = "not a number"
@@ -88,20 +80,15 @@ class Watch:
     ----------
     given : Inputs
     settings : Settings
-        Its utility floor, and whether answers are written.
-    before : Look
-        Of all records, before.
-    reference : Look, optional
+    before, reference : Look
+        Of all records.
     rows : sequence of three lists of int, optional
         Which records to forget, to keep and held out; by default 64 of each, or as many as there are to forget.
 
     Attributes
     ----------
-    forget, retain, holdout : list of Record
-    epochs : int
-        That ended.
-    passed : int
-        The last of them after which no guard failed; 0 before there is one.
+    epochs, passed : int
+        Epochs that ended, and the last of them after which no guard failed, 0 before there is one.
     failed : list of str
         The guards that failed when they were asked last.
     """
@@ -117,8 +104,8 @@ class Watch:
         sides = (given.forget, given.retain, given.holdout)
         rows = rows or [_spread(len(side), max(_WATCHED, len(given.forget))) for side in sides]
         self.forget, self.retain, self.holdout = ([side[i] for i in own] for side, own in zip(sides, rows, strict=True))
-        kept = {name: x[rows[1]] for name, x in before.retain.items() if settings.rouge or "rouge" not in name}
-        self.before, self.reference = replace(before, retain=kept), reference
+        self.before = replace(before, retain={name: x[rows[1]] for name, x in before.retain.items()})
+        self.reference = reference
         self.speaker, self.settings = given.speaker, settings
         self.weights = {name: p.detach().clone() for name, p in _free(given.speaker.model).items()}
         self.epochs = self.passed = 0
@@ -126,21 +113,29 @@ class Watch:
 
     def look(self) -> Look | None:
         """Measure what the guards ask for and note which of them fail; None where logits are not finite."""
-        speaker, other = self.speaker, {}
         try:
-            own = speaker.read(self.forget)
-            kept = score_records(speaker, self.retain, side="retain", rouge=self.settings.rouge)
-            if self.holdout:
-                other = {"mia_loss": -speaker.losses(self.holdout)}
+            own = self.speaker.read(self.forget)
+            other = {"mia_loss": -self.speaker.losses(self.holdout)} if self.holdout else {}
+            found = Look({"mia_loss": -own.mean_nll}, own, self._kept(rouge=False), other)
+            half = (1 + self.settings.utility_floor) / 2
+            if self.settings.rouge and "utility floor" in self._ask(found, half):  # writing answers takes most time
+                found = replace(found, retain=self._kept(rouge=True))
         except InputError as error:
             if "finite" not in error.accepted:
                 raise
             self.failed = [NOT_A_NUMBER]
             return None
-        found = Look({"mia_loss": -own.mean_nll}, own, kept, other)
-        checks = guards(self.before, found, self.reference, utility_floor=self.settings.utility_floor)
-        self.failed = [one.name for one in checks if one.state == "failed"]
+        self.failed = self._ask(found, self.settings.utility_floor)
         return found
+
+    def _kept(self, *, rouge: bool) -> Mapping[str, Array]:
+        return score_records(self.speaker, self.retain, side="retain", rouge=rouge)
+
+    def _ask(self, found: Look, floor: float) -> list[str]:
+        """Return the guards that fail, by the parts of utility that are measured."""
+        before = replace(self.before, retain={n: x for n, x in self.before.retain.items() if n in found.retain})
+        checks = guards(before, found, self.reference, utility_floor=floor)
+        return [one.name for one in checks if one.state == "failed"]
 
     def __call__(self, model: Any) -> dict[str, float]:
         """Look after an epoch, and keep the weights where all is well: the check of a `UtilityFloor`."""
@@ -178,9 +173,6 @@ def train(
 
     Parameters
     ----------
-    speaker : Speaker
-        Its model is changed, on the device where it is.
-    rate : float
     folder : Path
         For what training writes.
     epochs : int, optional
@@ -188,7 +180,6 @@ def train(
     levels : ndarray of float64, shape (n,), optional
         Loss per token from which a record is left alone.
     difficulty : Difficulty, optional
-        Records are drawn by it.
     watch : Watch, optional
         Where a guard fails as an epoch ends, training stops, and the weights are those of the last epoch that passed;
         of the first one where none did.
@@ -222,7 +213,7 @@ def train(
         targets=levels,
         cache_dir=folder.parent,
         difficulty=difficulty,
-        stop=watch and UtilityFloor(watch, {"guards": 1.0}, every=updates),
+        stop=None if watch is None else UtilityFloor(watch, {"guards": 1.0}, every=updates),
     )
     trainer.remove_callback(PrinterCallback)  # it writes to where a machine reads JSON
     reasons = []
@@ -309,7 +300,8 @@ def choose_rate(
             after = None if run["reasons"] else watch.look()
         finally:
             watch.put_back()
-        failed, loss = ", ".join(run["reasons"] or watch.failed), None
+        failed = ", ".join(run["reasons"] or watch.failed)
+        loss: float | None = None
         if after is not None:
             reached = after.reading.mean_nll
             loss = float(reached.mean()) if len(rows[0]) >= LEAST else None
@@ -335,8 +327,6 @@ def anew(speaker: Speaker, records: Sequence[Record], recipe: Recipe, folder: Pa
     ----------
     speaker : Speaker
         With the base; an adapter on it is what is trained.
-    records : sequence of Record
-    recipe : Recipe
     folder : Path
         Of the checkpoints.
 
