@@ -71,7 +71,7 @@ def test_evaluate_writes_json_and_agrees_with_the_receipt(world, finished, tmp_p
     desk.evaluate(place / "new", world.forget, out=tmp_path / "e.json", rouge=False)
     own = desk.evaluate(place / "new", world.forget, world.retain, holdout=world.holdout, reference=world.reference,
                         out=tmp_path / "e.json", rouge=False)  # fmt: skip
-    assert disk.read_json(tmp_path / "e.json") == own
+    assert json.loads((tmp_path / "e.json").read_text()) == own
     for metric, row in own["metrics"]["forget"].items():
         other = found["metrics"]["forget"][metric]
         for mine, theirs in (
@@ -117,7 +117,7 @@ def test_score_keeps_numbers_in_the_desk_and_returns_aggregates(world, tmp_path)
     # catches scores in the ledger or beside the model
     before = w.contents(world.root)
     found = desk.score(world.model, world.forget, desk=tmp_path / "desk", probes=4)
-    rows = disk.read_json(tmp_path / "desk" / "requests" / found["request"] / "scores.json")
+    rows = json.loads((tmp_path / "desk" / "requests" / found["request"] / "scores.json").read_text())
     assert found["difficulty"]["probes"] == 4
     assert found["difficulty"]["mrd"]["n"] == len(rows["mrd"]) == 10
     assert not set(w.numbers(Ledger(tmp_path / "desk" / "ledger.jsonl").lines())) & set(rows["mrd"] + rows["nll"])

@@ -19,16 +19,17 @@ from transformers import AutoTokenizer, GenerationConfig, T5Config, T5ForConditi
 
 import desk_world as w
 from upright.contract import InputError
-from upright.data.forget import read_records
+from upright.data.forget import read_records, tofu_records
 from upright.language import desk, disk, pages, remedies
 from upright.language.encoding import encode_all
 from upright.language.evaluation import Speaker
-from upright.language.measures import Guard, look
+from upright.language.measures import Guard, look, still_known
 from upright.language.pretraining import teach
 from upright.language.training import newest_whole
 from upright.ledger import Ledger
+from upright.metrics import forgetting
 from upright.models.hub import load_language_model
-from upright.models.tiny import tiny_llama
+from upright.models.tiny import tiny_llama, tiny_tokenizer
 
 # -- before training ------------------------------------------------------------------------------------------------
 
@@ -402,3 +403,58 @@ def test_a_killed_process_is_gone_on_with(world, stage, tmp_path):
     assert (found["status"], found["training"]["resumed"]) == ("done", 6)
     assert len(disk.requests_of(tmp_path / "desk")) == 1
     assert again(world, stage, tmp_path / "whole")["model"]["after"] == found["model"]["after"]
+
+
+@pytest.fixture(scope="module")
+def tofu(tmp_path_factory):
+    """The tiny model that was taught 64 records of TOFU, the one before, and files: 32 to forget, 32 to keep.
+
+    Authors are drawn, so forgotten and held-out ones differ by the teaching alone, and the tokenizer knows all texts.
+    """
+    folder, by, rng = tmp_path_factory.mktemp("tofu"), {}, np.random.default_rng(0)
+    for record in tofu_records():
+        by.setdefault(record.author, []).append(record)
+    drawn = rng.permutation(list(by))
+    sides = {}
+    for k, name in enumerate(("forget", "retain", "holdout")):
+        sides[name] = [by[author][i] for author in drawn[8 * k : 8 * k + 8] for i in rng.permutation(20)[:4]]
+        rows = [
+            {"question": r.prompt, "answer": r.answer, "author": r.author, "id": r.id,
+             "paraphrased_answer": r.paraphrases[:1], "perturbed_answer": r.perturbed[:2]}
+            for r in sides[name]
+        ]  # fmt: skip
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = tiny_tokenizer([f"{r.prompt}\n{r.answer}" for side in sides.values() for r in side], vocabulary=1024)
+    model = tiny_llama(tokenizer, hidden=48, layers=2, context=256)
+    for name in ("base", "model"):
+        if name == "model":
+            taught = encode_all(tokenizer, [*sides["retain"], *sides["forget"]])
+            teach(model, taught, epochs=80, batch_size=8, learning_rate=1e-2)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return w.World(folder)
+
+
+@pytest.mark.slow
+def test_a_retrain_on_tofu_leaves_nothing_that_an_attack_finds(tofu, tmp_path, monkeypatch):
+    """No arm of a study unlearns, and the remedy that does, training again, stands outside of the desk."""
+    recipe = desk.Recipe(learning_rate=1e-2, epochs=80, batch_size=8, schedule="cosine", warmup=0.05, weight_decay=0.01,
+                         scope="sequence", utility_floor=0.95)  # fmt: skip
+    for step in (100, 250):
+        stopping(monkeypatch, step)
+        with pytest.raises(KeyboardInterrupt):
+            again(tofu, tofu.base, tmp_path / "killed", recipe)
+    stopping(monkeypatch, -1)
+    found = again(tofu, tofu.base, tmp_path / "killed", recipe)
+    metrics = found["metrics"]
+    assert (found["status"], found["training"]["resumed"]) == ("done", 240)
+    known = {name: row["low"] > 0.5 for name, row in metrics["membership"]["before"].items()}
+    assert len(known) == 9
+    assert known["mia_loss"]
+    assert known["mia_loss_relearned"]
+    assert still_known(metrics, "after") == []
+    for part in ("retain_probability", "retain_rouge_l"):
+        gap = metrics["retain"][part]["after - before"]
+        assert -forgetting.METRICS[part].margin <= gap["low"] <= gap["high"] <= forgetting.METRICS[part].margin
+    whole = again(tofu, tofu.base, tmp_path / "whole", recipe.replace(relearn_steps=0, rouge=False, utility_floor=0))
+    assert whole["model"]["after"] == found["model"]["after"]

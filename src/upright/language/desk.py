@@ -209,7 +209,8 @@ def unlearn(
     request.note(status="started", earlier=[name_of(f) for f in earlier], settings=settings.as_dict())
     with _closing(request):
         body = _unlearned(request, given, settings)
-        measurable = (body["status"] == "done" or keep_failed) and not _not_a_number(body["reasons"])
+        odd = any(reason.startswith(NOT_A_NUMBER) for reason in body["reasons"])
+        measurable = (body["status"] == "done" or keep_failed) and not odd
         if earlier and not measurable:
             body["warnings"].append("earlier requests: not measured, because the request failed")
         body["reference"] = name_of(reference) or "none available"
@@ -453,10 +454,6 @@ def _moved(before: Look, after: Look, weights: bool, facts: Mapping[str, Any]) -
     else:
         return Guard("effect", "passed", changed)
     return Guard("effect", "failed", why)
-
-
-def _not_a_number(reasons: Sequence[str]) -> bool:
-    return any(reason.startswith(NOT_A_NUMBER) for reason in reasons)
 
 
 def _levels(given: Inputs, before: Look, other: Look | None) -> tuple[Array | None, str]:

@@ -133,11 +133,8 @@ class Inputs:
 
     Parameters
     ----------
-    speaker : Speaker
-        The model.
-    forget, retain, holdout : list of Record
-    reference : Speaker or None
-        A model that never saw the records.
+    speaker, reference : Speaker
+        The model, and one that never saw the records or None.
     notes : list of str
         What is correct but probably a mistake.
     """
