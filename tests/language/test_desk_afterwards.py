@@ -102,7 +102,8 @@ def test_a_dry_run_says_what_it_takes_and_changes_nothing(world, tmp_path):
     assert found["minutes"] > 0
     model, _ = load_language_model(world.model)
     assert found["weights"] == sum(p.numel() for p in model.parameters())
-    assert found["memory_mib"] == pytest.approx(16 * found["weights"] / 2**20)
+    assert found["passes"]["guards"] == "3 times 24 records"
+    assert found["memory_mib"] == pytest.approx(20 * found["weights"] / 2**20)
     assert w.contents(world.root) == before
     assert not list(tmp_path.iterdir())
 

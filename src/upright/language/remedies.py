@@ -386,9 +386,9 @@ def anew(speaker: Speaker, records: Sequence[Record], recipe: Recipe, folder: Pa
 def expectation(given: Inputs, settings: Settings) -> dict[str, Any]:
     """Say what a request would take, from the time of one small batch on this machine.
 
-    Backward takes two forward passes, and each epoch begins with one over the forget set. A scoring takes 13 to 133 of
-    them, 40 in the minutes. Memory: 4 bytes a weight, 12 more for gradient and moments of what is trained, and 4 more
-    for the copy of the last weights that passed the guards.
+    Backward takes two forward passes; an epoch begins with one over the forget set and ends with a look. A scoring
+    takes 13 to 133, 40 in the minutes. Memory: 4 bytes a weight, 12 more for gradient and moments of what is trained, 4
+    more for the copy of the last weights that passed the guards.
     """
     speaker, n, m = given.speaker, len(given.forget), len(given.retain)
     few = given.forget[: settings.batch_size]
@@ -404,11 +404,14 @@ def expectation(given: Inputs, settings: Settings) -> dict[str, Any]:
     tried = 3 * _TRIAL * len(_part(n)) if settings.learning_rate == "auto" else 0
     false = max(len(r.perturbed) + len(r.paraphrases) for r in given.forget)
     texts = n * (1 + false) + m + len(given.holdout)
-    seconds = read * (scoring * n + (settings.epochs * n + tried) * 7 + looks * texts) + write * looks * (n + m)
+    watched = sum(min(k, max(_WATCHED, n)) for k in (n, m, len(given.holdout)))
+    seconds = read * (scoring * n + (settings.epochs * n + tried) * 7 + settings.epochs * watched + looks * texts)
+    seconds += write * looks * (n + m)
     seconds += read * looks * 2 * settings.relearn_steps * settings.batch_size * 3 if given.holdout else 0
     passes = {
         "scoring": f"13 to 133 over {n} records" if scoring else "none",
         "training": f"{steps} steps: {settings.epochs} times {n} records and as many kept ones, forward and backward",
+        "guards": f"{settings.epochs} times {watched} records",
         "evaluation": f"{looks} times {texts} texts",
     }
     if tried:
