@@ -36,7 +36,7 @@ from upright.experiment.summary import read_summary, write_summary
 from upright.metrics.membership import membership_auc
 from upright.tasks.forget import Forget
 
-__all__ = ["CHOICE_SEEDS", "SEEDS", "Study", "main"]
+__all__ = ["Found", "Point", "Study", "main"]
 
 SEEDS = range(6)
 CHOICE_SEEDS = (100, 101)
@@ -73,7 +73,7 @@ class Study:
     choose : callable
         From what was found of the original model and at each point to the number of the best, and words on how.
     seeds, choice_seeds : sequence of int
-        Disjoint.
+        Disjoint, unless a pilot chooses on the validation questions of its own seeds.
     statistics : sequence of str
         That are published, with counts and means in place of units; none publishes all.
     """
