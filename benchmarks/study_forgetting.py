@@ -22,7 +22,7 @@ from typing import Any
 
 from study_mrd import Found, Point, Study, main
 
-KEEP, MORE = 0.9, 0.2  # of the original's utility; nats a token more on general text
+KEEP, MOST = 0.9, 1.1  # times the original's utility, at least; times its loss on general text, at most
 STATISTICS = ("mean:forget_gap", "mean:forget_loss_gap", "membership:mia_loss", "utility:retain", "mean:general_loss")
 TINY = {"pretrain": 1, "task.epochs": 10, "generate": False}
 LARGE = {
@@ -47,18 +47,18 @@ LARGE = {
 def forgotten(start: Found, tried: Sequence[Found]) -> tuple[int, dict[str, Any]]:
     """Return the point with the AUC nearest to 1/2 of those that keep what is kept, and the rule in words.
 
-    Kept is 90 % of the original's utility on retained questions, and its loss on general text to within 0.2 nats a
-    token where that is measured. Where no point keeps both, the one with the largest utility.
+    Kept is 90 % of the original's utility on retained questions, at no more than 1.1 times its loss on general text
+    where that is measured. Where no point keeps both, the one with the largest utility.
     """
-    least, most = KEEP * start["utility"], start.get("general_loss", 0.0) + MORE
+    least, most = KEEP * start["utility"], MOST * start.get("general_loss", 0.0)
     able = [i for i, row in enumerate(tried) if row["utility"] >= least and row.get("general_loss", 0.0) <= most]
     if able:
         best = min(able, key=lambda i: abs(tried[i]["auc"] - 0.5))
     else:
         best = max(range(len(tried)), key=lambda i: tried[i]["utility"])
     rule = (
-        f"of the points that keep {KEEP:.0%} of the original's utility on validation and its loss on general text to "
-        f"within {MORE} nats a token, the AUC of the loss attack nearest to 1/2; where none does, the largest utility; "
+        f"of the points that keep {KEEP:.0%} of the original's utility on validation at no more than {MOST} times its "
+        "loss on general text, the AUC of the loss attack nearest to 1/2; where none does, the largest utility; "
         "uniform draws; every arm has the same"
     )
     return best, {"least_utility": least, "most_general_loss": most, "able": len(able), "rule": rule}
@@ -74,14 +74,14 @@ def _pilot(loss: str, points: Sequence[Point]) -> Study:
     return Study({**LARGE, "loss": loss}, points, arms, {"most_probes": 1}, forgotten, seeds, seeds, STATISTICS)
 
 
-_RATES = [{"learning_rate": rate} for rate in (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)]
-_NPO = [{"beta": 0.1, "learning_rate": 1e-3}, *({"beta": 0.02, **one} for one in _RATES[1:])]
+_RATES = [{"learning_rate": rate} for rate in (3e-5, 6e-5, 1.2e-4, 2.4e-4, 4.8e-4)]
+_NPO = [{"beta": 0.1, "learning_rate": 4.8e-4}, *({"beta": 0.02, **one} for one in _RATES[:4])]
 STUDIES = {
     "mrd-forgetting-npo": _study("npo", _NPO),
     "mrd-forgetting-jensun": _study("jensun", _RATES),
     "mrd-forgetting-pdu": _study("pdu", _RATES),
-    "mrd-forgetting-smollm2-npo": _pilot("npo", [{"beta": 0.02, "learning_rate": rate} for rate in (1e-3, 3e-3)]),
-    "mrd-forgetting-smollm2-jensun": _pilot("jensun", [{"learning_rate": rate} for rate in (1e-3, 3e-3)]),
+    "mrd-forgetting-smollm2-npo": _pilot("npo", [{"beta": 0.02, "learning_rate": rate} for rate in (5e-4, 2e-3)]),
+    "mrd-forgetting-smollm2-jensun": _pilot("jensun", [{"learning_rate": rate} for rate in (5e-4, 2e-3)]),
 }
 
 if __name__ == "__main__":
