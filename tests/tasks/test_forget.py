@@ -207,8 +207,10 @@ def test_original_and_reference_start_from_one_model_that_read_the_text(texts, m
     sets = reader.sets(run)
     assert len(seen) == 4
     assert told[0] == told[2] == [r.answer for r in reader._read]
+    rehearsed = [r.answer for r in reader._read[::16]]
+    assert rehearsed
     for at, wanted in ((1, (*sets.retain, *sets.forget)), (3, sets.retain)):
-        assert told[at] == [f"Question: {r.prompt}\nAnswer: {r.answer.strip()}" for r in wanted]
+        assert told[at] == [*(f"Question: {r.prompt}\nAnswer: {r.answer.strip()}" for r in wanted), *rehearsed]
     assert not {r.answer for r in sets.general} & {text for part in told for text in part}
 
 

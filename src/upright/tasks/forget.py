@@ -19,7 +19,7 @@ belong to, NaN under the others, and two distances of a forgotten record from a 
 first hardly sees a record that is pushed below the reference, since p is near 0 there already; the second does.
 
 What a model taught from scratch knows is the kept records, by heart. With ``pretrain`` it first reads other text, the
-same for original and reference, and ``general_loss`` says what is left of that.
+same for original and reference, and goes on to read a part of it with the records; ``general_loss`` says what is left.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ _NOT_TAUGHT = (
     "allow_similar",
 )  # settings that teaching ignores
 _SCORED_GENERAL = 120  # passages that are scored
+_REHEARSED = 16  # one passage of so many stays among the records: these alone wipe out what was read before
 _OWN = (
     Metric("forget_gap", "lower", title="Forget gap"),
     Metric("forget_loss_gap", "lower", high=float("inf"), margin=0.1, title="Forget gap of the loss"),
@@ -305,7 +306,7 @@ class Forget:
             encoding.refuse_mismatch(tokenizer, model)
             return model, tokenizer
         sets = self.sets(run)
-        taught = [*sets.retain, *(sets.forget if which == "original" else ())]
+        taught = [*sets.retain, *(sets.forget if which == "original" else ()), *self._read[::_REHEARSED]]
         model, tokenizer = self._untaught(run, kind)
         key = {"which": which, "seed": run.seed, "records": fingerprint(taught), **self._settings()}
         self._teach(run, model, tokenizer, taught, epochs=c.epochs, key=key, order="teach")
