@@ -163,7 +163,8 @@ def test_published_rates_are_those_of_the_cells(folder: Path) -> None:
     summary = read_json(folder / "summary.json")
     rows = pq.read_table(folder / "cells.parquet").to_pylist()
     groupings = sorted(set(rows[0]) - {"seed", "arm", "metric", "n", "mean"})
-    assert len({r["seed"] for r in rows}) >= 6
+    pilot = summary["evidence"]["verdict"]["title"].startswith("incomplete")
+    assert len({r["seed"] for r in rows}) >= (2 if pilot else 6)
     assert all(r["n"] is None or r["n"] == 0 or r["n"] >= 5 for r in rows)
     lost = {r["metric"] for r in rows if r["n"] is None}  # a suppressed cell leaves a total unknown
     checked = 0
