@@ -25,7 +25,8 @@ def _run(seed: int = 0, folder: RunFolder | None = None) -> ArmRun:
 
 @pytest.fixture(scope="module")
 def task() -> Forget:
-    return Forget.tiny(epochs=40, hidden=48, layers=2)
+    size = {"hidden": 48, "layers": 2, "vocabulary": 1024, "context": 512}
+    return Forget.tiny(epochs=12, batch_size=8, precision="float32", **size)
 
 
 def _scored(task: Forget, which: str, split: str = "valid", seed: int = 0):
