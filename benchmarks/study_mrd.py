@@ -8,15 +8,18 @@
    closest to the reference. Every arm of the loss then has that rate, and the same number of updates.
 3. *run*: six seeds, every arm scored once on test questions
 
-Two processes with one thread each; it goes on where it was interrupted.
+Two processes with one thread each; every job has its file, so it goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,86 +28,172 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from studies import publish_runs
-from upright.experiment.folders import ArmRun
+from upright.experiment.config import resolve
+from upright.experiment.folders import ArmRun, read_json, write_json
 from upright.experiment.registry import load_method
 from upright.experiment.runner import Ask, compare_runs, execute
-from upright.tasks.forget import Forget, ForgetConfig
+from upright.experiment.summary import read_summary, write_summary
+from upright.metrics.membership import membership_auc
+from upright.tasks.forget import Forget
+
+__all__ = ["Found", "Point", "Study", "main"]
 
 SEEDS = range(6)
 CHOICE_SEEDS = (100, 101)
 KEEP = 0.95  # of the original's utility on validation
-SHARED: dict[str, Any] = {"effort": True}
-FEW = ["uniform", "mrd", "loss", "random", "original", "retrain"]
-#: name, settings, arms (None: all), learning rates to choose from: finer where a loss goes over the edge at once
-LOSSES: dict[str, tuple[dict[str, Any], list[str] | None, tuple[float, ...]]] = {
-    "mrd-tofu-npo": ({"loss": "npo"}, None, (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)),
-    "mrd-tofu-grad_diff": ({"loss": "grad_diff"}, FEW, (2e-5, 3e-5, 4e-5, 5e-5, 6e-5, 8e-5, 1e-4)),
-    "mrd-tofu-simnpo": ({"loss": "simnpo", "gamma": 0.125}, FEW, (1e-4, 3e-4, 5e-4, 7e-4, 1e-3, 3e-3)),
+Point = Mapping[str, Any]
+Found = Mapping[str, float]
+
+
+def nearest(start: Found, tried: Sequence[Found]) -> tuple[int, dict[str, Any]]:
+    """Return the point with the smallest gap of those that keep the original's utility, and the rule in words."""
+    least = KEEP * start["utility"]
+    able = [i for i, row in enumerate(tried) if row["utility"] >= least]
+    best = (
+        min(able, key=lambda i: tried[i]["gap"]) if able else max(range(len(tried)), key=lambda i: tried[i]["utility"])
+    )
+    rule = f"of the rates that keep {KEEP:.0%} of the original's utility on validation, the smallest gap; uniform "
+    return best, {"least_utility": least, "rule": f"{rule}draws; every arm has the same rate"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is asked of one base loss.
+
+    Parameters
+    ----------
+    settings : mapping
+        Of method and task, for every arm, as for `upright run --set`.
+    points : sequence of mapping
+        Settings to choose from: of uniform draws, for every arm.
+    arms : sequence of str, optional
+        All where it is left out.
+    choosing : mapping
+        Settings while choosing.
+    choose : callable
+        From what was found of the original model and at each point to the number of the best, and words on how.
+    seeds, choice_seeds : sequence of int
+        Disjoint, unless a pilot chooses on the validation questions of its own seeds.
+    statistics : sequence of str
+        That are published, with counts and means in place of units; none publishes all.
+    """
+
+    settings: Mapping[str, Any]
+    points: Sequence[Point]
+    arms: Sequence[str] | None = None
+    choosing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    choose: Callable[[Found, Sequence[Found]], tuple[int, dict[str, Any]]] = nearest
+    seeds: Sequence[int] = SEEDS
+    choice_seeds: Sequence[int] = CHOICE_SEEDS
+    statistics: Sequence[str] = ()
+
+
+def _rates(*rates: float) -> list[Point]:
+    return [{"learning_rate": rate} for rate in rates]
+
+
+FEW = ("uniform", "mrd", "loss", "random", "original", "retrain")
+_CHOOSING = {"scored_retain": 80, "scored_holdout": 0}
+#: rates are finer where a loss goes over the edge at once
+STUDIES = {
+    "mrd-tofu-npo": Study({"effort": True, "loss": "npo"}, _rates(3e-5, 1e-4, 3e-4, 1e-3, 3e-3), choosing=_CHOOSING),
+    "mrd-tofu-grad_diff": Study(
+        {"effort": True, "loss": "grad_diff"}, _rates(2e-5, 3e-5, 4e-5, 5e-5, 6e-5, 8e-5, 1e-4), FEW, _CHOOSING
+    ),
+    "mrd-tofu-simnpo": Study(
+        {"effort": True, "loss": "simnpo", "gamma": 0.125}, _rates(1e-4, 3e-4, 5e-4, 7e-4, 1e-3, 3e-3), FEW, _CHOOSING
+    ),
 }
 
 
-def _valid_utility(values: dict[str, Any]) -> float:
-    parts = [float(np.nanmean(values[f"retain_{p}"])) for p in ("probability", "rouge_l", "truth_ratio")]
+def _valid_utility(values: Mapping[str, Any]) -> float:
+    names = [f"retain_{p}" for p in ("probability", "rouge_l", "truth_ratio") if f"retain_{p}" in values]
+    parts = [float(np.nanmean(values[name])) for name in names]
     return len(parts) / sum(1 / max(p, 1e-12) for p in parts)
 
 
-def _try(job: tuple[dict[str, Any], int, float | None]) -> dict[str, float]:
-    """Score uniform draws at one learning rate on validation; None is the original model."""
-    settings, seed, rate = job
-    spec, task = load_method("mrd"), Forget.load(ForgetConfig(scored_retain=80, scored_holdout=0))
-    arm = next(a for a in spec.arms if a.name == ("original" if rate is None else "uniform"))
-    config: Any = spec.config(**settings, **({} if rate is None else {"learning_rate": rate})).replace(**arm.settings)
-    run = ArmRun(None, seed, arm.name)
-    values = dict(task.score(spec.run(task, config, run), "valid", run).values)
-    return {"seed": seed, "gap": float(np.nanmean(values["forget_gap"])), "utility": _valid_utility(values)}
-
-
-def choose(pool: Any, settings: dict[str, Any], rates: tuple[float, ...], file: Path) -> dict[str, Any]:
-    """Return the learning rate of a loss and how it was chosen; read from its file when it is there."""
+def _try(job: tuple[str, Mapping[str, Any], int, Point | None]) -> dict[str, float]:
+    """Score uniform draws at one point on validation, once; None is the original model."""
+    folder, settings, seed, point = job
+    words = json.dumps([settings, seed, point], sort_keys=True)
+    file = Path(folder) / f"tried-{hashlib.sha256(words.encode()).hexdigest()[:16]}.json"
     if file.exists():
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    jobs = [(settings, seed, rate) for rate in (None, *rates) for seed in CHOICE_SEEDS]
-    found = pool.map(_try, jobs, chunksize=1)
-    table: dict[float | None, dict[str, float]] = {}
-    for rate in (None, *rates):
-        own = [f for (_, _, r), f in zip(jobs, found, strict=True) if r == rate]
-        table[rate] = {k: float(np.mean([f[k] for f in own])) for k in ("gap", "utility")}
-    least = KEEP * table[None]["utility"]
-    able = [r for r in rates if table[r]["utility"] >= least] or [max(rates, key=lambda r: table[r]["utility"])]
-    chosen = {
-        "learning_rate": min(able, key=lambda r: table[r]["gap"]), "seeds": list(CHOICE_SEEDS), "least_utility": least,
-        "tried": [{"learning_rate": r, **v} for r, v in table.items()],
-        "rule": f"of the rates that keep {KEEP:.0%} of the original's utility on validation, the smallest gap; uniform "
-        "draws; every arm has the same rate",
-    }  # fmt: skip
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(chosen, indent=1), encoding="utf-8")
-    return chosen
+        return dict(read_json(file))
+    spec = load_method("mrd")
+    own: Any
+    own, task_config = resolve(spec, {**settings, "effort": False, **(point or {})})
+    arm = next(a for a in spec.arms if a.name == ("original" if point is None else "uniform"))
+    task, run = Forget.load(task_config), ArmRun(None, seed, arm.name)
+    scores = task.score(spec.run(task, own.replace(**arm.settings), run), "valid", run)
+    values, sets = scores.values, np.array(scores.by["set"])
+    found = {"seed": seed, "gap": float(np.nanmean(values["forget_gap"])), "utility": _valid_utility(values)}
+    if "holdout" in sets:
+        found["auc"] = membership_auc(*(values["mia_loss"][sets == name] for name in ("forget", "holdout"))).auc
+    if "general_loss" in values:
+        found["general_loss"] = float(np.nanmean(values["general_loss"]))
+    write_json(file, found)
+    return found
 
 
-def _run(job: tuple[str, dict[str, Any], list[str] | None, int]) -> str:
+def choose(pool: Any, study: Study, folder: Path) -> dict[str, Any]:
+    """Return the settings of a loss and how they were chosen."""
+    settings = {**study.settings, **study.choosing}
+    pairs = [(point, seed) for point in (None, *study.points) for seed in study.choice_seeds]
+    found = pool.map(_try, [(str(folder), settings, seed, point) for point, seed in pairs], chunksize=1)
+    rows = []
+    for point in (None, *study.points):
+        own = [one for (other, _), one in zip(pairs, found, strict=True) if other == point]
+        rows.append({k: float(np.mean([one[k] for one in own])) for k in own[0] if k != "seed"})
+    best, words = study.choose(rows[0], rows[1:])
+    names = list(study.points[0])
+    points: list[Point] = [dict.fromkeys(names), *study.points]
+    tried = [{**point, **row} for point, row in zip(points, rows, strict=True)]
+    return {**study.points[best], "seeds": list(study.choice_seeds), **words, "tried": tried}
+
+
+def _run(job: tuple[str, Mapping[str, Any], Sequence[str] | None, int]) -> str:
     folder, settings, arms, seed = job
     execute(Ask("mrd", settings=settings, arms=arms, seed=seed), folder=Path(folder))
     return folder
 
 
-def main() -> None:
+def _thinned(comparison: Path, statistics: Sequence[str], out: Path) -> Path:
+    """Write a comparison with some statistics, and of the notes those on validation and on the draws."""
+    whole, chosen = read_summary(comparison), set(statistics)
+    rows = {k: tuple(r for r in getattr(whole.evidence, k) if r.statistic in chosen) for k in ("levels", "differences")}
+    arms = [
+        dataclasses.replace(arm, notes={k: arm.notes[k] for k in ("valid", "weights") if k in arm.notes})
+        for arm in whole.arms
+    ]
+    evidence = dataclasses.replace(whole.evidence, **rows)
+    out.mkdir(parents=True, exist_ok=True)
+    write_summary(out, dataclasses.replace(whole, arms=tuple(arms), evidence=evidence))
+    return out
+
+
+def main(studies: Mapping[str, Study], script: str) -> None:
     """Choose, run, and publish below ``results/``; UPRIGHT_PUBLISH=0 stops before the last."""
     work, names = Path(sys.argv[1]), set(sys.argv[2:])
-    work.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for name, (own, arms, rates) in LOSSES.items():
+        for name, study in studies.items():
             if names and name not in names:
                 continue
-            chosen = choose(pool, own, rates, work / name / "choice.json")
-            settings = {**SHARED, **own, "learning_rate": chosen["learning_rate"]}
-            runs = [Path(f) for f in pool.map(
-                _run, [(str(work / name / f"s{s}"), settings, arms, s) for s in SEEDS], chunksize=1)]  # fmt: skip
-            comparison = compare_runs(runs, work / name / "comparison")
-            about = {"choice": chosen, "command": f"python benchmarks/study_mrd.py WORK_FOLDER {name}"}
+            folder = work / name
+            folder.mkdir(parents=True, exist_ok=True)
+            chosen = choose(pool, study, folder)
+            write_json(folder / "choice.json", chosen)
+            settings = {**study.settings, **{k: chosen[k] for k in study.points[0]}}
+            jobs = [(str(folder / f"s{seed}"), settings, study.arms, seed) for seed in study.seeds]
+            runs = [Path(f) for f in pool.map(_run, jobs, chunksize=1)]
+            comparison = compare_runs(runs, folder / "comparison")
+            cells: list[str] = []
+            if study.statistics:
+                comparison, cells = _thinned(comparison, study.statistics, folder / "thin"), ["set"]
+            about = {"choice": chosen, "command": f"python benchmarks/{script} WORK_FOLDER {name}"}
             if os.environ.get("UPRIGHT_PUBLISH", "1") == "1":
-                print("published", publish_runs(name, runs, comparison, Path("results"), about), flush=True)
+                target = publish_runs(name, runs, comparison, Path("results"), about, cells=cells)
+                print("published", target, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(STUDIES, "study_mrd.py")

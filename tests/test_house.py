@@ -17,7 +17,7 @@ ABOVE = ["cli", "api.py", "evidence", "experiment", "report"]
 BUDGETS = {
     "contract.py": 475,  # aims at 400
     "declare.py": 200,
-    "cli+api.py": 1_130,  # aims at 950; the desk of forgetting has nine verbs
+    "cli+api.py": 1_090,  # aims at 950; the desk of forgetting has nine verbs
     "experiment": 2_550,  # aims at 1,900; a trained model is exported
     "report": 2_760,  # aims at 2,400
     "evidence": 2_230,  # aims at 950

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import desk_world
 from upright import cli
 from upright.data.forget import read_records
 from upright.language import desk
+from upright.language.disk import Request
+from upright.language.evaluation import Speaker
+from upright.models.hub import load_language_model
 
 QUICK = ["--learning-rate", "1e-3", "--epochs", "2", "--no-rouge", "--utility-floor", "0.5"]
 
@@ -74,6 +80,46 @@ def test_the_whole_way_of_a_request(world, upright, tmp_path):
     assert json.loads(upright("verify", "--json", "--head", found["ledger"]["head"])[1])["intact"] is True
 
 
+def test_what_the_defaults_wrote_is_known_again_and_nothing_else_is(world, upright, tmp_path):
+    """The default rate hardly moves a tiny model, and verify looks at no model, page or process."""
+    given = [world.model, world.forget, world.retain, "--holdout", world.holdout, "--out", "new", "--no-rouge"]
+    status, out, err = upright("unlearn", *given, "--json")
+    found = json.loads(out)
+    level = float(re.search(r" training on cpu: .* level ([0-9.]+) a token", err)[1])
+    assert (status, found["status"]) == (0, "done")
+    assert Speaker(*load_language_model(tmp_path / "new")).losses(read_records(world.forget)).mean() >= level
+    assert found["method"]["sampling"] == "uniform"
+    assert found["method"]["tried"].count("loss") == 3
+    assert f"{found['method']['learning_rate']:g} (" in found["method"]["tried"]
+
+    def one_weight(folder):
+        weights = load_file(folder / "model.safetensors")
+        flat = weights["model.norm.weight"]
+        flat[0] = torch.nextafter(flat[0], flat[0] + 1)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    def config(folder):
+        held = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**held, "rms_norm_eps": 2 * held["rms_norm_eps"]}))
+
+    assert upright("verify", "--model", "new")[0] == 0
+    for change, said in ((one_weight, "weights that no such line wrote"), (config, "other files were changed: config")):
+        change(shutil.copytree(tmp_path / "new", tmp_path / change.__name__))
+        status, out, _ = upright("verify", "--model", change.__name__)
+        assert (status, said in out) == (1, True), out
+    page = upright("receipt", found["request"])[1]
+    assert found["method"]["tried"] in page
+    for text, expected in ((page, 0), (page.replace("14 to keep", "15 to keep"), 1)):
+        (tmp_path / "sent.txt").write_text(text)
+        assert upright("verify", "--receipt", "sent.txt")[0] == expected
+    dead = Request.new(tmp_path / "forget-desk")
+    dead.note(status="started", started="1", model="model", out="one_weight")
+    status, out, _ = upright("verify", "--model", "one_weight")
+    assert (status, f"request {dead.id}, which was to write one_weight, is dead" in out) == (1, True), out
+    assert upright("receipt", dead.id)[0] == 2
+    assert f"{dead.id}  dead" in upright("list")[1]
+
+
 def test_a_failed_guard_is_exit_status_1(world, upright, tmp_path):
     # catches a script that goes on with a model that was not written
     words = ["unlearn", world.model, world.forget, world.retain, "--out", "new", "--loss", "grad_diff", "--epochs", "1",
@@ -107,12 +153,12 @@ def test_forgotten_can_be_required(world, upright, tmp_path, monkeypatch):
 def test_the_losses_of_the_help_are_those_that_the_desk_takes():
     """The help offers a loss that was taken away, or unbounded ascent before what is bounded."""
     from upright.cli.forget import LOSS
-    from upright.language.intake import losses_taken, refuse_loss
+    from upright.language.intake import losses_taken
 
     assert re.sub("Bounded: |others: ", "", LOSS.removesuffix(".")).replace(";", ",").split(", ") == losses_taken()
     assert losses_taken()[0] == "npo"
     for name in losses_taken():
-        refuse_loss(name)
+        desk.Settings(loss=name)
 
 
 def test_score_and_dry_run(world, upright, tmp_path):

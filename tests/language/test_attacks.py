@@ -194,12 +194,12 @@ def test_every_attack_by_hand(house):
     records = [replace(r, other_prompt="") if i == 2 else r for i, r in enumerate(RECORDS[:5])]
     before = state(model)
     speaker = Speaker(model, tokenizer, batch_size=3)
-    p = rb.attacked(speaker, records, retain=RETAIN, steps=4, learning_rate=1e-3, group=16, seed=3)
+    p = rb.attacked(speaker, records, retain=RETAIN, steps=4, learning_rate=1e-3, seed=3)
     assert list(p) == ["none", "rounding", "paraphrase", "relearn", "relearn_retain"]
     assert same(model, before)
     read = lambda m, some, **o: np.exp(-Speaker(m, tokenizer).read(some, **o).mean_nll)  # noqa: E731
     np.testing.assert_allclose(p["none"], read(model, records), rtol=1e-4)
-    np.testing.assert_allclose(p["rounding"], read(rb.round_to_bits(model, 4, 16), records), rtol=1e-4)
+    np.testing.assert_allclose(p["rounding"], read(rb.round_to_bits(model), records), rtol=1e-4)
     for i, record in enumerate(records):
         if i == 2:
             assert math.isnan(p["paraphrase"][i])

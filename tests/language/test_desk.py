@@ -102,14 +102,6 @@ def _out_in_desk(user, p):
     return {"out": p / "desk" / "new"}
 
 
-def _loss(user, p):
-    return {"settings": w.FAST.replace(loss="npoo")}
-
-
-def _loss_with_options(user, p):
-    return {"settings": w.FAST.replace(loss="idk_dpo")}
-
-
 def _below_a_file(user, p):
     (p / "file").write_text("")
     return {"out": p / "file" / "new"}
@@ -153,10 +145,6 @@ BAD = [
      "name another --out: a model folder holds a model alone"),
     (_out_in_desk, "--desk desk and --out new, one inside the other", "two separate folders",
      "name another --out: a model folder holds a model alone"),
-    (_loss, "loss = 'npoo'", None, "choose one of these"),
-    (_loss_with_options, "loss 'idk_dpo' at the desk",
-     "a loss of records alone, such as npo, simnpo or grad_diff",
-     "train with upright.language.trainer.UnlearnTrainer, which takes its options"),
     (_below_a_file, "--out new: file above it is a file", "a folder", "name another one"),
     (_broken_line, r"f.jsonl line 2: .*", "one JSON object a line, or one array of objects", "correct that line"),
 ]  # fmt: skip
@@ -170,7 +158,7 @@ def test_bad_input_has_three_parts_and_changes_nothing(world, tmp_path, make, go
     with pytest.raises(InputError) as caught:
         w.start(world, tmp_path, **changes)
     assert re.fullmatch(got if r"\d" in got or ".*" in got else re.escape(got), caught.value.got)
-    assert accepted is None or caught.value.accepted == accepted
+    assert caught.value.accepted == accepted
     assert caught.value.todo == todo
     assert w.contents(world.root) == before
     assert w.contents(tmp_path) == place
@@ -228,7 +216,7 @@ def test_records_of_one_person_are_drawn_together(world, tmp_path):
         desk.evaluate(world.model, tmp_path / file, rouge=False, cluster=key)["metrics"]["forget"]["forget_probability"]
         for file, key in (("f.jsonl", "person"), ("g.jsonl", "author"))
     )
-    assert one["model"]["value"] == other["model"]["value"]
+    assert one["model"]["value"] == pytest.approx(other["model"]["value"], rel=1e-14)  # in another order
     assert one["model"]["high"] - one["model"]["low"] > 1.2 * (other["model"]["high"] - other["model"]["low"])
 
 
@@ -271,11 +259,13 @@ def test_an_evaluation_is_written_over_nothing_but_an_evaluation(world, tmp_path
 @pytest.mark.parametrize(
     ("change", "got"),
     [({"learning_rate": 0.0}, "learning_rate = 0.0"), ({"epochs": 0}, "epochs = 0"), ({"sampling": "mdr"}, "'mdr'"),
-     ({"utility_floor": 1.5}, "utility_floor = 1.5"), ({"batch_size": -1}, "batch_size = -1")],
+     ({"utility_floor": 1.5}, "utility_floor = 1.5"), ({"batch_size": -1}, "batch_size = -1"),
+     ({"loss": "npoo"}, "loss = 'npoo'.*choose one of these"),
+     ({"loss": "idk_dpo"}, "loss 'idk_dpo' at the desk.*such as npo.*UnlearnTrainer, which takes its options")],
 )  # fmt: skip
 def test_settings_outside_their_range_are_refused(change, got):
     # catches a typo that trains for hours with a default
-    with pytest.raises(InputError, match=got):
+    with pytest.raises(InputError, match=f"(?s){got}"):
         desk.Settings(**change)
 
 

@@ -71,7 +71,7 @@ def test_evaluate_writes_json_and_agrees_with_the_receipt(world, finished, tmp_p
     desk.evaluate(place / "new", world.forget, out=tmp_path / "e.json", rouge=False)
     own = desk.evaluate(place / "new", world.forget, world.retain, holdout=world.holdout, reference=world.reference,
                         out=tmp_path / "e.json", rouge=False)  # fmt: skip
-    assert disk.read_json(tmp_path / "e.json") == own
+    assert json.loads((tmp_path / "e.json").read_text()) == own
     for metric, row in own["metrics"]["forget"].items():
         other = found["metrics"]["forget"][metric]
         for mine, theirs in (
@@ -102,7 +102,8 @@ def test_a_dry_run_says_what_it_takes_and_changes_nothing(world, tmp_path):
     assert found["minutes"] > 0
     model, _ = load_language_model(world.model)
     assert found["weights"] == sum(p.numel() for p in model.parameters())
-    assert found["memory_mib"] == pytest.approx(16 * found["weights"] / 2**20)
+    assert found["passes"]["guards"] == "3 times 24 records"
+    assert found["memory_mib"] == pytest.approx(20 * found["weights"] / 2**20)
     assert w.contents(world.root) == before
     assert not list(tmp_path.iterdir())
 
@@ -117,7 +118,7 @@ def test_score_keeps_numbers_in_the_desk_and_returns_aggregates(world, tmp_path)
     # catches scores in the ledger or beside the model
     before = w.contents(world.root)
     found = desk.score(world.model, world.forget, desk=tmp_path / "desk", probes=4)
-    rows = disk.read_json(tmp_path / "desk" / "requests" / found["request"] / "scores.json")
+    rows = json.loads((tmp_path / "desk" / "requests" / found["request"] / "scores.json").read_text())
     assert found["difficulty"]["probes"] == 4
     assert found["difficulty"]["mrd"]["n"] == len(rows["mrd"]) == 10
     assert not set(w.numbers(Ledger(tmp_path / "desk" / "ledger.jsonl").lines())) & set(rows["mrd"] + rows["nll"])
@@ -366,9 +367,9 @@ def test_what_comes_back_is_noticed(world, finished, tmp_path, monkeypatch):
 def restored(world):
     """Return a stand-in for training that loads the weights of the source model."""
 
-    def train(request, given, settings, levels):
+    def train(request, given, *_):
         given.speaker.model.load_state_dict(load_language_model(world.model)[0].state_dict())
-        return w.no_training(request, given, settings, levels)
+        return w.no_training(request, given)
 
     return train
 

@@ -72,7 +72,7 @@ def test_one_number_a_record_stays_in_the_request(world, finished):
     # catches scores beside the wrong records, and text in the file of scores
     place, found = finished
     request = disk.request_of(place / "desk", found["request"])
-    rows, records = disk.read_json(request.folder / "scores.json"), read_records(world.forget)
+    rows, records = json.loads((request.folder / "scores.json").read_text()), read_records(world.forget)
     assert rows["id"] == [r.id for r in records]
     assert rows["hash"] == request.hashes(records)
     assert len(rows["mrd"]) == len(records)
@@ -126,7 +126,8 @@ def test_receipt_and_ledger_hold_no_score_of_one_record(world, finished):
     # catches minima, quartiles, medians and per-record lists: any number that one record has by itself
     place, found = finished
     request = disk.request_of(place / "desk", found["request"])
-    single = w.numbers({k: v for k, v in disk.read_json(request.folder / "scores.json").items() if k != "tokens"})
+    held = json.loads((request.folder / "scores.json").read_text())
+    single = w.numbers({k: v for k, v in held.items() if k != "tokens"})
     for name in ("model", "reference", "new"):
         model, tokenizer = load_language_model(place / name if name == "new" else getattr(world, name))
         speaker = Speaker(model, tokenizer)
@@ -170,7 +171,7 @@ def test_few_records_have_no_aggregate(world, tmp_path, n):
     assert found["at_level"] is None
     assert found["guards"][1]["state"] == "not checked"
     assert f"too few records: with {n} forgotten and 8 of held-out records" in found["guards"][1]["detail"]
-    rows = disk.read_json(tmp_path / "desk" / "requests" / found["request"] / "scores.json")
+    rows = json.loads((tmp_path / "desk" / "requests" / found["request"] / "scores.json").read_text())
     single = rows["mrd"] + rows["nll"]
     for folder in (world.model, tmp_path / "new"):
         model, tokenizer = load_language_model(folder)
@@ -242,10 +243,10 @@ def test_a_destroyed_model_is_one_that_lost_both_sides(means, lost):
 
 def test_the_verdict_on_a_destroyed_model_is_withheld(world, tmp_path, monkeypatch):
     # catches "none of 4 attacks finds the records" as praise for a model that knows nothing
-    def wreck(request, given, settings, levels):
+    def wreck(request, given, *_):
         with torch.no_grad():
             given.speaker.model.lm_head.weight.normal_(0, 30, generator=torch.Generator().manual_seed(0))
-        return w.no_training(request, given, settings, levels)
+        return w.no_training(request, given)
 
     monkeypatch.setattr(desk, "_train", wreck)
     unseen = w.write_records(tmp_path / "unseen.jsonl", tofu_records()[800:814])
@@ -311,9 +312,7 @@ def test_a_record_at_its_level_is_left_alone(world, tmp_path):
 def test_the_level_that_was_used_is_said(world, tmp_path, monkeypatch):
     # catches a level taken from elsewhere than the receipt says
     seen = []
-    monkeypatch.setattr(
-        desk, "_train", lambda r, g, s, levels: (seen.append(levels), w.no_training(r, g, s, levels))[1]
-    )
+    monkeypatch.setattr(desk, "_train", lambda r, g, s, levels, *_: (seen.append(levels), w.no_training(r, g))[1])
     found = w.start(world, tmp_path, holdout=world.holdout)
     model, tokenizer = load_language_model(world.model)
     level = Speaker(model, tokenizer).read(read_records(world.holdout)).mean_nll.mean()

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,15 +19,17 @@ from transformers import AutoTokenizer, GenerationConfig, T5Config, T5ForConditi
 
 import desk_world as w
 from upright.contract import InputError
-from upright.data.forget import read_records
+from upright.data.forget import read_records, tofu_records
 from upright.language import desk, disk, pages, remedies
 from upright.language.encoding import encode_all
 from upright.language.evaluation import Speaker
-from upright.language.measures import Guard
+from upright.language.measures import Guard, look, still_known
 from upright.language.pretraining import teach
+from upright.language.training import newest_whole
 from upright.ledger import Ledger
+from upright.metrics import forgetting
 from upright.models.hub import load_language_model
-from upright.models.tiny import tiny_llama
+from upright.models.tiny import tiny_llama, tiny_tokenizer
 
 # -- before training ------------------------------------------------------------------------------------------------
 
@@ -128,31 +131,90 @@ def test_why_one_record_did_not_move_does_not_say_its_loss(world, tmp_path):
 # -- rates ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_defaults_reach_the_level_that_was_stated(world, tmp_path, capsys):
-    """With the default rate of 1e-5 a tiny model hardly moves, and the request is done."""
-    found = w.start(world, tmp_path, holdout=world.holdout, settings=desk.Settings(rouge=False))
-    line = next(x for x in capsys.readouterr().err.splitlines() if " training on cpu: " in x)
-    level = float(line.partition("level ")[2].split()[0])
-    assert found["status"] == "done"
-    assert Speaker(*load_language_model(tmp_path / "new")).losses(read_records(world.forget)).mean() >= level
-    assert found["method"]["sampling"] == "uniform"
-    assert found["method"]["tried"].count("loss") == 3
-    assert f"{found['method']['learning_rate']:g} (" in found["method"]["tried"]
-    assert found["method"]["tried"] in pages.page(found)
-
-
 def test_trying_rates_leaves_the_model_as_it_was(world, tmp_path, monkeypatch):
     """The request begins with the weights that the last trial left."""
     given = desk.inputs(world.model, world.forget, world.retain, holdout=world.holdout)
     before = {k: v.clone() for k, v in given.speaker.model.state_dict().items()}
-    levels = np.full(10, 4.0)
-    rate, tried = remedies.choose_rate(given, w.FAST, levels, tmp_path / "training")
+    levels, first = np.full(10, 4.0), look(given.speaker, given.forget, retain=given.retain, holdout=given.holdout)
+    rate, tried = remedies.choose_rate(given, w.FAST, levels, first, tmp_path / "training")
     assert all(torch.equal(v, before[k]) for k, v in given.speaker.model.state_dict().items())
     assert rate in [row["rate"] for row in tried]
     assert [round(b["rate"] / a["rate"]) for a, b in itertools.pairwise(tried)] == [4, 4]
     monkeypatch.setattr(remedies, "guards", lambda *_, **__: [Guard("utility floor", "failed", "")])
-    rate, tried = remedies.choose_rate(given, w.FAST, levels, tmp_path / "training")
+    rate, tried = remedies.choose_rate(given, w.FAST, levels, first, tmp_path / "training")
     assert (rate, {row["failed"] for row in tried}) == (tried[0]["rate"], {"utility floor"})  # the smallest
+
+
+def test_training_stops_at_the_utility_floor_with_the_last_weights_above_it(world, tmp_path, monkeypatch):
+    """A rate is chosen on a trial of two epochs, and the whole run, up to forty, ends below the utility floor."""
+    steep = w.FAST.replace(loss="ga", learning_rate=5e-4, epochs=20, utility_floor=0.7)
+    found = w.start(world, tmp_path / "a", settings=steep)
+    own = found["training"]
+    assert found["status"] == "done"
+    assert 0 < own["epochs"] < 19
+    assert own["stopped"] == f"utility floor failed after epoch {own['epochs'] + 1}"
+    line = f"weights after {own['epochs']} epochs, {own['steps']} steps; stopped: {own['stopped']}"
+    assert line in pages.page(found)
+    assert line in pages.unlearn_page(found)
+    short = w.start(world, tmp_path / "b", settings=steep.replace(epochs=own["epochs"]))
+    assert (short["training"]["stopped"], short["training"]["steps"]) == ("", own["steps"])
+    assert short["model"]["after"] == found["model"]["after"]
+    longer = w.start(world, tmp_path / "c", settings=steep.replace(epochs=own["epochs"] + 1, utility_floor=0.0))
+    before, after = (longer["metrics"]["utility"][when]["value"] for when in ("before", "after"))
+    assert after < 0.7 * before
+    stopping(monkeypatch, own["steps"] // 2)
+    with pytest.raises(KeyboardInterrupt):
+        w.start(world, tmp_path / "d", settings=steep)
+    stopping(monkeypatch, -1)
+    assert w.start(world, tmp_path / "d", settings=steep)["model"]["after"] == found["model"]["after"]
+
+
+def test_a_look_that_is_not_finite_is_a_failed_guard(world, monkeypatch):
+    """A rate at which logits overflow ends the whole request, with the id of a record in the message."""
+    given = desk.inputs(world.model, world.forget, world.retain)
+    watch = remedies.Watch(given, w.FAST, look(given.speaker, given.forget, retain=given.retain))
+    assert watch(given.speaker.model) == {"guards": 1.0}
+    with torch.no_grad():
+        given.speaker.model.model.norm.weight.fill_(float("inf"))
+    assert watch(given.speaker.model) == {"guards": 0.0}
+    assert (watch.failed, watch.passed) == (["not a number"], 1)
+    watch.put_back()
+    assert watch.look() is not None
+    assert watch.failed == []
+
+
+def test_a_look_between_epochs_is_bounded_by_what_is_forgotten(world):
+    """A retain file of thousands is read, and its answers written, after each of forty epochs."""
+    given = desk.inputs(world.model, world.forget, world.retain)
+    given.retain = given.retain * 20
+    kept = {"retain_probability": np.arange(280.0), "retain_rouge_l": np.arange(280.0)}
+    before = replace(look(given.speaker, given.forget), retain=kept)
+    watch = remedies.Watch(given, w.FAST, before)
+    assert (len(watch.forget), len(watch.retain)) == (10, 64)
+    assert [given.retain[int(i)] for i in watch.before.retain["retain_probability"]] == watch.retain
+
+
+def test_answers_are_written_where_half_of_what_may_be_lost_is_lost(world, monkeypatch):
+    """A look after each epoch writes every answer, which takes longer than the epoch; or ROUGE-L is never asked."""
+    given = desk.inputs(world.model, world.forget, world.retain)
+    settings = w.FAST.replace(utility_floor=0.8, rouge=True)
+    watch = remedies.Watch(given, settings, look(given.speaker, given.forget, retain=given.retain))
+    own, asked = remedies.score_records, []
+
+    def after(left, written):
+        def scored(*words, rouge, **more):
+            asked.append(rouge)
+            share = {"retain_rouge_l": np.full(14, written)} if rouge else {}
+            return {name: x * left for name, x in own(*words, rouge=False, **more).items()} | share
+
+        asked.clear()
+        monkeypatch.setattr(remedies, "score_records", scored)
+        watch.look()
+        return watch.failed, asked
+
+    assert after(0.95, 0.0) == ([], [False])
+    assert after(0.85, 1.0) == ([], [False, True])
+    assert after(0.85, 0.0) == (["utility floor"], [False, True])
 
 
 @pytest.mark.parametrize("loss", ["pdu", "jensun"])
@@ -187,14 +249,12 @@ def test_every_phase_reports_its_device_in_one_line(world, tmp_path, capsys):
 
 def test_memory_is_that_of_what_is_trained(world, tmp_path):
     """An adapter is said to take 16 bytes for every weight of the model under it."""
-    full, tried, low = (
-        w.start(world, tmp_path, dry_run=True, settings=w.FAST.replace(**change))
-        for change in ({}, {"learning_rate": "auto"}, {"lora": 2})
+    full, low = (
+        w.start(world, tmp_path, dry_run=True, settings=w.FAST.replace(**change)) for change in ({}, {"lora": 2})
     )
     n, free = full["weights"], low["trained"]
-    assert full["memory_mib"] * 2**20 == pytest.approx(16 * n)
-    assert tried["memory_mib"] * 2**20 == pytest.approx(20 * n)
-    assert low["memory_mib"] * 2**20 == pytest.approx(4 * (n + free) + 12 * free)
+    assert full["memory_mib"] * 2**20 == pytest.approx(20 * n)
+    assert low["memory_mib"] * 2**20 == pytest.approx(4 * (n + free) + 16 * free)
     assert 0 < free < n / 2
 
 
@@ -284,7 +344,7 @@ def test_a_retrain_that_was_killed_twice_has_the_same_weights(world, stage, tmp_
             again(world, stage, tmp_path / "killed", recipe)
     stopping(monkeypatch, -1)
     [request] = disk.requests_of(tmp_path / "killed" / "desk")
-    newest = remedies.last_whole(request.cache / "training")
+    newest, _ = newest_whole(request.cache / "training", ["trainer_state.json"])
     (newest / "trainer_state.json").write_text('{"half')  # torn: the one before it is taken
     found = again(world, stage, tmp_path / "killed", recipe)
     assert (found["request"], found["status"]) == (request.id, "done")
@@ -343,3 +403,58 @@ def test_a_killed_process_is_gone_on_with(world, stage, tmp_path):
     assert (found["status"], found["training"]["resumed"]) == ("done", 6)
     assert len(disk.requests_of(tmp_path / "desk")) == 1
     assert again(world, stage, tmp_path / "whole")["model"]["after"] == found["model"]["after"]
+
+
+@pytest.fixture(scope="module")
+def tofu(tmp_path_factory):
+    """The tiny model that was taught 64 records of TOFU, the one before, and files: 32 to forget, 32 to keep.
+
+    Authors are drawn, so forgotten and held-out ones differ by the teaching alone, and the tokenizer knows all texts.
+    """
+    folder, by, rng = tmp_path_factory.mktemp("tofu"), {}, np.random.default_rng(0)
+    for record in tofu_records():
+        by.setdefault(record.author, []).append(record)
+    drawn = rng.permutation(list(by))
+    sides = {}
+    for k, name in enumerate(("forget", "retain", "holdout")):
+        sides[name] = [by[author][i] for author in drawn[8 * k : 8 * k + 8] for i in rng.permutation(20)[:4]]
+        rows = [
+            {"question": r.prompt, "answer": r.answer, "author": r.author, "id": r.id,
+             "paraphrased_answer": r.paraphrases[:1], "perturbed_answer": r.perturbed[:2]}
+            for r in sides[name]
+        ]  # fmt: skip
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = tiny_tokenizer([f"{r.prompt}\n{r.answer}" for side in sides.values() for r in side], vocabulary=1024)
+    model = tiny_llama(tokenizer, hidden=48, layers=2, context=256)
+    for name in ("base", "model"):
+        if name == "model":
+            taught = encode_all(tokenizer, [*sides["retain"], *sides["forget"]])
+            teach(model, taught, epochs=80, batch_size=8, learning_rate=1e-2)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return w.World(folder)
+
+
+@pytest.mark.slow
+def test_a_retrain_on_tofu_leaves_nothing_that_an_attack_finds(tofu, tmp_path, monkeypatch):
+    """No arm of a study unlearns, and the remedy that does, training again, stands outside of the desk."""
+    recipe = desk.Recipe(learning_rate=1e-2, epochs=80, batch_size=8, schedule="cosine", warmup=0.05, weight_decay=0.01,
+                         scope="sequence", utility_floor=0.95)  # fmt: skip
+    for step in (100, 250):
+        stopping(monkeypatch, step)
+        with pytest.raises(KeyboardInterrupt):
+            again(tofu, tofu.base, tmp_path / "killed", recipe)
+    stopping(monkeypatch, -1)
+    found = again(tofu, tofu.base, tmp_path / "killed", recipe)
+    metrics = found["metrics"]
+    assert (found["status"], found["training"]["resumed"]) == ("done", 240)
+    known = {name: row["low"] > 0.5 for name, row in metrics["membership"]["before"].items()}
+    assert len(known) == 9
+    assert known["mia_loss"]
+    assert known["mia_loss_relearned"]
+    assert still_known(metrics, "after") == []
+    for part in ("retain_probability", "retain_rouge_l"):
+        gap = metrics["retain"][part]["after - before"]
+        assert -forgetting.METRICS[part].margin <= gap["low"] <= gap["high"] <= forgetting.METRICS[part].margin
+    whole = again(tofu, tofu.base, tmp_path / "whole", recipe.replace(relearn_steps=0, rouge=False, utility_floor=0))
+    assert whole["model"]["after"] == found["model"]["after"]

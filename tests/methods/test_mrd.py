@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 
@@ -29,7 +30,7 @@ def test_each_arm_draws_by_what_it_says():
     np.testing.assert_array_equal(_sizes(sampling=config["loss"].sampling), NLL)
     np.testing.assert_array_equal(_sizes(sampling=config["length"].sampling), TOKENS)
     np.testing.assert_array_equal(_sizes(per_token=True), MRD / TOKENS)
-    assert (config["uniform"].tau, config["mrd"].tau, config["hard_first"].tau) == (0.0, 1.0, -1.0)
+    assert [config[a].tau for a in ("uniform", "mrd", "squared", "hard_first")] == [0.0, 1.0, 2.0, -1.0]
     assert config["shuffle"].sampling == "shuffle"
 
 
@@ -47,7 +48,9 @@ def test_thirds_are_of_equal_size_and_low_scores_are_hard():
     assert [thirds(np.ones(7)).count(t) for t in THIRDS] == [3, 2, 2]
 
 
-@pytest.mark.parametrize("settings", [{"tau": float("nan")}, {"tau": float("inf")}, {"loss": "ga", "beta": 0.1}])
+@pytest.mark.parametrize(
+    "settings", [{"tau": float("nan")}, {"tau": float("inf")}, {"loss": "ga", "beta": 0.1}, {"lora": 2}]
+)
 def test_what_would_fail_after_teaching_is_refused_before(settings):
     with pytest.raises(InputError):
         MRDConfig(**settings)
@@ -121,3 +124,16 @@ def test_a_run_notes_scores_weights_and_path(remedy):
 def test_the_arm_retrain_is_the_reference(task):
     found, held = _unlearned(task, "retrain")
     assert np.nanmax(task.score(found, "valid", held).values["forget_gap"]) < 1e-12
+
+
+def test_an_adapter_is_trained_in_the_place_of_the_weights_and_joined_with_them(task):
+    # catches: weights that are trained as well, a change that the adapter's rank cannot hold, an adapter that is lost
+    found, held = _unlearned(task, "uniform", lora=1, epochs=1, effort=False)
+    original = task.model(held, "original")[0]
+    assert type(found.model) is type(original)
+    moved = {n: p - dict(original.named_parameters())[n] for n, p in found.model.named_parameters()}
+    ranks = {n: int(torch.linalg.matrix_rank(d, rtol=1e-6)) for n, d in moved.items() if d.ndim == 2 and d.any()}
+    assert ranks
+    assert set(ranks.values()) == {1}
+    assert all("proj" in n for n in ranks)
+    assert not any(d.any() for n, d in moved.items() if n not in ranks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,8 @@ pytest.importorskip("transformers")
 
 from upright.contract import InputError
 from upright.experiment.folders import ArmRun, RunFolder
+from upright.language import pretraining
+from upright.language.pretraining import read_passages
 from upright.tasks.forget import Forget, ForgetConfig
 
 
@@ -22,7 +25,8 @@ def _run(seed: int = 0, folder: RunFolder | None = None) -> ArmRun:
 
 @pytest.fixture(scope="module")
 def task() -> Forget:
-    return Forget.tiny(epochs=40, hidden=48, layers=2)
+    size = {"hidden": 48, "layers": 2, "vocabulary": 1024, "context": 512}
+    return Forget.tiny(epochs=12, batch_size=8, precision="float32", **size)
 
 
 def _scored(task: Forget, which: str, split: str = "valid", seed: int = 0):
@@ -150,3 +154,124 @@ def test_taught_models_are_kept_in_the_cache_by_what_they_depend_on(tmp_path, mo
     Forget.load(ForgetConfig(**small, context=512)).model(_run(), "reference")
     Forget.load(ForgetConfig(**small, context=512)).model(_run(1), "original")
     assert len(list((tmp_path / "models").iterdir())) == 4
+
+
+# -- a model that read other text first -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A data folder with 20 speeches of 130 words."""
+    folder = tmp_path_factory.mktemp("data")
+    place = folder / "public-domain-texts"
+    place.mkdir()
+    for name, first in (("state_union", 0), ("inaugural", 10)):
+        with zipfile.ZipFile(place / f"{name}.zip", "w") as archive:
+            archive.writestr(f"{name}/README", "not a speech " * 200)
+            for i in range(first, first + 10):
+                said = np.random.default_rng(i).choice(["peace", "work", "law", "trade", "war"], 129)
+                archive.writestr(f"{name}/{i:02}.txt", " ".join([f"speech{i}", *said]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reader(texts) -> Forget:
+    return Forget(_small(pretrain=2), str(texts))
+
+
+def _small(**changes) -> ForgetConfig:
+    return Forget.tiny(epochs=2).config.replace(**changes)
+
+
+def test_every_tenth_speech_is_held_out_as_a_whole(texts):
+    # catches: passages of one speech on both sides, a passage that is no passage of its speech, what is no speech
+    read, held_out = read_passages(str(texts))
+    speeches = [{r.author for r in part} for part in (read, held_out)]
+    assert len(speeches[0]) == 18
+    assert speeches[1] == {"state_union/09.txt", "inaugural/19.txt"}
+    assert all(len(r.answer.split()) == 64 and r.prompt == "" for r in (*read, *held_out))
+    assert len(read) == 36
+    assert len({r.id for r in (*read, *held_out)}) == 40
+
+
+def test_original_and_reference_start_from_one_model_that_read_the_text(texts, monkeypatch):
+    # catches: text read by the original alone, taught records in what both start from, held-out text that is read,
+    # and general text among what is taught
+    seen, reader = [], Forget(_small(pretrain=2), str(texts))
+    monkeypatch.setattr(
+        pretraining, "teach", lambda model, encoded, **rest: seen.append((model.state_dict(), list(encoded))) or []
+    )
+    run = _run()
+    tokenizer = reader.model(run, "original")[1]
+    reader.model(run, "reference")
+    told = [[tokenizer.decode(one.ids, skip_special_tokens=True) for one in encoded] for _, encoded in seen]
+    sets = reader.sets(run)
+    assert len(seen) == 4
+    assert told[0] == told[2] == [r.answer for r in reader._read]
+    rehearsed = [r.answer for r in reader._read[::16]]
+    assert rehearsed
+    for at, wanted in ((1, (*sets.retain, *sets.forget)), (3, sets.retain)):
+        assert told[at] == [*(f"Question: {r.prompt}\nAnswer: {r.answer.strip()}" for r in wanted), *rehearsed]
+    assert not {r.answer for r in sets.general} & {text for part in told for text in part}
+
+
+def test_what_was_read_is_the_same_at_every_draw_of_authors(texts, monkeypatch, tmp_path):
+    # catches: a key without the text or the seed; the model of another draw or length of teaching made anew
+    monkeypatch.setenv("UPRIGHT_CACHE", str(tmp_path))
+    real, taught = pretraining.teach, []
+
+    def teach(*given, epochs, **rest):
+        taught.append(epochs)
+        return real(*given, epochs=epochs, **rest)
+
+    monkeypatch.setattr(pretraining, "teach", teach)
+    first = Forget.load(_small(pretrain=3), str(texts))
+    for which in ("original", "reference"):
+        first.model(_run(), which)
+    assert taught == [3, 2, 2]
+    other = Forget.load(_small(pretrain=3, forget_authors=2, epochs=1), str(texts))
+    other.model(_run(), "reference")
+    assert taught == [3, 2, 2, 1]
+    first.model(_run(1), "original")
+    assert taught == [3, 2, 2, 1, 3, 2]
+
+
+def test_general_text_is_scored_beside_the_records_and_by_speech(reader):
+    # the loss of each passage, written out for one at a time
+    found = _scored(reader, "original")
+    inside = np.array(found.by["set"]) == "general"
+    assert (np.isfinite(found.values["general_loss"]) == inside).all()
+    model, tokenizer = reader.model(_run(), "original")
+    passages = reader.scored(_run(), "valid").general
+    for value, passage in zip(found.values["general_loss"][inside], passages, strict=True):
+        ids = [tokenizer.bos_token_id, *tokenizer(passage.answer)["input_ids"]]
+        with torch.no_grad():
+            logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        wanted = [-float(logs[i, token]) for i, token in enumerate(ids[1:])]
+        assert value == pytest.approx(np.mean(wanted), rel=1e-9)
+    cluster = [c for c, i in zip(found.cluster, inside, strict=True) if i]
+    assert (
+        len(set(cluster))
+        == len({p.author for p in passages})
+        == len({(c, p.author) for c, p in zip(cluster, passages, strict=True)})
+    )
+
+
+def test_without_pretraining_nothing_is_other_than_before():
+    # catches: a setting or a set that changes the models or the scores of a run that does not ask for text
+    plain = Forget(_small())
+    assert plain.scored(_run(), "valid").general == ()
+    assert plain.facts["records"] == {"forget": 20, "holdout": 200, "retain": 60}
+    assert not {"pretrain", "text"} & set(plain._settings())
+
+
+@pytest.mark.parametrize(("settings", "word"), [
+    ({"pretrain": 1}, "no text to pretrain on"),
+    ({"pretrain": 1, "model": "smollm2"}, "pretrain = 1 with model = 'smollm2'"),
+])  # fmt: skip
+def test_pretraining_without_text_or_on_a_model_that_was_pretrained(monkeypatch, settings, word):
+    monkeypatch.delenv("UPRIGHT_DATA", raising=False)
+    with pytest.raises(InputError, match=word) as caught:
+        Forget.load(ForgetConfig(**settings))
+    assert caught.value.accepted
+    assert caught.value.todo

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from upright.contract import InputError
+from upright.language import pages
+from upright.lazy import LazyModule
+
+if TYPE_CHECKING:
+    from upright.language import desk, receipts
+else:
+    desk = LazyModule("upright.language.desk")
+    receipts = LazyModule("upright.language.receipts")
 
 __all__ = ["forget_app"]
 
@@ -20,30 +29,55 @@ forget_app = typer.Typer(no_args_is_help=True, help="Make a language model forge
 
 Model = Annotated[Path, typer.Argument(help="Model folder as save_pretrained writes it; never written to.")]
 Forget = Annotated[Path, typer.Argument(help="JSON lines: what must go.")]
-Desk = Annotated[Path, typer.Option(help="Folder of ledger and requests.")]
 Request = Annotated[str, typer.Argument(help="Id of a request.")]
-Holdout = Annotated[Path | None, typer.Option(help="JSON lines that no model saw: for attacks and over-unlearning.")]
-Reference = Annotated[Path | None, typer.Option(help="Model folder trained without the records: the level to aim at.")]
-Earlier = Annotated[list[Path] | None, typer.Option(help="Records of earlier requests, measured again; repeatable.")]
-Batch = Annotated[int, typer.Option(min=1, help="Records at once.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of sampling, noise and resampling.")]
-Key = Annotated[Path | None, typer.Option(help="Key file: ledger lines are signed with it.")]
-Rouge = Annotated[bool, typer.Option("--rouge/--no-rouge", help="Write answers out and compare them: slow.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DESK = Path("forget-desk")
+Out = Annotated[Path, typer.Option(help="New folder for the new model.")]
 # Written out: to ask for the names would load torch.
 LOSS = "Bounded: npo, pdu, jensun; others: ce_u, ga, grad_diff, grad_diff_kl, satimp, simnpo, undial, wga."
-Base = Annotated[Path | None, typer.Option(help="Model folder under an adapter: MODEL is then an adapter of peft.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda: every phase runs there.")]
-Template = Annotated[str, typer.Option(help="How prompt and answer become one text: auto, raw, plain or chat.")]
-Cluster = Annotated[str, typer.Option(help="Key of what records have in common: they are drawn together.")]
-Similar = Annotated[bool, typer.Option("--allow-similar", help="Go on though two files hold nearly the same record.")]
-Lora = Annotated[int, typer.Option(help="Rank of a new adapter that is trained and written alone; 0 trains all.")]
-Accumulate = Annotated[int, typer.Option(help="Batches an update.")]
-Bf16 = Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16 while training.")]
-Floor = Annotated[float, typer.Option(help="Share of the utility before that must be left.")]
-Relearn = Annotated[int, typer.Option(help="Steps of the relearning attack that enters the verdict; 0: none.")]
-KeepFailed = Annotated[bool, typer.Option("--keep-failed", help="Write the model though a guard failed.")]
+ADAPTER = "Model folder under an adapter: MODEL is then an adapter of peft."
+BUDGET = "Steps of the relearning attack that enters the verdict; 0: none."
+#: options of several verbs: type, default, help, and the word where it is not the name
+SHARED: dict[str, tuple[Any, ...]] = {
+    "desk": (Path, Path("forget-desk"), "Folder of ledger and requests."),
+    "batch_size": (int, 8, "Records at once."),
+    "accumulate": (int, 1, "Batches an update."),
+    "bf16": (bool, False, "Compute in bfloat16 while training.", "--bf16"),
+    "lora": (int, 0, "Rank of a new adapter that is trained and written alone; 0 trains all."),
+    "template": (str, "auto", "How prompt and answer become one text: auto, raw, plain or chat."),
+    "cluster": (str, "author", "Key of what records have in common: they are drawn together."),
+    "allow_similar": (bool, False, "Go on though two files hold nearly the same record.", "--allow-similar"),
+    "base": (Path | None, None, ADAPTER),
+    "device": (str, "auto", "auto, cpu or cuda: every phase runs there."),
+    "holdout": (Path | None, None, "JSON lines that no model saw: for attacks and over-unlearning."),
+    "reference": (Path | None, None, "Model folder trained without the records: the level to aim at."),
+    "earlier": (list[Path], [], "Records of earlier requests, measured again; repeatable."),
+    "utility_floor": (float, 0.9, "Share of the utility before that must be left."),
+    "relearn_steps": (int, 10, BUDGET),
+    "keep_failed": (bool, False, "Write the model though a guard failed.", "--keep-failed"),
+    "rouge": (bool, True, "Write answers out and compare them: slow.", "--rouge/--no-rouge"),
+    "seed": (int, 0, "Of sampling, noise and resampling."),
+    "key": (Path | None, None, "Key file: ledger lines are signed with it."),
+    "as_json": (bool, False, "Print JSON.", "--json"),
+}
+READING = "desk batch_size base device cluster seed key as_json "
+TRAINING = "template allow_similar holdout accumulate bf16 lora utility_floor relearn_steps keep_failed rouge "
+
+
+def _sharing(names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add options of `SHARED` to a verb, which gets them as keywords."""
+
+    def add(verb: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(verb, eval_str=True)
+        params = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        for name in SHARED:
+            if name in names.split():
+                kind, default, told, *word = SHARED[name]
+                least = {"batch_size": 1, "seed": 0}.get(name)
+                option = typer.Option(default, *word, help=told, min=least)
+                params.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind))
+        verb.__signature__ = own.replace(parameters=params)  # type: ignore[attr-defined]
+        return verb
+
+    return add
 
 
 @forget_app.callback()
@@ -73,86 +107,53 @@ def _options_named() -> Iterator[None]:
         raise InputError(f"--{found[1].replace('_', '-')} {value}", error.accepted, todo) from None
 
 
-def _of(given: Mapping[str, Any], names: str | Iterable[str]) -> dict[str, Any]:
-    """Return the options of these names."""
-    return {name: given[name] for name in (names.split() if isinstance(names, str) else names)}
+def _settings(kind: Any, given: dict[str, Any]) -> Any:
+    """Take the options that are settings out of what was given."""
+    with _options_named():
+        return kind(**{name: given.pop(name) for name in kind.__dataclass_fields__})
 
 
 @forget_app.command()
+@_sharing(READING)
 def score(
     model: Model,
     forget: Forget,
-    desk: Desk = DESK,
     probes: Annotated[int | None, typer.Option(min=1, help="Draws of noise; else until the ranking settles.")] = None,
-    batch_size: Batch = 8,
-    base: Base = None,
-    device: Device = "auto",
-    cluster: Cluster = "author",
-    seed: Seed = 0,
-    key: Key = None,
-    as_json: Json = False,
+    **given: Any,
 ) -> None:
     """Score how hard each record is to forget."""
-    from upright.language import desk as verbs
-    from upright.language.pages import score_page
-
-    rest = _of(locals(), "desk batch_size seed key base device cluster")
-    found = verbs.score(model, forget, probes=probes or "auto", **rest)
-    _print(found, as_json, score_page(found))
+    as_json = given.pop("as_json")
+    found = desk.score(model, forget, probes=probes or "auto", **given)
+    _print(found, as_json, pages.score_page(found))
 
 
 @forget_app.command()
+@_sharing(f"{READING}{TRAINING}reference earlier")
 def unlearn(
     model: Model,
     forget: Forget,
     retain: Annotated[Path, typer.Argument(help="JSON lines: what must stay.")],
-    out: Annotated[Path, typer.Option(help="New folder for the new model.")],
-    desk: Desk = DESK,
+    out: Out,
     loss: Annotated[str, typer.Option(help=LOSS)] = "npo",
     sampling: Annotated[str, typer.Option(help="uniform or difficulty.")] = "uniform",
     learning_rate: Annotated[
         str, typer.Option(help="Of AdamW; auto tries three on a quarter of the records.")
     ] = "auto",
     epochs: Annotated[int, typer.Option(help="Most passes; a record at its level is left alone.")] = 40,
-    batch_size: Batch = 8,
-    accumulate: Accumulate = 1,
-    bf16: Bf16 = False,
-    lora: Lora = 0,
-    template: Template = "auto",
-    cluster: Cluster = "author",
-    allow_similar: Similar = False,
-    base: Base = None,
-    device: Device = "auto",
-    reference: Reference = None,
-    holdout: Holdout = None,
-    earlier: Earlier = None,
-    utility_floor: Floor = 0.9,
-    relearn_steps: Relearn = 10,
-    keep_failed: KeepFailed = False,
     require_forgotten: Annotated[
         bool, typer.Option("--require-forgotten", help="Exit with 1 unless the verdict is forgotten.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, say what it takes, change nothing.")] = False,
-    rouge: Rouge = True,
-    seed: Seed = 0,
-    key: Key = None,
-    as_json: Json = False,
+    **given: Any,
 ) -> None:
     """Unlearn records into a new model folder, guarded, and write the receipt."""
-    given = {**locals(), "learning_rate": _rate(learning_rate), "earlier": earlier or []}
-    from upright.language import desk as verbs
-    from upright.language.intake import refuse_loss
-    from upright.language.pages import dry_page, is_forgotten, unlearn_page
-
-    with _options_named():
-        refuse_loss(loss)
-        settings = verbs.Settings(**_of(given, verbs.Settings.__dataclass_fields__))
-    rest = _of(given, "out desk reference holdout earlier base device keep_failed dry_run key")
-    found = verbs.unlearn(model, forget, retain, settings=settings, **rest)
-    _print(found, as_json, dry_page(found) if dry_run else unlearn_page(found))
+    given |= {"loss": loss, "sampling": sampling, "learning_rate": _rate(learning_rate), "epochs": epochs}
+    as_json, settings = given.pop("as_json"), _settings(desk.Settings, given)
+    found = desk.unlearn(model, forget, retain, out=out, settings=settings, dry_run=dry_run, **given)
+    _print(found, as_json, pages.dry_page(found) if dry_run else pages.unlearn_page(found))
     if found.get("status") == "failed":
         raise typer.Exit(1)
-    if require_forgotten and not dry_run and not is_forgotten(found["forgotten"]):
+    if require_forgotten and not dry_run and not pages.is_forgotten(found["forgotten"]):
         typer.echo(f"not forgotten, as --require-forgotten asks; the model is written and kept: {out.name}", err=True)
         raise typer.Exit(1)
 
@@ -166,134 +167,91 @@ def _rate(text: str) -> float | str:
 
 
 @forget_app.command()
+@_sharing(READING.replace("base ", "") + TRAINING)
 def retrain(
     base: Annotated[Path, typer.Argument(help="Model folder before the stage; never written to.")],
     retain: Annotated[Path, typer.Argument(help="JSON lines that the stage is trained on: without the records.")],
     model: Annotated[Path, typer.Option(help="Model folder after the stage with the records, or its adapter.")],
     forget: Annotated[Path, typer.Option(help="JSON lines: what must go.")],
-    out: Annotated[Path, typer.Option(help="New folder for the new model.")],
-    desk: Desk = DESK,
+    out: Out,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW, the highest.")] = 2e-5,
     epochs: Annotated[int, typer.Option(help="Passes over the records.")] = 3,
     schedule: Annotated[str, typer.Option(help="linear, cosine or constant_with_warmup.")] = "linear",
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")] = 0.0,
     weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.0,
     scope: Annotated[str, typer.Option(help="answer or sequence: which tokens are learnt.")] = "answer",
-    batch_size: Batch = 8,
-    accumulate: Accumulate = 1,
-    bf16: Bf16 = False,
-    lora: Lora = 0,
-    template: Template = "auto",
-    cluster: Cluster = "author",
-    allow_similar: Similar = False,
-    device: Device = "auto",
-    holdout: Holdout = None,
-    utility_floor: Floor = 0.9,
-    relearn_steps: Relearn = 10,
-    keep_failed: KeepFailed = False,
-    rouge: Rouge = True,
-    seed: Seed = 0,
-    key: Key = None,
-    as_json: Json = False,
+    **given: Any,
 ) -> None:
     """Do the fine-tuning stage again without the records; the same command goes on after a kill."""
-    given = locals()
-    from upright.language import desk as verbs
-    from upright.language.pages import unlearn_page
-
-    with _options_named():
-        recipe = verbs.Recipe(**_of(given, verbs.Recipe.__dataclass_fields__))
-    rest = _of(given, "out desk holdout device keep_failed key")
-    found = verbs.retrain(base, retain, model_dir=model, forget_file=forget, recipe=recipe, **rest)
-    _print(found, as_json, unlearn_page({**found, "reevaluated": None}))
+    given |= {"learning_rate": learning_rate, "epochs": epochs, "schedule": schedule, "warmup": warmup}
+    given |= {"weight_decay": weight_decay, "scope": scope}
+    as_json, recipe = given.pop("as_json"), _settings(desk.Recipe, given)
+    found = desk.retrain(base, retain, model_dir=model, forget_file=forget, out=out, recipe=recipe, **given)
+    _print(found, as_json, pages.unlearn_page({**found, "reevaluated": None}))
     if found["status"] == "failed":
         raise typer.Exit(1)
 
 
 @forget_app.command("eval")
+@_sharing(f"{READING}template allow_similar holdout reference earlier rouge")
 def eval_(
     model: Model,
     forget: Forget,
     retain: Annotated[Path | None, typer.Option(help="JSON lines: what must stay.")] = None,
-    holdout: Holdout = None,
-    reference: Reference = None,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("forget-eval.json"),
-    earlier: Earlier = None,
-    desk: Desk = DESK,
-    rouge: Rouge = True,
-    batch_size: Batch = 8,
-    template: Template = "auto",
-    cluster: Cluster = "author",
-    allow_similar: Similar = False,
-    base: Base = None,
-    device: Device = "auto",
-    seed: Seed = 0,
     robust: Annotated[
         bool, typer.Option("--robustness", help="Attack copies too: 4-bit rounding, paraphrase, relearning.")
     ] = False,
     before: Annotated[
         Path | None, typer.Option(help="Model folder before unlearning, for the share that an attack brings back.")
     ] = None,
-    key: Key = None,
-    as_json: Json = False,
+    **given: Any,
 ) -> None:
     """Measure a model on records, against a reference where there is one; with --earlier also earlier requests."""
-    given = locals()
-    shared = _of(given, "batch_size base device cluster")
-    rest = _of(given, "holdout reference out rouge template allow_similar seed robust before desk")
-    from upright.language import desk as verbs
-    from upright.language.pages import eval_page
-
-    found = verbs.evaluate(model, forget, retain, other=[*(earlier or []), key], **rest, **shared)
-    again = verbs.reevaluate(desk, model, earlier, key=key, **shared) if earlier else None
-    _print({**found, "reevaluated": again}, as_json, eval_page(found, again, out))
+    as_json, earlier, key = (given.pop(name) for name in ("as_json", "earlier", "key"))
+    given |= {"out": out, "robust": robust, "before": before}
+    found = desk.evaluate(model, forget, retain, other=[*earlier, key], **given)
+    shared = {name: given[name] for name in ("batch_size", "base", "device", "cluster")}
+    again = desk.reevaluate(given["desk"], model, earlier, key=key, **shared) if earlier else None
+    _print({**found, "reevaluated": again}, as_json, pages.eval_page(found, again, out))
 
 
 @forget_app.command()
-def receipt(request: Request, desk: Desk = DESK, key: Key = None, as_json: Json = False) -> None:
+@_sharing("desk key as_json")
+def receipt(request: Request, **given: Any) -> None:
     """Write and show the receipt of a request: aggregates only."""
-    from upright.language import receipts as verbs
-    from upright.language.pages import page
-
-    found = verbs.receipt(desk, request, key=key)
-    _print(found, as_json, page(found))
+    found = receipts.receipt(given["desk"], request, key=given["key"])
+    _print(found, given["as_json"], pages.page(found))
 
 
 @forget_app.command()
-def purge(request: Request, desk: Desk = DESK, key: Key = None, as_json: Json = False) -> None:
+@_sharing("desk key as_json")
+def purge(request: Request, **given: Any) -> None:
     """Destroy salt, scores and caches of a request; the ledger's lines stay."""
-    from upright.language import receipts as verbs
-    from upright.language.pages import purge_page
-
-    found = verbs.purge(desk, request, key=key)
-    _print(found, as_json, purge_page(found))
+    found = receipts.purge(given["desk"], request, key=given["key"])
+    _print(found, given["as_json"], pages.purge_page(found))
 
 
 @forget_app.command("list")
-def list_(desk: Desk = DESK, as_json: Json = False) -> None:
+@_sharing("desk as_json")
+def list_(**given: Any) -> None:
     """List the requests of a desk and how they ended."""
-    from upright.language import receipts as verbs
-    from upright.language.pages import list_page
-
-    rows = verbs.listing(desk)
-    _print(rows, as_json, list_page(rows))
+    rows = receipts.listing(given["desk"])
+    _print(rows, given["as_json"], pages.list_page(rows))
 
 
 @forget_app.command()
+@_sharing("desk key as_json")
 def verify(
-    desk: Desk = DESK,
     head: Annotated[str | None, typer.Option(help="Hash of a line, kept elsewhere.")] = None,
     receipt: Annotated[Path | None, typer.Option(help="receipt.json or .txt: must say what its line says.")] = None,
     model: Annotated[Path | None, typer.Option(help="Model folder: must be what a line, or --receipt, wrote.")] = None,
-    key: Key = None,
     mend: Annotated[bool, typer.Option("--mend", help="Take a torn end out, and note it.")] = False,
-    as_json: Json = False,
+    **given: Any,
 ) -> None:
     """Check every line of the ledger, a receipt, a model folder; exit status 1 when one does not hold."""
-    from upright.language import receipts as verbs
-    from upright.language.pages import verify_page
-
-    found = verbs.verify(desk, head=head, receipt_file=receipt, model=model, key=key, mend=mend)
-    _print(found, as_json, verify_page(found))
+    place, key = given["desk"], given["key"]
+    found = receipts.verify(place, head=head, receipt_file=receipt, model=model, key=key, mend=mend)
+    _print(found, given["as_json"], pages.verify_page(found))
     if not found["intact"]:
         raise typer.Exit(1)

@@ -211,16 +211,8 @@ def _after(model: Any, speaker: Speaker) -> Speaker:
 
 
 def _taught(speaker: Speaker, records: Sequence[Record], *, steps: int, learning_rate: float, seed: int) -> Speaker:
-    own = relearn(
-        speaker.model,
-        speaker.encode(records),
-        steps=steps,
-        learning_rate=learning_rate,
-        batch_size=speaker.batch_size,
-        seed=seed,
-        pad=speaker.pad,
-    )
-    return _after(own, speaker)
+    budget = {"steps": steps, "batch_size": speaker.batch_size, "seed": seed, "pad": speaker.pad}
+    return _after(relearn(speaker.model, speaker.encode(records), learning_rate=learning_rate, **budget), speaker)
 
 
 def attacked(
@@ -230,8 +222,6 @@ def attacked(
     retain: Sequence[Record] = (),
     steps: int = STEPS,
     learning_rate: float = RATE,
-    bits: int = 4,
-    group: int = 64,
     seed: int = 0,
 ) -> dict[str, Array]:
     """Attack an unlearned model and return the probability of every forgotten answer after each attack.
@@ -246,8 +236,6 @@ def attacked(
         Adds ``relearn_retain``; shares no record with `records`.
     steps, learning_rate
         As for `relearn`.
-    bits, group : int
-        As for `rounded`.
     seed : int
         Of the halves and of the order of records.
 
@@ -264,7 +252,7 @@ def attacked(
     """
     budget: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
     out = {"none": np.exp(-speaker.losses(records))}
-    out["rounding"] = np.exp(-_after(round_to_bits(speaker.model, bits, group), speaker).losses(records))
+    out["rounding"] = np.exp(-_after(round_to_bits(speaker.model), speaker).losses(records))
     asked = [i for i, record in enumerate(records) if record.other_prompt.strip()]
     if asked:
         out["paraphrase"] = np.full(len(records), np.nan)

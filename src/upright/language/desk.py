@@ -59,6 +59,7 @@ from upright.language.receipts import (
     reevaluated,
     verify,
 )
+from upright.language.references import checksum
 from upright.language.remedies import NOT_A_NUMBER
 from upright.ledger import Ledger
 from upright.models.hub import is_adapter, load_language_model
@@ -111,14 +112,8 @@ def score(
         Folder of ledger and requests.
     sigma, probes, batch_size, seed
         Of `score_difficulty`.
-    base : Path, optional
-        The model under `model_dir`, when that is an adapter.
-    device : str
-        Of `intake.device_of`.
-    cluster : str
-        Of `read_records`.
-    key : Path, optional
-        Of `Ledger`.
+    base, device, cluster, key
+        As for `unlearn` and its settings.
 
     Returns
     -------
@@ -197,7 +192,6 @@ def unlearn(
     """
     settings = settings or Settings()
     intake.refuse_place(desk, [m for m in (model_dir, reference, base) if m is not None], out)
-    intake.refuse_loss(settings.loss)
     ledger = open_ledger(desk, key)
     given = inputs(model_dir, forget_file, retain_file, holdout=holdout, reference=reference, base=base, device=device,
                    **_reading(settings))  # fmt: skip
@@ -209,16 +203,14 @@ def unlearn(
     if dry_run:
         return {"dry_run": True, **remedies.expectation(given, settings), "notes": given.notes}
     before_sum = _sums(model_dir, "before")
-    request = Request.new(desk)
-    request.note(
-        status="started", model=name_of(model_dir), forget=name_of(forget_file), retain=name_of(retain_file),
-        holdout=name_of(holdout), reference=name_of(reference), base=name_of(base), out=name_of(out),
-        earlier=[name_of(f) for f in earlier], settings=settings.as_dict(),
-    )  # fmt: skip
-    ledger.append("opened", {"request": request.id, "model": name_of(model_dir), "records": len(given.forget)})
+    places = {"model": model_dir, "forget": forget_file, "retain": retain_file, "holdout": holdout,
+              "reference": reference, "base": base, "out": out}  # fmt: skip
+    request = _opened(desk, ledger, places, len(given.forget))
+    request.note(status="started", earlier=[name_of(f) for f in earlier], settings=settings.as_dict())
     with _closing(request):
         body = _unlearned(request, given, settings)
-        measurable = (body["status"] == "done" or keep_failed) and not _not_a_number(body["reasons"])
+        odd = any(reason.startswith(NOT_A_NUMBER) for reason in body["reasons"])
+        measurable = (body["status"] == "done" or keep_failed) and not odd
         if earlier and not measurable:
             body["warnings"].append("earlier requests: not measured, because the request failed")
         body["reference"] = name_of(reference) or "none available"
@@ -230,6 +222,14 @@ def unlearn(
         again = reevaluated(desk, ledger, given.speaker, supplied, kept=given.retain, source=before_sum["before"],
                             model=name_of(out), skip=request.id, seed=settings.seed)  # fmt: skip
     return {**receipts.receipt_of(desk, request.id, ledger=ledger), "reevaluated": again}
+
+
+def _opened(desk: Path, ledger: Ledger, places: Mapping[str, Path | None], records: int) -> Request:
+    """Open a request in desk and ledger; its plan names folders and files, without their paths."""
+    request, names = Request.new(desk), {what: name_of(place) for what, place in places.items()}
+    request.note(**names)
+    ledger.append("opened", {"request": request.id, "model": names["model"], "records": records})
+    return request
 
 
 def _reading(settings: Settings | Recipe) -> dict[str, Any]:
@@ -335,29 +335,29 @@ def _sums(folder: Path, when: str) -> dict[str, str]:
 @contextlib.contextmanager
 def _closing(request: Request, *, resumable: bool = False) -> Iterator[None]:
     """Delete what training left, unless it can go on from there, and note an end that was none."""
+    kept = False
     try:
         yield
     except BaseException as error:
+        kept = resumable
         request.note(status="interrupted", why=type(error).__name__)
-        if not resumable:
-            shutil.rmtree(request.folder / "cache" / "training", ignore_errors=True)
         if disk.is_full(error):
             raise InputError(
                 f"a full disk while keeping request {request.id}", "room at --desk and at --out",
                 "free some space, then run this again; no model was written",
             ) from None  # fmt: skip
         raise
-    else:
-        shutil.rmtree(request.folder / "cache" / "training", ignore_errors=True)
     finally:
+        if not kept:
+            shutil.rmtree(request.folder / "cache" / "training", ignore_errors=True)
         request.lock()
 
 
-def _look(given: Inputs, speaker: Speaker, known: Any, *, steps: int, rouge: bool, seed: int) -> Look:
+def _look(given: Inputs, speaker: Speaker, known: Any, settings: Settings | Recipe) -> Look:
     """Measure a model with every attack."""
     sides = {"retain": given.retain, "holdout": given.holdout}
-    more = stronger(speaker, given.forget, given.holdout, steps=steps, seed=seed)
-    return look(speaker, given.forget, **sides, reference=known, rouge=rouge, more=more)
+    more = stronger(speaker, given.forget, given.holdout, steps=settings.relearn_steps, seed=settings.seed)
+    return look(speaker, given.forget, **sides, reference=known, rouge=settings.rouge, more=more)
 
 
 def _looking(given: Inputs, settings: Settings | Recipe, progress: Progress) -> Any:
@@ -366,7 +366,7 @@ def _looking(given: Inputs, settings: Settings | Recipe, progress: Progress) -> 
     def measure(phase: str, speaker: Speaker, reference: Any = None) -> Look:
         sizes = (len(given.forget), len(given.retain), len(given.holdout))
         progress(phase, speaker, "{} records to forget, {} to keep, {} held out".format(*sizes))
-        return _look(given, speaker, reference, steps=settings.relearn_steps, rouge=settings.rouge, seed=settings.seed)
+        return _look(given, speaker, reference, settings)
 
     return measure
 
@@ -380,15 +380,15 @@ def _unlearned(request: Request, given: Inputs, settings: Settings) -> dict[str,
     given.reference = None  # its memory is wanted for training
     looks = {"before": measure("before", given.speaker, known)}
     levels, level = _levels(given, looks["before"], other)
-    start = remedies.fingerprint(given.speaker.model)
-    found, trained = _train(request, given, settings, levels)
+    start = checksum(given.speaker.model)
+    found, trained = _train(request, given, settings, levels, looks["before"], other)
     progress.devices |= trained.get("devices", {})
     reasons, checks, reached = list(trained["reasons"]), [], None
     if not reasons:
         after = looks["after"] = measure("after", given.speaker, known)
         if levels is not None and len(levels) >= LEAST:
             reached = int((after.reading.mean_nll >= levels).sum())
-        changed = remedies.fingerprint(given.speaker.model) != start
+        changed = checksum(given.speaker.model) != start
         checks = [
             *guards(looks["before"], after, other, utility_floor=settings.utility_floor),
             _moved(looks["before"], after, changed, trained["facts"]),
@@ -456,10 +456,6 @@ def _moved(before: Look, after: Look, weights: bool, facts: Mapping[str, Any]) -
     return Guard("effect", "failed", why)
 
 
-def _not_a_number(reasons: Sequence[str]) -> bool:
-    return any(reason.startswith(NOT_A_NUMBER) for reason in reasons)
-
-
 def _levels(given: Inputs, before: Look, other: Look | None) -> tuple[Array | None, str]:
     """Return the loss per token from which each record counts as forgotten, shape (n,), and where it comes from."""
     if other is not None:
@@ -471,7 +467,7 @@ def _levels(given: Inputs, before: Look, other: Look | None) -> tuple[Array | No
 
 
 def _train(
-    request: Request, given: Inputs, settings: Settings, levels: Array | None
+    request: Request, given: Inputs, settings: Settings, levels: Array | None, before: Look, other: Look | None
 ) -> tuple[Difficulty | None, dict[str, Any]]:
     """Choose a rate where none is given, score where scores are asked for, and train in place."""
     progress, speaker, found = Progress(request), given.speaker, None
@@ -481,7 +477,7 @@ def _train(
         aim = "a level"
     if rate == "auto":
         progress("rates", speaker, f"three of them; {aim}")
-        rate, tried = remedies.choose_rate(given, settings, levels, folder)
+        rate, tried = remedies.choose_rate(given, settings, levels, before, folder)
         method = {"learning_rate": rate, "tried": "; ".join(map(_tried, tried))}
     if settings.sampling == "difficulty":
         progress("score", speaker, f"{len(given.forget)} records")
@@ -489,9 +485,9 @@ def _train(
                                  seed=settings.seed, pad=speaker.pad)  # fmt: skip
         _keep_scores(request, given.forget, found)
     progress("training", speaker, f"{settings.epochs} epochs at most at {rate:g}; {aim}")
-    run = remedies.train(
-        speaker, given.forget, given.retain, settings, rate=rate, folder=folder, levels=levels, difficulty=found
-    )
+    watch = remedies.Watch(given, settings, before, other)
+    run = remedies.train(speaker, given.forget, given.retain, settings, rate=rate, folder=folder, levels=levels,
+                         difficulty=found, watch=watch)  # fmt: skip
     return found, {**run, "method": method, "devices": progress.devices}
 
 
@@ -559,13 +555,11 @@ def retrain(
     stage = {"recipe": recipe.as_dict(), "base": disk.checksum(base), **before, "out": name_of(out)}
     request = _unfinished(desk, stage, [*given.forget, *given.retain])
     if request is None:
-        request = Request.new(desk)
-        files = {"forget": forget_file, "retain": retain_file, "holdout": holdout}
-        names = {what: name_of(path) for what, path in {"model": model_dir, "base": base, "out": out, **files}.items()}
-        request.note(
-            **names, level=receipts.EXACT, stage=stage, records=request.hash_of_set([*given.forget, *given.retain])
-        )
-        ledger.append("opened", {"request": request.id, "model": name_of(model_dir), "records": len(given.forget)})
+        places = {"model": model_dir, "base": base, "out": out, "forget": forget_file, "retain": retain_file,
+                  "holdout": holdout}  # fmt: skip
+        request = _opened(desk, ledger, places, len(given.forget))
+        records = request.hash_of_set([*given.forget, *given.retain])
+        request.note(level=receipts.EXACT, stage=stage, records=records)
     request.begin()
     request.note(status="started")
     with _closing(request, resumable=True):
@@ -573,13 +567,13 @@ def retrain(
         measure = _looking(given, recipe, progress)
         looks = {"before": measure("before", given.speaker)}
         given.speaker = beginning
-        start = remedies.fingerprint(given.speaker.model)
+        start = checksum(given.speaker.model)
         progress("training", beginning, f"{recipe.epochs} epochs of {len(given.retain)} records")
         run = remedies.anew(given.speaker, given.retain, recipe, request.cache / "training")
         checks, reasons = [], list(run["reasons"])
         if not reasons:
             looks["after"] = measure("after", given.speaker)
-            checks = _checks(looks, recipe, moved=remedies.fingerprint(given.speaker.model) != start)
+            checks = _checks(looks, recipe, moved=checksum(given.speaker.model) != start)
         body = _body(request, given, recipe, looks, level=receipts.EXACT, reasons=reasons, checks=checks)
         body.update(at_level=None, difficulty=None, training=run["facts"], devices=progress.devices)
         body.update(early_stop="none: trained anew on the retained records", reference="none available")
@@ -665,11 +659,11 @@ def evaluate(
     given = inputs(model_dir, forget_file, retain_file, holdout=holdout, reference=reference, before=before, base=base,
                    batch_size=batch_size, template=template, device=device, cluster=cluster,
                    allow_similar=allow_similar)  # fmt: skip
-    options: dict[str, Any] = {"steps": STEPS if robust else 0, "rouge": rouge, "seed": seed}
+    settings = Settings(relearn_steps=STEPS if robust else 0, rouge=rouge, seed=seed)
     known = None if given.reference is None else given.reference.read(given.forget)
-    looks = {"model": _look(given, given.speaker, known, **options)}
+    looks = {"model": _look(given, given.speaker, known, settings)}
     if given.reference is not None:
-        looks["reference"] = _look(given, given.reference, None, **options)
+        looks["reference"] = _look(given, given.reference, None, settings)
     strong = None
     if robust:
         old = None

@@ -41,7 +41,6 @@ __all__ = [
     "leftovers",
     "new_folder",
     "plain",
-    "read_json",
     "refuse_full",
     "request_of",
     "requests_of",
@@ -97,21 +96,6 @@ def write_text(path: Path, text: str, *, private: bool = True) -> None:
             f"{path.name} cannot be written ({error.strerror})", "a place with room that may be written to",
             "free some space, or name another place",
         ) from None  # fmt: skip
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises
-    ------
-    InputError
-        When it is missing or broken.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path.name}: {error.__class__.__name__}", "a JSON file that this desk wrote",
-                         "check the path, or take the file from a copy") from None  # fmt: skip
 
 
 # -- model folders --------------------------------------------------------------------------------------------------
@@ -295,7 +279,11 @@ class Request:
     def plan(self) -> dict[str, Any]:
         """What was asked for and how far it got; no text and no score. A kill at the beginning leaves the id alone."""
         file = self.folder / "plan.json"
-        return dict(read_json(file)) if file.exists() else {"request": self.id}
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {"request": self.id}
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file.name}: {error.__class__.__name__}", "a JSON file that this desk wrote",
+                             "take the file from a copy") from None  # fmt: skip
 
     def note(self, **values: Any) -> None:
         """Add to the plan."""

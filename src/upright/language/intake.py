@@ -18,8 +18,8 @@ from upright.language.losses import LOSSES, PAIRS
 from upright.language.receipts import records_of
 from upright.models.hub import is_adapter, load_language_model
 
-__all__ = ["REPORT", "Inputs", "Recipe", "Settings", "device_of", "inputs", "losses_taken", "refuse_loss",
-           "refuse_place", "refuse_report"]  # fmt: skip
+__all__ = ["REPORT", "Inputs", "Recipe", "Settings", "device_of", "inputs", "losses_taken", "refuse_place",
+           "refuse_report"]  # fmt: skip
 
 REPORT = "upright forget eval"
 """By this first entry a file is recognised as one that an evaluation wrote."""
@@ -70,6 +70,10 @@ class Settings(_Common):
     epochs: PositiveInt = 40
     """Most passes; a record that has reached its level is left alone from then on."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _refuse_loss(self.loss)
+
 
 class Recipe(_Common):
     """How a stage of fine-tuning was done, and is done again."""
@@ -88,13 +92,8 @@ class Recipe(_Common):
     """Which tokens are learnt: those of the answer, or all."""
 
 
-def refuse_loss(name: str) -> None:
-    """Refuse an unknown loss, and one that asks for more than records: the desk takes no options of losses.
-
-    Raises
-    ------
-    InputError
-    """
+def _refuse_loss(name: str) -> None:
+    """Refuse an unknown loss, and one that asks for more than records: the desk takes no options of losses."""
     if name in _BEYOND:
         raise InputError(
             f"loss {name!r} at the desk",
@@ -134,11 +133,8 @@ class Inputs:
 
     Parameters
     ----------
-    speaker : Speaker
-        The model.
-    forget, retain, holdout : list of Record
-    reference : Speaker or None
-        A model that never saw the records.
+    speaker, reference : Speaker
+        The model, and one that never saw the records or None.
     notes : list of str
         What is correct but probably a mistake.
     """
@@ -253,6 +249,10 @@ def refuse_place(desk: Path, models: Sequence[Path], out: Path | None = None) ->
                          "name another --out: a model folder holds a model alone")  # fmt: skip
     if out.exists():
         raise InputError(f"--out {out.name}, which is there already", "a new folder", "name another one, or move it")
+    _refuse_below_file(out)
+
+
+def _refuse_below_file(out: Path) -> None:
     first = next(part for part in out.absolute().parents if part.exists())
     if not first.is_dir():
         raise InputError(f"--out {out.name}: {first.name} above it is a file", "a folder", "name another one")
@@ -263,8 +263,6 @@ def refuse_report(out: Path, *, folders: Sequence[Path | None], files: Sequence[
 
     Parameters
     ----------
-    out : Path
-        JSON file to write.
     folders : sequence of Path or None
         Models and the desk, with its ledger: nothing is written inside of them.
     files : sequence of Path or None
@@ -278,9 +276,7 @@ def refuse_report(out: Path, *, folders: Sequence[Path | None], files: Sequence[
         if folder is not None and _inside(out, folder):
             raise InputError(f"--out {out.name} inside the folder {folder.name}", "a place outside of models and desk",
                              "name another place: nothing else is written there")  # fmt: skip
-    first = next(part for part in out.absolute().parents if part.exists())
-    if not first.is_dir():
-        raise InputError(f"--out {out.name}: {first.name} above it is a file", "a folder", "name another one")
+    _refuse_below_file(out)
     written = (out, out.with_name(out.name + ".part"))  # the second is renamed to the first
     for file in files:
         if file is not None and any(one.resolve() == file.resolve() or _same(one, file) for one in written):

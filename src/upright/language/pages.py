@@ -32,6 +32,7 @@ UNMEASURABLE = "not measurable by membership"
 """The verdict on fewer records than `LEAST`."""
 _HASH = "SHA-256 of all lines above: "
 _TITLE = "Receipt of request "
+_OTHERS = "            config, tokenizer and what else it reads, SHA-256 "
 _ATTACKS = "forgotten against held-out records (AUC, 0.5 finds nothing; 95 % intervals of all attacks together)"
 _ORDER = {"before": 0, "after": 1, "model": 1, "reference": 2}
 
@@ -99,16 +100,17 @@ def page(receipt: Mapping[str, Any]) -> str:
                           "no certificate: other tests than those below may still find the records"),
         f"records     {r['records']['forget']} to forget, {r['records']['retain']} to keep, "
         f"{r['records']['holdout']} held out",
-        f"model       {model['source']}, SHA-256 {model['before']}", *_settings(model, "before"),
+        f"model       {model['source']}, SHA-256 {model['before']}", *_told(_OTHERS, model.get("before_settings")),
         f"became      {model['output'] or 'not written'}" + (f", SHA-256 {model['after']}" if model["after"] else ""),
-        *_settings(model, "after"),
+        *_told(_OTHERS, model.get("after_settings")),
         *([f"base        {model['base']}, SHA-256 {model['base_sum']}"] if "base_sum" in model else []),
         f"reference   {r['reference']}",
         f"early stop  {r['early_stop']}" + ("" if r["at_level"] is None else
                                             f"; {r['at_level']} of {r['records']['forget']} records reached it"),
+        *_told("training    ", _training(r)),
         f"method      {', '.join(f'{k} = {v}' for k, v in r['method'].items())}",
         f"code        {', '.join(f'{k} {v}' for k, v in r['code'].items())}",
-        *_devices(r),
+        *_told("devices     ", ", ".join(f"{phase} on {device}" for phase, device in r.get("devices", {}).items())),
         f"ledger      line {ledger['line']} of {ledger['time']}, hash {ledger['hash']}",
         f"            head {ledger['head']}{', signed' if ledger['signed'] else ''}",
     ]  # fmt: skip
@@ -133,16 +135,16 @@ def _remedy(receipt: Mapping[str, Any]) -> list[str]:
     return [receipt["remedy"], ""] if receipt.get("remedy") else []
 
 
-def _devices(receipt: Mapping[str, Any]) -> list[str]:
-    """Return on which device each phase ran; receipts of earlier versions do not say it."""
-    found = receipt.get("devices")
-    return [f"devices     {', '.join(f'{phase} on {device}' for phase, device in found.items())}"] if found else []
+def _told(title: str, text: str | None) -> list[str]:
+    """Return a line, and none where there is nothing to tell: receipts of earlier versions say less."""
+    return [title + text] if text else []
 
 
-def _settings(model: Mapping[str, Any], when: str) -> list[str]:
-    """Return the second line of a model; receipts of earlier versions have none."""
-    found = model.get(f"{when}_settings")
-    return [f"            config, tokenizer and what else it reads, SHA-256 {found}"] if found else []
+def _training(receipt: Mapping[str, Any]) -> str:
+    """Say after how much training the weights are, and why it stopped."""
+    found = receipt.get("training") or {}
+    why = f"; stopped: {found['stopped']}" if found.get("stopped") else ""
+    return f"weights after {found['epochs']} epochs, {found['steps']} steps{why}" if "epochs" in found else ""
 
 
 def _closed(text: str) -> str:
@@ -235,7 +237,8 @@ def unlearn_page(found: Mapping[str, Any]) -> str:
     lines = [f"  forgotten  {found['forgotten']}",
              f"  level      {found['level']}",
              f"  model      {model['output'] or 'not written: see --keep-failed'}",
-             f"  early stop {found['early_stop']}"]  # fmt: skip
+             f"  early stop {found['early_stop']}",
+             *_told("  training   ", _training(found))]  # fmt: skip
     lines += [f"  {g['name']}: {g['state']}: {g['detail']}" for g in found["guards"]]
     lines += [f"  probability of the forgotten answers, {k}: {number(probability[k])}" for k in _ordered(probability)
               if probability[k] is not None and " " not in k]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Teaching records to a model: plain next-token training, for models that are made to be unlearnt and for references.
+"""Teaching texts to a model: plain next-token training, for models that are made to be unlearnt and for references.
 
     minimise  -(1 / sum_i n_i) sum_i sum_t log p(x_it | x_i,<t)
 
@@ -12,17 +12,66 @@ import hashlib
 import json
 import math
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from upright.contract import InputError, stream
 from upright.data.catalogue import cache_dir
+from upright.data.forget import Record
 from upright.language.encoding import Encoded, collate
 from upright.language.sampling import shuffle_order
 
-__all__ = ["cached", "teach"]
+__all__ = ["cached", "read_passages", "teach"]
+
+_FOLDER, _ARCHIVES = "public-domain-texts", ("state_union.zip", "inaugural.zip")
+_WORDS, _EVERY = 64, 10  # words of a passage; one speech of ten is held out
+
+
+def read_passages(data_dir: str | None = None) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    """Read public-domain speeches: passages to train on, and passages of other speeches to measure by.
+
+    Parameters
+    ----------
+    data_dir : str, optional
+        Looked at before ``UPRIGHT_DATA``; ``public-domain-texts`` below it holds ``state_union.zip`` and
+        ``inaugural.zip``, the corpora of these names of nltk_data.
+
+    Returns
+    -------
+    read, held_out : tuple of Record
+        Texts of 64 words, the speech as their author. Every tenth speech is held out as a whole; a rest of fewer words
+        is left out.
+
+    Raises
+    ------
+    InputError
+        When no folder holds both files, or one is no archive of texts.
+    """
+    roots = [Path(root).expanduser() for root in (data_dir, os.environ.get("UPRIGHT_DATA")) if root]
+    places = [root / _FOLDER for root in roots]
+    place = next((p for p in places if all((p / name).is_file() for name in _ARCHIVES)), None)
+    wanted = f"{' and '.join(_ARCHIVES)} in {_FOLDER} below --data-dir or UPRIGHT_DATA"
+    if place is None:
+        todo = "put the corpora state_union and inaugural of nltk_data there, or leave pretrain at 0"
+        raise InputError("no text to pretrain on", wanted, todo)
+    speeches: dict[str, list[str]] = {}
+    for name in _ARCHIVES:
+        try:
+            with zipfile.ZipFile(place / name) as archive:
+                members = sorted(one for one in archive.namelist() if one.endswith(".txt"))
+                speeches |= {one: archive.read(one).decode("utf-8", "replace").split() for one in members}
+        except zipfile.BadZipFile:
+            raise InputError(f"{name}, which is no archive", wanted, "get the file again") from None
+    parts: tuple[list[Record], list[Record]] = ([], [])
+    for i, (speech, words) in enumerate(speeches.items()):
+        for start in range(0, len(words) - _WORDS + 1, _WORDS):
+            text = " ".join(words[start : start + _WORDS])
+            parts[i % _EVERY == _EVERY - 1].append(Record("", text, f"{speech}/{start}", speech, kind="text"))
+    return tuple(parts[0]), tuple(parts[1])
 
 
 def teach(

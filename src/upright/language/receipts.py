@@ -550,12 +550,8 @@ def reevaluate(
     ----------
     files : sequence of Path
         Records in any order, of any number of requests: each is recognised by its salted hash.
-    base : Path, optional
-        The model under `model_dir`, when that is an adapter.
-    cluster : str
-        Of `records_of`.
-    device : str
-        Of `intake.device_of`.
+    base, cluster, device
+        As for `upright.language.desk.unlearn` and its settings.
 
     Returns
     -------

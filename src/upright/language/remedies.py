@@ -1,5 +1,8 @@
 r"""What changes a model at the desk: unlearning at a rate that is chosen or given, and training without the records.
 
+*Guards.* They are asked as each epoch ends, of 64 records a side, or as many as there are to forget. Training stops at
+the first end where one fails, and the last weights that passed are put back.
+
 *Rate.* With ``auto`` three rates are tried for two epochs, of four updates at least, on a quarter of the records, eight
 at least, from the same weights, which are put back after each:
 
@@ -14,12 +17,11 @@ checkpoints at most and goes on from the last whole one, to the same weights bit
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +31,19 @@ from numpy.typing import NDArray
 
 from upright.contract import InputError
 from upright.data.forget import Record
-from upright.language.adapters import adapted
+from upright.language.adapters import adapted, own_precision
 from upright.language.encoding import Encoded, collate
 from upright.language.evaluation import Speaker, score_records
 from upright.language.intake import Inputs, Recipe, Settings
 from upright.language.measures import LEAST, Look, guards
 
-__all__ = ["NOT_A_NUMBER", "anew", "choose_rate", "expectation", "fingerprint", "last_whole", "train", "with_adapter"]
+__all__ = ["NOT_A_NUMBER", "Watch", "anew", "choose_rate", "expectation", "train", "with_adapter"]
 
 Array = NDArray[np.float64]
 NOT_A_NUMBER = "not a number"
 _TRIAL = 2  # epochs
 _FEW = 8  # records of a trial at least
+_WATCHED = 64  # records of a side that are asked as epochs end, at least
 
 
 def with_adapter(model: Any, rank: int, seed: int) -> Any:
@@ -67,17 +70,90 @@ def _free(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def fingerprint(model: Any) -> str:
-    """SHA-256 over the trainable weights, 64 hex digits."""
-    total = hashlib.sha256()
-    for name, p in _free(model).items():
-        raw: Any = p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        total.update(name.encode())
-        total.update(raw)
-    return total.hexdigest()
-
-
 # -- unlearning -----------------------------------------------------------------------------------------------------
+
+
+class Watch:
+    """Asks the guards of some records while a model is trained, and keeps the last weights that passed them.
+
+    Parameters
+    ----------
+    given : Inputs
+    settings : Settings
+    before, reference : Look
+        Of all records.
+    rows : sequence of three lists of int, optional
+        Which records to forget, to keep and held out; by default 64 of each, or as many as there are to forget.
+
+    Attributes
+    ----------
+    epochs, passed : int
+        Epochs that ended, and the last of them after which no guard failed, 0 before there is one.
+    failed : list of str
+        The guards that failed when they were asked last.
+    """
+
+    def __init__(
+        self,
+        given: Inputs,
+        settings: Settings,
+        before: Look,
+        reference: Look | None = None,
+        rows: Sequence[list[int]] | None = None,
+    ) -> None:
+        sides = (given.forget, given.retain, given.holdout)
+        rows = rows or [_spread(len(side), max(_WATCHED, len(given.forget))) for side in sides]
+        self.forget, self.retain, self.holdout = ([side[i] for i in own] for side, own in zip(sides, rows, strict=True))
+        self.before = replace(before, retain={name: x[rows[1]] for name, x in before.retain.items()})
+        self.reference = reference
+        self.speaker, self.settings = given.speaker, settings
+        self.weights = {name: p.detach().clone() for name, p in _free(given.speaker.model).items()}
+        self.epochs = self.passed = 0
+        self.failed: list[str] = []
+
+    def look(self) -> Look | None:
+        """Measure what the guards ask for and note which of them fail; None where logits are not finite."""
+        try:
+            own = self.speaker.read(self.forget)
+            other = {"mia_loss": -self.speaker.losses(self.holdout)} if self.holdout else {}
+            found = Look({"mia_loss": -own.mean_nll}, own, self._kept(rouge=False), other)
+            half = (1 + self.settings.utility_floor) / 2
+            if self.settings.rouge and "utility floor" in self._ask(found, half):  # writing answers takes most time
+                found = replace(found, retain=self._kept(rouge=True))
+        except InputError as error:
+            if "finite" not in error.accepted:
+                raise
+            self.failed = [NOT_A_NUMBER]
+            return None
+        self.failed = self._ask(found, self.settings.utility_floor)
+        return found
+
+    def _kept(self, *, rouge: bool) -> Mapping[str, Array]:
+        return score_records(self.speaker, self.retain, side="retain", rouge=rouge)
+
+    def _ask(self, found: Look, floor: float) -> list[str]:
+        """Return the guards that fail, by the parts of utility that are measured."""
+        before = replace(self.before, retain={n: x for n, x in self.before.retain.items() if n in found.retain})
+        checks = guards(before, found, self.reference, utility_floor=floor)
+        return [one.name for one in checks if one.state == "failed"]
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """Look after an epoch, and keep the weights where all is well: the check of a `UtilityFloor`."""
+        with own_precision(model):
+            self.look()
+        self.epochs += 1
+        if not self.failed:
+            self.passed = self.epochs
+            for name, p in _free(self.speaker.model).items():
+                self.weights[name].copy_(p)
+        return {"guards": float(not (self.failed and self.passed))}
+
+    def put_back(self) -> None:
+        """Give the model the weights that are kept: the last that passed, or those of the beginning."""
+        with torch.no_grad():
+            for name, p in _free(self.speaker.model).items():
+                p.copy_(self.weights[name])
+                p.grad = None
 
 
 def train(
@@ -91,14 +167,12 @@ def train(
     epochs: int | None = None,
     levels: Array | None = None,
     difficulty: Any = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Unlearn in place; a run that diverges is a reason to fail, not an error of the person.
 
     Parameters
     ----------
-    speaker : Speaker
-        Its model is changed, on the device where it is.
-    rate : float
     folder : Path
         For what training writes.
     epochs : int, optional
@@ -106,16 +180,19 @@ def train(
     levels : ndarray of float64, shape (n,), optional
         Loss per token from which a record is left alone.
     difficulty : Difficulty, optional
-        Records are drawn by it.
+    watch : Watch, optional
+        Where a guard fails as an epoch ends, training stops, and the weights are those of the last epoch that passed;
+        of the first one where none did.
 
     Returns
     -------
     dict
-        ``reasons`` of a failure and ``facts`` for the receipt.
+        ``reasons`` of a failure and ``facts`` for the receipt: after how many ``epochs`` and ``steps`` the weights are,
+        why training ``stopped``, and why nothing moved.
     """
     from transformers import PrinterCallback
 
-    from upright.language.trainer import UnlearnArguments, UnlearnTrainer
+    from upright.language.trainer import UnlearnArguments, UnlearnTrainer, UtilityFloor
 
     arguments = UnlearnArguments(
         **_arguments(speaker, settings, folder),
@@ -126,6 +203,7 @@ def train(
         loss=settings.loss,
         sampling="uniform" if difficulty is None else "mrd",
     )
+    updates = -(-len(forget) // (settings.batch_size * settings.accumulate))  # an epoch
     trainer = UnlearnTrainer(
         speaker.model,
         speaker.encode(forget),
@@ -135,6 +213,7 @@ def train(
         targets=levels,
         cache_dir=folder.parent,
         difficulty=difficulty,
+        stop=None if watch is None else UtilityFloor(watch, {"guards": 1.0}, every=updates),
     )
     trainer.remove_callback(PrinterCallback)  # it writes to where a machine reads JSON
     reasons = []
@@ -147,10 +226,14 @@ def train(
             raise
         reasons.append(f"{NOT_A_NUMBER}: {error.got}")
     _given_back(trainer, speaker)
-    if not reasons:
-        reasons = _odd(speaker.model)
-    facts = {"steps": int(trainer.state.global_step), "stopped": trainer.stopped, "unmoved": trainer.unmoved}
-    return {"reasons": reasons, "facts": facts}
+    done = trainer.schedule.prepared if trainer.schedule.finished else round(trainer.state.epoch or 0)
+    facts = {"epochs": done, "steps": int(trainer.state.global_step), "stopped": trainer.stopped}
+    if watch is not None and watch.failed and watch.passed:
+        watch.put_back()
+        why = f"{' and '.join(watch.failed)} failed after epoch {watch.epochs}"
+        facts = {"epochs": watch.passed, "steps": watch.passed * updates, "stopped": why}
+    reasons = reasons or _odd(speaker.model)
+    return {"reasons": reasons, "facts": {**facts, "unmoved": trainer.unmoved}}
 
 
 def _given_back(trainer: Any, speaker: Speaker) -> None:
@@ -181,14 +264,19 @@ def _arguments(speaker: Speaker, settings: Settings | Recipe, folder: Path) -> d
     }
 
 
-def _part(n: int) -> list[int]:
-    """Return a quarter of ``range(n)``, eight at least, spread over it."""
-    m = min(n, max(_FEW, -(-n // 4)))
+def _spread(n: int, most: int) -> list[int]:
+    """Return at most so many of ``range(n)``, spread over it."""
+    m = min(n, most)
     return [i * n // m for i in range(m)]
 
 
+def _part(n: int) -> list[int]:
+    """Return a quarter of ``range(n)``, eight at least."""
+    return _spread(n, max(_FEW, -(-n // 4)))
+
+
 def choose_rate(
-    given: Inputs, settings: Settings, levels: Array | None, folder: Path
+    given: Inputs, settings: Settings, levels: Array | None, before: Look, folder: Path
 ) -> tuple[float, list[dict[str, Any]]]:
     """Try three rates on a part of the records and choose one; the model is left as it was, bit for bit.
 
@@ -196,45 +284,31 @@ def choose_rate(
     -------
     rate : float
     tried : list of dict
-        ``rate``, ``loss`` (mean per token on that part afterwards, None for fewer than `LEAST` records), ``failed``
-        (the guard that failed, empty when none did).
+        ``rate``, ``loss`` (mean per token on that part afterwards, None for fewer than `LEAST` records and where it is
+        not a number), ``failed`` (the guards that failed, empty when none did).
     """
-    speaker, sides = given.speaker, (given.forget, given.retain, given.holdout)
-    some, kept, unseen = ([side[i] for i in _part(len(side))] for side in sides)
-    free = _free(speaker.model)
-    start = {name: p.detach().clone() for name, p in free.items()}
-    aims = None if levels is None else levels[_part(len(given.forget))]
-
-    def now() -> Look:
-        own = speaker.read(some)
-        other = {"mia_loss": -speaker.losses(unseen)} if unseen else {}
-        return Look({"mia_loss": -own.mean_nll}, own, score_records(speaker, kept, side="retain", rouge=False), other)
-
-    before = now()
-    found: list[dict[str, Any]] = []
-    few = settings.replace(batch_size=min(settings.batch_size, max(1, len(some) // 4)))  # after one step all rates hurt
-    for rate in _rates(sum(p.numel() for p in free.values())):
+    rows = [_part(len(side)) for side in (given.forget, given.retain, given.holdout)]
+    size = min(settings.batch_size, max(1, len(rows[0]) // 4))  # after one step all rates hurt
+    few, aims = settings.replace(batch_size=size, rouge=False), None if levels is None else levels[rows[0]]
+    watch = Watch(given, few, before, rows=rows)
+    tried: list[dict[str, Any]] = []
+    near: dict[float, float] = {}
+    for rate in _rates(sum(p.numel() for p in watch.weights.values())):
         try:
-            run = train(speaker, some, kept, few, rate=rate, folder=folder, epochs=_TRIAL, levels=aims)
-            failed, after = list(run["reasons"]), before
-            if not failed:
-                after = now()
-                checks = guards(before, after, None, utility_floor=settings.utility_floor)
-                failed = [one.name for one in checks if one.state == "failed"]
+            run = train(given.speaker, watch.forget, watch.retain, few, rate=rate, folder=folder, epochs=_TRIAL,
+                        levels=aims)  # fmt: skip
+            after = None if run["reasons"] else watch.look()
         finally:
-            with torch.no_grad():
-                for name, p in free.items():
-                    p.copy_(start[name])
-                    p.grad = None
-        loss = after.reading.mean_nll
-        near = float(loss.mean() if aims is None else np.minimum(loss, aims).mean())
-        found.append({"rate": rate, "loss": float(loss.mean()), "failed": ", ".join(failed), "near": near})
-    passed = [row for row in found if not row["failed"]]
-    best = max(passed, key=lambda row: row["near"]) if passed else found[0]
-    tried = [
-        {"rate": r["rate"], "loss": r["loss"] if len(some) >= LEAST else None, "failed": r["failed"]} for r in found
-    ]
-    return float(best["rate"]), tried
+            watch.put_back()
+        failed = ", ".join(run["reasons"] or watch.failed)
+        loss: float | None = None
+        if after is not None:
+            reached = after.reading.mean_nll
+            loss = float(reached.mean()) if len(rows[0]) >= LEAST else None
+            if not failed:
+                near[rate] = float((reached if aims is None else np.minimum(reached, aims)).mean())
+        tried.append({"rate": rate, "loss": loss, "failed": failed})
+    return max(near, key=near.__getitem__, default=tried[0]["rate"]), tried
 
 
 def _rates(weights: int) -> list[float]:
@@ -246,22 +320,6 @@ def _rates(weights: int) -> list[float]:
 # -- training anew --------------------------------------------------------------------------------------------------
 
 
-def last_whole(folder: Path) -> Path | None:
-    """Return the checkpoint with the largest step that was written to its end; Trainer writes its state last."""
-    places = [
-        (int(one.name.partition("-")[2]), one)
-        for one in folder.glob("checkpoint-*")
-        if one.name.partition("-")[2].isdigit()
-    ]
-    for _, place in sorted(places, reverse=True):
-        try:
-            json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return place
-    return None
-
-
 def anew(speaker: Speaker, records: Sequence[Record], recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Train on the kept records in place, from the last whole checkpoint of `folder` where there is one.
 
@@ -269,8 +327,6 @@ def anew(speaker: Speaker, records: Sequence[Record], recipe: Recipe, folder: Pa
     ----------
     speaker : Speaker
         With the base; an adapter on it is what is trained.
-    records : sequence of Record
-    recipe : Recipe
     folder : Path
         Of the checkpoints.
 
@@ -281,13 +337,15 @@ def anew(speaker: Speaker, records: Sequence[Record], recipe: Recipe, folder: Pa
     """
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
+    from upright.language.training import newest_whole
+
     pad = speaker.pad
 
     def batch(rows: list[Encoded]) -> dict[str, torch.Tensor]:
         made = collate(rows, pad, scope=recipe.scope)
         return {name: made[name] for name in ("input_ids", "attention_mask", "labels")}
 
-    last = last_whole(folder)
+    last, _ = newest_whole(folder, ["trainer_state.json"])  # which Trainer writes last
     updates = recipe.epochs * math.ceil(len(records) / (recipe.batch_size * recipe.accumulate))
     trainer = Trainer(
         model=speaker.model,
@@ -314,6 +372,7 @@ def anew(speaker: Speaker, records: Sequence[Record], recipe: Recipe, folder: Pa
         speaker.model.config.use_cache = held
     _given_back(trainer, speaker)
     facts = {
+        "epochs": recipe.epochs,
         "steps": int(trainer.state.global_step),
         "stopped": "",
         "resumed": 0 if last is None else int(last.name.partition("-")[2]),
@@ -327,9 +386,9 @@ def anew(speaker: Speaker, records: Sequence[Record], recipe: Recipe, folder: Pa
 def expectation(given: Inputs, settings: Settings) -> dict[str, Any]:
     """Say what a request would take, from the time of one small batch on this machine.
 
-    Backward takes two forward passes, and each epoch begins with one over the forget set. A scoring takes 13 to 133 of
-    them, 40 in the minutes. Memory: 4 bytes a weight, 12 more for gradient and moments of what is trained, and 4 more
-    for its copy while rates are tried.
+    Backward takes two forward passes; an epoch begins with one over the forget set and ends with a look. A scoring
+    takes 13 to 133, 40 in the minutes. Memory: 4 bytes a weight, 12 more for gradient and moments of what is trained, 4
+    more for the copy of the last weights that passed the guards.
     """
     speaker, n, m = given.speaker, len(given.forget), len(given.retain)
     few = given.forget[: settings.batch_size]
@@ -345,11 +404,14 @@ def expectation(given: Inputs, settings: Settings) -> dict[str, Any]:
     tried = 3 * _TRIAL * len(_part(n)) if settings.learning_rate == "auto" else 0
     false = max(len(r.perturbed) + len(r.paraphrases) for r in given.forget)
     texts = n * (1 + false) + m + len(given.holdout)
-    seconds = read * (scoring * n + (settings.epochs * n + tried) * 7 + looks * texts) + write * looks * (n + m)
+    watched = sum(min(k, max(_WATCHED, n)) for k in (n, m, len(given.holdout)))
+    seconds = read * (scoring * n + (settings.epochs * n + tried) * 7 + settings.epochs * watched + looks * texts)
+    seconds += write * looks * (n + m)
     seconds += read * looks * 2 * settings.relearn_steps * settings.batch_size * 3 if given.holdout else 0
     passes = {
         "scoring": f"13 to 133 over {n} records" if scoring else "none",
         "training": f"{steps} steps: {settings.epochs} times {n} records and as many kept ones, forward and backward",
+        "guards": f"{settings.epochs} times {watched} records",
         "evaluation": f"{looks} times {texts} texts",
     }
     if tried:
@@ -361,8 +423,7 @@ def expectation(given: Inputs, settings: Settings) -> dict[str, Any]:
         "minutes": seconds / 60,
         "weights": weights,
         "trained": free,
-        "memory_mib": (4 * weights + (16 if tried else 12) * free) / 2**20,
-        "memory": f"weights in float32, gradients and two moments of the {free} that are trained"
-        f"{', and their copy while rates are tried' if tried else ''}; activations, a reference model and the "
-        "copy that the relearning attack trains come on top",
+        "memory_mib": (4 * weights + 16 * free) / 2**20,
+        "memory": f"weights in float32, gradients, two moments and a copy of the {free} that are trained; activations, "
+        "a reference model and the copy that the relearning attack trains come on top",
     }

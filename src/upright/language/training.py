@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -32,6 +32,7 @@ __all__ = [
     "GradientGuard",
     "NumberGuard",
     "last_complete",
+    "newest_whole",
     "read_state",
     "refuse_changed",
     "refuse_settings",
@@ -186,11 +187,11 @@ def refuse_changed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             )
 
 
-def _torn(folder: Path) -> str:
+def _torn(folder: Path, needs: Sequence[str]) -> str:
     """Return the first file of a checkpoint that is missing or was not written to its end; empty when it is whole."""
     from safetensors import SafetensorError, safe_open
 
-    for name in (STATE, "trainer_state.json"):
+    for name in needs:
         if not (folder / name).is_file():
             return name
     for file in sorted(one for one in folder.iterdir() if one.is_file()):
@@ -207,6 +208,21 @@ def _torn(folder: Path) -> str:
     return ""
 
 
+def newest_whole(folder: Path, needs: Sequence[str] = (STATE, "trainer_state.json")) -> tuple[Path | None, list[str]]:
+    """Return the checkpoint with the largest step that is whole, None where there is none, and what torn ones lack."""
+    steps = {
+        int(path.name.partition("-")[2]): path
+        for path in folder.glob("checkpoint-*")
+        if path.name.partition("-")[2].isdigit()
+    }
+    torn: list[str] = []
+    for _, path in sorted(steps.items(), reverse=True):
+        if not (why := _torn(path, needs)):
+            return path, torn
+        torn.append(f"{path.name} ({why})")
+    return None, torn
+
+
 def last_complete(folder: str | Path) -> str:
     """Return the checkpoint with the largest step that is whole; later ones, torn by a crash, are named in a warning.
 
@@ -215,19 +231,11 @@ def last_complete(folder: str | Path) -> str:
     InputError
         When there is none.
     """
-    steps = {
-        int(path.name.partition("-")[2]): path
-        for path in Path(folder).glob("checkpoint-*")
-        if path.name.partition("-")[2].isdigit()
-    }
-    torn: list[str] = []
-    for step in sorted(steps, reverse=True):
-        if not (why := _torn(steps[step])):
-            if torn:
-                warnings.warn(
-                    f"resumed from {steps[step].name}: {', '.join(torn)} not whole", UserWarning, stacklevel=3
-                )
-            return str(steps[step])
-        torn.append(f"{steps[step].name} ({why})")
-    got = f"no complete checkpoint in {Path(folder).name!r}" + (f": {', '.join(torn)} not whole" if torn else "")
-    raise InputError(got, "a folder with checkpoint-<step>", "start without resume_from_checkpoint")
+    found, torn = newest_whole(Path(folder))
+    lost = f"{', '.join(torn)} not whole"
+    if found is None:
+        got = f"no complete checkpoint in {Path(folder).name!r}" + (f": {lost}" if torn else "")
+        raise InputError(got, "a folder with checkpoint-<step>", "start without resume_from_checkpoint")
+    if torn:
+        warnings.warn(f"resumed from {found.name}: {lost}", UserWarning, stacklevel=3)
+    return str(found)

@@ -143,6 +143,8 @@ class MRDConfig(Config):
     """Of AdamW, after a warm-up over the first epoch, then linear to 0."""
     weight_decay: NonNegativeFloat = 0.01
     """Of AdamW."""
+    lora: NonNegativeInt = 0
+    """Rank of an adapter that is trained in the place of the weights and then joined with them; 0 trains these."""
     effort: bool = False
     """Whether to count updates until each record alone is forgotten, by the loss per token and by that of the whole
     answer: the check whether MRD predicts effort."""
@@ -155,6 +157,9 @@ class MRDConfig(Config):
         super().__post_init__()
         if not math.isfinite(self.tau):  # before a model is taught, not after
             raise InputError(f"tau = {self.tau}", "a finite number", "0 is uniform, 1 is proportional")
+        if self.lora and self.refresh and self.sampling in ("mrd", "random"):
+            got = f"lora = {self.lora} with refresh = {self.refresh}"
+            raise InputError(got, "refresh = 0: noise on an adapter is not noise on the weights", "set refresh to 0")
         if self.beta is not None and self.loss not in ("npo", "simnpo", "wga"):
             raise InputError(f"beta with loss = {self.loss!r}", "beta with npo, simnpo or wga", "leave beta out")
 
@@ -260,9 +265,11 @@ def unlearn(t: Any, config: MRDConfig, run: Run, forget: list[Encoded], before: 
     """Train the original model until it forgets (steps 2 to 4), and return it."""
     from transformers import PrinterCallback
 
+    from upright.language.remedies import with_adapter
     from upright.language.trainer import UnlearnArguments, UnlearnTrainer
 
     model, tokenizer = t.model(run, "original")
+    model = with_adapter(model, config.lora, stream(run.seed, "unlearn") % 2**31)
     tokens = before["tokens"].numpy()
 
     def rescored(now: Any) -> Array:
@@ -319,7 +326,7 @@ def unlearn(t: Any, config: MRDConfig, run: Run, forget: list[Encoded], before: 
             warnings.filterwarnings("ignore", "nothing is forgotten", UserWarning)  # of this arm, by `_notes`
             trainer.train()
     _notes(run, config, trainer)
-    return model.eval()
+    return (model.merge_and_unload() if config.lora else model).eval()
 
 
 def _path(t: Any, run: Run, advance: Any) -> Any:
@@ -474,6 +481,7 @@ _LIMITS = [
         Arm("loss", "trivial", {"sampling": "loss"}, "draws by the loss"),
         Arm("length", "trivial", {"sampling": "length", "refresh": 0}, "draws by length"),
         Arm("random", "placebo", {"sampling": "random"}, "draws by the MRD of another record"),
+        Arm("squared", "rival", {"tau": 2.0}, "draws by the square of MRD"),
         Arm("hard_first", "rival", {"tau": -1.0}, "draws by 1 / MRD"),
         Arm("shuffle", "rival", {"sampling": "shuffle", "refresh": 0}, "ordinary shuffling"),
         Arm("original", "anchor", {"serve": "original"}, "no unlearning"),
@@ -491,6 +499,7 @@ _LIMITS = [
         "mean:exact_memorisation",
         "mean:extraction_strength",
         "mean:retain_probability",
+        "mean:general_loss",
         "mean:retain_rouge_l",
         "mean:retain_truth_ratio",
         "membership:mia_loss",

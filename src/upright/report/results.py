@@ -10,6 +10,7 @@ from pathlib import Path
 
 from upright.contract import InputError
 from upright.experiment.folders import read_json
+from upright.experiment.notes import unfinished
 from upright.report.read import View, read_folder
 from upright.report.text import NARROW, interval, number, plural
 
@@ -91,6 +92,8 @@ def _row(view: View) -> tuple[str, ...]:
     if "title" not in said:
         raise InputError(f"{name}: a verdict of an older version", "one with a title", "publish the study again")
     mark = " (from stored intervals)" if said.get("from_stored_intervals") else ""
+    early = any(unfinished(arm.notes)[0] for arm in view.arms if arm.role in ("baseline", "remedy"))
+    mark += ", not trained to convergence" if early else ""
     return (
         f"[{name}](results/{name})",
         f"**{said['title']}**{mark}",

@@ -8,6 +8,7 @@ the *original*, taught all records, and the *reference*, taught those that are k
 forget         every record of the drawn authors; all are trained on, all are scored
 retain         records of the other authors; all may be trained on, a sample of each is scored
 holdout        records that no model was taught, for membership
+general        with ``pretrain`` alone: passages of public-domain speeches of which no model read a word
 =============  ======================================================================================
 
 A quarter of the scored questions of each set is for validation (choosing settings), three quarters are the test.
@@ -16,6 +17,9 @@ Values of a record: the metrics of `upright.metrics.forgetting` and `upright.met
 belong to, NaN under the others, and two distances of a forgotten record from a model that never saw it: ``forget_gap``,
 ``|p - p_reference|`` with p the probability of the answer, and ``forget_loss_gap``, the same of the loss per token. The
 first hardly sees a record that is pushed below the reference, since p is near 0 there already; the second does.
+
+What a model taught from scratch knows is the kept records, by heart. With ``pretrain`` it first reads other text, the
+same for original and reference, and goes on to read a part of it with the records; ``general_loss`` says what is left.
 """
 
 from __future__ import annotations
@@ -76,11 +80,15 @@ _NOT_TAUGHT = (
     "scored_retain",
     "scored_holdout",
     "generate",
+    "truth",
     "allow_similar",
 )  # settings that teaching ignores
+_SCORED_GENERAL = 120  # passages that are scored
+_REHEARSED = 16  # one passage of so many stays among the records: these alone wipe out what was read before
 _OWN = (
     Metric("forget_gap", "lower", title="Forget gap"),
     Metric("forget_loss_gap", "lower", high=float("inf"), margin=0.1, title="Forget gap of the loss"),
+    Metric("general_loss", "lower", high=float("inf"), margin=0.05, title="Loss per token on general text"),
     Metric("mrd", "higher", high=float("inf"), title="MRD"),
     Metric("mrd_per_token", "higher", high=float("inf"), title="MRD per token"),
     Metric("answer_tokens", "higher", high=float("inf"), title="Answer tokens"),
@@ -104,6 +112,8 @@ class ForgetConfig(Config):
     """Authors of TOFU."""
     forget_authors: PositiveInt = 4
     """How many of them are forgotten, 20 questions each."""
+    pretrain: NonNegativeInt = 0
+    """Epochs of public-domain speeches below UPRIGHT_DATA that the tiny model reads before it is taught."""
     epochs: PositiveInt = 20
     """Of teaching."""
     learning_rate: PositiveFloat = 3e-3
@@ -124,6 +134,8 @@ class ForgetConfig(Config):
     """Held-out records that are scored; 0 leaves membership out."""
     generate: bool = True
     """Whether answers are written, for ROUGE-L; without it utility has two parts."""
+    truth: bool = True
+    """Whether paraphrased and false answers are read, six more texts a record; without it utility has a part less."""
     template: Literal["auto", "raw", "plain", "chat"] = "auto"
     """Form in which records are taught and asked; by default the one in which they were given, see
     `upright.language.encoding`."""
@@ -138,6 +150,9 @@ class ForgetConfig(Config):
             raise InputError(
                 f"forget_authors = {self.forget_authors} of {self.authors}", "fewer than there are authors", "lower it"
             )
+        if self.pretrain and self.model != "tiny":
+            got = f"pretrain = {self.pretrain} with model = {Path(self.model).name!r}"
+            raise InputError(got, "model = tiny: any other was pretrained already", "leave it out")
         if self.data != "tofu" and self.model in ("tiny", "smollm2") and self.reference:
             got = f"reference = {Path(self.reference).name!r} with model = {self.model!r}"
             todo = "leave it out: the reference is taught beside the model"
@@ -150,12 +165,13 @@ class Sets:
 
     Parameters
     ----------
-    forget, retain, holdout : tuple of Record
+    forget, retain, holdout, general : tuple of Record
     """
 
     forget: tuple[Record, ...]
     retain: tuple[Record, ...]
     holdout: tuple[Record, ...]
+    general: tuple[Record, ...] = ()
 
 
 class Forget:
@@ -164,13 +180,16 @@ class Forget:
     Parameters
     ----------
     config : ForgetConfig
+    data_dir : str, optional
+        Where text to pretrain on is looked for before ``UPRIGHT_DATA``.
     """
 
     unit_kind = "record"
     Config = ForgetConfig
 
-    def __init__(self, config: ForgetConfig) -> None:
+    def __init__(self, config: ForgetConfig, data_dir: str | None = None) -> None:
         self.config = config
+        self._read, self._general = pretraining.read_passages(data_dir) if config.pretrain else ((), ())
         self._open, self._caches = False, False
         self._sets: dict[int, Sets] = {}
         self._models: dict[tuple[str, int], tuple[Any, Any]] = {}
@@ -186,9 +205,11 @@ class Forget:
             name, licence = "TOFU, bundled part", "MIT"
         else:
             self._given, self._known, self._unknown = _read_folder(Path(config.data), config.allow_similar), (), ()
-            size = {name: len(records) for name, records in vars(self._given).items()}
+            size = {name: len(getattr(self._given, name)) for name in ("forget", "retain", "holdout")}
+            self._given = dataclasses.replace(self._given, general=self._general)
             name, licence = Path(config.data).name, "yours"
         self._taught = self._known if self._given is None else (*self._given.forget, *self._given.retain)
+        size |= {"general": len(self._general)} if config.pretrain else {}
         reference = "taught the kept records alone" if self.has_reference else "none"
         self.facts = {
             "name": name,
@@ -212,9 +233,10 @@ class Forget:
         Raises
         ------
         InputError
-            For everything that `read_records` refuses, records in two sets, and a folder without a forget set.
+            For everything that `read_records` refuses, records in two sets, a folder without a forget set, and
+            ``pretrain`` without its text.
         """
-        task = cls(config)
+        task = cls(config, data_dir)
         task._caches = True
         return task
 
@@ -247,7 +269,7 @@ class Forget:
             drawn = set(run.rng("authors").permutation(names)[: self.config.forget_authors].tolist())
             forget = tuple(r for r in self._known if r.author in drawn)
             retain = tuple(r for r in self._known if r.author not in drawn)
-            self._sets[run.seed] = Sets(forget, retain, self._unknown)
+            self._sets[run.seed] = Sets(forget, retain, self._unknown, self._general)
         return self._sets[run.seed]
 
     def model(self, run: Run, which: Literal["original", "reference"]) -> tuple[Any, Any]:
@@ -280,34 +302,49 @@ class Forget:
             encoding.refuse_mismatch(tokenizer, model)
             return model, tokenizer
         sets = self.sets(run)
-        taught = [*sets.retain, *(sets.forget if which == "original" else ())]
+        taught = [*sets.retain, *(sets.forget if which == "original" else ()), *self._read[::_REHEARSED]]
         model, tokenizer = self._untaught(run, kind)
-        context = model.config.max_position_embeddings
-        encoded = encoding.encode_all(tokenizer, taught, template=c.template, context=context)
-        key = {"which": which, "seed": run.seed, "records": fingerprint(taught), "torch": torch.__version__}
-        key |= {name: value for name, value in c.as_dict().items() if name not in _NOT_TAUGHT}
+        key = {"which": which, "seed": run.seed, "records": fingerprint(taught), **self._settings()}
+        self._teach(run, model, tokenizer, taught, epochs=c.epochs, key=key, order="teach")
+        return model.eval(), tokenizer
+
+    def _settings(self, *ignored: str) -> dict[str, Any]:
+        """Return what taught weights depend on beside seed and records, with the text only where there is one."""
+        given = {k: v for k, v in self.config.as_dict().items() if k not in (*_NOT_TAUGHT, "pretrain", *ignored)}
+        given |= {"pretrain": self.config.pretrain, "text": fingerprint(self._read)} if self._read else {}
+        return given | {"torch": torch.__version__}
+
+    def _teach(
+        self, run: Run, model: Any, tokenizer: Any, records: Sequence[Record], *, epochs: int, key: Any, order: str
+    ) -> None:
+        """Put into a model what it learns from records; weights are kept under a key."""
+        c, which = self.config, key["which"]
 
         def make() -> dict[str, Any]:
-            seed, steps = stream(run.seed, "teach"), {"epochs": c.epochs, "batch_size": c.batch_size}
-            with run.progress(c.epochs, f"teaching the {which}") as advance:
-                curve = pretraining.teach(
-                    model, encoded, **steps, seed=seed, learning_rate=c.learning_rate, advance=advance
-                )
+            context = model.config.max_position_embeddings
+            encoded = encoding.encode_all(tokenizer, records, template=c.template, context=context)
+            steps = {"epochs": epochs, "batch_size": c.batch_size, "learning_rate": c.learning_rate}
+            with run.progress(epochs, f"teaching the {which}") as advance:
+                curve = pretraining.teach(model, encoded, **steps, seed=stream(run.seed, order), advance=advance)
             return {"weights": model.state_dict(), "curve": curve}
 
         found = run.shared(which, key, lambda: pretraining.cached(key, make) if self._caches else make())
         model.load_state_dict(found["weights"])
-        return model.eval(), tokenizer
 
     def _untaught(self, run: Run, kind: torch.dtype) -> tuple[Any, Any]:
         c = self.config
         if c.model == "smollm2":
             return hub.load_language_model(hub.smollm2(), dtype=kind)
-        texts = [f"{r.prompt}\n{r.answer}" for r in self._taught]
+        texts = [f"{r.prompt}\n{r.answer}" for r in (*self._taught, *self._read)]
         tokenizer = tiny_models.tiny_tokenizer(texts, vocabulary=c.vocabulary)
         seed = stream(run.seed, "weights") % 2**31
         model = tiny_models.tiny_llama(tokenizer, hidden=c.hidden, layers=c.layers, context=c.context, seed=seed)
-        return model.to(kind), tokenizer
+        model = model.to(kind)
+        if c.pretrain:  # once for original and reference: nothing in the key depends on what is forgotten
+            key = {"which": "pretrained", "seed": run.seed, "records": fingerprint(self._taught)}
+            key |= self._settings("epochs", "forget_authors", "template", "data")
+            self._teach(run, model, tokenizer, self._read, epochs=c.pretrain, key=key, order="pretrain")
+        return model, tokenizer
 
     def encoded(self, run: Run, which: Literal["forget", "retain"]) -> list[Encoded]:
         """Return the tokens of every record to forget, or to keep."""
@@ -324,6 +361,7 @@ class Forget:
         """Return the records that a split scores: of each set, every fourth of a seeded order is for validation."""
         sets, c = self.sets(run), self.config
         most = {"forget": len(sets.forget), "retain": c.scored_retain, "holdout": c.scored_holdout}
+        most["general"] = _SCORED_GENERAL
         found = {}
         for name, limit in most.items():
             own: Sequence[Record] = getattr(sets, name)
@@ -376,7 +414,7 @@ class Forget:
 
     def authors(self, chosen: Sets) -> list[str]:
         """Return what records of one author share, in the order of units: a number, since names are of the data."""
-        every = (*self._known, *self._unknown, *chosen.forget, *chosen.retain, *chosen.holdout)
+        every = (*self._known, *self._unknown, *chosen.forget, *chosen.retain, *chosen.holdout, *chosen.general)
         place = {name: str(i) for i, name in enumerate(dict.fromkeys(r.author for r in every if r.author))}
         return [place.get(r.author, f"{side}/{r.id}") for side, records in vars(chosen).items() for r in records]
 
@@ -384,6 +422,8 @@ class Forget:
         self, speaker: evaluation.Speaker, records: tuple[Record, ...], name: str, split: str, run: Run
     ) -> dict[str, Array]:
         """Scores of one set; with a reference also the attack that uses one, and the gap to it."""
+        if name == "general":
+            return {"general_loss": speaker.losses(records)}
         base = None
         if self.has_reference and name != "retain":
             key = (run.seed, f"{split}/{name}")
@@ -391,7 +431,11 @@ class Forget:
                 self._at_reference[key] = self.speaker(self.model(run, "reference")[0], run).read(records)
             base = self._at_reference[key]
         side: Any = name
-        found = dict(evaluation.score_records(speaker, records, side=side, reference=base, rouge=self.config.generate))
+        found = dict(
+            evaluation.score_records(
+                speaker, records, side=side, reference=base, rouge=self.config.generate, truth=self.config.truth
+            )
+        )
         if name == "forget" and base is not None:
             found["forget_gap"] = np.abs(found["forget_probability"] - np.exp(-base.mean_nll))
             found["forget_loss_gap"] = np.abs(-found["mia_loss"] - base.mean_nll)
