@@ -204,13 +204,21 @@ def test_a_folder_of_your_own(tmp_path):
     ({"pairs": PAIRS, "heldout": PAIRS, "negatives": BAD}, "of the objective and pair .* held out have one prompt"),
     ({"pairs": PAIRS, "heldout": [{**r, "prompt": f"{r['prompt']} Now?"} for r in PAIRS],
       "negatives": [*BAD, {"prompt": PAIRS[5]["prompt"], "completion": PAIRS[5]["chosen"], "label": False}]},
-     "record 5 of chosen is record 9 of negatives"),
+     "record 5 of chosen is record 12 of negatives"),
     ({"pairs": PAIRS, "negatives": BAD, "retain": [{"question": "Who is 1?", "answer": "Nobody, 1."}]},
      "record 1 of negatives is record 0 of retain"),
 ])  # fmt: skip
 def test_bad_folders_are_refused(tmp_path, files, word):
     with pytest.raises(InputError, match=word):
         Align.load(AlignConfig(data=_folder(tmp_path, **files), **FEW, epochs=0))
+
+
+def test_a_pool_may_lack_a_kind():
+    # catches: nothing to read, which the reader refuses, in place of an empty kind
+    for sizes in ({"neutral": 0}, {"mislabelled": 0}, {"mislabelled": 2, "neutral": 1}):
+        expected = {"negative": 6, "mislabelled": 6, "neutral": 3} | sizes
+        found = Counter(Align.tiny(epochs=1, **sizes).kinds(_run()))
+        assert found == {kind: n for kind, n in expected.items() if n}
 
 
 def test_settings_that_contradict_each_other():

@@ -46,7 +46,7 @@ from upright.contract import (
     stream,
 )
 from upright.data.catalogue import checked
-from upright.data.forget import Record, fingerprint, read_records, refuse_overlap
+from upright.data.forget import Record, digest, fingerprint, read_records, refuse_overlap
 from upright.data.formats import json_rows
 from upright.data.preferences import (
     Pair,
@@ -204,7 +204,7 @@ class Align:
         if given is None and config.data != "planted":
             self.facts["pairs"] = len(self._known)
         whole = given.taught if given else [*records_of(self._known, "chosen"), *records_of(self._known, "rejected")]
-        self.facts["fingerprint"] = fingerprint(whole)
+        self.facts["fingerprint"] = fingerprint(whole or [Record(*of) for of in _WORDS.items()])
         self.metrics = self.metrics_of(config.as_dict())
 
     @staticmethod
@@ -265,8 +265,8 @@ class Align:
         return self._pool(run)[1]
 
     def groups(self, run: Run) -> list[str]:
-        """Return the prompt of each record of the pool, as a code: what records of one prompt share."""
-        return [r.author or r.id for r in self.pool(run)]
+        """Return what records of the pool share: their author, by default their prompt, as a code."""
+        return [r.author or digest(dataclasses.replace(r, answer=""))[:12] for r in self.pool(run)]
 
     def retain(self, run: Run) -> tuple[Record, ...]:
         """Return the texts to keep."""
@@ -276,9 +276,8 @@ class Align:
         """Return those that a split scores: every fourth of a seeded order is for validation."""
         own = self.retain(run)
         order = run.rng("scored").permutation(len(own))
-        return tuple(
-            own[i] for i in np.sort(order[::4] if split == "valid" else np.delete(order, slice(None, None, 4)))
-        )
+        chosen = order[::4] if split == "valid" else np.delete(order, slice(None, None, 4))
+        return tuple(own[i] for i in np.sort(chosen))
 
     def _pool(self, run: Run) -> tuple[tuple[Record, ...], tuple[Kind, ...]]:
         if run.seed not in self._pools:
@@ -292,21 +291,19 @@ class Align:
 
     def _partners(self, run: Run, own: Mapping[Kind, tuple[Record, ...]]) -> dict[Kind, tuple[Record, ...]]:
         """Return as many of each kind as the pool holds, matched with true negatives in loss and length."""
-        c, speaker = self.config, self.speaker(self.model(run)[0], run)
-        loss = {kind: speaker.losses(records) if records else np.zeros(0) for kind, records in own.items()}
-        size = {k: np.array([one.answer_length for one in speaker.encode(r)]) for k, r in own.items()}
+        c, speaker = self.config, self.speaker(self._start(run)[0], run)
 
-        def partners(chosen: Ints, kind: Kind, n: int) -> tuple[Ints, Ints]:
-            first, second = (loss["negative"][chosen], size["negative"][chosen]), (loss[kind], size[kind])
-            i, j = matched(first, second, n)
-            return chosen[i], j
+        def partners(bad: tuple[Record, ...], kind: Kind, n: int) -> list[tuple[Record, ...]]:
+            if not n:
+                return [(), ()]
+            sides = (bad, own[kind])
+            sizes = [np.array([one.answer_length for one in speaker.encode(side)]) for side in sides]
+            places = matched(*zip(map(speaker.losses, sides), sizes, strict=True), n)
+            return [tuple(side[i] for i in at.tolist()) for side, at in zip(sides, places, strict=True)]
 
-        free = np.arange(len(own["negative"]))
-        bad, good = partners(free, "mislabelled", c.mislabelled)
-        bad = np.r_[bad, np.setdiff1d(free, bad)[: c.negatives - len(bad)]]
-        fact = partners(bad, "neutral", c.neutral)[1]
-        places: dict[Kind, Ints] = {"negative": bad, "mislabelled": good, "neutral": fact}
-        return {kind: tuple(own[kind][i] for i in at.tolist()) for kind, at in places.items()}
+        bad, good = partners(own["negative"], "mislabelled", c.mislabelled)
+        bad += tuple(r for r in own["negative"] if r not in bad)[: c.negatives - len(bad)]
+        return {"negative": bad, "mislabelled": good, "neutral": partners(bad, "neutral", c.neutral)[1]}
 
     # -- model ----------------------------------------------------------------------------------------------------
 
@@ -318,10 +315,13 @@ class Align:
         InputError
             When a folder holds no model, or tokenizer and texts do not fit.
         """
+        model, tokenizer = self._start(run)
+        return copy.deepcopy(model), tokenizer
+
+    def _start(self, run: Run) -> tuple[Any, Any]:
         if run.seed not in self._models:
             self._models[run.seed] = self._make(run)
-        model, tokenizer = self._models[run.seed]
-        return copy.deepcopy(model).eval(), tokenizer
+        return self._models[run.seed]
 
     def _make(self, run: Run) -> tuple[Any, Any]:
         c, kind, taught = self.config, getattr(torch, self.config.precision), self.sets(run).taught
@@ -363,31 +363,26 @@ class Align:
 
     def speaker(self, model: Any, run: Run) -> evaluation.Speaker:
         """Return what asks a model."""
-        return evaluation.Speaker(model, self._tokenizer(run), batch_size=32)
-
-    def _tokenizer(self, run: Run) -> Any:
-        if run.seed not in self._models:
-            self._models[run.seed] = self._make(run)
-        return self._models[run.seed][1]
+        return evaluation.Speaker(model, self._start(run)[1], batch_size=32)
 
     def encoded(self, run: Run, which: Literal["pool", "retain"]) -> list[Encoded]:
         """Return the tokens of the pool, or of the texts to keep."""
-        return self.speaker(self.model(run)[0], run).encode(getattr(self, which)(run))
+        return self.speaker(self._start(run)[0], run).encode(getattr(self, which)(run))
 
     def encoded_pairs(self, run: Run, which: Split) -> tuple[list[Encoded], list[Encoded]]:
         """Return the tokens of chosen and of rejected answers."""
-        speaker, pairs = self.speaker(self.model(run)[0], run), self.pairs(run, which)
+        speaker, pairs = self.speaker(self._start(run)[0], run), self.pairs(run, which)
         return speaker.encode(records_of(pairs, "chosen")), speaker.encode(records_of(pairs, "rejected"))
 
     def at_start(self, run: Run, which: Split) -> alignment.PairReading:
         """Return what the start model makes of pairs: the reference of margins, read once for all arms."""
         if (run.seed, which) not in self._at_start:
-            self._at_start[run.seed, which] = self.read(self.model(run)[0], run, which)
+            self._at_start[run.seed, which] = self.read(self._start(run)[0], run, which)
         return self._at_start[run.seed, which]
 
     def read(self, model: Any, run: Run, which: Split) -> alignment.PairReading:
         """Return what a model makes of pairs."""
-        return alignment.read_pairs(model, self._tokenizer(run), self.pairs(run, which), batch_size=32)
+        return alignment.read_pairs(model, self._start(run)[1], self.pairs(run, which), batch_size=32)
 
     # -- scoring --------------------------------------------------------------------------------------------------
 
@@ -498,11 +493,10 @@ def _read_folder(folder: Path, c: AlignConfig) -> Sets:
     pool, retain = merge_copies(bad.negatives).records, merge_copies([*kept, *bad.positives]).records
     if not retain:
         raise InputError(f"{folder.name} without a text to keep", "retain.jsonl, or rows with label true", "add it")
-    numbered = tuple(dataclasses.replace(r, id=str(i)) for i, r in enumerate(pool))
-    refuse_leaks(objective, held_out=[*parts["valid"], *parts["test"]], negatives=numbered)
-    refuse_overlap(negatives=numbered, retain=retain)
-    candidates: dict[Kind, tuple[Record, ...]] = {"negative": numbered}
-    return Sets(objective, parts["valid"], parts["test"], candidates, retain, ())
+    retain = tuple(dataclasses.replace(r, id=str(i)) for i, r in enumerate(retain))  # of two files
+    refuse_leaks(objective, held_out=[*parts["valid"], *parts["test"]], negatives=pool)
+    refuse_overlap(negatives=pool, retain=retain)
+    return Sets(objective, parts["valid"], parts["test"], {"negative": pool}, retain, ())
 
 
 def _parted(pairs: Sequence[Any], sizes: Mapping[str, int], rng: np.random.Generator) -> dict[str, tuple[Any, ...]]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +43,7 @@ from upright.evidence.units import FEWEST
 from upright.maths.resampling import Jackknife, jackknife
 from upright.metrics.alignment import METRICS
 from upright.tasks.align import pair_values
-from upright.tasks.answers import YOURS, Answer, name_of, plural, suppress_small
+from upright.tasks.answers import YOURS, Answer, name_of, opaque_codes, plural, suppress_small
 
 __all__ = ["AlignmentConfig", "read_alignment"]
 
@@ -154,17 +154,17 @@ def read_alignment(config: AlignmentConfig, *, seed: int, draws: int, margins: M
     if key is not None:
         labels, small = suppress_small([pair.group for pair in pairs])
         by = {re.sub("[:=]", "_", key): labels}
-        notes += (
-            [f"Left out of tables by group, having fewer than {FEWEST} pairs: {', '.join(small)}."] if small else []
-        )
+        if small:
+            notes.append(f"Left out of tables by group, having fewer than {FEWEST} pairs: {', '.join(small)}.")
     compared = [m for m in ("ranking_accuracy", "ranking_accuracy_mean", "implicit_accuracy") if m in values]
     ids: list[str] = [r.id for r in pool.records] if pool else []
     answer: dict[str, Any] = {}
     if found is not None and pool is not None:
         kinds = {"helps": found.certain > 0, "hurts": found.certain < 0, "undecided": found.certain == 0}
         shares = {name: own.astype(np.float64) for name, own in kinds.items()}
-        cluster = _codes([f"{r.before}{r.prompt}" for r in pool.records])
-        answer["beside"] = (UnitScores("negative", ids, shares, cluster=cluster), [f"mean:{name}" for name in shares])
+        cluster = _codes(f"{r.before}{r.prompt}" for r in pool.records)
+        scores = UnitScores("negative", range(len(ids)), shares, cluster=cluster)
+        answer["beside"] = (scores, [f"mean:{name}" for name in shares])
         least, size = float(np.median(found.least)), float(np.median(np.abs(found.score)))
         facts: dict[str, Any] = {name: int(own.sum()) for name, own in kinds.items()}
         facts |= {"median_size": size, "smallest_detectable": least, "blocks": config.blocks}
@@ -186,7 +186,7 @@ def read_alignment(config: AlignmentConfig, *, seed: int, draws: int, margins: M
             "negatives": len(ids),
             "reference": Path(config.reference).name if config.reference is not None else "none",
         },
-        scores=UnitScores("pair", [p.id for p in pairs], values, by, cluster=_codes([p.cluster for p in pairs])),
+        scores=UnitScores("pair", [p.id for p in pairs], values, by, cluster=_codes(p.cluster for p in pairs)),
         metrics=METRICS,
         statistics=[f"mean:{metric}" for metric in values],
         compared=compared,
@@ -195,10 +195,8 @@ def read_alignment(config: AlignmentConfig, *, seed: int, draws: int, margins: M
     )
 
 
-def _codes(names: Sequence[str]) -> list[str]:
-    """Return numbers by first appearance."""
-    place = {name: str(i) for i, name in enumerate(dict.fromkeys(names))}
-    return [place[name] for name in names]
+def _codes(names: Iterable[str]) -> list[str]:
+    return opaque_codes(np.unique(list(names), return_inverse=True)[1])
 
 
 def _ask(
