@@ -18,7 +18,6 @@ import hashlib
 import json
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,9 +112,7 @@ def train(
     dict
         ``reasons`` of a failure and ``facts`` for the receipt.
     """
-    from transformers import PrinterCallback
-
-    from upright.language.trainer import UnlearnArguments, UnlearnTrainer
+    from upright.language.trainer import UnlearnArguments, UnlearnTrainer, train_quietly
 
     arguments = UnlearnArguments(
         **_arguments(speaker, settings, folder),
@@ -136,12 +133,9 @@ def train(
         cache_dir=folder.parent,
         difficulty=difficulty,
     )
-    trainer.remove_callback(PrinterCallback)  # it writes to where a machine reads JSON
     reasons = []
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "nothing is forgotten", UserWarning)  # the guard of effect says it
-            trainer.train()
+        train_quietly(trainer)  # what else is printed stands where a machine reads JSON; the guard of effect warns
     except InputError as error:
         if "finite" not in error.accepted:
             raise
