@@ -191,14 +191,14 @@ def u2a_weights(
     task = objective_of(plain, has_retain=bool(retain), gamma=gamma, alpha=alpha, options=options)
     speaker = Speaker(model, processing_class, batch_size=batch_size)
     reading: dict[str, Any] = {"batch_size": batch_size, "pad": speaker.pad}
-    encoded = speaker.encode(pool.records)
+    encoded, names = speaker.encode(pool.records), [f"negative {record.id}" for record in pool.records]
     base = model if reference is None else reference
     started = read_pairs(base, processing_class, pairs, batch_size=batch_size)
     sides = (speaker.encode(records_of(pairs, side)) for side in ("chosen", "rejected"))
     towards: Directions = block_gradients(model, *sides, started, blocks=split, **reading).directions
     sums = None
     if task.needs("sums"):
-        sums = np.array([one.sum() for one in read_answers(base, encoded, **reading)])
+        sums = np.array([one.sum() for one in read_answers(base, encoded, names=names, **reading)])
     residual = float("nan")
     if solve != "identity":
         fixed = np.random.default_rng(stream(seed, "hessian")).permutation(n)[:_FIXED]
@@ -214,7 +214,6 @@ def u2a_weights(
         )
         towards, residual = _solved(towards, products, how=solve, damping=damping, steps=steps)
     own = {name: one for name, one in task.options.items() if name in LOSSES[task.forget].defaults}
-    names = [f"negative {record.id}" for record in pool.records]
     scored = directional(
         model, encoded, towards, loss=loss, options=own, how=how, reference=sums, names=names, **reading
     )

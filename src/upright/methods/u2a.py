@@ -75,13 +75,13 @@ from upright.contract import (
     method,
     stream,
 )
-from upright.declare import Curve, Front, Intervals, Noted
+from upright.declare import Front, Intervals, Noted, Signed
 from upright.lazy import LazyModule
 
 if TYPE_CHECKING:
     import torch
 
-    from upright.language import alignment, directions, encoding, negatives, objectives, reader, sampling
+    from upright.language import alignment, directions, encoding, negatives, objectives, sampling
     from upright.language.negatives import U2AWeights, u2a_weights
     from upright.maths import bilevel
 else:
@@ -91,7 +91,6 @@ else:
     encoding = LazyModule("upright.language.encoding")
     negatives = LazyModule("upright.language.negatives")
     objectives = LazyModule("upright.language.objectives")
-    reader = LazyModule("upright.language.reader")
     sampling = LazyModule("upright.language.sampling")
     bilevel = LazyModule("upright.maths.bilevel")
 
@@ -208,13 +207,15 @@ def _scored(t: Any, config: U2AConfig, run: Run, model: Any, start: Any, own: Ar
     return negatives.U2AWeights(tuple(r.id for r in t.pool(run)), **found)
 
 
-def _weighed(t: Any, config: U2AConfig, run: Run, found: U2AWeights, own: Array | None) -> Array:
+def _weighed(t: Any, config: U2AConfig, run: Run, start: Any, found: U2AWeights, own: Array | None) -> Array:
     """Return the weights of an arm in a round, from scores and from its weights of the round before."""
     n, score = len(found.score), found.score
     if config.weighting in ("loss", "length"):
         if own is not None:
             return own
-        order = np.argsort(-_size(t, run, config.weighting), kind="stable")
+        by_loss = config.weighting == "loss"
+        size = _losses(t, run, start) if by_loss else np.array([one.answer_length for one in t.encoded(run, "pool")])
+        order = np.argsort(-size, kind="stable")
         return sampling.mean_one(np.isin(np.arange(n), order[: found.keep.sum()]), n)
     if config.mode == "official":  # selects by the right sign, then weighs by the wrong one
         if own is not None:
@@ -226,11 +227,9 @@ def _weighed(t: Any, config: U2AConfig, run: Run, found: U2AWeights, own: Array 
     return found.weight
 
 
-def _size(t: Any, run: Run, by: str) -> Array:
-    """Return the loss per token of every negative under the start model, or its length in tokens."""
-    if by == "length":
-        return np.array([float(one.answer_length) for one in t.encoded(run, "pool")])
-    return np.asarray(t.speaker(t.model(run)[0], run).losses(t.pool(run)))
+def _losses(t: Any, run: Run, model: Any) -> Array:
+    """Return the loss per token of every negative."""
+    return np.asarray(t.speaker(model, run).losses(t.pool(run)))
 
 
 # -- rounds -----------------------------------------------------------------------------------------------------------
@@ -259,15 +258,14 @@ def _unlearn(t: Any, config: U2AConfig, run: Run) -> Any:
     """Unlearn in rounds (steps 1 to 7) and return the model of the last one that was kept."""
     model, start = t.model(run)[0], t.model(run)[0]
     held, was, rows = _ranked(t, model, run), _objective(t, model, run), []
-    found, weight = None, None
+    found, first, weight = None, None, None
     order = run.rng("placebo", "weights").permutation(len(t.pool(run)))
     for turn in range(config.rounds):
         if config.weighting == "u2a" or (config.weighting != "uniform" and not turn):
             found = _scored(t, config, run, model, start, weight)
-            if not turn:
-                _note_scores(run, found)
+            first = first or found
         if found is not None:
-            weight = _weighed(t, config, run, found, weight)
+            weight = _weighed(t, config, run, start, found, weight)
         before = {name: p.detach().clone() for name, p in directions.trainable(model).items()}
         slope = _slope(t, model, run)
         mixed = weight[order] if weight is not None and config.change == "permuted" else weight
@@ -285,21 +283,24 @@ def _unlearn(t: Any, config: U2AConfig, run: Run) -> Any:
         held, was = now, value
     run.note("rounds", rows)
     run.note("gate", {"rounds_kept": float(sum(row["kept"] for row in rows)), **held})
+    if first is not None:
+        _note_scores(run, first, _losses(t, run, model) - _losses(t, run, start))
     if config.groups and config.weighting == "u2a" and config.change == "none":
         _note_groups(t, config, run, start)
     return model.eval()
 
 
-def _note_scores(run: Run, found: U2AWeights) -> None:
-    """Note scores in order with their intervals, what is certain of them, and how unequal the weights are."""
-    order, n = np.argsort(-found.score, kind="stable"), len(found.score)
-    columns = {
-        "score": found.score,
-        "low": found.interval[:, 0],
-        "high": found.interval[:, 1],
-        "weight": found.weight,
-    }
-    run.note("scores", [{"place": i + 1, **{k: v[j] for k, v in columns.items()}} for i, j in enumerate(order)])
+def _note_scores(run: Run, found: U2AWeights, rose: Array) -> None:
+    """Note scores in order with their intervals, what is certain of them, and what quartiles of the weights hold."""
+    order, n = np.lexsort((-found.score, -found.weight)), len(found.score)
+    by_score = np.argsort(-found.score, kind="stable")
+    places = np.unique(np.linspace(0, n - 1, 24).astype(int)).tolist()
+    rows = [(k + 1, found.score[i], *found.interval[i]) for k, i in ((k, by_score[k]) for k in places)]
+    run.note("scores", [dict(zip(("place", "score", "low", "high"), row, strict=True)) for row in rows])
+    columns = {"weight": found.weight, "score": found.score, "certain": found.certain != 0, "rose": rose}
+    parts = [own for own in np.array_split(order, 4) if len(own)]
+    quartiles = [{name: float(x[own].mean()) for name, x in columns.items()} for own in parts]
+    run.note("quartiles", [{"quartile": k + 1, **row} for k, row in enumerate(quartiles)])
     facts = {
         "negatives": n,
         "kept": int(found.keep.sum()),
@@ -349,7 +350,7 @@ def _train(t: Any, config: U2AConfig, run: Run, model: Any, start: Any, turn: in
             gamma=config.gamma,
             alpha=config.alpha,
             max_steps=updates,
-            warmup_steps=-(-updates // 10),
+            warmup_steps=updates // 10,
             per_device_train_batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
@@ -395,15 +396,12 @@ def _mean_npo() -> Any:
 
 _REPORT = [
     Front("How held-out pairs rank, against what is kept"),
-    Curve(
-        "Scores of the negatives, in order",
+    Signed(
+        "Scores of negatives with intervals of each by itself, from the largest down",
         "scores",
-        [
-            "Above 0, unlearning the record lowers the objective, to first order. Records whose interval crosses 0 are "
-            "a guess."
-        ],
-        x="place",
-        y="score",
+        ["Right of 0, unlearning the record lowers the objective, to first order. Intervals that cross 0 are a guess."],
+        by=("place",),
+        value="score",
         arms=("remedy",),
     ),
     Noted(
@@ -421,6 +419,19 @@ _REPORT = [
             "undecided": "share undecided",
             "effective_share": "effective share of the pool",
             "residual": "residual of the solution with the Hessian",
+        },
+        arms=("remedy",),
+    ),
+    Noted(
+        "Quartiles of the weights",
+        "quartiles",
+        ["From the largest weights to the smallest; what has no weight should keep its loss."],
+        by={"quartile": "quartile"},
+        names={
+            "weight": "weight",
+            "score": "score",
+            "certain": "share with a certain sign",
+            "rose": "rise of the loss per token",
         },
         arms=("remedy",),
     ),
