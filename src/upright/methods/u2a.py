@@ -81,14 +81,13 @@ from upright.lazy import LazyModule
 if TYPE_CHECKING:
     import torch
 
-    from upright.language import alignment, directions, encoding, negatives, objectives, sampling
+    from upright.language import alignment, directions, negatives, objectives, sampling
     from upright.language.negatives import U2AWeights, u2a_weights
     from upright.maths import bilevel
 else:
     torch = LazyModule("torch")
     alignment = LazyModule("upright.language.alignment")
     directions = LazyModule("upright.language.directions")
-    encoding = LazyModule("upright.language.encoding")
     negatives = LazyModule("upright.language.negatives")
     objectives = LazyModule("upright.language.objectives")
     sampling = LazyModule("upright.language.sampling")
@@ -182,7 +181,7 @@ def _scored(t: Any, config: U2AConfig, run: Run, model: Any, start: Any, own: Ar
     def make() -> U2AWeights:
         return negatives.u2a_weights(
             model,
-            t.model(run)[1],
+            t.speaker(model, run).tokenizer,
             t.pool(run),
             t.pairs(run, "objective"),
             **given,
@@ -249,7 +248,7 @@ def _objective(t: Any, model: Any, run: Run) -> float:
 def _slope(t: Any, model: Any, run: Run) -> dict[str, torch.Tensor]:
     """Return the gradient of J over all pairs that are steered by."""
     sides, start = t.encoded_pairs(run, "objective"), t.at_start(run, "objective")
-    every, pad = [np.arange(len(sides[0]))], encoding.pad_of(t.model(run)[1])
+    every, pad = [np.arange(len(sides[0]))], t.speaker(model, run).pad
     found = alignment.block_gradients(model, *sides, start, blocks=every, batch_size=32, pad=pad).directions
     return {name: v[0] for name, v in found.items()}
 
@@ -361,7 +360,7 @@ def _train(t: Any, config: U2AConfig, run: Run, model: Any, start: Any, turn: in
             forget,
             t.encoded(run, "retain"),
             args=arguments,
-            processing_class=t.model(run)[1],
+            processing_class=t.speaker(model, run).tokenizer,
             reference=start,
             **more,
         )
