@@ -202,7 +202,7 @@ def test_what_does_not_belong_together_is_refused(pairs, tokenizer):
             block_gradients(model, *sides, reading, blocks=blocks, pad=0)
         assert caught.value.args == (got, *words)
     for change, got in (
-        (lambda one: one.requires_grad_(False), "no parameter to put noise on"),
+        (lambda one: one.requires_grad_(False), "a model without a trainable parameter"),
         (lambda one: one.to(torch.bfloat16), "weights 'model.embed_tokens.weight' that are torch.bfloat16"),
     ):
         with pytest.raises(InputError) as caught:

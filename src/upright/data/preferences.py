@@ -167,8 +167,9 @@ def read_preferences(path: Any, *, limit: int | None = None, group_key: str | No
         ids.add(told.get("id", ""))
         transcript = "prompt" not in value and all(_is_transcript(value.get(key)) for key in ("chosen", "rejected"))
         try:
-            kind, before, *texts = _parts(value, where, transcript)
-            pair = Pair(told.get("id", str(i)), *texts, told.get("prompt_id", ""), str(group), kind, before)
+            kind, before, prompt, chosen, rejected = _parts(value, where, transcript)
+            cluster = told.get("prompt_id", "")
+            pair = Pair(told.get("id", str(i)), prompt, chosen, rejected, cluster, str(group), kind, before)
         except InputError as error:
             named = error.got if error.got.startswith(where) else f"{where}: {error.got}"
             if not transcript:

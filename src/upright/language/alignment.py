@@ -22,8 +22,8 @@ from torch import Tensor
 
 from upright.contract import InputError
 from upright.data.preferences import Pair, records_of
+from upright.language.directions import trainable
 from upright.language.encoding import Encoded, Template, collate, length_batches
-from upright.language.engines import noisy_parameters
 from upright.language.evaluation import Speaker
 from upright.language.objectives import objective_of, record_losses
 from upright.language.reader import Array, evaluating, read_answers
@@ -175,7 +175,7 @@ def block_gradients(
     Raises
     ------
     InputError
-        For sides and sums of different length, an empty block, and as `noisy_parameters`: a model without a trainable
+        For sides and sums of different length, an empty block, and as `trainable`: a model without a trainable
         parameter, or in half precision.
 
     Guarantee
@@ -189,8 +189,7 @@ def block_gradients(
             f"{sizes[0]} chosen and {sizes[1]} rejected answers, {sizes[2]} sums, blocks of {[*map(len, parts)]} pairs"
         )
         raise InputError(got, "as many of each, and no empty block", "read and encode the same pairs, in one order")
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    own = noisy_parameters(model, trained.__contains__)
+    own = trainable(model)
     task = objective_of("idk_dpo", has_retain=False, options={"beta": beta})
     sums = {"forget": torch.from_numpy(reference.rejected), "alternative": torch.from_numpy(reference.chosen)}
     longer = [max(pair, key=lambda one: len(one.ids)) for pair in zip(chosen, rejected, strict=True)]

@@ -236,7 +236,7 @@ class _Pool:
 
     def _logits(self, inputs: Mapping[str, Any], rows: Tensor) -> Tensor:
         """Return logits at some rows of the flattened batch, shape (1, N, V)."""
-        shape, picked = inputs["input_ids"].shape, []
+        shape, picked = inputs["input_ids"].shape, list[Tensor]()
 
         def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             if picked or not args or not isinstance(args[0], Tensor) or args[0].shape[:2] != shape:
@@ -284,7 +284,7 @@ def _backward(pool: _Pool, own: Mapping[str, Tensor], directions: Directions, i:
 def _norms(tensors: Directions) -> Array:
     """Return the norms of m directions over all their tensors, shape (m,)."""
     each = [torch.linalg.vector_norm(v.flatten(1), dim=1, dtype=torch.float64).cpu().numpy() for v in tensors.values()]
-    return np.sqrt(np.square(each).sum(axis=0))
+    return np.asarray(np.sqrt(np.square(each).sum(axis=0)))
 
 
 def _forwards(pool: _Pool, own: Mapping[str, Tensor], directions: Directions) -> Directional:
@@ -426,7 +426,7 @@ class _Hooks:
                 for product in self.uses[module]:
                     add(product, x, g)
 
-            seen.register_hook(receive)
+            seen.register_hook(receive)  # type: ignore[no-untyped-call]
             return seen.clone() if fresh else None  # a leaf may not be changed in place
 
         with torch.enable_grad(), _without_gradients(self.model), ExitStack() as stack:

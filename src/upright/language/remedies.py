@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -190,9 +189,7 @@ def train(
         ``reasons`` of a failure and ``facts`` for the receipt: after how many ``epochs`` and ``steps`` the weights are,
         why training ``stopped``, and why nothing moved.
     """
-    from transformers import PrinterCallback
-
-    from upright.language.trainer import UnlearnArguments, UnlearnTrainer, UtilityFloor
+    from upright.language.trainer import UnlearnArguments, UnlearnTrainer, UtilityFloor, train_quietly
 
     arguments = UnlearnArguments(
         **_arguments(speaker, settings, folder),
@@ -215,12 +212,9 @@ def train(
         difficulty=difficulty,
         stop=None if watch is None else UtilityFloor(watch, {"guards": 1.0}, every=updates),
     )
-    trainer.remove_callback(PrinterCallback)  # it writes to where a machine reads JSON
     reasons = []
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "nothing is forgotten", UserWarning)  # the guard of effect says it
-            trainer.train()
+        train_quietly(trainer)  # what else is printed stands where a machine reads JSON; the guard of effect warns
     except InputError as error:
         if "finite" not in error.accepted:
             raise

@@ -48,13 +48,20 @@ from upright.language.training import (
 )
 
 try:
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 except ImportError:
     raise InputError(
         "training without the package transformers", "the extra llm", "pip install 'upright[llm]'"
     ) from None
 
-__all__ = ["PairCollator", "UnlearnArguments", "UnlearnTrainer", "UtilityFloor"]
+__all__ = [
+    "PairCollator",
+    "UnlearnArguments",
+    "UnlearnTrainer",
+    "UtilityFloor",
+    "quiet_arguments",
+    "train_quietly",
+]
 
 _STILL = 0.01  # change of the loss per token, in nats, below which nothing moved
 _LOOKED_AT = 64  # records whose loss is measured before and after
@@ -97,6 +104,31 @@ class UnlearnArguments(TrainingArguments):
                 "no evaluation between steps",
                 "pass stop=UtilityFloor(...) to the trainer, or read the model in a callback",
             )
+
+
+def quiet_arguments(folder: str | Path, *, seed: int, **fields: Any) -> UnlearnArguments:
+    """Return arguments of a run inside a run: nothing saved or logged, gradients clipped at 1, a linear schedule."""
+    return UnlearnArguments(
+        output_dir=str(folder),
+        per_device_eval_batch_size=32,
+        lr_scheduler_type="linear",
+        max_grad_norm=1.0,
+        seed=seed % 2**31,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        **fields,
+    )
+
+
+def train_quietly(trainer: UnlearnTrainer) -> None:
+    """Train without a line of output, and without a warning where nothing moved: `unmoved` has it."""
+    trainer.remove_callback(PrinterCallback)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "nothing is forgotten", UserWarning)
+        trainer.train()
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -263,10 +262,8 @@ def sizes(config: MRDConfig, run: Run, mrd: Array, nll: Array, tokens: NDArray[n
 
 def unlearn(t: Any, config: MRDConfig, run: Run, forget: list[Encoded], before: Mapping[str, Any]) -> Any:
     """Train the original model until it forgets (steps 2 to 4), and return it."""
-    from transformers import PrinterCallback
-
     from upright.language.remedies import with_adapter
-    from upright.language.trainer import UnlearnArguments, UnlearnTrainer
+    from upright.language.trainer import UnlearnTrainer, quiet_arguments, train_quietly
 
     model, tokenizer = t.model(run, "original")
     model = with_adapter(model, config.lora, stream(run.seed, "unlearn") % 2**31)
@@ -287,8 +284,8 @@ def unlearn(t: Any, config: MRDConfig, run: Run, forget: list[Encoded], before: 
         }
     )
     with tempfile.TemporaryDirectory() as folder, run.progress(config.epochs, run.arm) as advance:
-        arguments = UnlearnArguments(
-            output_dir=folder,
+        arguments = quiet_arguments(
+            folder,
             loss=config.loss,
             gamma=config.gamma,
             alpha=config.alpha,
@@ -299,18 +296,10 @@ def unlearn(t: Any, config: MRDConfig, run: Run, forget: list[Encoded], before: 
             refresh=0 if config.sampling == "shuffle" else config.refresh,
             num_train_epochs=config.epochs,
             per_device_train_batch_size=config.batch_size,
-            per_device_eval_batch_size=32,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
-            lr_scheduler_type="linear",
             warmup_steps=-(-len(forget) // config.batch_size),
-            max_grad_norm=1.0,
-            seed=stream(run.seed, "unlearn") % 2**31,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available(),
+            seed=stream(run.seed, "unlearn"),
         )
         trainer = UnlearnTrainer(
             model,
@@ -321,10 +310,7 @@ def unlearn(t: Any, config: MRDConfig, run: Run, forget: list[Encoded], before: 
             callbacks=[_path(t, run, advance)],
             **weighted,
         )
-        trainer.remove_callback(PrinterCallback)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "nothing is forgotten", UserWarning)  # of this arm, by `_notes`
-            trainer.train()
+        train_quietly(trainer)
     _notes(run, config, trainer)
     return (model.merge_and_unload() if config.lora else model).eval()
 

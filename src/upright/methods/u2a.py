@@ -20,7 +20,8 @@ Algorithm
 2. v_k = H^-1 grad J_k, H the Hessian of the inner loss or 1            `upright.maths.bilevel.solve`
 3. s_ik = <v_k, grad l_i>, for all negatives and blocks in one pass     `upright.language.directions`
 4. s_i = -dJ/dw_i: above 0, unlearning i lowers J; the jackknife over blocks gives its interval
-5. negatives with s_i at or below 0 are left alone; w_i exp(eta s_i / sd s), mean 1
+5. once: negatives with s_i at or below 0 are left alone. Then w_i exp(eta s_i / sd s), mean 1
+                                                                        `upright.language.negatives`
 6. unlearning with these weights                                        `upright.language.trainer`
 7. a round is kept where neither the implicit nor the plain ranking accuracy of validation pairs fell; then again from 1
 
@@ -30,15 +31,15 @@ N negatives, M pairs, K blocks, P trainable parameters; scores (N, K), weights (
 
 Deviations
 ----------
-D1. Weights grow with s_i. The published step multiplies by ``exp(-eta s_i)``, the wrong sign: it gives weight to what it
-    should leave alone (``mode="official"``).
+D1. Weights grow with s_i. The published step multiplies by ``exp(-eta s_i)``, the wrong sign: it gives weight to what
+    it should leave alone (``mode="official"``).
 D2. Weights act, record by record, in every loss and every split into micro-batches. There, GradDiff is trained without
     them, and NPO is a function of the mean over a batch (``mode="official"``).
 D3. The retain loss stands in place of ``lambda / T sum ||theta_t - theta_0,t||^2``; scores have no such term either.
 D4. eta counts standard deviations of the scores, so that it means the same for every loss and model.
 D5. A round is undone when either accuracy falls: J alone may fall while held-out pairs rank worse.
 D6. Where no score can be told from 0 at a false discovery rate of 5 %, or all have one sign, the weights are uniform.
-D7. Selection is once, by sign or by the k largest, not greedy.
+D7. Selection is by sign or by the k largest, not greedy and without a random first record.
 
 Cost
 ----
@@ -47,17 +48,15 @@ the model once more for each block.
 
 Guarantee
 ---------
-To first order in the step, and where H is exact, a step with weights w lowers J by ``sum_i w_i s_i`` in proportion. It
-says nothing of larger steps: `run` notes what was predicted and what came of it.
+To first order in a plain gradient step, and where H is exact, one with weights w lowers J by ``sum_i w_i s_i`` in
+proportion. It says nothing of larger steps: `run` notes what was predicted and what came of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,47 +66,42 @@ from upright.contract import (
     Config,
     InputError,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Range,
     Run,
     Task,
     method,
     stream,
 )
-from upright.declare import Curve, Front, Intervals, Noted
+from upright.declare import Front, Intervals, Noted, Signed
 from upright.lazy import LazyModule
 
 if TYPE_CHECKING:
     import torch
 
-    from upright.data import preferences
-    from upright.language import alignment, directions, encoding, evaluation, reader, sampling
-    from upright.maths import bilevel, resampling
+    from upright.language import alignment, directions, negatives, objectives, sampling
+    from upright.language.negatives import U2AWeights, u2a_weights
+    from upright.maths import bilevel
 else:
     torch = LazyModule("torch")
-    preferences = LazyModule("upright.data.preferences")
     alignment = LazyModule("upright.language.alignment")
     directions = LazyModule("upright.language.directions")
-    encoding = LazyModule("upright.language.encoding")
-    evaluation = LazyModule("upright.language.evaluation")
-    reader = LazyModule("upright.language.reader")
+    negatives = LazyModule("upright.language.negatives")
+    objectives = LazyModule("upright.language.objectives")
     sampling = LazyModule("upright.language.sampling")
     bilevel = LazyModule("upright.maths.bilevel")
-    resampling = LazyModule("upright.maths.resampling")
 
-__all__ = ["U2AConfig", "U2AWeights", "run", "u2a_weights"]
+__all__ = ["Aligned", "U2AConfig", "U2AWeights", "run", "u2a_weights"]
 
 Array = NDArray[np.float64]
-Loss = Literal["ga", "grad_diff", "npo", "simnpo", "wga"]
-How = Literal["products", "forwards", "backward"]
-Solve = Literal["identity", "neumann", "cg"]
-Keep = Literal["positive", "all"] | PositiveInt
 
 
 class U2AConfig(Config):
     """Scores, weights and training."""
 
-    loss: Loss = "npo"
+    loss: Literal["ga", "grad_diff", "npo", "simnpo", "wga"] = "npo"
     """Unlearning loss of the negatives; `ga` has no retain loss."""
     beta: PositiveFloat | None = None
     """Factor inside `npo` (0.1), `simnpo` (4.5) and `wga` (1); none takes the published one."""
@@ -120,22 +114,22 @@ class U2AConfig(Config):
     counting alike; or nothing."""
     change: Literal["none", "permuted", "flipped"] = "none"
     """Whether U2A's weights are given to other records, drawn at random, or made of scores of the other sign."""
-    how: How = "products"
+    how: Literal["products", "forwards", "backward"] = "products"
     """How scores are computed, see `upright.language.directions`."""
-    solve: Solve = "identity"
+    solve: Literal["identity", "neumann", "cg"] = "identity"
     """What stands for the inverse Hessian of the inner loss, see `upright.maths.bilevel.solve`."""
     damping: NonNegativeFloat = 1.0
     """Added to that Hessian; unlearning losses have directions of negative curvature."""
     steps: PositiveInt = 10
     """Products with that Hessian."""
-    keep: Keep = "positive"
+    keep: Literal["positive", "all"] | PositiveInt = "positive"
     """Negatives that are unlearnt: those with a score above 0, that many with the largest, or all."""
     eta: NonNegativeFloat = 1.0
     """Step of the weights, in standard deviations of the scores; 0 weighs what is kept alike."""
-    blocks: PositiveInt = 8
+    blocks: Annotated[int, Range(ge=2)] = 8
     """Blocks of prompts that the intervals of scores are drawn from."""
     mode: Literal["recommended", "official"] = "recommended"
-    """`official` repeats the published code: its sign, its unweighted GradDiff and its mean NPO, and no gate."""
+    """`official` repeats the published code: its sign, its unweighted GradDiff and its mean NPO."""
     train: Literal["unlearn", "dpo", "none"] = "unlearn"
     """Whether negatives are unlearnt, the pairs are trained on by DPO, or the model stays as it is."""
     rounds: PositiveInt = 3
@@ -150,246 +144,14 @@ class U2AConfig(Config):
     """Of AdamW, with a warm-up over a tenth of a round, then linear to 0."""
     weight_decay: NonNegativeFloat = 0.0
     """Of AdamW."""
-    groups: int = 0
-    """Groups of 16 negatives that are also unlearnt alone, in order of their scores: what was predicted of each against
-    what came of it. 0 leaves it out."""
+    groups: NonNegativeInt = 0
+    """Groups of 16 negatives that are also unlearnt alone, from the largest scores to the smallest: what was predicted
+    of each against what came of it. 0 leaves it out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.beta is not None and self.loss not in ("npo", "simnpo", "wga"):
             raise InputError(f"beta with loss = {self.loss!r}", "beta with npo, simnpo or wga", "leave beta out")
-        if self.blocks < 2:
-            raise InputError(f"blocks = {self.blocks}", "at least 2", "8 give intervals with 7 degrees of freedom")
-
-
-# -- weights ----------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class U2AWeights:
-    """Scores and weights of a pool of negatives.
-
-    Parameters
-    ----------
-    id : tuple of str, length n
-    weight : ndarray, shape (n,)
-        At least 0, with mean 1.
-    score : ndarray, shape (n,)
-        ``<H^-1 grad J, grad l_i>``: above 0, unlearning the record lowers J.
-    interval : ndarray, shape (n, 2)
-        Of the score, at 95 %, one record at a time: jackknife over blocks of whole prompts, t with K - 1 degrees.
-    certain : ndarray of int, shape (n,)
-        Sign of the score where it differs from 0 at a false discovery rate of 5 % over the pool, else 0.
-    keep : ndarray of bool, shape (n,)
-        Whether the record is unlearnt at all.
-    residual : float
-        Of the solution with H, the largest over blocks; NaN with ``identity``.
-    warnings : tuple of str
-        Why weights are uniform, where they are.
-    """
-
-    id: tuple[str, ...]
-    weight: Array
-    score: Array
-    interval: Array
-    certain: NDArray[np.int8]
-    keep: NDArray[np.bool_]
-    residual: float
-    warnings: tuple[str, ...]
-
-    @property
-    def veto(self) -> NDArray[np.bool_]:
-        """Records whose unlearning certainly raises J, shape (n,)."""
-        return self.certain < 0
-
-    @property
-    def effective_sample_size(self) -> float:
-        """``(sum w)^2 / sum w^2``."""
-        return sampling.effective_sample_size(self.weight / self.weight.sum())
-
-    def to_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return rows of a data set, one a negative, with ``weight``, ``score`` and ``keep`` added.
-
-        Raises
-        ------
-        InputError
-            For another number of rows, and rows that have one of these columns.
-        """
-        if len(rows) != len(self.weight):
-            raise InputError(
-                f"{len(rows)} rows for {len(self.weight)} negatives", "one a negative", "pass the same rows"
-            )
-        new = ("weight", "score", "keep")
-        if taken := sorted({c for row in rows for c in new if c in row}):
-            raise InputError(f"rows that have a column {taken[0]!r}", "rows without", "rename that column")
-        values = zip(self.weight.tolist(), self.score.tolist(), self.keep.tolist(), strict=True)
-        return [{**row, **dict(zip(new, own, strict=True))} for row, own in zip(rows, values, strict=True)]
-
-    def sampler(self, seed: int = 0, num_samples: int | None = None) -> sampling.MRDSampler:
-        """Return a sampler that draws by weight, for trainers that take no weights of losses.
-
-        A `transformers.Trainer`, and so TRL's, takes it from an overridden ``_get_train_sampler``.
-        """
-        return sampling.MRDSampler(self.weight / self.weight.sum(), seed=seed, num_samples=num_samples)
-
-
-def u2a_weights(
-    model: Any,
-    processing_class: Any,
-    negatives: Sequence[Any],
-    pairs: Sequence[Any],
-    *,
-    loss: Loss = "npo",
-    options: Mapping[str, Any] | None = None,
-    how: How = "products",
-    hessian: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    solve: Solve = "identity",
-    damping: float = 1.0,
-    steps: int = 10,
-    keep: Keep = "positive",
-    eta: float = 1.0,
-    blocks: int = 8,
-    seed: int = 0,
-    reference: Any = None,
-    weight: Array | None = None,
-    batch_size: int = 16,
-) -> U2AWeights:
-    """Score negatives by what unlearning each does to preference pairs, and weigh them by it.
-
-    ``s_i = <v, grad l_i>`` with ``(H + damping) v = grad J``; ``w_i`` in proportion to ``exp(eta s_i / sd s)`` over what
-    is kept. No weight of the model is changed.
-
-    Parameters
-    ----------
-    model : PreTrainedModel or PeftModel
-        In float32 or float64; the parameters that ask for a gradient are those that will be trained.
-    processing_class : PreTrainedTokenizerBase
-    negatives : sequence of Record, length n
-        Of `upright.data.preferences.read_unpaired`, or of `upright.data.forget.read_records`.
-    pairs : sequence of Pair
-        Of `upright.data.preferences.read_preferences`. They are measured, not trained on; rank other pairs to judge.
-    loss, options
-        Unlearning loss and its factors, see `upright.language.losses`.
-    how : {"products", "forwards", "backward"}
-        See `upright.language.directions`.
-    solve : {"identity", "neumann", "cg"}
-        See `upright.maths.bilevel.solve`; others than the first need `hessian`.
-    hessian : callable, optional
-        ``hessian(x) -> H x`` over all trainable parameters in order, flattened.
-    damping, steps
-        As for `solve`.
-    keep : {"positive", "all"} or int
-        Which negatives are unlearnt: with a score above 0, all, or that many with the largest scores.
-    eta : float
-        At least 0, in standard deviations of the scores.
-    blocks : int
-        At least 2 blocks of whole prompts.
-    seed : int
-        Of the blocks.
-    reference : PreTrainedModel, optional
-        Start of J's margins and of ``npo``; by default the model itself.
-    weight : ndarray, shape (n,), optional
-        Weights of an earlier round: they are moved, and what had none keeps none.
-    batch_size : int
-
-    Returns
-    -------
-    U2AWeights
-
-    Raises
-    ------
-    InputError
-        For fewer prompts than blocks, pairs of one prompt alone, pairs with equal answers, a negative that is a chosen
-        answer, records longer than the context, scores that are not finite, and what `directional` refuses.
-    """
-    if not len(negatives):
-        raise InputError("no negatives", "one at least", "check the file")
-    pool = preferences.merge_copies(negatives)
-    n = len(pool.records)
-    if isinstance(keep, int) and not 1 <= keep <= n:
-        raise InputError(f"keep = {keep} of {n} negatives", f"1 to {n}", "change keep")
-    preferences.refuse_leaks(pairs, negatives=pool.records)
-    split = preferences.prompt_blocks(pairs, blocks, seed=seed)
-    speaker = evaluation.Speaker(model, processing_class, batch_size=batch_size)
-    encoded = speaker.encode(pool.records)
-    base = model if reference is None else reference
-    reading: dict[str, Any] = {"batch_size": batch_size, "pad": speaker.pad}
-    slopes = alignment.block_gradients(
-        model,
-        *(speaker.encode(preferences.records_of(pairs, side)) for side in ("chosen", "rejected")),
-        alignment.read_pairs(base, processing_class, pairs, batch_size=batch_size),
-        blocks=split,
-        **reading,
-    )
-    towards, residual = _solved(slopes.directions, hessian, solve, damping, steps)
-    sums = None
-    if loss == "npo":
-        sums = [one.sum() for one in reader.read_answers(base, encoded, **reading)]
-    scored = directions.directional(
-        model, encoded, towards, loss=loss, options=options, how=how, reference=sums, **reading
-    )
-    judged = resampling.jackknife(scored.score, [len(own) for own in split])
-    own = np.ones(n) if weight is None else np.bincount(pool.place, np.asarray(weight, dtype=np.float64), n)
-    kept, new, told = _weights(judged.score, judged.certain, own, keep, eta)
-    given = pool.shared(new)
-    interval = np.stack([judged.low, judged.high], axis=1)
-    return U2AWeights(
-        tuple(r.id for r in negatives),
-        given * (len(given) / given.sum()),
-        *(of[pool.place] for of in (judged.score, interval, judged.certain, kept)),
-        residual,
-        told,
-    )
-
-
-def _solved(
-    slopes: Mapping[str, torch.Tensor],
-    hessian: Callable[[torch.Tensor], torch.Tensor] | None,
-    solve: Solve,
-    damping: float,
-    steps: int,
-) -> tuple[Mapping[str, torch.Tensor], float]:
-    """Return ``(H + damping)^-1`` times each direction, and the largest residual (step 2)."""
-    if solve == "identity":
-        return slopes, float("nan")
-    found = [
-        bilevel.solve(hessian, torch.cat(rows), how=solve, damping=damping, steps=steps)
-        for rows in zip(*(v.flatten(1) for v in slopes.values()), strict=True)
-    ]
-    parts = torch.stack([one.v for one in found]).split([v[0].numel() for v in slopes.values()], dim=1)
-    shaped = {name: part.reshape(v.shape) for (name, v), part in zip(slopes.items(), parts, strict=True)}
-    return shaped, max(one.residual for one in found)
-
-
-def _weights(
-    score: Array, certain: NDArray[np.int8], own: Array, keep: Keep, eta: float
-) -> tuple[NDArray[np.bool_], Array, tuple[str, ...]]:
-    """Return which records are kept, the weights, and why they are uniform where they are."""
-    every = np.ones(len(score), dtype=bool)
-    if keep == "all" and eta == 0.0:
-        return every, own, ()
-    why = ""
-    if (score > 0).all() or (score <= 0).all():
-        does = "lowers" if score[0] > 0 else "does not lower"
-        why = f"unlearning any of the {len(score)} negatives {does} the objective"
-    elif not certain.any():
-        why = f"none of the {len(score)} scores can be told from 0"
-    if why:
-        return every, own, (f"{why}: weights would be noise, uniform ones are returned; give more pairs",)
-    if keep == "positive":
-        kept = score > 0
-    elif keep == "all":
-        kept = every
-    else:
-        kept = np.isin(np.arange(len(score)), np.argsort(-score, kind="stable")[: int(keep)])
-    kept = kept & (own > 0)
-    if not kept.any():
-        return own > 0, own, ("nothing that had weight would lower the objective: weights stay as they were",)
-    moved = bilevel.exponentiated_gradient(np.where(kept, own, 0.0), -score / score.std(), eta)
-    return kept, moved * (len(moved) / moved.sum()), ()
-
-
-# -- rounds of scoring and training -----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -404,67 +166,72 @@ class Aligned:
     model: Any
 
 
+# -- scores and weights -----------------------------------------------------------------------------------------------
+
+
 def _options(config: U2AConfig) -> dict[str, Any]:
     return {} if config.beta is None else {"beta": config.beta}
 
 
-def _scored(t: Any, config: U2AConfig, run: Run, models: tuple[Any, Any, Any], weight: Array | None) -> U2AWeights:
-    """Return scores and weights at a model, those of the start model once for all arms."""
-    model, start, tokenizer = models
-    names = ("loss", "how", "solve", "damping", "steps", "keep", "eta", "blocks")
-    given = {name: getattr(config, name) for name in names}
-    hessian = None if config.solve == "identity" else _hessian(t, config, run, model, start, tokenizer)
+def _scored(t: Any, config: U2AConfig, run: Run, model: Any, start: Any, own: Array | None) -> U2AWeights:
+    """Return scores and weights at a model (steps 1 to 5); those of the start model once for all arms."""
+    names = ("loss", "how", "solve", "damping", "steps", "gamma", "alpha", "keep", "eta", "blocks")
+    given = {name: getattr(config, name) for name in names} | {"options": _options(config)}
 
     def make() -> U2AWeights:
-        seed = stream(run.seed, "blocks")
-        return u2a_weights(
-            model, tokenizer, t.pool(run), t.pairs(run, "objective"), **given, options=_options(config), seed=seed,
-            hessian=hessian, reference=start, weight=weight, batch_size=32,
-        )  # fmt: skip
-
-    if weight is not None:
-        return make()
-    tables = ("weight", "score", "interval", "certain", "keep")
+        return negatives.u2a_weights(
+            model,
+            t.speaker(model, run).tokenizer,
+            t.pool(run),
+            t.pairs(run, "objective"),
+            **given,
+            retain=t.retain(run),
+            seed=stream(run.seed, "blocks"),
+            reference=start,
+            weight=own,
+            batch_size=32,
+        )
 
     def held() -> dict[str, Any]:
-        found = make()
-        rest = {"residual": found.residual, "warnings": list(found.warnings)}
-        return {name: torch.from_numpy(getattr(found, name)) for name in tables} | rest
+        found = vars(make())
+        tensors = {name: torch.from_numpy(x) for name, x in found.items() if isinstance(x, np.ndarray)}
+        return {**tensors, "residual": found["residual"], "warnings": list(found["warnings"])}
 
-    found = run.shared("scores", {**given, "options": _options(config)}, held)
-    own = {name: found[name].numpy() for name in tables}
-    return U2AWeights(
-        tuple(r.id for r in t.pool(run)), **own, residual=found["residual"], warnings=tuple(found["warnings"])
-    )
+    if own is not None:
+        return make()
+    found = {
+        name: x.numpy() if isinstance(x, torch.Tensor) else x for name, x in run.shared("scores", given, held).items()
+    }
+    found["warnings"] = tuple(found["warnings"])
+    return negatives.U2AWeights(tuple(r.id for r in t.pool(run)), **found)
 
 
-def _weighed(t: Any, config: U2AConfig, run: Run, found: U2AWeights, own: Array | None, turn: int) -> Array | None:
-    """Return the weights with which an arm trains in a round; none where every negative counts alike."""
-    n = len(found.weight)
-    before = np.ones(n) if own is None else own
+def _weighed(t: Any, config: U2AConfig, run: Run, start: Any, found: U2AWeights, own: Array | None) -> Array:
+    """Return the weights of an arm in a round, from scores and from its weights of the round before."""
+    n, score = len(found.score), found.score
+    if config.weighting in ("loss", "length"):
+        if own is not None:
+            return own
+        by_loss = config.weighting == "loss"
+        size = _losses(t, run, start) if by_loss else np.array([one.answer_length for one in t.encoded(run, "pool")])
+        order = np.argsort(-size, kind="stable")
+        return sampling.mean_one(np.isin(np.arange(n), order[: found.keep.sum()]), n)
     if config.mode == "official":  # selects by the right sign, then weighs by the wrong one
-        new = np.where(found.keep, before, 0.0)
-        if turn and not found.warnings:
-            new = bilevel.exponentiated_gradient(new, found.score / found.score.std(), config.eta)
-        return new * (n / new.sum())
+        if own is not None:
+            return sampling.mean_one(bilevel.exponentiated_gradient(own, score / score.std(), config.eta), n)
+        chosen = negatives.select_negatives(score, config.keep)
+        return sampling.mean_one(chosen if chosen.any() else found.keep, n)
     if config.change == "flipped":
-        new = _weights(-found.score, -found.certain, before, config.keep, config.eta)[1]
-    elif config.weighting in ("loss", "length"):
-        new = np.zeros(n)
-        new[np.argsort(-_size(t, run, config.weighting), kind="stable")[: int(found.keep.sum())]] = 1.0
-    else:
-        new = found.weight
-    return None if config.weighting == "uniform" else new * (n / new.sum())
+        return negatives.weigh_scores(-score, -found.certain, config.keep, config.eta, own)[0]
+    return found.weight
 
 
-def _size(t: Any, run: Run, by: str) -> Array:
-    """Return the loss per token of every negative under the start model, or its length in tokens."""
-    encoded = t.encoded(run, "pool")
-    if by == "length":
-        return np.array([float(one.answer_length) for one in encoded])
-    model, tokenizer = t.model(run)
-    found = reader.read_answers(model, encoded, pad=encoding.pad_of(tokenizer), batch_size=32)
-    return np.array([-one.mean() for one in found])
+def _losses(t: Any, run: Run, model: Any) -> Array:
+    """Return the loss per token of every negative."""
+    return np.asarray(t.speaker(model, run).losses(t.pool(run)))
+
+
+# -- rounds -----------------------------------------------------------------------------------------------------------
 
 
 def _ranked(t: Any, model: Any, run: Run) -> dict[str, float]:
@@ -473,225 +240,175 @@ def _ranked(t: Any, model: Any, run: Run) -> dict[str, float]:
     return {name: float(np.nanmean(values[name])) for name in ("ranking_accuracy", "implicit_accuracy")}
 
 
+def _objective(t: Any, model: Any, run: Run) -> float:
+    """Return J over the pairs that are steered by."""
+    return alignment.objective(t.read(model, run, "objective"), t.at_start(run, "objective"))
+
+
+def _slope(t: Any, model: Any, run: Run) -> dict[str, torch.Tensor]:
+    """Return the gradient of J over all pairs that are steered by."""
+    sides, start = t.encoded_pairs(run, "objective"), t.at_start(run, "objective")
+    every, pad = [np.arange(len(sides[0]))], t.speaker(model, run).pad
+    found = alignment.block_gradients(model, *sides, start, blocks=every, batch_size=32, pad=pad).directions
+    return {name: v[0] for name, v in found.items()}
+
+
 def _unlearn(t: Any, config: U2AConfig, run: Run) -> Any:
     """Unlearn in rounds (steps 1 to 7) and return the model of the last one that was kept."""
-    (model, tokenizer), (start, _) = t.model(run), t.model(run)
-    held, own, rows = _ranked(t, model, run), None, []
-    scores = config.weighting != "uniform" or config.groups > 0
+    model, start = t.model(run)[0], t.model(run)[0]
+    held, was, rows = _ranked(t, model, run), _objective(t, model, run), []
+    found, first, weight = None, None, None
     order = run.rng("placebo", "weights").permutation(len(t.pool(run)))
     for turn in range(config.rounds):
-        found = _scored(t, config, run, (model, start, tokenizer), own) if scores else None
-        weight = None if found is None else _weighed(t, config, run, found, own, turn)
-        if found is not None and turn == 0:
-            _note_scores(run, config, found)
-        train = weight[order] if weight is not None and config.change == "permuted" else weight
+        if config.weighting == "u2a" or (config.weighting != "uniform" and not turn):
+            found = _scored(t, config, run, model, start, weight)
+            first = first or found
+        if found is not None:
+            weight = _weighed(t, config, run, start, found, weight)
         before = {name: p.detach().clone() for name, p in directions.trainable(model).items()}
-        slope, was = _slope(t, run, model, start, tokenizer)
-        _train(t, config, run, model, tokenizer, turn, train)
-        with torch.no_grad():
-            moved = {name: p.detach() - before[name] for name, p in directions.trainable(model).items()}
-        predicted = sum(float((moved[name] * v[0]).sum(dtype=torch.float64)) for name, v in slope.items())
-        now, value = _ranked(t, model, run), _slope(t, run, model, start, tokenizer)[1]
-        kept = not config.gate or all(now[name] >= held[name] for name in held)
+        slope = _slope(t, model, run)
+        mixed = weight[order] if weight is not None and config.change == "permuted" else weight
+        _train(t, config, run, model, start, turn, mixed)  # step 6
+        moved = {name: p.detach() - before[name].to(p) for name, p in directions.trainable(model).items()}
+        predicted = sum(float((moved[name] * v.to(moved[name])).sum(dtype=torch.float64)) for name, v in slope.items())
+        now, value = _ranked(t, model, run), _objective(t, model, run)
+        kept = not config.gate or all(now[name] >= held[name] for name in held)  # step 7
         rows.append({"round": turn + 1, "predicted": predicted, "realised": value - was, **now, "kept": float(kept)})
         if not kept:
             with torch.no_grad():
                 for name, p in directions.trainable(model).items():
                     p.copy_(before[name])
             break
-        held, own = now, weight
+        held, was = now, value
     run.note("rounds", rows)
     run.note("gate", {"rounds_kept": float(sum(row["kept"] for row in rows)), **held})
-    if config.groups:
-        _groups(t, config, run, start, tokenizer)
+    if first is not None:
+        _note_scores(run, first, _losses(t, run, model) - _losses(t, run, start))
+    if config.groups and config.weighting == "u2a" and config.change == "none":
+        _note_groups(t, config, run, start)
     return model.eval()
 
 
-def _slope(t: Any, run: Run, model: Any, start: Any, tokenizer: Any) -> tuple[dict[str, torch.Tensor], float]:
-    """Return the gradient of J over all pairs of the objective, and J."""
-    pairs, sides = t.pairs(run, "objective"), t.encoded_pairs(run, "objective")
-    read = alignment.read_pairs(start, tokenizer, pairs, batch_size=32)
-    found = alignment.block_gradients(
-        model, *sides, read, blocks=[np.arange(len(pairs))], batch_size=32, pad=encoding.pad_of(tokenizer)
-    )
-    return found.directions, float(found.values[0])
-
-
-def _note_scores(run: Run, config: U2AConfig, found: U2AWeights) -> None:
-    """Note scores in order with their intervals, what is certain of them, and how unequal the weights are."""
-    place = np.argsort(-found.score, kind="stable")
-    table = [
-        {"place": i + 1, "score": found.score[k], "low": found.interval[k, 0], "high": found.interval[k, 1],
-         "weight": found.weight[k]}
-        for i, k in enumerate(place.tolist())
-    ]  # fmt: skip
-    run.note("scores", table)
-    n = len(place)
-    run.note(
-        "weights",
-        {
-            "negatives": n, "kept": int(found.keep.sum()), "certain_to_help": float((found.certain > 0).mean()),
-            "certain_to_hurt": float(found.veto.mean()), "undecided": float((found.certain == 0).mean()),
-            "effective_share": found.effective_sample_size / n,
-            **({} if np.isnan(found.residual) else {"residual": found.residual}),
-        },
-    )  # fmt: skip
+def _note_scores(run: Run, found: U2AWeights, rose: Array) -> None:
+    """Note scores in order with their intervals, what is certain of them, and what quartiles of the weights hold."""
+    order, n = np.lexsort((-found.score, -found.weight)), len(found.score)
+    by_score = np.argsort(-found.score, kind="stable")
+    places = np.unique(np.linspace(0, n - 1, 24).astype(int)).tolist()
+    rows = [(k + 1, found.score[i], *found.interval[i]) for k, i in ((k, by_score[k]) for k in places)]
+    run.note("scores", [dict(zip(("place", "score", "low", "high"), row, strict=True)) for row in rows])
+    columns = {"weight": found.weight, "score": found.score, "certain": found.certain != 0, "rose": rose}
+    parts = [own for own in np.array_split(order, 4) if len(own)]
+    quartiles = [{name: float(x[own].mean()) for name, x in columns.items()} for own in parts]
+    run.note("quartiles", [{"quartile": k + 1, **row} for k, row in enumerate(quartiles)])
+    facts = {
+        "negatives": n,
+        "kept": int(found.keep.sum()),
+        "certain_to_help": float((found.certain > 0).mean()),
+        "certain_to_hurt": float(found.veto.mean()),
+        "undecided": float((found.certain == 0).mean()),
+        "effective_share": found.effective_sample_size / n,
+    }
+    run.note("weights", facts | ({} if np.isnan(found.residual) else {"residual": found.residual}))
     for text in found.warnings:
         run.warn(f"arm {run.arm}: {text}")
 
 
-def _groups(t: Any, config: U2AConfig, run: Run, start: Any, tokenizer: Any) -> None:
+def _note_groups(t: Any, config: U2AConfig, run: Run, start: Any) -> None:
     """Unlearn groups of 16 negatives alone, from the start, and note what was predicted of J and what came of it."""
-    found = _scored(t, config, run, (start, start, tokenizer), None)
-    order, rows = np.argsort(-found.score, kind="stable"), []
-    for own in np.array_split(order, max(1, len(order) // 16))[:: max(1, len(order) // 16 // config.groups)]:
-        model, _ = t.model(run)
-        weight = np.zeros(len(order))
-        weight[own] = len(order) / len(own)
-        was = _slope(t, run, model, start, tokenizer)[1]
-        _train(t, config.replace(epochs=1, mode="recommended"), run, model, tokenizer, 0, weight)
-        now = _slope(t, run, model, start, tokenizer)[1]
-        rows.append({"group": len(rows) + 1, "predicted": -float(found.score[own].mean()), "realised": now - was})
+    score, rows = _scored(t, config, run, start, start, None).score, []
+    parts = np.array_split(np.argsort(-score, kind="stable"), max(1, len(score) // 16))
+    was, one = _objective(t, start, run), config.replace(epochs=1, mode="recommended")
+    for k in np.unique(np.linspace(0, len(parts) - 1, config.groups).astype(int)).tolist():
+        model = t.model(run)[0]
+        _train(t, one, run, model, start, 0, np.isin(np.arange(len(score)), parts[k]).astype(np.float64))
+        change = _objective(t, model, run) - was
+        rows.append({"group": k + 1, "predicted": -float(score[parts[k]].mean()), "realised": change})
     run.note("groups", rows)
 
 
-def _train(t: Any, config: U2AConfig, run: Run, model: Any, tokenizer: Any, turn: int, weight: Array | None) -> None:
-    """Unlearn the pool in place for one round, or train on the pairs by DPO with as many updates."""
-    from transformers import PrinterCallback
+def _train(t: Any, config: U2AConfig, run: Run, model: Any, start: Any, turn: int, weight: Array | None) -> None:
+    """Unlearn the pool in place for one round, or train on the pairs by DPO with as many updates as all rounds have."""
+    from upright.language.trainer import UnlearnTrainer, quiet_arguments, train_quietly
 
-    from upright.language.trainer import UnlearnArguments, UnlearnTrainer
-
-    updates = config.epochs * -(-len(t.pool(run)) // config.batch_size)
-    fields: dict[str, Any] = {"loss": config.loss, "loss_options": _options(config), "max_steps": updates}
-    forget, more = t.encoded(run, "pool"), {"weights": weight}
-    kind: type[UnlearnTrainer] = UnlearnTrainer
+    kind, more, forget = UnlearnTrainer, {"weights": weight}, t.encoded(run, "pool")
+    updates = config.epochs * -(-len(forget) // config.batch_size)
+    loss, options = config.loss, _options(config)
     if config.train == "dpo":
         chosen, forget = t.encoded_pairs(run, "objective")
+        updates, loss, options = config.rounds * updates, "idk_dpo", {"beta": alignment.BETA}
         more = {"alternatives": chosen}
-        fields |= {"loss": "idk_dpo", "loss_options": {"beta": alignment.BETA}, "max_steps": config.rounds * updates}
-    elif config.mode == "official" and config.loss == "npo":
+    elif config.mode == "official" and loss == "npo":
         kind = _mean_npo()
-    elif config.mode == "official" and config.loss == "grad_diff":
-        more = {"weights": None if weight is None else (weight > 0).astype(np.float64)}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "nothing is forgotten", UserWarning)  # where weights leave nothing
-        arguments = UnlearnArguments(
-            output_dir=folder,
-            **fields,
+    elif config.mode == "official" and loss == "grad_diff" and weight is not None:
+        more = {"weights": weight > 0}
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = quiet_arguments(
+            folder,
+            loss=loss,
+            loss_options=options,
             gamma=config.gamma,
             alpha=config.alpha,
+            max_steps=updates,
+            warmup_steps=updates // 10,
             per_device_train_batch_size=config.batch_size,
-            per_device_eval_batch_size=32,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
-            lr_scheduler_type="linear",
-            warmup_steps=-(-fields["max_steps"] // 10),
-            max_grad_norm=1.0,
-            seed=stream(run.seed, "unlearn", turn) % 2**31,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available(),
+            seed=stream(run.seed, "unlearn", turn),
         )
         trainer = kind(
-            model, forget, t.encoded(run, "retain"), args=arguments, processing_class=tokenizer, reference=t.model(run)[0],
+            model,
+            forget,
+            t.encoded(run, "retain"),
+            args=arguments,
+            processing_class=t.speaker(model, run).tokenizer,
+            reference=start,
             **more,
-        )  # fmt: skip
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    if trainer.stopped:
-        run.warn(f"arm {run.arm}: {trainer.stopped}")
+        )
+        train_quietly(trainer)
     model.eval()
 
 
 def _mean_npo() -> Any:
     """Return a trainer whose NPO is of the mean loss per token over the batch, times the mean weight, as published."""
-    from upright.language.objectives import objective_of, record_losses
     from upright.language.trainer import UnlearnTrainer
 
     class MeanNPO(UnlearnTrainer):
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            plain = objective_of("grad_diff")
-            forget, retain = record_losses(
-                plain, model, inputs, sums={}, speaking=lambda: self.reference.speaking(model)
-            )
-            tokens = (inputs["forget"]["labels"] != -100).sum(1) * inputs["counts"]
-            then = self.reference.sums["forget"].to(forget.device)[inputs["index"]] * inputs["counts"]
-            gap = ((forget * tokens).sum() - then.sum()) / tokens.sum()
+            plain, counts = objectives.objective_of("grad_diff"), inputs["counts"]
+            speaking = lambda: self.reference.speaking(model)  # noqa: E731
+            said, kept = objectives.record_losses(plain, model, inputs, sums={}, speaking=speaking)
+            weight = inputs.get("weights", torch.ones_like(said))
+            tokens = (inputs["forget"]["labels"] != -100).sum(1) * counts * (weight > 0)  # others are in no batch there
+            then = self.reference.sums["forget"].to(said.device)[inputs["index"]]
+            gap = ((said * tokens).sum() - (then * (tokens > 0)).sum()) / tokens.sum().clamp(min=1)
             beta = self.objective.options["beta"]
-            weight = inputs["weights"].mean() if "weights" in inputs else 1.0
-            loss = weight * 2 / beta * torch.nn.functional.softplus(beta * gap)
-            kept = torch.zeros(()) if retain is None else retain.mean()
-            return self.objective.gamma * loss.to(forget.dtype) + self.alpha * kept
+            whole = (weight * counts).sum() / counts.sum() * 2 / beta * torch.nn.functional.softplus(beta * gap)
+            _, v = objectives.step_weights(plain, inputs)
+            return self.objective.gamma * whole.to(said.dtype) + self.alpha * (kept * v).sum() / v.sum()
 
     return MeanNPO
-
-
-def _put(own: Sequence[torch.Tensor], flat: torch.Tensor) -> None:
-    with torch.no_grad():
-        for p, part in zip(own, flat.split([p.numel() for p in own]), strict=True):
-            p.copy_(part.view_as(p))
-
-
-def _hessian(t: Any, config: U2AConfig, run: Run, model: Any, start: Any, tokenizer: Any) -> Any:
-    """Return products with the Hessian of the inner loss over 32 negatives, by central differences of its gradient."""
-    from upright.language.objectives import objective_of, record_losses
-    from upright.language.trainer import PairCollator
-
-    pool, retain, pad = t.encoded(run, "pool"), t.encoded(run, "retain"), encoding.pad_of(tokenizer)
-    own = list(directions.trainable(model).values())
-    chosen = run.rng("hessian").permutation(len(pool))[:32].tolist()
-    task = objective_of(
-        config.loss, has_retain=bool(retain), gamma=config.gamma, alpha=config.alpha, options=_options(config)
-    )
-    batch = PairCollator(pool, retain, (), pad)([(i, k % max(len(retain), 1), True) for k, i in enumerate(chosen)])
-    read = [one.sum() for one in reader.read_answers(start, pool, pad=pad, batch_size=32)]
-    sums = {"forget": torch.tensor(read, dtype=torch.float64)}
-
-    def gradient() -> torch.Tensor:
-        with reader.evaluating(model), torch.enable_grad():
-            forget, kept = record_losses(task, model, batch, sums=sums, speaking=lambda: None)  # type: ignore[arg-type, return-value]
-            loss = task.gamma * forget.mean() + (0.0 if kept is None else task.alpha * kept.mean())
-            found = torch.autograd.grad(loss, own, allow_unused=True)
-        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(own, found, strict=True)])
-
-    def product(x: torch.Tensor) -> torch.Tensor:
-        whole = torch.cat([p.detach().flatten() for p in own])
-        step = 1e-3 * float(whole.norm() / x.norm().clamp(min=1e-30))
-        ends = []
-        for sign in (1.0, -1.0):
-            _put(own, whole + sign * step * x)
-            ends.append(gradient())
-        _put(own, whole)
-        return (ends[0] - ends[1]) / (2 * step)
-
-    return product
 
 
 # -- declaration ------------------------------------------------------------------------------------------------------
 
 _REPORT = [
     Front("How held-out pairs rank, against what is kept"),
-    Curve(
-        "Scores of the negatives, in order",
+    Signed(
+        "Scores of negatives with intervals of each by itself, from the largest down",
         "scores",
-        [
-            "Above 0, unlearning the record lowers the objective, to first order. Records whose interval crosses 0 are a "
-            "guess."
-        ],
-        x="place",
-        y="score",
+        ["Right of 0, unlearning the record lowers the objective, to first order. Intervals that cross 0 are a guess."],
+        by=("place",),
+        value="score",
         arms=("remedy",),
     ),
     Noted(
         "What is known of the negatives",
         "weights",
         [
-            "Certain: the sign of the score holds at a false discovery rate of 5 % over the pool. At an effective share "
-            "of 1 every negative counts alike."
+            "Certain: the sign of the score holds at a false discovery rate of 5 % over the pool. At an effective "
+            "share of 1 every negative counts alike."
         ],
         names={
             "negatives": "negatives",
@@ -701,6 +418,19 @@ _REPORT = [
             "undecided": "share undecided",
             "effective_share": "effective share of the pool",
             "residual": "residual of the solution with the Hessian",
+        },
+        arms=("remedy",),
+    ),
+    Noted(
+        "Quartiles of the weights",
+        "quartiles",
+        ["From the largest weights to the smallest; what has no weight should keep its loss."],
+        by={"quartile": "quartile"},
+        names={
+            "weight": "weight",
+            "score": "score",
+            "certain": "share with a certain sign",
+            "rose": "rise of the loss per token",
         },
         arms=("remedy",),
     ),
@@ -732,8 +462,8 @@ _REPORT = [
 ]
 _LIMITS = [
     "Scores hold to first order, at the model where they were taken. How far a step may go they do not say.",
-    "Pairs say what is preferred. Few of them, or pairs of another kind than what the model will be asked, choose other "
-    "negatives.",
+    "Pairs say what is preferred. Few of them, or pairs of another kind than what the model will be asked, choose "
+    "other negatives.",
     "Unlearning makes an answer improbable. What the model says instead was not read here: write answers and look.",
     "Ranking accuracy by sums favours short answers; compare it with that of the shorter answer.",
 ]
@@ -774,7 +504,7 @@ _LIMITS = [
     report=_REPORT,
     limits=_LIMITS,
     demo={"data": "planted", "settings": {}, "arms": ["uniform", "u2a", "gated", "loss", "permuted", "original"]},
-    tiny={"rounds": 1, "epochs": 1, "blocks": 2},
+    tiny={"rounds": 1, "epochs": 1},
 )
 def run(task: Task, config: U2AConfig, run: Run) -> Aligned:
     """Return the model that an arm's weights unlearn."""
@@ -782,9 +512,15 @@ def run(task: Task, config: U2AConfig, run: Run) -> Aligned:
     if config.train == "unlearn":
         model = _unlearn(t, config, run)
     else:
-        model, tokenizer = t.model(run)
+        model = t.model(run)[0]
         if config.train == "dpo":
-            _train(t, config, run, model, tokenizer, 0, None)
-    found = Aligned(model)
+            _train(t, config, run, model, t.model(run)[0], 0, None)
     run.note("valid", _ranked(t, model, run))
-    return found
+    return Aligned(model)
+
+
+def __getattr__(name: str) -> Any:
+    """Return what the native door is made of, loaded when it is asked for."""
+    if name in ("U2AWeights", "u2a_weights"):
+        return getattr(negatives, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
