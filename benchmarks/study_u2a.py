@@ -36,7 +36,7 @@ from upright.experiment.runner import Ask, compare_runs, execute
 from upright.metrics.alignment import METRICS
 
 SEEDS, CHOICE_SEEDS, SPLITS = range(6), (100, 101), range(6)
-RATES, EPOCHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), (4, 8)
+RATES, EPOCHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), (4, 8, 16)
 MARGIN = METRICS["retain_probability"].margin
 FEW = ["uniform", "u2a", "gated", "permuted", "flipped", "dpo", "original"]
 #: name, settings, arms (None: all)
