@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import ttest_1samp
 
+from study_u2a import publish_scores
 from upright.contract import Arm, InputError
 from upright.evidence.records import Difference, Level
 from upright.evidence.units import Units, read_units
@@ -93,6 +95,21 @@ def test_a_row_says_what_the_summary_of_its_folder_holds(tmp_path: Path) -> None
     assert marked == ["[b](results/b)", f"{first[1]} (from stored intervals)", *first[2:]]
     assert early[1] == f"{first[1]}, not trained to convergence"
     assert small[3] == "Gap \\|a - b\\|: 0.015 → 0.123, +0.108 (−0.203 to −0.003)"
+
+
+def test_what_was_measured_without_arms_stands_below_the_table(tmp_path: Path) -> None:
+    # catches: a finding that is left out, or one whose interval is not of its splits
+    publish(tmp_path / "a")
+    before = results_page(tmp_path)
+    rows = [{"split": k, "score": s, "loss": 0.5, "length": 0.4 + s / 10} for k, s in enumerate((0.7, 0.5, 0.6))]
+    publish_scores(rows, tmp_path / "b")
+    found = read_json(tmp_path / "b" / "finding.json")
+    low, high = ttest_1samp([0.7, 0.5, 0.6], 0.0).confidence_interval(0.95)
+    assert found["mean"]["score"] == pytest.approx({"value": 0.6, "low": low, "high": high})
+    assert found["mean"]["score - loss"]["value"] == pytest.approx(0.1)
+    assert "not shown" in found["sentence"]
+    added = results_page(tmp_path).removeprefix(before)
+    assert added.endswith(f"* [b](results/b): {found['sentence']}\n")
 
 
 def test_what_holds_of_several_controls_is_said_once(tmp_path: Path) -> None:

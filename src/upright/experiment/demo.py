@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from upright.data.catalogue import fetch
+from upright.data.catalogue import CATALOGUE, fetch
 from upright.experiment.places import require_folder
 from upright.experiment.registry import find, load_method
 from upright.experiment.runner import Ask, compare_runs, execute
@@ -23,7 +23,8 @@ def run_demo(out: Path, data_dir: str | None = None, seeds: int = 1) -> list[Pat
         if not declared:
             continue
         data = str(declared["data"])
-        fetch(data, data_dir)
+        if data in CATALOGUE:  # others are drawn from a seed
+            fetch(data, data_dir)
         runs = []
         for seed in range(seeds):
             ask = Ask(

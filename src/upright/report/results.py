@@ -46,7 +46,7 @@ def results_page(results: Path) -> str:
     ----------
     results : Path
         Folder of published studies; each is a folder with a ``summary.json``, and stands in the table if that has a
-        verdict.
+        verdict, or one with a ``finding.json`` that has a ``sentence``, and stands below it.
 
     Raises
     ------
@@ -57,7 +57,11 @@ def results_page(results: Path) -> str:
     views = [read_folder(path.parent) for path in sorted(results.glob("*/summary.json"))]
     rows += [_row(view) for view in views if view.verdict]
     table = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
-    return "\n".join([HEAD, "", *table]) + "\n"
+    beside = [(path.parent.name, read_json(path)["sentence"]) for path in sorted(results.glob("*/finding.json"))]
+    lines = [f"* [{name}](results/{name}): {sentence}" for name, sentence in beside]
+    if lines:
+        lines = ["", "Without a run of arms; the numbers are in `finding.json`:", "", *lines]
+    return "\n".join([HEAD, "", *table, *lines]) + "\n"
 
 
 def study_page(folder: Path) -> str:
