@@ -17,19 +17,19 @@ ABOVE = ["cli", "api.py", "evidence", "experiment", "report"]
 BUDGETS = {
     "contract.py": 475,  # aims at 400
     "declare.py": 200,
-    "cli+api.py": 1_090,  # aims at 950; the desk of forgetting has nine verbs
+    "cli+api.py": 1_095,  # aims at 950; the desk of forgetting has nine verbs
     "experiment": 2_550,  # aims at 1,900; a trained model is exported
-    "report": 2_760,  # aims at 2,400
+    "report": 2_770,  # aims at 2,400
     "evidence": 2_230,  # aims at 950
-    "data": 3_870,  # aims at 2,600; FilmTrust is an entry; near-duplicates of records
-    "metrics": 2_250,  # docs/metrics.md is written from its docstrings
+    "data": 4_220,  # aims at 2,600; FilmTrust is an entry; near-duplicates of records; preference pairs have 330
+    "metrics": 2_310,  # docs/metrics.md is written from its docstrings
     "classification": 2_860,
-    "language": 8_620,  # aims at 5,800; desk of forgetting 2,900, EISAM 1,090
+    "language": 9_750,  # aims at 5,800; desk of forgetting 2,900, EISAM 1,090, U2A 1,040
     "maths": 4_900,
     "federation": 1_160,  # with FedRec and its Flower app
     "recommendation": 2_100,
     "models": 1_300,
-    "tasks": 4_740,  # aims at 3,400; the audit of uploads has 400, devices 170
+    "tasks": 5_490,  # aims at 3,400; the audit of uploads has 400, devices 170, alignment and its audit 810
     "methods": 3_600,
     "ledger.py": 400,
 }
