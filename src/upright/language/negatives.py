@@ -184,7 +184,9 @@ def u2a_weights(
     n = len(pool.records)
     if isinstance(keep, int) and not 1 <= keep <= n:
         raise InputError(f"keep = {keep} of {n} negatives", f"1 to {n}", "change keep")
-    before = None if weight is None else np.bincount(pool.place, mean_one(weight, len(negatives)), n)
+    before: Array | None = None
+    if weight is not None:
+        before = np.bincount(pool.place, mean_one(weight, len(negatives)), n).astype(np.float64)
     refuse_leaks(pairs, negatives=pool.records)
     split = prompt_blocks(pairs, blocks, seed=seed)
     plain = loss if retain else PAIRS.get(loss, (loss,))[0]
@@ -194,22 +196,21 @@ def u2a_weights(
     encoded, names = speaker.encode(pool.records), [f"negative {record.id}" for record in pool.records]
     base = model if reference is None else reference
     started = read_pairs(base, processing_class, pairs, batch_size=batch_size)
-    sides = (speaker.encode(records_of(pairs, side)) for side in ("chosen", "rejected"))
-    towards: Directions = block_gradients(model, *sides, started, blocks=split, **reading).directions
-    sums = None
+    chosen, rejected = speaker.encode(records_of(pairs, "chosen")), speaker.encode(records_of(pairs, "rejected"))
+    towards: Directions = block_gradients(model, chosen, rejected, started, blocks=split, **reading).directions
+    sums: Array | None = None
     if task.needs("sums"):
         sums = np.array([one.sum() for one in read_answers(base, encoded, names=names, **reading)])
     residual = float("nan")
     if solve != "identity":
         fixed = np.random.default_rng(stream(seed, "hessian")).permutation(n)[:_FIXED]
-        of = [None if one is None else one[fixed] for one in (sums, before)]
         products = hessian_products(
             model,
             [encoded[i] for i in fixed],
             speaker.encode(retain) if retain else (),
             task,
-            sums=of[0],
-            weight=of[1],
+            sums=None if sums is None else sums[fixed],
+            weight=None if before is None else before[fixed],
             pad=speaker.pad,
         )
         towards, residual = _solved(towards, products, how=solve, damping=damping, steps=steps)
@@ -221,16 +222,15 @@ def u2a_weights(
     judged = jackknife(scored.score * (tokens / tokens.mean())[:, None], [len(own) for own in split])
     new, why = weigh_scores(judged.score, judged.certain, keep, eta, before)
     again = len(negatives) - n
-    interval = np.stack([judged.low, judged.high], axis=1)
+    copies = f"{again} of {len(negatives)} negatives are copies and share the weight of their record"
     return U2AWeights(
-        tuple(record.id for record in negatives),
-        mean_one(pool.shared(new), len(negatives)),
-        *(of[pool.place] for of in (judged.score, interval, judged.certain)),
-        residual,
-        (
-            *why,
-            *([f"{again} of {len(negatives)} negatives are copies and share the weight of their record"] * bool(again)),
-        ),
+        id=tuple(record.id for record in negatives),
+        weight=mean_one(pool.shared(new), len(negatives)),
+        score=judged.score[pool.place],
+        interval=np.stack([judged.low, judged.high], axis=1)[pool.place],
+        certain=judged.certain[pool.place],
+        residual=residual,
+        warnings=(*why, *([copies] if again else [])),
     )
 
 
@@ -274,7 +274,7 @@ def _solved(
     """Return ``(H + damping)^-1`` times each direction, and the largest residual."""
     m = len(next(iter(slopes.values())))
     found = [solve(products, torch.cat([v[k].flatten() for v in slopes.values()]), **options) for k in range(m)]
-    parts = torch.stack([one.v for one in found]).split([v[0].numel() for v in slopes.values()], dim=1)
+    parts = torch.split(torch.stack([one.v for one in found]), [v[0].numel() for v in slopes.values()], dim=1)
     shaped = {name: part.reshape(v.shape) for (name, v), part in zip(slopes.items(), parts, strict=True)}
     return shaped, max(one.residual for one in found)
 
@@ -337,7 +337,7 @@ def hessian_products(
 
     @torch.no_grad()
     def put(flat: Tensor) -> None:
-        for p, part in zip(own, flat.split([p.numel() for p in own]), strict=True):
+        for p, part in zip(own, torch.split(flat, [p.numel() for p in own]), strict=True):
             p.copy_(part.view_as(p))
 
     def product(x: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ proportion. It says nothing of larger steps: `run` notes what was predicted and 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -199,11 +200,9 @@ def _scored(t: Any, config: U2AConfig, run: Run, model: Any, start: Any, own: Ar
 
     if own is not None:
         return make()
-    found = {
-        name: x.numpy() if isinstance(x, torch.Tensor) else x for name, x in run.shared("scores", given, held).items()
-    }
-    found["warnings"] = tuple(found["warnings"])
-    return negatives.U2AWeights(tuple(r.id for r in t.pool(run)), **found)
+    kept: dict[str, Any] = run.shared("scores", given, held)
+    kept |= {name: x.numpy() for name, x in kept.items() if isinstance(x, torch.Tensor)}
+    return negatives.U2AWeights(tuple(r.id for r in t.pool(run)), **(kept | {"warnings": tuple(kept["warnings"])}))
 
 
 def _weighed(t: Any, config: U2AConfig, run: Run, start: Any, found: U2AWeights, own: Array | None) -> Array:
@@ -247,9 +246,9 @@ def _objective(t: Any, model: Any, run: Run) -> float:
 
 def _slope(t: Any, model: Any, run: Run) -> dict[str, torch.Tensor]:
     """Return the gradient of J over all pairs that are steered by."""
-    sides, start = t.encoded_pairs(run, "objective"), t.at_start(run, "objective")
-    every, pad = [np.arange(len(sides[0]))], t.speaker(model, run).pad
-    found = alignment.block_gradients(model, *sides, start, blocks=every, batch_size=32, pad=pad).directions
+    (chosen, rejected), start = t.encoded_pairs(run, "objective"), t.at_start(run, "objective")
+    every, pad = [np.arange(len(chosen))], t.speaker(model, run).pad
+    found = alignment.block_gradients(model, chosen, rejected, start, blocks=every, batch_size=32, pad=pad).directions
     return {name: v[0] for name, v in found.items()}
 
 
@@ -330,9 +329,10 @@ def _train(t: Any, config: U2AConfig, run: Run, model: Any, start: Any, turn: in
     """Unlearn the pool in place for one round, or train on the pairs by DPO with as many updates as all rounds have."""
     from upright.language.trainer import UnlearnTrainer, quiet_arguments, train_quietly
 
-    kind, more, forget = UnlearnTrainer, {"weights": weight}, t.encoded(run, "pool")
+    kind: type[UnlearnTrainer] = UnlearnTrainer
+    more: dict[str, Any] = {"weights": weight}
+    forget, loss, options = t.encoded(run, "pool"), str(config.loss), _options(config)
     updates = config.epochs * -(-len(forget) // config.batch_size)
-    loss, options = config.loss, _options(config)
     if config.train == "dpo":
         chosen, forget = t.encoded_pairs(run, "objective")
         updates, loss, options = config.rounds * updates, "idk_dpo", {"beta": alignment.BETA}
@@ -377,8 +377,7 @@ def _mean_npo() -> Any:
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
             plain, counts = objectives.objective_of("grad_diff"), inputs["counts"]
-            speaking = lambda: self.reference.speaking(model)  # noqa: E731
-            said, kept = objectives.record_losses(plain, model, inputs, sums={}, speaking=speaking)
+            said, kept = objectives.record_losses(plain, model, inputs, sums={}, speaking=contextlib.nullcontext)
             weight = inputs.get("weights", torch.ones_like(said))
             tokens = (inputs["forget"]["labels"] != -100).sum(1) * counts * (weight > 0)  # others are in no batch there
             then = self.reference.sums["forget"].to(said.device)[inputs["index"]]
@@ -386,7 +385,8 @@ def _mean_npo() -> Any:
             beta = self.objective.options["beta"]
             whole = (weight * counts).sum() / counts.sum() * 2 / beta * torch.nn.functional.softplus(beta * gap)
             _, v = objectives.step_weights(plain, inputs)
-            return self.objective.gamma * whole.to(said.dtype) + self.alpha * (kept * v).sum() / v.sum()
+            held = 0.0 if kept is None else (kept * v).sum() / v.sum()
+            return self.objective.gamma * whole.to(said.dtype) + self.alpha * held
 
     return MeanNPO
 

@@ -352,7 +352,7 @@ class Align:
         key |= {name: getattr(c, name) for name in sizes}
 
         def make() -> dict[str, Any]:
-            options = {"epochs": c.epochs, "batch_size": c.batch_size, "learning_rate": c.learning_rate}
+            options: dict[str, Any] = {"epochs": c.epochs, "batch_size": c.batch_size, "learning_rate": c.learning_rate}
             with run.progress(c.epochs, "teaching good and bad answers") as advance:
                 curve = pretraining.teach(model, encoded, **options, seed=stream(run.seed, "teach"), advance=advance)
             return {"weights": model.state_dict(), "curve": curve}
@@ -463,9 +463,9 @@ def _read(config: AlignConfig, data_dir: str | None) -> tuple[tuple[Pair, ...], 
     entry, folder = checked(config.data, "records", data_dir)
     (file,) = entry.files
     if config.data == "halueval":
-        rows = enumerate(row for _, _, row in json_rows(folder / file))
         names = ("question", "right_answer", "hallucinated_answer")
-        pairs = [Pair(str(i), *(row[name].strip() for name in names), kind="question") for i, row in rows]
+        texts = [[str(row[name]).strip() for name in names] for _, _, row in json_rows(folder / file)]
+        pairs = [Pair(str(i), a, b, c, kind="question") for i, (a, b, c) in enumerate(texts)]
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # nine transcripts that are no pair

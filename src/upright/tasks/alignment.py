@@ -223,10 +223,10 @@ def _ask(
     values = pair_values(own, base)
     if not pool:
         return values, None
-    sides = (speaker.encode(records_of(pairs, side)) for side in ("chosen", "rejected"))
+    chosen, rejected = speaker.encode(records_of(pairs, "chosen")), speaker.encode(records_of(pairs, "rejected"))
     blocks = prompt_blocks(pairs, config.blocks, seed=seed)
     options["pad"] = speaker.pad
-    steer = block_gradients(model, *sides, own if base is None else base, blocks=blocks, **options)
+    steer = block_gradients(model, chosen, rejected, own if base is None else base, blocks=blocks, **options)
     names = [f"negative {record.id}" for record in pool]
     scores = directional(model, encoded, steer.directions, loss="ga", names=names, **options).score
     return values, jackknife(scores, [len(block) for block in blocks])
