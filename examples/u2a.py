@@ -36,7 +36,7 @@ else:
 
     rows = [(r.prompt, r.answer, False) for r in negatives] + [(p.prompt, p.chosen, True) for p in steer]
     table = Dataset.from_list([dict(zip(("prompt", "completion", "label"), row, strict=True)) for row in rows])
-    args = KTOConfig(loss_type="apo_zero_unpaired", **given)  # KTO's KL term needs the order of the rows
+    args = KTOConfig(loss_type="apo_zero_unpaired", bf16=False, **given)  # KTO's KL term needs the order of rows
     models["KTOTrainer, draws by weight"] = model = task.model(run)[0]
     Weighted(model, start, args, train_dataset=table, processing_class=tokenizer).train()
 for name, one in models.items():
