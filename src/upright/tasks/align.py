@@ -1,8 +1,8 @@
 """Alignment: preference pairs to steer by and to measure with, a pool of bad answers to unlearn, texts to keep.
 
-The unit is the held-out pair, its cluster the prompt. Each seed draws its own sets and its own weights, and with them
-its own *start model*, which was taught good and bad answers alike. No prompt is in two sets. With ``data`` a folder and
-``model`` a folder both are the user's.
+The unit is the example: a held-out pair, or a text to keep. Its cluster is the prompt. Each seed draws its own sets and
+its own weights, and with them its own *start model*, which was taught good and bad answers alike. No prompt is in two
+sets. With ``data`` a folder and ``model`` a folder both are the user's.
 
 =============  ======================================================================================================
 objective      pairs to steer by; the model was taught neither answer
@@ -187,7 +187,7 @@ class Align:
         Where `hh-rlhf` and `halueval` are looked for before ``UPRIGHT_DATA``.
     """
 
-    unit_kind = "pair"
+    unit_kind = "example"
     Config = AlignConfig
 
     def __init__(self, config: AlignConfig, data_dir: str | None = None) -> None:
@@ -200,6 +200,7 @@ class Align:
         self._known, licence, given = _read(config, data_dir)
         self._given = given
         name = config.data if config.data in SOURCES else Path(config.data).name
+        name = "a planted signal" if name == "planted" else name  # no page may read like a finding
         self.facts: dict[str, Any] = {"name": name, "licence": licence, "model": Path(config.model).name}
         if given is None and config.data != "planted":
             self.facts["pairs"] = len(self._known)
@@ -411,7 +412,7 @@ class Align:
             by["source"] = [*(pair.group for pair in pairs), *("" for _ in kept)]
         unit = [*(f"pairs/{p.id}" for p in pairs), *(f"retain/{r.id}" for r in kept)]
         cluster = [*(p.cluster for p in pairs), *(r.author or f"retain/{r.id}" for r in kept)]
-        return UnitScores("pair", unit, side_by_side(sides, [len(pairs), len(kept)]), by, cluster=cluster)
+        return UnitScores("example", unit, side_by_side(sides, [len(pairs), len(kept)]), by, cluster=cluster)
 
 
 def pair_values(own: alignment.PairReading, reference: alignment.PairReading | None) -> dict[str, Array]:
