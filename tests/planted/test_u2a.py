@@ -173,6 +173,5 @@ def test_the_planted_signal_is_found_and_used():
         for both in zip(results, runs, strict=True)
     )
     low = [ttest_1samp(remedy - other, 0.0).confidence_interval(0.95).low for other in (uniform, placebo)]
-    print(found, uniform, remedy, placebo, low)
     assert min(found) >= 0.95
     assert min(low) > 0.0
