@@ -299,7 +299,8 @@ class Align:
                 return [(), ()]
             sides = (bad, own[kind])
             sizes = [np.array([one.answer_length for one in speaker.encode(side)]) for side in sides]
-            places = matched(*zip(map(speaker.losses, sides), sizes, strict=True), n)
+            first, second = zip(map(speaker.losses, sides), sizes, strict=True)
+            places = matched(first, second, n)
             return [tuple(side[i] for i in at.tolist()) for side, at in zip(sides, places, strict=True)]
 
         bad, good = partners(own["negative"], "mislabelled", c.mislabelled)

@@ -323,7 +323,7 @@ class Forget:
         def make() -> dict[str, Any]:
             context = model.config.max_position_embeddings
             encoded = encoding.encode_all(tokenizer, records, template=c.template, context=context)
-            steps = {"epochs": epochs, "batch_size": c.batch_size, "learning_rate": c.learning_rate}
+            steps: dict[str, Any] = {"epochs": epochs, "batch_size": c.batch_size, "learning_rate": c.learning_rate}
             with run.progress(epochs, f"teaching the {which}") as advance:
                 curve = pretraining.teach(model, encoded, **steps, seed=stream(run.seed, order), advance=advance)
             return {"weights": model.state_dict(), "curve": curve}
