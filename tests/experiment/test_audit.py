@@ -32,7 +32,15 @@ def calls(n: int = 60) -> pl.DataFrame:
 def test_a_kind_of_another_package_needs_no_line_here(tmp_path, monkeypatch):
     # catches: a kind that the command line, the door or the report has to know by name
     monkeypatch.syspath_prepend(PLUGIN)
-    assert list(find("audits")) == ["embeddings", "forgetting", "predictions", "ranking", "updates", "waiting"]
+    assert list(find("audits")) == [
+        "alignment",
+        "embeddings",
+        "forgetting",
+        "predictions",
+        "ranking",
+        "updates",
+        "waiting",
+    ]
     calls().write_csv(tmp_path / "calls.csv")
     command = ["audit", "waiting", str(tmp_path / "calls.csv"), "--out", str(tmp_path), "--longest", "90", "--json"]
     done = CliRunner().invoke(get_command(app), [*command, "--fail-if", "headline > 5"])
