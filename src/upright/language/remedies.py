@@ -1,7 +1,7 @@
 r"""What changes a model at the desk: unlearning at a rate that is chosen or given, and training without the records.
 
-*Guards.* They are asked as each epoch ends, of 64 records a side, or as many as there are to forget. Training stops at
-the first end where one fails, and the last weights that passed are put back.
+*Guards.* They are asked as each epoch ends, of 64 records a side, or as many as there are to forget. Where one fails and
+none did at an earlier end, training stops and the last weights that passed are put back; before that it goes on.
 
 *Rate.* With ``auto`` three rates are tried for two epochs, of four updates at least, on a quarter of the records, eight
 at least, from the same weights, which are put back after each:
@@ -180,8 +180,8 @@ def train(
         Loss per token from which a record is left alone.
     difficulty : Difficulty, optional
     watch : Watch, optional
-        Where a guard fails as an epoch ends, training stops, and the weights are those of the last epoch that passed;
-        of the first one where none did.
+        Where a guard fails as an epoch ends, and an earlier one passed, training stops and the weights are those of the
+        last that passed. Where none passed they are those of the end.
 
     Returns
     -------
