@@ -1,7 +1,7 @@
 r"""What changes a model at the desk: unlearning at a rate that is chosen or given, and training without the records.
 
-*Guards.* They are asked as each epoch ends, of 64 records a side, or as many as there are to forget. Where one fails and
-none did at an earlier end, training stops and the last weights that passed are put back; before that it goes on.
+*Guards.* They are asked as each epoch ends, of 64 records a side, or as many as there are to forget. At the first end
+where one fails after an end at which none did, training stops and the last weights that passed are put back.
 
 *Rate.* With ``auto`` three rates are tried for two epochs, of four updates at least, on a quarter of the records, eight
 at least, from the same weights, which are put back after each:
