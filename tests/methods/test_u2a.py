@@ -404,6 +404,14 @@ def test_what_is_predicted_of_a_small_round_comes(task):
         assert row["realised"] != 0.0
 
 
+def test_an_adapter_is_trained_in_place_of_the_weights():
+    task, run = Align.tiny(lora=2), ArmRun(None, 0, "u2a")
+    spec, start = load_method("u2a"), task.model(run)[0].state_dict()
+    model = spec.run(task, spec.config(rounds=1, epochs=1, gate=False), run).model
+    moved = {name for name, x in model.state_dict().items() if not torch.equal(x, start[name])}
+    assert moved and all("lora_" in name for name in moved)
+
+
 def test_groups_are_unlearnt_alone_from_the_largest_scores_down(monkeypatch):
     task, run, seen = Align.tiny(negatives=16, mislabelled=13, epochs=1), ArmRun(None, 0, "x"), []
     monkeypatch.setattr(u2a, "_train", lambda t, config, run, model, start, turn, weight: seen.append(weight))

@@ -63,7 +63,7 @@ from upright.tasks.forget import side_by_side
 if TYPE_CHECKING:
     import torch
 
-    from upright.language import alignment, encoding, evaluation, pretraining
+    from upright.language import alignment, encoding, evaluation, pretraining, remedies
     from upright.language.encoding import Encoded
     from upright.models import hub
     from upright.models import tiny as tiny_models
@@ -73,6 +73,7 @@ else:
     encoding = LazyModule("upright.language.encoding")
     evaluation = LazyModule("upright.language.evaluation")
     pretraining = LazyModule("upright.language.pretraining")
+    remedies = LazyModule("upright.language.remedies")
     hub = LazyModule("upright.models.hub")
     tiny_models = LazyModule("upright.models.tiny")
 
@@ -142,6 +143,8 @@ class AlignConfig(Config):
     """Most tokens of the tiny model."""
     precision: Literal["float32", "float64"] = "float32"
     """Of the weights."""
+    lora: NonNegativeInt = 0
+    """Rank of the adapter that methods train in place of the weights; 0 lets them train all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -322,7 +325,9 @@ class Align:
 
     def _start(self, run: Run) -> tuple[Any, Any]:
         if run.seed not in self._models:
-            self._models[run.seed] = self._make(run)
+            model, tokenizer = self._make(run)
+            model = remedies.with_adapter(model, self.config.lora, stream(run.seed, "adapter") % 2**31)
+            self._models[run.seed] = (model.eval(), tokenizer)
         return self._models[run.seed]
 
     def _make(self, run: Run) -> tuple[Any, Any]:
@@ -337,7 +342,7 @@ class Align:
             model, tokenizer = hub.load_language_model(hub.smollm2() if c.model == "smollm2" else c.model, dtype=kind)
             encoding.refuse_mismatch(tokenizer, model)
         if not c.epochs or c.model not in ("tiny", "smollm2"):
-            return model.eval(), tokenizer
+            return model, tokenizer
         encoded = encoding.encode_all(tokenizer, taught, context=model.config.max_position_embeddings)
         sizes = (
             "model",
@@ -361,7 +366,7 @@ class Align:
 
         found = run.shared("start", key, lambda: pretraining.cached(key, make) if self._caches else make())
         model.load_state_dict(found["weights"])
-        return model.eval(), tokenizer
+        return model, tokenizer
 
     def speaker(self, model: Any, run: Run) -> evaluation.Speaker:
         """Return what asks a model."""
