@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import by_hand
-from upright.contract import InputError, UnitScores
+from upright.contract import InputError, Metric, UnitScores
 from upright.evidence.bootstrap import Bootstrap
 from upright.evidence.statistics import STATISTICS, computable, parse
 from upright.evidence.units import Block, Units
@@ -55,8 +55,8 @@ def world(start=0, n=150, seeds=3, arms=("none", "retrain"), clustered=True, cop
     return blocks
 
 
-def of(blocks, text, draws=20):
-    return parse(text, Bootstrap(Units(blocks), draws), {})
+def of(blocks, text, draws=20, metrics=()):
+    return parse(text, Bootstrap(Units(blocks), draws), {one.name: one for one in metrics})
 
 
 @pytest.mark.parametrize("start", range(3))
@@ -150,6 +150,13 @@ def test_rates_of_one_seed_have_newcombes_interval_and_an_exact_p():
         assert (own["low"], own["high"], own["p"]) == pytest.approx((*newcombe(1.0, 30, 0.22, 50, critical), 0.0005))
     ties = rows(np.r_[np.arange(10) < 4, np.arange(12) < 10], "a" * 10 + "b" * 12, client="k" * 22)
     assert of(ties, "mean_client_disparity:p:g").chance("none", None)["p"] == pytest.approx(0.0743, abs=0.03)
+
+
+def test_a_signed_value_that_is_zero_everywhere_is_no_rate():
+    # catches: the width of a rate of 0 for margins of a model against itself
+    zeros, signed = rows(np.zeros(30), "a" * 30), Metric("p/1", low=-1.0)
+    assert of(zeros, "mean:p/1").chance("none", None)["high"] > 0.1
+    assert of(zeros, "mean:p/1", metrics=[signed]).chance("none", None)["high"] == 0.0
 
 
 @pytest.mark.parametrize(("share", "spread"), [(0.5, (1 + 1.25 / 2.25) ** 0.5), (1.0, 1.0)])

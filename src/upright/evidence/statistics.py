@@ -228,7 +228,8 @@ class Mean(Means):
     def chance(self, arm: str, cell: str | None) -> dict[str, Any]:
         values, found = self.values(arm, cell), super().chance(arm, cell)
         own = values[0, known := np.flatnonzero(~np.isnan(values[0]))]
-        if len(values) > 1 or not len(own) or not ((own == 0) | (own == 1)).all():
+        is_rate = (self.about.low, self.about.high) == (0, 1) and bool(((own == 0) | (own == 1)).all())
+        if len(values) > 1 or not len(own) or not is_rate:
             return found
         _, _, low, high = rate_bounds(own, np.zeros_like(known), self.units.cluster[known], 1)[:, 0]
         return {**found, "low": float(low), "high": float(high)}
