@@ -75,7 +75,8 @@ def _pilot(loss: str, points: Sequence[Point]) -> Study:
 
 
 _RATES = [{"learning_rate": rate} for rate in (3e-5, 6e-5, 1.2e-4, 2.4e-4, 4.8e-4)]
-_NPO = [{"beta": 0.1, "learning_rate": 4.8e-4}, *({"beta": 0.02, **one} for one in _RATES[:4])]
+_NPO = [{"beta": 0.1, "learning_rate": rate} for rate in (4.8e-4, 9.6e-4, 1.92e-3)]
+_NPO += [{"beta": 0.02, **one} for one in _RATES[:4]]
 STUDIES = {
     "mrd-forgetting-npo": _study("npo", _NPO),
     "mrd-forgetting-jensun": _study("jensun", _RATES),
