@@ -2,7 +2,7 @@
 
 No table of model names: the decoder is asked for, and the map is known by its shape. With h the hidden size and k the
 inner width, a feed-forward block holds ``h -> k, k -> h``, gated ``h -> k, h -> k, k -> h``, or gated in one matrix
-``h -> 2k, k -> h``, and no other linear map; ``k -> h`` is the site. Attention and state-space blocks hold more maps, or
+``h -> 2k, k -> h``, and no other linear map; ``k -> h`` is the site. Attention and state-space blocks hold more, or
 maps with the hidden state on neither side. What still looks alike (three square maps of attention, the adapter that
 some families put last) is narrower: of two blocks of a layer the one with the larger k is taken, of two as wide the
 later. Parts are read in the order in which they are declared, which is that of the forward pass: attention, across
