@@ -156,7 +156,7 @@ def test_on_a_linear_problem_the_penalties_see_what_they_should():
         risks = ((omega * (a * x + b * z) - y) ** 2).mean(dim=1)
         f = a * x + b * z
         g = omega_gradients(risks, omega)
-        torch.testing.assert_close(g, (2 * f * (f - y)).mean(dim=1))
+        assert g.tolist() == pytest.approx((2 * f * (f - y)).mean(dim=1).tolist())
         return risks.detach(), g.detach()
 
     causal, shortcut = at(1.0, 0.0), at(0.0, 0.6)

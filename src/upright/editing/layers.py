@@ -118,8 +118,8 @@ def _output(maps: list[_Map], width: int) -> list[_Map]:
 
 def _blocks(module: nn.Module, width: int) -> list[_Map]:
     """Return the outputs of the feed-forward blocks of a layer, in order."""
-    found, loose = _output(_maps(module), width), list[_Map]()
-    for child in module.children() if not found else ():
+    found, loose = list[_Map](), list[_Map]()
+    for child in module.children():
         below = _maps(child)
         if any(a[0] == width == b[1] for a in below for b in below if a is not b):  # from h and back: a block by itself
             found += _blocks(child, width)
