@@ -9,7 +9,8 @@ bit for bit; adding to weights and subtracting again rounds.
 token has read the whole prompt, image included, and the answer starts from it; a mean over the prompt is for the most
 part one of image and template tokens, which all prompts share. What is answered must not decide: where the call has
 ``labels``, the prompt ends before the first that is not -100, else with the last token that is not masked, as in
-generation. The decision holds for all that is read with the same cache afterwards.
+generation. The decision holds for all that is read with the same cache afterwards; written without a cache, each token
+would be taken for the end of the prompt.
 """
 
 from __future__ import annotations
@@ -218,10 +219,8 @@ def applied(model: Any, edits: Sequence[Edit]) -> Iterator[None]:
                 stack.enter_context(removing(model.register_forward_pre_hook(switch.begin, with_kwargs=True)))
                 stack.enter_context(removing(model.register_forward_hook(switch.end)))
             for name, module in _fitting(edit, model).items():
-                like = module.weight
-                some = [
-                    t.to(like.device, torch.promote_types(t.dtype, like.dtype)) for t in _tensors(edit.factors[name])
-                ]
+                here, kind = module.weight.device, module.weight.dtype
+                some = [t.to(here, torch.promote_types(t.dtype, kind)) for t in _tensors(edit.factors[name])]
                 parts.setdefault(name, []).append((some, switch))
         for name, added in parts.items():
             stack.enter_context(removing(model.get_submodule(name).register_forward_hook(_adding(name, added))))
@@ -403,9 +402,8 @@ class Editable:
         for site in sites:
             draw = torch.Generator().manual_seed(stream(seed, "edit", site.name))
             a = (2 * torch.rand(rank, site.inputs, generator=draw) - 1) / site.inputs**0.5
-            some = (
-                [torch.zeros(site.outputs, site.inputs)] if editor == "dense" else [a, torch.zeros(site.outputs, rank)]
-            )
+            last = torch.zeros(site.outputs, site.inputs if editor == "dense" else rank)
+            some = [last] if editor == "dense" else [a, last]
             weight: Any = site.module.weight
             kind = torch.promote_types(weight.dtype, torch.float32)
             self.factors[site.name] = tuple(nn.Parameter(t.to(weight.device, kind)) for t in some)
@@ -430,9 +428,11 @@ def prompt_states(model: Any, site: str, batches: Iterable[Mapping[str, Any]]) -
     device = next(model.parameters()).device
     for batch in batches:
         ends = _prompt_ends(batch)
-        hook = model.get_submodule(site).register_forward_pre_hook(
-            lambda _, args, e=ends: found.append(_at(args[0], e))
-        )
+
+        def keep(module: nn.Module, args: tuple[Any, ...], ends: Tensor = ends) -> None:
+            found.append(_at(args[0], ends))
+
+        hook = model.get_submodule(site).register_forward_pre_hook(keep)
         with quiet(model), removing(hook):
             model(**{name: value.to(device) for name, value in batch.items() if name != "labels"}, use_cache=False)
     return torch.cat(found).to("cpu", torch.float32)
