@@ -46,6 +46,7 @@ __all__ = [
     "requests_of",
     "settings_checksum",
     "weight_bytes",
+    "write_bytes",
     "write_json",
     "write_text",
 ]
@@ -72,7 +73,12 @@ def write_json(path: Path, value: Any, *, private: bool = True) -> None:
 
 
 def write_text(path: Path, text: str, *, private: bool = True) -> None:
-    """Write a text as a whole or not at all, and so that its owner alone may read it unless `private` is False.
+    """Write a text in UTF-8 as a whole or not at all; the rest as in `write_bytes`."""
+    write_bytes(path, text.encode(), private=private)
+
+
+def write_bytes(path: Path, data: bytes, *, private: bool = True) -> None:
+    """Write a file as a whole or not at all, and so that its owner alone may read it unless `private` is False.
 
     Raises
     ------
@@ -82,10 +88,10 @@ def write_text(path: Path, text: str, *, private: bool = True) -> None:
     temporary = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("wb") as file:
             if private:
                 temporary.chmod(0o600)  # before there is anything to read
-            file.write(text)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
