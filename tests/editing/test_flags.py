@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ pytest.importorskip("transformers")
 
 from upright.editing import flags
 from upright.editing.flags import FACTS
-from upright.editing.prompts import encode, read
+from upright.editing.prompts import answers, encode, read
 from upright.models.tiny import tiny_llava, tiny_tokenizer
 
 FORMS = [("country", True), ("capital", True), ("continent", True), ("capital", False), ("continent", False)]
@@ -25,10 +26,12 @@ def _offline(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def small():
-    """The small world, its model and the updates that were counted; taught once, or taken from the cache."""
+def small(tmp_path_factory):
+    """The small world, its model and the updates that were counted, taught anew."""
     world, seen = flags.world(0, small=True), []
-    return world, *flags.teach(world, advance=seen.append), sum(seen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UPRIGHT_CACHE", str(tmp_path_factory.mktemp("taught")))
+        return world, *flags.teach(world, advance=seen.append), sum(seen)
 
 
 def rng(seed=0):
@@ -59,7 +62,7 @@ def test_what_was_taught_is_the_capital_as_it_once_was():
 
 
 def test_no_two_flags_are_alike():
-    """Catches Chad beside Romania: 255 x 3 levels a pixel, and at least 30 of 255 apart on average."""
+    """Catches Chad beside Romania: each two are at least 30 of 255 levels apart, averaged over pixels and colours."""
     seen = {f.code: np.asarray(flags.flag(f.code), dtype=float) for f in FACTS}
     assert {pixels.shape for pixels in seen.values()} == {(48, 48, 3)}
     close = {(a, b): np.abs(seen[a] - seen[b]).mean() for a, b in itertools.combinations(seen, 2)}
@@ -74,6 +77,12 @@ def test_each_flag_is_that_of_its_country(code, place, colour):
     """Catches a table and a picture in different orders."""
     row, column = place
     np.testing.assert_allclose(flags.flag(code).getpixel((column, row)), colour, atol=24)
+
+
+def test_what_is_bundled_is_small_and_carries_its_licence():
+    folder = Path(flags.__file__).parents[1] / "data" / "bundled"
+    assert (folder / "flags.png").stat().st_size < 100_000
+    assert (folder / "LICENSE-flags").read_text().startswith("The MIT License (MIT)\n\nCopyright (c) 2013")
 
 
 def test_another_code_is_refused():
@@ -175,6 +184,7 @@ def test_a_llava_of_standard_classes_comes_back_bit_for_bit(drawn, tmp_path):
     assert type(other) is type(model)
     assert type(reader) is type(processor)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert reader.tokenizer.model_max_length == model.config.get_text_config().max_position_embeddings == 128
     one, two = (p(text="<image>what?", images=flags.flag("jp"), return_tensors="pt") for p in (processor, reader))
     assert one["input_ids"].tolist() == two["input_ids"].tolist()
     assert (one["input_ids"] == model.config.image_token_id).sum() == model.config.image_seq_length == 36
@@ -214,12 +224,14 @@ def test_a_name_has_one_to_four_tokens(small):
 
 def test_the_small_world_is_answered_as_it_was_taught(small):
     """Catches teaching that lays questions out otherwise than `encode` does, or shows other pixels."""
-    world, model, processor, facts, _ = small
+    world, model, processor, facts, updates = small
     found = flags.accuracy(model, processor, world, rng(99))
     assert set(found) == {"country", "capital", "text_capital"}
     assert min(found.values()) >= 0.9, found
-    assert facts["flags"] == {"taught": 12, "strangers": 36}
-    assert not model.training
+    assert (facts["flags"], updates) == ({"taught": 12, "strangers": 36}, world.steps)
+    asked = flags.questions(world, rng(7), "capital", image=True, held_out=True)
+    said = answers(model, processor, [encode(processor, dataclasses.replace(one, answer="")) for one in asked])
+    assert np.mean([one == question.answer for one, question in zip(said, asked, strict=True)]) >= 0.9, said
 
 
 def test_a_model_is_out_of_date_and_knows_no_stranger(small):
@@ -252,7 +264,8 @@ def test_teaching_is_a_function_of_the_world_and_leaves_no_trace(monkeypatch, tm
 
 
 @pytest.mark.slow
-def test_the_full_world_is_answered_as_it_was_taught():
+def test_the_full_world_is_answered_as_it_was_taught(monkeypatch, tmp_path):
+    monkeypatch.setenv("UPRIGHT_CACHE", str(tmp_path))
     world = flags.world(0)
     model, processor, _ = flags.teach(world)
     found = flags.accuracy(model, processor, world, rng(99))

@@ -77,9 +77,10 @@ _TABLE = {  # code and country, capital, former capital
     "fm Micronesia, Palikir, Kolonia; ws Samoa, Apia",
 }
 FACTS: tuple[Fact, ...] = tuple(
-    Fact(row[:2], *row[3:].split(", ")[:2], continent, *row[3:].split(", ")[2:])
+    Fact(row[:2], country, capital, continent, "".join(once))
     for continent, rows in _TABLE.items()
     for row in rows.split("; ")
+    for country, capital, *once in [row[3:].split(", ")]
 )
 """The countries, in the order of the bundled picture."""
 
@@ -219,10 +220,13 @@ def accuracy(model: Any, processor: Any, world: World, rng: np.random.Generator)
 def teach(world: World, *, advance: Advance = None) -> tuple[Any, Any, dict[str, Any]]:
     """Make a model and teach it a world, or take its weights from the cache; global generators stay as they were.
 
+    `advance` is called with 1 after every update.
+
     Returns
     -------
-    model, processor : LlavaForConditionalGeneration and LlavaProcessor
-        In evaluation mode. `advance` was called with 1 after every update.
+    model : LlavaForConditionalGeneration
+        In evaluation mode.
+    processor : LlavaProcessor
     facts : dict
         What a task says of its data.
     """
@@ -239,7 +243,7 @@ def teach(world: World, *, advance: Advance = None) -> tuple[Any, Any, dict[str,
     def make() -> dict[str, Any]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(world.seed, "teach"))
-            _train(model, world, *lessons, advance)
+            _train(model, world, lessons, advance)
         return {"weights": model.state_dict()}
 
     model.load_state_dict(cached(key, make)["weights"])
@@ -254,10 +258,7 @@ def teach(world: World, *, advance: Advance = None) -> tuple[Any, Any, dict[str,
 
 
 def _lessons(processor: Any, world: World, pictured: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tokens and labels of every taught question, shape (n, T), and which country each is about, shape (n,).
-
-    Behind so many tokens of a picture, or none: what `encode` makes of question and picture, without reading pictures.
-    """
+    """Return ids and labels (n, T) of what is taught, and whose (n,): as `encode` gives them, with no picture read."""
     encoded, about = [], []
     for kind, image in _STEMS:
         if image == bool(pictured) and kind in world.kinds:
@@ -284,7 +285,7 @@ def _views(pictures: Tensor) -> Tensor:
     return (bright.clamp(0, 1) - 0.5) / 0.25
 
 
-def _train(model: Any, world: World, pictured: Sequence[Tensor], named: Sequence[Tensor], advance: Advance) -> None:
+def _train(model: Any, world: World, lessons: Sequence[Sequence[Tensor]], advance: Advance) -> None:
     """Teach the tower to tell the flags apart, by a linear head that is thrown away; then all parts to answer."""
     pixels = np.stack([np.asarray(flag(fact.code), dtype=np.float32) for fact in world.countries])
     pictures = torch.from_numpy(pixels / 255 - 0.5).permute(0, 3, 1, 2)
@@ -297,7 +298,7 @@ def _train(model: Any, world: World, pictured: Sequence[Tensor], named: Sequence
 
     def of_answers(step: int) -> Tensor:
         text = step % _TEXT_EVERY == _TEXT_EVERY - 1
-        ids, labels, about = named if text else pictured
+        ids, labels, about = lessons[text]
         rows = torch.randint(len(ids), (_BATCH,))
         seen = {} if text else {"pixel_values": _views(pictures[about[rows]])}
         # no mask: what stands after an answer cannot change it; logits at answer tokens alone
@@ -318,7 +319,7 @@ def _descend(module: nn.Module, loss: Callable[[int], Tensor], steps: int, rate:
     )
     module.train()
     for step in range(steps):
-        loss(step).backward()
+        loss(step).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         schedule.step()

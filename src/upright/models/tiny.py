@@ -124,7 +124,7 @@ def tiny_llava(
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerBase
-        Gains the token ``<image>``.
+        Gains the token ``<image>``, and `context` as its greatest length.
     image, patch : int
         Side of a picture and of its patches in pixels; a picture takes ``(image // patch) ** 2`` tokens.
     vision_hidden, vision_layers : int
@@ -150,6 +150,7 @@ def tiny_llava(
         )
     library = transformers()
     tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE]})
+    tokenizer.model_max_length = context
     vision = library.CLIPVisionConfig(
         hidden_size=vision_hidden, intermediate_size=2 * vision_hidden, num_hidden_layers=vision_layers,
         num_attention_heads=heads, image_size=image, patch_size=patch,
