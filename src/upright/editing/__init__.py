@@ -1,1 +1,1 @@
-"""The editing wing: one fact corrected in a model, kept as a small file beside it, and taken back without a trace."""
+"""The wing of editing: one fact of a model corrected, as a file that can be undone."""
