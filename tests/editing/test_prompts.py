@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ import torch
 from PIL import Image
 
 from upright.contract import InputError
-from upright.editing import prompts as module
 from upright.editing.prompts import EncodedQuestion, Question, answers, by_kind, collate, encode, read
 from upright.models.tiny import tiny_llama, tiny_tokenizer
 
@@ -27,7 +25,10 @@ TURNS = (  # ends in a space, which belongs to the first token of the answer
     "{% if m.role == 'assistant' %}<eos>{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}<|turn|>assistant: {% endif %}"
 )
-PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+PLAIN = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 TEXT = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1,
@@ -57,7 +58,8 @@ FAMILIES = {
     "llava_next": ("llava_next", {"size": {"shortest_edge": 32}, "crop_size": SIZE, **GRID}, "LlavaNext",
                    {"patch_size": 8, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"},
                    ("<image>",), "<image>", {"vision_feature_layer": -1, **GRID,
-                   "vision_config": {"model_type": "clip_vision_model", **SIGHT}, "text_config": {"model_type": "llama"}}),
+                   "vision_config": {"model_type": "clip_vision_model", **SIGHT},
+                   "text_config": {"model_type": "llama"}}),
     "llava_onevision": ("llava_onevision", {"size": SIZE, **GRID}, "LlavaOnevision", {"num_image_tokens": 16,
                         "vision_feature_select_strategy": "full"}, ("<image>", "<video>"), "<image>",
                         {"vision_feature_layer": -1, **GRID, "text_config": {"model_type": "qwen2"},
@@ -110,10 +112,10 @@ FAMILIES = {
 }  # fmt: skip
 MODELS = [name for name, parts in FAMILIES.items() if parts[-1] is not None]
 ALWAYS = ("paligemma", "blip-2", "instructblip")  # that are not asked without an image
-MISSING = {  # whose processors cannot be made without a download or a package that is not there
-    "Pixtral": "Torchvision",
-    "Lfm2Vl": "Torchvision",
-    "SmolVLM": "num2words",
+MISSING = {  # what of a family cannot be made without a package that is not there
+    "PixtralProcessor": "Torchvision",
+    "Lfm2VlImageProcessor": "Torchvision",
+    "SmolVLMProcessor": "num2words",
 }
 
 
@@ -150,7 +152,13 @@ def built(name, own):
     """Make a model with random weights, none of them 0, whose logits differ from token to token."""
     special, settings = FAMILIES[name][4], FAMILIES[name][-1]
     config = transformers.CONFIG_MAPPING[name]
-    image = next(iter(special.values())) if isinstance(special, dict) else "<|image_pad|>" if special == QWEN else special[0]
+    image = (
+        next(iter(special.values()))
+        if isinstance(special, dict)
+        else "<|image_pad|>"
+        if special == QWEN
+        else special[0]
+    )
     ids = {key: own.convert_tokens_to_ids(image) for key in ("image_token_id", "image_token_index")}
     ids |= {"vision_start_token_id": own.convert_tokens_to_ids(QWEN[0])} if special == QWEN else {}
     text = {**TEXT, **settings["text_config"], "vocab_size": len(own)}
@@ -214,13 +222,208 @@ def test_a_family_is_read_and_asked(name):
 @pytest.mark.parametrize("name", MISSING)
 def test_families_that_cannot_be_made_here(name):
     # fails when one of them can: it belongs among the families then
+    parts = (
+        (
+            None,
+            tokenizer(
+                **{f"{kind}_token": f"<{kind}>" for kind in ("image", "fake_image", "global_image", "end_of_utterance")}
+            ),
+            None,
+        )
+        if name == "SmolVLMProcessor"
+        else ()
+    )
+    made = getattr(transformers, name)
     with pytest.raises(ImportError, match=MISSING[name]):
-        if name == "SmolVLM":
-            FAMILIES_SMOL = ("smolvlm", {}, name, {}, {"image_token": "<image>"}, "<image>", None)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setitem(FAMILIES, name, FAMILIES_SMOL)
-                processor(name)
-        elif name == "Pixtral":
-            transformers.PixtralProcessor()
-        else:
-            transformers.Lfm2VlImageProcessor()
+        made(*parts)
+
+
+def test_an_answer_is_not_read_before_it_is_given():
+    # catches: the two ways in which processors show an answer to the prompt: PaliGemma's prefix is read in both
+    # directions, and InstructBLIP's Q-Former reads all of the text
+    made = processor("paligemma")
+    one = encode(made, Question(ASKED[0], SAID[0], PICTURES[0]))
+    assert one.image["token_type_ids"][0].tolist() == [0] * one.prompt + [1] * (len(one.ids) - one.prompt)
+    made = processor("instructblip")
+    one, other = (encode(made, Question(ASKED[0], said, PICTURES[0])) for said in SAID)
+    assert one.image["qformer_input_ids"].tolist() == other.image["qformer_input_ids"].tolist()
+
+
+# -- text alone -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return tokenizer()
+
+
+@pytest.fixture(scope="module")
+def chatty():
+    made = tokenizer()
+    made.chat_template = PLAIN
+    return made
+
+
+def test_running_text(plain):
+    one = encode(plain, Question(ASKED[0], SAID[0]))
+    assert plain.decode(one.ids) == "what is the capital? Astana<eos>"
+    assert plain.decode(one.ids[one.prompt :]) == " Astana<eos>"
+    assert one.image == {}
+    assert plain.decode(encode(plain, Question("A:\n", "b")).ids) == "A:\nb<eos>"  # no second gap
+
+
+def test_a_template_that_ends_in_a_space_makes_the_prompt_no_prefix(chatty):
+    # catches: an answer that begins after the tokens of the prompt, which are not those that stand before it
+    turns = [{"role": "user", "content": ASKED[0]}]
+    asked = chatty.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+    one = encode(chatty, Question(ASKED[0], SAID[0]))
+    assert one.ids[: len(asked)] != tuple(asked)
+    assert one.prompt == len(asked) - 1
+    assert chatty.decode(one.ids[one.prompt :]) == " Astana\n<eos>"
+
+
+@pytest.mark.parametrize("name", ["plain", "chatty"])
+def test_a_language_model_is_read_and_asked(name, request):
+    # catches: padding on the wrong side, labels on the prompt, penalties of the generation settings, a mode left behind
+    made = request.getfixturevalue(name)
+    model = tiny_llama(made, hidden=32, layers=2, heads=2)
+    model.generation_config.repetition_penalty = 5.0
+    model.train()
+    one = [encode(made, Question(q, a)) for q in ASKED for a in SAID]
+    rows, written = read(model, one, pad=0), answers(model, made, one, most=6)
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+    model.eval()
+    for row, each, text in zip(rows, one, written, strict=True):
+        ids = torch.tensor([each.ids])
+        torch.testing.assert_close(row, model(ids).logits[0].log_softmax(-1)[each.prompt - 1 : -1].detach())
+        said = list(each.ids[: each.prompt])
+        for _ in range(6):
+            said.append(int(model(torch.tensor([said])).logits[0, -1].argmax()))
+        assert made.decode(said[each.prompt :]).split("<eos>")[0].strip() == text
+    assert answers(model, made, []) == []
+
+
+def test_writing_ends_at_the_end_of_the_template_and_of_the_context(plain):
+    # catches: a model that goes on after the turn, since its settings name another end; places beyond the last one
+    made = tokenizer()
+    made.chat_template = PLAIN + "{% if not add_generation_prompt %}<|turn|>{% endif %}"
+    model = tiny_llama(made, hidden=32, layers=2, heads=2, context=32)
+    ends = made.convert_tokens_to_ids("<|turn|>")
+    one = encode(made, Question(ASKED[0], SAID[0]))
+    assert one.ids[-1] == ends
+    seen = {}
+    model.generate = lambda **given: seen.update(given) or given["input_ids"]
+    answers(model, made, [one], most=100)
+    assert seen["eos_token_id"] == [made.eos_token_id, ends]
+    assert seen["max_new_tokens"] == 32 - one.prompt
+
+
+def test_questions_of_one_batch_are_of_one_kind():
+    # catches: an image that is given to the question beside it, an order that is not that of the caller
+    pixels = {"pixel_values": torch.ones(1, 3)}
+    many = [EncodedQuestion((1,) * n, 1, image) for n, image in ((3, {}), (4, pixels), (5, {}), (3, pixels), (2, {}))]
+    assert list(by_kind(many, 2)) == [[2, 0], [4], [1, 3]]
+
+
+def test_collate_by_hand():
+    # catches: labels on the prompt or on padding, images of other sizes, what has one value a token on the wrong side
+    many = [
+        EncodedQuestion((5, 6, 7), 2, {"pixels": torch.ones(1, 2, 3), "kind": torch.tensor([[4, 4, 4]])}),
+        EncodedQuestion((8, 9), 1, {"pixels": torch.ones(2, 1, 4), "kind": torch.tensor([[3, 3]])}),
+    ]
+    right, left = collate(many, pad=1), collate(many, pad=1, left=True)
+    assert right["input_ids"].tolist() == [[5, 6, 7], [8, 9, 1]]
+    assert left["input_ids"].tolist() == [[5, 6, 7], [1, 8, 9]]
+    assert right["labels"].tolist() == [[-100, -100, 7], [-100, 9, -100]]
+    assert left["attention_mask"].tolist() == [[1, 1, 1], [0, 1, 1]]
+    assert right["kind"].tolist() == [[4, 4, 4], [3, 3, 0]]
+    assert left["kind"].tolist() == [[4, 4, 4], [0, 3, 3]]
+    assert right["pixels"].shape == (3, 2, 4)
+    assert right["pixels"][0].tolist() == [[1, 1, 1, 0], [1, 1, 1, 0]]
+    assert torch.equal(left["pixels"], right["pixels"])
+
+
+# -- what is refused ------------------------------------------------------------------------------------------------
+
+
+def refused(*args, **more):
+    with pytest.raises(InputError) as error:
+        encode(*args, **more)
+    return str(error.value)
+
+
+def test_an_image_for_a_model_of_text(plain):
+    assert refused(plain, Question("a?", "b", PICTURES[0])) == (
+        "question 'a?' with an image, for a model of text alone\n"
+        "  accepted: a question without an image\n"
+        "  to do:    leave it out, or take a model that reads images"
+    )
+
+
+def test_a_prompt_that_asks_for_an_image():
+    made = processor("llava")
+    assert refused(made, Question("<image> a?", "b")) == (
+        "question '<image> a?' with <image> in its text and no image\n"
+        "  accepted: text alone: the place of an image is added\n"
+        "  to do:    take <image> out of the text and add the image"
+    )
+    assert refused(made, Question("a?", "<image>", PICTURES[0])).startswith("question 'a?' with <image> in its text\n")
+
+
+def test_a_processor_that_needs_an_image():
+    assert refused(processor("paligemma"), Question("a?", "b")) == (
+        "question 'a?' without an image, which the processor refuses: "
+        "`images` are expected as arguments to a `PaliGemmaProcessor` instance.\n"
+        "  accepted: what the model's own processor takes\n"
+        "  to do:    add or leave out the image"
+    )
+
+
+def test_a_template_of_text_alone_loses_the_image():
+    made = processor("llava")
+    made.chat_template = TURNS.replace("IMAGE", "")
+    assert "which the processor refuses: The total number of <image> tokens" in refused(
+        made, Question("a?", "b", PICTURES[0])
+    )
+
+
+def test_an_answer_is_not_cut_out_of_image_tokens():
+    # catches: a prompt that ends inside the tokens of an image, and an answer that is to be learnt with the rest
+    made = processor("llava")
+    made.chat_template = (
+        "{{ messages[0].content[1].text }}"
+        "{% if not add_generation_prompt %} {{ messages[1].content[0].text }}{% endif %}<image>"
+    )
+    assert refused(made, Question("a?", "b", PICTURES[0])) == (
+        "question 'a?' with image tokens in its answer\n"
+        "  accepted: an answer after prompt and image\n"
+        "  to do:    write a prompt, or take the model's own template"
+    )
+
+
+def test_nothing_before_the_answer(plain):
+    assert refused(plain, Question("", "b")).splitlines()[0] == "question '' with nothing before its answer"
+
+
+def test_nothing_is_cut_off(plain):
+    # catches: an answer of which the model learns the beginning
+    fits = len(encode(plain, Question("a?", "b")).ids)
+    assert len(encode(plain, Question("a?", "b"), longest=fits).ids) == fits
+    assert refused(plain, Question("a?", "b"), longest=fits - 1) == (
+        f"question 'a?' with {fits} tokens\n"
+        f"  accepted: at most {fits - 1}, the context of the model\n"
+        "  to do:    shorten prompt or answer, or use a model with a longer context"
+    )
+
+
+def test_logits_that_are_no_numbers(plain):
+    model = tiny_llama(plain, hidden=32, layers=2, heads=2)
+    model.lm_head.weight.data[5] = float("nan")
+    with pytest.raises(InputError) as error:
+        read(model, [encode(plain, Question("a?", "b"))], pad=0)
+    assert str(error.value) == (
+        "logits that are no numbers at question 0\n"
+        "  accepted: finite logits\n"
+        "  to do:    find where the model diverged, or take the edit off"
+    )
