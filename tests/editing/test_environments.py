@@ -286,6 +286,12 @@ def test_text_alone_has_no_environment_of_pictures():
     assert set(made.test) == {"edit", "text", "unrelated_text"}
 
 
+def test_questions_that_differ_in_a_sign_are_two(folder):
+    # catches: "3 + 2" and "3 * 2" taken for one question with two answers
+    rows = [{"prompt": f"What is 3 {sign} 2?", "target": target} for sign, target in (("+", "5"), ("*", "6"))]
+    assert len(read_requests(write(folder / "r.jsonl", *rows))) == 2
+
+
 def test_a_template_that_tells_the_answer_is_not_used():
     # catches: "Question: what is it?" where the answer is "question"
     made = environments(EditRequest("a", Question("What is it?", "question")), paraphrases=4)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -81,14 +82,15 @@ class Environments:
 
 
 def _folded(text: str) -> str:
-    """Return the words of a text in folded case without marks, to compare texts by; of marks alone, the marks."""
-    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split()) or text.strip()
+    """Return a text in folded case, without what ends a sentence and with single spaces, to compare texts by."""
+    return " ".join(text.casefold().split()).rstrip(" .?!:")
 
 
 def _spoilt(phrase: str, others: Sequence[str], target: str) -> bool:
     """Whether a re-phrasing is empty, one of the others, or holds the target where the first of them does not."""
-    own, first, words = (f" {_folded(text)} " for text in (phrase, others[0], target))
-    return not own.strip() or _folded(phrase) in map(_folded, others) or (words in own and words not in first)
+    word = re.compile(rf"(?<!\w){re.escape(_folded(target))}(?!\w)")
+    held = word.search(_folded(phrase)) and not word.search(_folded(others[0]))
+    return not _folded(phrase) or _folded(phrase) in map(_folded, others) or bool(held)
 
 
 def image_digest(image: Image.Image) -> str:
@@ -196,9 +198,7 @@ def read_requests(path: Any, *, text_only: bool = False) -> list[EditRequest]:
             raise InputError(f"{where}: {error.got}", error.accepted, error.todo) from None
         other = asked.setdefault(question_key(request.edit), request)
         if request.id in found:
-            raise InputError(
-                f"{where}: id {request.id!r} again", "an id of its own for each request", "correct the ids"
-            )
+            raise InputError(f"{where}: id {request.id!r} again", "an id of its own for each", "correct the ids")
         if _folded(other.edit.answer) != _folded(request.edit.answer):
             got = f"{where}: request {request.id} wants another answer than request {other.id} to the same question"
             raise InputError(got, "one target for a question about a picture", "leave one of the two out")

@@ -1,13 +1,12 @@
 r"""Questions as tokens: by the model's own processor, with and without an image, and where the answer begins.
 
-The answer begins where the chat template with the answer leaves the template without it: at the end of the longest
-common prefix of their ids. Where a template ends in a space the prompt is no prefix, since that space belongs to the
-first token of the answer, and a model that is asked with it is asked what it was never taught: answers are written from
-the common prefix too. Without a template it is running text, ``prompt answer<end>``.
+The answer begins where the chat template with it leaves the template without it: after the longest common prefix of
+their ids. Where a template ends in a space the prompt is no prefix: that space belongs to the first token of the
+answer. So answers are written from the common prefix too. Without a template it is the text ``prompt answer<end>``.
 
-No model is known by name. What a processor gives beside the ids goes to the model as it is: what has one value a token
-is cut and padded as the ids are, all else comes from the prompt alone, so that nothing looks at the answer (the
-Q-Former of InstructBLIP reads the text).
+No model is known by name. What a processor gives beside the ids goes to the model: one value a token is cut and padded
+as the ids are, all else comes from the prompt alone, so that nothing looks at the answer (the Q-Former of InstructBLIP
+reads the text).
 """
 
 from __future__ import annotations
@@ -61,21 +60,15 @@ def encode(processor: Any, question: Question, *, longest: int | None = None) ->
     The answer ends with the last special token of the template, else with the end of sequence. An empty answer has no
     tokens: the ids end where an answer would begin. `longest` is the context, by default what the tokenizer says.
 
-    Raises
-    ------
-    InputError
-        For an image and a processor of text alone; an image token in the text; what the processor refuses, such as a
-        question without the image that it needs; an answer with nothing before it, or with image tokens in it; more
-        than `longest` tokens, since nothing is cut off.
+    An `InputError` for an image and a processor of text alone; an image token in the text; what the processor refuses,
+    such as a question without the image that it needs; an answer with nothing before it, or with image tokens in it;
+    and more than `longest` tokens, since nothing is cut off.
     """
     tokenizer, answer, shown = getattr(processor, "tokenizer", processor), question.answer.strip(), question.image
     name, token = f"question {question.prompt[:60]!r}", getattr(processor, "image_token", None)
     if shown is not None and not hasattr(processor, "image_processor"):
-        got, todo = (
-            f"{name} with an image, for a model of text alone",
-            "leave it out, or take a model that reads images",
-        )
-        raise InputError(got, "a question without an image", todo)
+        got = f"{name} with an image, for a model of text alone"
+        raise InputError(got, "a question without an image", "leave it out, or take a model that reads images")
     if isinstance(token, str) and token in question.prompt + answer:
         got = f"{name} with {token} in its text{'' if shown else ' and no image'}"
         todo = f"take {token} out of the text{'' if shown else ' and add the image'}"
@@ -204,11 +197,10 @@ def answers(model: Any, processor: Any, encoded: Sequence[EncodedQuestion], *, m
     last = {one.ids[-1] for one in encoded if len(one.ids) > one.prompt} & set(tokenizer.all_special_ids)
     stops = {tokenizer.eos_token_id, *last, *(own if isinstance(own, list) else [own])} - {None}
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-    prompts = []
+    prompts, out, pad = [], [""] * len(encoded), pad_of(tokenizer)
     for one in encoded:
         cut = {k: part[:, : one.prompt] if _by_token(part, len(one.ids)) else part for k, part in one.image.items()}
         prompts.append(EncodedQuestion(one.ids[: one.prompt], one.prompt, cut))
-    out, pad = [""] * len(encoded), pad_of(tokenizer)
     with torch.no_grad(), evaluating(model):
         for rows in by_kind(prompts, 32):
             inputs = _inputs(model, collate([prompts[i] for i in rows], pad=pad, left=True))

@@ -40,33 +40,26 @@ __all__ = ["ENVIRONMENTS", "METRICS", "edit_values", "ordered_top10", "positionw
 
 Array = NDArray[np.float64]
 
-_TITLES = {
-    "reliability": "Reliability",
-    "text_generality": "Generality, other words",
-    "image_generality": "Generality, other pictures",
-    "joint_generality": "Generality, both",
-    "portability": "Portability",
-    "text_locality": "Locality, text",
-    "image_locality": "Locality, pictures",
-    "same_image": "Same picture, other question",
-    "other_image": "Other picture, same question",
-    "no_image": "No picture, same question",
-    "edit_score": "Edit score",
-    "worst_environment": "Worst environment",
+_NAMED = {
+    "edit": ("reliability", "Reliability"),
+    "text": ("text_generality", "Generality, other words"),
+    "image": ("image_generality", "Generality, other pictures"),
+    "joint": ("joint_generality", "Generality, both"),
+    "portability": ("portability", "Portability"),
+    "unrelated_text": ("text_locality", "Locality, text"),
+    "unrelated_image": ("image_locality", "Locality, pictures"),
+    "same_image": ("same_image", "Same picture, other question"),
+    "other_image": ("other_image", "Other picture, same question"),
+    "no_image": ("no_image", "No picture, same question"),
 }
-_TESTS = ("edit", "text", "image", "joint", "portability", "unrelated_text", "unrelated_image")
+_ALL = (*_NAMED.values(), ("edit_score", "Edit score"), ("worst_environment", "Worst environment"))
 
-ENVIRONMENTS: Mapping[str, str] = MappingProxyType(
-    {**dict(zip(_TESTS, _TITLES, strict=False)), **{name: name for name in ("same_image", "other_image", "no_image")}}
-)
+ENVIRONMENTS: Mapping[str, str] = MappingProxyType({name: metric for name, (metric, _) in _NAMED.items()})
 """Which metric each environment of a test is measured by."""
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
-    {
-        name + written: Metric(name + written, margin=0.02, title=title + (", written out" if written else ""))
-        for written in ("", "_written")
-        for name, title in _TITLES.items()
-    }
+    {name: Metric(name, margin=0.02, title=title) for name, title in _ALL}
+    | {f"{name}_written": Metric(f"{name}_written", margin=0.02, title=f"{title}, written out") for name, title in _ALL}
 )
 """What each value of an edit means: direction, bounds, margin and title."""
 
@@ -100,8 +93,7 @@ def edit_values(
     (['a'], 0.5, 0.75)
     """
     edits, out = list(dict.fromkeys(edit)), dict[str, Array]()
-    odd = sorted(set(environment) - set(ENVIRONMENTS))
-    if odd:
+    if odd := sorted(set(environment) - set(ENVIRONMENTS)):
         raise InputError(f"environment {odd[0]!r}", ", ".join(ENVIRONMENTS), "rename it")
     row = np.array([edits.index(one) for one in edit], dtype=np.int64)
     for suffix, given in (("", equal), ("_written", written)):
@@ -113,16 +105,14 @@ def edit_values(
             raise InputError(got, "one value in [0, 1] a question", "align them, and leave out what was not measured")
         own = {}
         for name, metric in ENVIRONMENTS.items():
-            here = np.array([one == name for one in environment])
-            count, total = (np.bincount(row[here], w, len(edits)) for w in (None, score[here]))
+            here = np.array([one == name for one in environment], dtype=bool)
+            count, total = (np.bincount(row[here], weight, len(edits)) for weight in (None, score[here]))
             own[metric] = np.divide(total, count, out=np.full(len(edits), np.nan), where=count > 0)
-        generality = _mean([own[name] for name in _TITLES if name.endswith("_generality")])
-        three = np.array([own["reliability"], generality, _mean([own["text_locality"], own["image_locality"]])])
-        with np.errstate(divide="ignore"):  # 1 / 0 is what makes the score 0
-            own["edit_score"] = 3.0 / (1.0 / three).sum(axis=0)
-        own["worst_environment"] = np.fmin.reduce(
-            [value for name, value in own.items() if name in ENVIRONMENTS.values() and name != "portability"]
-        )
+        worst = np.fmin.reduce([value for metric, value in own.items() if metric != "portability"])
+        general = _mean([own[f"{kind}_generality"] for kind in ("text", "image", "joint")])
+        three = np.array([own["reliability"], general, _mean([own["text_locality"], own["image_locality"]])])
+        with np.errstate(divide="ignore", over="ignore"):  # 1 / 0 is what makes the score 0
+            own |= {"edit_score": 3.0 / (1.0 / three).sum(axis=0), "worst_environment": worst}
         out |= {name + suffix: value for name, value in own.items()}
     return edits, out
 
