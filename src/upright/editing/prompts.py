@@ -164,9 +164,9 @@ def by_kind(encoded: Sequence[EncodedQuestion], size: int) -> Iterator[list[int]
 
 
 def _inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a batch without labels, where the embeddings of the model are, images in their type."""
+    """Return a batch where the embeddings of the model are, images in their type."""
     weight = model.get_input_embeddings().weight
-    kept = {key: part.to(weight.device) for key, part in batch.items() if key != "labels"}
+    kept = {key: part.to(weight.device) for key, part in batch.items()}
     return {key: part.to(weight.dtype) if part.is_floating_point() else part for key, part in kept.items()}
 
 
@@ -178,7 +178,7 @@ def read(model: Any, encoded: Sequence[EncodedQuestion], *, pad: int, batch_size
     found: list[Tensor] = [torch.empty(0)] * len(encoded)
     with torch.no_grad(), evaluating(model):
         for rows in by_kind(encoded, batch_size):
-            batch = _inputs(model, collate([encoded[i] for i in rows], pad=pad))
+            batch = _inputs(model, collate([encoded[i] for i in rows], pad=pad))  # labels: where a gate's prompt ends
             for i, row in zip(rows, model(**batch, use_cache=False).logits, strict=True):  # (T, V)
                 found[i] = row[encoded[i].prompt - 1 : len(encoded[i].ids) - 1].float().log_softmax(-1).cpu()
                 if bool(found[i].isnan().any()):
@@ -204,7 +204,7 @@ def answers(model: Any, processor: Any, encoded: Sequence[EncodedQuestion], *, m
     with torch.no_grad(), evaluating(model):
         for rows in by_kind(prompts, 32):
             inputs = _inputs(model, collate([prompts[i] for i in rows], pad=pad, left=True))
-            width = inputs["input_ids"].shape[1]
+            width = inputs.pop("labels").shape[1]
             written = model.generate(
                 **inputs, max_new_tokens=max(1, min(most, context - width)), do_sample=False, num_beams=1,
                 repetition_penalty=1.0, no_repeat_ngram_size=0, eos_token_id=sorted(stops), pad_token_id=pad,
