@@ -135,6 +135,8 @@ def propose(files: Sequence[str], encoding: str = "utf-8") -> tuple[list[str], l
     if "preferences" in found:
         words = ["alignment", *take("model", "MODEL"), *option("--pairs", "preferences")]
         words += option("--negatives", "records")
+    elif "requests" in found:
+        words = ["edit", *take("model", "MODEL"), *option("--base", "model", "BASE"), *option("--edits", "requests")]
     elif {"model", "records"} & found.keys():
         words = ["forgetting", *take("model", "MODEL"), *option("--forget", "records", "FORGET.jsonl")]
         words += option("--retain", "records", "RETAIN.jsonl")
@@ -166,6 +168,8 @@ def _role(path: Path, encoding: str) -> tuple[str, list[str]]:
     names, folded = known_names(header), {own.lower() for own in header}
     if {"chosen", "rejected"} <= folded:
         return "preferences", header
+    if {"prompt", "target"} <= folded or {"src", "alt"} <= folded:
+        return "requests", header
     if folded & {"question", "messages", "instruction"} or {"prompt", "completion"} <= folded:
         return "records", header
     if _columns_of_cases(header)[2:] and "item" not in names:

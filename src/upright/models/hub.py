@@ -56,14 +56,16 @@ def load_language_model(
     """
     place = smollm2() if str(folder) == "smollm2" else Path(folder)
     if is_adapter(place):
-        return _adapted(place, base, dtype)
+        return _adapted(place, base, dtype, load_language_model)
     _config(place)
     model, tokenizer = _loaded(place, dtype, "AutoModelForCausalLM", "AutoTokenizer")
     _padded(tokenizer, place)
     return model, tokenizer
 
 
-def load_editable(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+def load_editable(
+    folder: str | Path, *, dtype: torch.dtype = torch.float32, base: str | Path | None = None
+) -> tuple[Any, Any]:
     """Load a model that can be edited and what turns questions into its input, without network.
 
     Parameters
@@ -72,6 +74,8 @@ def load_editable(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> 
         Of an image-text model, as `save_pretrained` of model and processor write it; else as for `load_language_model`.
     dtype : torch.dtype
         Of the weights.
+    base : path, optional
+        Folder of the model under an adapter of `peft`, which is read and not edited.
 
     Returns
     -------
@@ -84,9 +88,11 @@ def load_editable(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     Raises
     ------
     InputError
-        As `load_language_model`, and for an adapter, even with its base.
+        As `load_language_model`.
     """
     place = smollm2() if str(folder) == "smollm2" else Path(folder)
+    if is_adapter(place) and base is not None:
+        return _adapted(place, base, dtype, load_editable)
     if is_adapter(place):
         got = f"{place.name}, an adapter without its base"
         raise InputError(got, "the folder of a whole model", "merge the adapter into its base, then edit that")
@@ -164,11 +170,11 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
-def _adapted(place: Path, base: str | Path | None, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Return the base with the adapter of a folder on it, and the tokenizer of the base."""
+def _adapted(place: Path, base: str | Path | None, dtype: torch.dtype, load: Any) -> tuple[Any, Any]:
+    """Return the base, as `load` reads it, with the adapter of a folder on it, and the tokenizer of the base."""
     if base is None:
         raise InputError(f"{place.name}, an adapter without its base", "the folder of the base too", "pass --base")
-    model, tokenizer = load_language_model(base, dtype=dtype)
+    model, tokenizer = load(base, dtype=dtype)
     try:
         from peft import PeftModel
     except ImportError:
