@@ -11,9 +11,9 @@ both at once                the edit score, a harmonic mean, and the worst envir
 
 Each teacher-forced and written out (`upright.metrics.editing`). Nothing is trained: the base says what was answered
 before, the edited model what is answered now, to the held-out questions of each request (`upright.editing.measures`),
-which are those of the desk. Perfect is 1 everywhere, so the *shortfall* of a metric is 1 minus its mean over edits. All
-are judged together, in one max-T in which an edit and a perfect one change places. `docs/audit-edit.md` has files,
-numbers and errors.
+which are those of the desk. Perfect is 1 everywhere, so the *shortfall* of a metric is 1 minus its mean over edits. The
+teacher-forced ones are judged together, in one max-T in which an edit and a perfect one change places.
+`docs/audit-edit.md` has files, numbers and errors.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from upright.contract import Arm, Config, File, InputError, UnitScores, audit, s
 from upright.declare import Intervals, Noted
 from upright.evidence.compute import evidence, margins_of
 from upright.evidence.records import Level
-from upright.evidence.units import FEWEST, Block, Units
+from upright.evidence.units import Block, Units
 from upright.evidence.verdict import audit_verdict
-from upright.maths.simultaneous import compare_groups
+from upright.maths.simultaneous import FEWEST, compare_groups
 from upright.metrics.editing import ENVIRONMENTS, METRICS
 from upright.tasks.answers import YOURS, Answer, name_of, plural
 
 __all__ = ["EditConfig", "read_editing"]
 
 Values = dict[str, NDArray[np.float64]]  # by metric, one an edit
-_SLICES = tuple(metric for metric in ENVIRONMENTS.values() if metric != "portability")  # which no edit was asked for
-_MARGINS = {f"{metric}{how}": METRICS[metric].margin for metric in _SLICES for how in ("", "_written")}
+_JUDGED = tuple(metric for metric in ENVIRONMENTS.values() if metric != "portability")  # which no edit was asked for
+_NEW = ("edit", "text", "image", "joint", "portability")  # where the answer before is not what is wanted
 _WORST = 20  # edits that the report names
 
 
@@ -73,7 +73,7 @@ class EditConfig(Config):
         Intervals(
             "Is every other answer as it was before",
             "mean:text_locality* mean:image_locality* mean:same_image* mean:other_image* mean:no_image*",
-            ["An answer counts where every token of it is as before. The same picture with another question is hardest."],
+            ["An answer counts where each token is as before. The same picture with another question is the hardest."],
             bars=True,
         ),
         Intervals("Both at once", "mean:edit_score* mean:worst_environment*", bars=True),
@@ -107,14 +107,14 @@ def read_editing(config: EditConfig, *, seed: int, draws: int, margins: Mapping[
     InputError
         For everything that is wrong with the files and the models.
     """
-    for name, folder in (("model", config.model), ("base", config.base)):
-        if folder is not None and not isinstance(folder, str | Path):
-            raise InputError(f"{name} of type {type(folder).__name__}", "a folder", "save it with save_pretrained")
+    for file in (config.model, config.base or "", config.edits, *config.edit):
+        if not isinstance(file, str | Path):
+            raise InputError(f"a {type(file).__name__}", "paths: pictures lie beside the requests", "save it as a file")
     path = Path(config.model)
     if not config.edit and (config.base is None or Path(config.base).resolve() == path.resolve()):
         got = f"{path.name} {'as its own base' if config.base else 'without a base'} and without an edit"
         raise InputError(got, "the model before and after", "pass --base FOLDER, or the edits as --edit FILE")
-    judged = margins_of(_MARGINS, margins)
+    judged = margins_of({metric: METRICS[metric].margin for metric in _JUDGED}, margins)
     found, notes = _ask(config, seed)
 
     ids, values = found.values()
@@ -124,9 +124,6 @@ def read_editing(config: EditConfig, *, seed: int, draws: int, margins: Mapping[
         notes.append(f"{plural(len(ids), 'edit')}: with fewer than {FEWEST} no shortfall is told from chance.")
     if "edit_score" not in values:
         notes.append("No edit score: the requests bring no unrelated question (loc, or m_loc with m_loc_q).")
-    same = np.array([m not in ("edit", "text", "image", "joint", "portability") for m in found.environment])
-    if not (found.written != same).any():
-        notes.append("No written answer differs from that of the base: nothing is edited here.")
     scores = UnitScores("edit", ids, values)
     held = evidence(
         Units([Block("audit_edit", YOURS, seed, scores)]),
@@ -153,7 +150,6 @@ def read_editing(config: EditConfig, *, seed: int, draws: int, margins: Mapping[
         scores=scores,
         metrics=METRICS,
         compared=list(judged),
-        facts={"questions": counts},
         notes={YOURS: {"questions": counts, "edits": _worst(ids, values)}},
         warnings=notes,
         evidence=held,
@@ -168,14 +164,14 @@ def _ask(config: EditConfig, seed: int) -> tuple[Any, list[str]]:
     from upright.editing.measures import before, measure, present
     from upright.models.hub import is_adapter, load_editable
 
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as odd:
         warnings.simplefilter("always", UserWarning)
         requests = read_requests(config.edits)
-    notes, path = [f"{name_of(config.edits)}: {one.message}." for one in said], Path(config.model)
+    notes, path = [f"{name_of(config.edits)}: {one.message}." for one in odd], Path(config.model)
     edits = [load_edit(file) for file in config.edit]  # damaged files are named before a model is loaded
     base, processor = load_editable(config.base or path)
-    if not hasattr(processor, "image_processor"):
-        requests = read_requests(config.edits, text_only=True)  # names the line of a picture
+    if not hasattr(processor, "image_processor") and any(r.edit.image or r.image_rephrase or r.m_loc for r in requests):
+        read_requests(config.edits, text_only=True)  # names the line of the picture
     model = base
     if config.base is not None and Path(config.base).resolve() != path.resolve():
         model, words = load_editable(path, base=config.base)
@@ -189,8 +185,8 @@ def _ask(config: EditConfig, seed: int) -> tuple[Any, list[str]]:
     for edit in {one.facts.get("base"): one for one in edits}.values():  # one checksum, as a rule
         refuse_other_base(edit, model)
     given = {one.id: environments(one, seed=seed) for one in requests}
-    known = present(base, processor, given)
-    again = [name for name, one in given.items() if _folded(known[name]) == _folded(one.test["edit"][0].answer)]
+    was_said = present(base, processor, given)
+    again = [name for name, one in given.items() if _alike(was_said[name], one.test["edit"][0].answer)]
     if len(again) < len(given):
         given = {name: one for name, one in given.items() if name not in again}
         notes += [f"{plural(len(again), 'request')} left out, which the base answers already."] if again else []
@@ -198,16 +194,23 @@ def _ask(config: EditConfig, seed: int) -> tuple[Any, list[str]]:
     if was.left_out:
         notes.append(f"Not asked, since {type(base).__name__} needs a picture: {', '.join(was.left_out)}.")
     with applied(model, edits):
-        return measure(model, processor, was), notes
+        found = measure(model, processor, was)
+    rows = zip(found.edit, found.environment, found.answers, found.written, strict=True)
+    if all(
+        _alike(said, was_said[e]) if where == "edit" else as_before or where in _NEW
+        for e, where, said, as_before in rows
+    ):
+        notes.append("No answer differs from that of the base: as far as these questions show, nothing is edited.")
+    return found, notes
 
 
-def _folded(text: str) -> str:
-    return text.strip().casefold()
+def _alike(one: str, other: str) -> bool:
+    return one.strip().casefold() == other.strip().casefold()
 
 
 def _shortfalls(values: Values, seed: int) -> list[Level]:
     """Return by how much each metric falls short of 1, adjusted for all of them, the largest T first."""
-    names = [metric for metric in _MARGINS if metric in values]
+    names = [metric for metric in _JUDGED if metric in values]
     own = np.stack([values[metric] for metric in names], axis=-1)  # (E, M)
     table = np.concatenate([np.where(np.isnan(own), np.nan, 1.0), own])[None]
     side, edit = np.repeat([0, 1], len(own))[None], np.tile(np.arange(len(own)), 2)
@@ -218,6 +221,8 @@ def _shortfalls(values: Values, seed: int) -> list[Level]:
         numbers |= {"low": max(numbers["low"], 0.0), "high": min(numbers["high"], 1.0)}
         if not numbers["value"]:  # edits that are all perfect have no spread, which is no proof
             numbers["smallest_detectable"] = numbers["high"]
+        elif math.isfinite(numbers["smallest_detectable"]):
+            numbers["smallest_detectable"] = min(numbers["smallest_detectable"], 1.0)
         statistic, label = f"shortfall:{about.name}", f"{about.title}: shortfall"
         count = int((~np.isnan(own[:, k])).sum())
         levels.append(Level(statistic=statistic, label=label, metric=about.name, arm=YOURS, better="lower",
@@ -244,7 +249,7 @@ def _judge(found: dict[str, Any], values: Values, seed: int, margins: Mapping[st
 
 def _worst(ids: Sequence[str], values: Values) -> list[dict[str, Any]]:
     """Return the edits with the smallest values, each with the environment where it has it."""
-    names = [metric for metric in _SLICES if metric in values]
+    names = [metric for metric in _JUDGED if metric in values]
     table = np.stack([values[metric] for metric in names], axis=-1)  # (E, M)
     least, nothing = np.nanmin(table, axis=1), np.full(len(ids), np.nan)
     score = values.get("edit_score", nothing)
