@@ -1,8 +1,8 @@
 """What an edit changed: each question asked before any edit exists and asked again, the same way for all who score.
 
-Wanted is the target in ``edit``, ``text``, ``image`` and ``joint``, the answer that stands there in ``portability``, and
-what the model *wrote before* in every other environment. Teacher-forced, that is its likeliest token at each place of
-what it wrote, so a model without an edit scores 1 there, cut-off answers included.
+Wanted is the target in ``edit``, ``text``, ``image`` and ``joint``, the answer that stands there in ``portability``,
+and what the model *wrote before* in every other environment. Teacher-forced, that is its likeliest token at each place
+of what it wrote: a model without an edit scores 1 there, cut-off answers included.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TARGET = ("edit", "text", "image", "joint", "portability")  # environments wher
 
 
 class Asked(NamedTuple):
-    """One question: whose, where, its tokens with the wanted answer, the question itself, the tokens that are wanted."""
+    """One question: whose, where, its tokens with the wanted answer, the question, the tokens that are wanted."""
 
     edit: str
     environment: str
@@ -99,7 +99,7 @@ def before(model: Any, processor: Any, given: Mapping[str, Environments]) -> Bef
         known[i] = replace(known[i], answer=said)
         encoded[i] = encode(processor, known[i])
     best = _likeliest(model, processor, [encoded[i] for i in open_])
-    wanted = {i: now for i, now in zip(open_, best, strict=True)}
+    wanted = dict(zip(open_, best, strict=True))
     found = [
         Asked(name, place, encoded[i], known[i], wanted.get(i, encoded[i].ids[encoded[i].prompt :]))
         for i, (name, place, _) in enumerate(flat)
