@@ -10,6 +10,7 @@ import json
 import re
 
 import numpy as np
+import polars as pl
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -21,11 +22,10 @@ import torch
 from upright import api
 from upright.cli import app
 from upright.contract import InputError
-from upright.editing import flags
+from upright.editing import desk, flags
 from upright.editing.edits import Editable, base_checksum, load_edit, merged_copy
 from upright.editing.environments import EditRequest, environments
 from upright.editing.layers import sites
-from upright.editing.measures import before, measure
 from upright.editing.prompts import Question, answers, collate, encode
 from upright.evidence.gate import fail_if
 from upright.language.encoding import pad_of
@@ -95,7 +95,7 @@ def home(small_world, requests, tmp_path_factory):
 
 def run(home, model="merged", base="base", **options):
     files = {"base": home / base} if base else {}
-    files |= {"edit": [home / options.pop("edit")]} if "edit" in options else {}
+    files |= {"edit": [home / one for one in options.pop("edit")]} if "edit" in options else {}
     given = {"edits": home / "edits.jsonl", "out": home / "audits", "draws": 100, **files, **options}
     return api.audit("edit", home / model, **given).folder
 
@@ -137,23 +137,26 @@ def test_a_plain_recount_gives_the_same_answers(small_world, requests, home, who
     assert level(summary_of(whole), "mean:other_image_written")["value"] == pytest.approx(mean)
 
 
-def test_numbers_are_those_of_the_desk_to_the_last_bit(small_world, requests, home, whole):
-    # catches: another way of asking, other views of pictures, another order of questions
-    (_, model, processor), edit = small_world, load_edit(home / "all.safetensors")
-    was = before(model, processor, {r.id: environments(r) for r in requests})
-    with edit.applied(model):
-        ids, values = measure(model, processor, was).values()
-        (alone,) = measure(model, processor, was, requests[2].id).values()[1]["edit_score"].tolist()
-    summary = summary_of(whole)
-    for name, own in values.items():
-        if not np.isnan(own).all():
-            assert level(summary, f"mean:{name}")["value"] == pytest.approx(np.nanmean(own), abs=1e-15)
-    worst = {row["edit"]: row for row in summary["arms"][0]["notes"]["edits"]}
-    assert [worst[name]["worst"] for name in ids] == values["worst_environment"].tolist()
-    assert worst[requests[2].id]["score"] == alone
+def test_numbers_are_those_of_the_desk_to_the_last_bit(home, requests, tmp_path):
+    # catches: another way of asking, other views of pictures, files that are applied in another order
+    two = dump(tmp_path / "two.jsonl", [row_of(request, tmp_path) for request in requests[2:4]])
+    any_ = desk.Settings(steps=12, reliability=0, generality=0, locality=0, retention=0)
+    made = desk.apply(desk.Opened(tmp_path / "desk", home / "base"), two, settings=any_)["edits"]
+    names = [row["edit"] for row in made]
+    folder = run(
+        home, model="base", base=None, edit=[tmp_path / f"desk/edits/{n}.safetensors" for n in names], edits=two
+    )
+    table, own = pl.read_parquet(folder / "units.parquet"), requests[3].id
+    found = {m: v for u, m, v in table.select("unit", "metric", "value").rows() if u == own and not np.isnan(v)}
+    assert found == made[1]["scores"]["after"]
+    assert made[1]["scores"]["before"] != made[1]["scores"]["after"]
+    worst = {row["edit"]: row["worst"] for row in summary_of(folder)["arms"][0]["notes"]["edits"]}
+    assert worst[own] == found["worst_environment"]
 
 
-@pytest.mark.parametrize("options", [{"model": "adapter"}, {"model": "base", "base": None, "edit": "all.safetensors"}])
+@pytest.mark.parametrize(
+    "options", [{"model": "adapter"}, {"model": "base", "base": None, "edit": ["all.safetensors"]}]
+)
 def test_folder_adapter_and_file_say_the_same_and_stay_as_they_are(home, whole, options):
     # catches: an adapter that is loaded and not on, a file that is applied twice, a merge into the user's folder
     def sums():
@@ -188,7 +191,7 @@ def test_a_generality_stands_beside_the_locality_that_it_cost(whole):
 
 def test_an_edit_that_does_nothing_is_named_and_no_proof_of_locality(home):
     # catches: locality of 1 sold as certain, a reliability of 0 that is "nothing to do", no word on the empty edit
-    summary = summary_of(run(home, model="base", base=None, edit="none.safetensors"))
+    summary = summary_of(run(home, model="base", base=None, edit=["none.safetensors"]))
     assert (
         "No answer differs from that of the base: as far as these questions show, nothing is edited."
         in (summary["warnings"])
@@ -340,7 +343,7 @@ def test_bad_input_is_refused_and_leaves_nothing(home, text_home, requests, tmp_
         (home, {"base": text_home / "merged", "edits": text_home / "edits.jsonl"},
          ("merged with another tokenizer than merged", "the same tokens before and after",
           "name the base that this model was edited from")),
-        (home, {"model": "base", "base": None, "edit": tmp_path / "other.safetensors"},
+        (home, {"model": "base", "base": None, "edit": [tmp_path / "other.safetensors"]},
          ("an edit of the weights 000000000000", f"the weights at hand, {mine}",
           "take the model that the edit was made for")),
         (home, {"base": "merged"}, ("merged as its own base and without an edit", *base)),
