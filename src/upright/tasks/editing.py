@@ -110,8 +110,8 @@ def read_editing(config: EditConfig, *, seed: int, draws: int, margins: Mapping[
     for file in (config.model, config.base or "", config.edits, *config.edit):
         if not isinstance(file, str | Path):
             raise InputError(f"a {type(file).__name__}", "paths: pictures lie beside the requests", "save it as a file")
-    path = Path(config.model)
-    if not config.edit and (config.base is None or Path(config.base).resolve() == path.resolve()):
+    path, base = Path(config.model), Path(config.base or config.model)
+    if not config.edit and base.resolve() == path.resolve():
         got = f"{path.name} {'as its own base' if config.base else 'without a base'} and without an edit"
         raise InputError(got, "the model before and after", "pass --base FOLDER, or the edits as --edit FILE")
     judged = margins_of({metric: METRICS[metric].margin for metric in _JUDGED}, margins)
@@ -144,7 +144,7 @@ def read_editing(config: EditConfig, *, seed: int, draws: int, margins: Mapping[
             "name": path.name,
             "edits": len(ids),
             "questions": len(found.edit),
-            "base": Path(config.base or path).name,
+            "base": base.name,
             "edit_files": [name_of(one) for one in config.edit],
         },
         scores=scores,
@@ -169,7 +169,7 @@ def _ask(config: EditConfig, seed: int) -> tuple[Any, list[str]]:
         requests = read_requests(config.edits)
     notes, path = [f"{name_of(config.edits)}: {one.message}." for one in odd], Path(config.model)
     edits = [load_edit(file) for file in config.edit]  # damaged files are named before a model is loaded
-    base, processor = load_editable(config.base or path)
+    base, processor = load_editable(config.base or config.model)
     if not hasattr(processor, "image_processor") and any(r.edit.image or r.image_rephrase or r.m_loc for r in requests):
         read_requests(config.edits, text_only=True)  # names the line of the picture
     model = base
@@ -196,10 +196,8 @@ def _ask(config: EditConfig, seed: int) -> tuple[Any, list[str]]:
     with applied(model, edits):
         found = measure(model, processor, was)
     rows = zip(found.edit, found.environment, found.answers, found.written, strict=True)
-    if all(
-        _alike(said, was_said[e]) if where == "edit" else as_before or where in _NEW
-        for e, where, said, as_before in rows
-    ):
+    same = [_alike(x, was_said[e]) if where == "edit" else ok or where in _NEW for e, where, x, ok in rows]
+    if all(same):
         notes.append("No answer differs from that of the base: as far as these questions show, nothing is edited.")
     return found, notes
 
@@ -223,10 +221,9 @@ def _shortfalls(values: Values, seed: int) -> list[Level]:
             numbers["smallest_detectable"] = numbers["high"]
         elif math.isfinite(numbers["smallest_detectable"]):
             numbers["smallest_detectable"] = min(numbers["smallest_detectable"], 1.0)
-        statistic, label = f"shortfall:{about.name}", f"{about.title}: shortfall"
-        count = int((~np.isnan(own[:, k])).sum())
+        statistic, label, count = f"shortfall:{about.name}", f"{about.title}: shortfall", np.isfinite(own[:, k]).sum()
         levels.append(Level(statistic=statistic, label=label, metric=about.name, arm=YOURS, better="lower",
-                            n_units=count, **numbers))  # fmt: skip
+                            n_units=int(count), **numbers))  # fmt: skip
     return levels
 
 
@@ -234,8 +231,8 @@ def _judge(found: dict[str, Any], values: Values, seed: int, margins: Mapping[st
     """Add shortfalls and the verdict to evidence; fewer than six edits are measured and not judged."""
     means, pairs = list(map(Level.read, found["levels"])), _shortfalls(values, seed)
     enough = len(next(iter(values.values()))) >= FEWEST
-    shown = ("edit_score", "reliability", "worst_environment")
-    told = [x for name in shown for x in means if x.metric in (name, f"{name}_written") and math.isfinite(x.value)]
+    shown = ("edit_score", "edit_score_written", "reliability", "worst_environment")
+    told = [x for name in shown for x in means if x.metric == name and math.isfinite(x.value)]
     text = "; ".join(f"{x.label} {x.value:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in told)
     said = audit_verdict("gap shown", pairs if enough else [], margin=margins, unit="edit")
     found["levels"] += [x.row() for x in pairs]
