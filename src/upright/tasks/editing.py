@@ -94,7 +94,7 @@ class EditConfig(Config):
         "Locality is of the questions that were asked. That no other answer changed, no audit shows.",
         "As before is as the base answered, right or wrong.",
         "Intervals are over edits like these, in models like this one: edits that one model holds share its fate.",
-        "Where the base writes more than 16 tokens, the first 16 are compared.",
+        "Of a long answer the first 16 tokens are compared, or as many as the longest target has.",
     ],
 )
 def read_editing(config: EditConfig, *, seed: int, draws: int, margins: Mapping[str, float]) -> Answer:
