@@ -280,6 +280,15 @@ def test_without_unrelated_questions_of_its_own_a_request_shares_the_given_ones(
     assert texts(made.test["unrelated_image"]) == texts(asked(4))
 
 
+def test_other_questions_about_the_picture_are_a_slice_of_their_own():
+    # catches: the hardest slice, which no file could bring; the picture of the edit as "another picture"
+    asked = [Question(f"Question {i}?", "", picture(0 if i < 3 else i)) for i in range(5)]
+    found = environments(EditRequest("r", Question(PROMPT, TARGET, picture(0)), m_loc=tuple(asked)))
+    assert texts(found.train["same_image"]) == texts(asked[:1])
+    assert texts(found.test["same_image"]) == texts(asked[1:3])
+    assert [image_digest(one.image) for one in found.test["other_image"]] == [image_digest(picture(4))]
+
+
 def test_text_alone_has_no_environment_of_pictures():
     made = environments(EditRequest("a", Question(PROMPT, TARGET), loc=asked(1)))
     assert set(made.train) == {"edit", "text"}

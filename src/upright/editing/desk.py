@@ -431,7 +431,12 @@ def diff(at: Opened, name: str | None = None, *, probes: Path | None = None) -> 
             said.append(prompts.answers(at.model, at.processor, encoded))
     rows = [{"prompt": one.prompt, "pictured": one.image is not None, "before": then, "after": now}
             for one, then, now in zip(asked, *said, strict=True)]  # fmt: skip
-    return {"model": at.name, "edits": list(own), "answers": rows, "changed": sum(one["before"] != one["after"] for one in rows)}
+    return {
+        "model": at.name,
+        "edits": list(own),
+        "answers": rows,
+        "changed": sum(one["before"] != one["after"] for one in rows),
+    }
 
 
 def export(at: Opened, out: Path, name: str | None = None, *, merged: bool = False) -> dict[str, Any]:

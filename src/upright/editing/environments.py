@@ -5,7 +5,8 @@ r"""Edit requests, read from a file, and the environments in which an edit is tr
 ``target`` (or ``alt``)               what must be answered
 ``rephrase``, ``image_rephrase``      the question in other words, other pictures of the same thing
 ``loc``, ``loc_ans``                  unrelated questions of text, with answers
-``m_loc``, ``m_loc_q``, ``m_loc_a``   unrelated pictures, with questions and answers
+``m_loc``, ``m_loc_q``, ``m_loc_a``   unrelated pictures, with questions and answers; other questions about the same
+                                      picture where it is that of the request
 ``portability`` (or ``port_new``)     what follows: ``{"question", "answer"}``, alone or under VLKEB's ``"Q&A"``; about
                                       the picture, unless ``"image": null`` stands there too
 ====================================  ==============================================================================
@@ -155,8 +156,11 @@ def environments(
     tested = {question_key(one) for one in (edit, *request.loc, *request.m_loc, *request.portability)}
     pool = [one for one in unrelated if question_key(one) not in tested]
     plain = apart(request.loc, [one for one in pool if one.image is None])
-    shown = apart(request.m_loc, [one for one in pool if one.image is not None])
-    beside = apart((), [one for one in same if question_key(one) not in tested])
+    own = None if image is None else image_digest(image)
+    about = [one for one in request.m_loc if one.image is not None and image_digest(one.image) == own]
+    others = [one for one in request.m_loc if one not in about]
+    shown = apart(others, [one for one in pool if one.image is not None])
+    beside = apart(about, [one for one in same if question_key(one) not in tested])
     sides: list[dict[str, Sequence[Question]]] = [
         {
             "edit": [edit],
