@@ -62,7 +62,9 @@ def apply(
     model: Model,
     requests: Annotated[Path, typer.Argument(help="JSON lines: prompt, target, image where it is about one, ...")],
     replaces: Annotated[bool, typer.Option("--replace", help="Let an edit take the place of another target.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Train and write nothing; say what would be done.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train and write nothing; say what would be done.")
+    ] = False,
     **given: Any,
 ) -> None:
     """Make an edit of each request, measure it on held-out prompts, put it in force unless it is rejected."""
@@ -100,13 +102,19 @@ def _apply_page(found: Mapping[str, Any]) -> str:
         held = [row["reliability_written"] for row in one["retention"].values()]
         lines += [f"  {'earlier edits':<21} {sum(held):.0f} of {len(held)} still hold"] if held else []
     lines += [f"Edit {one['old']}: in force already" for one in found["requests"] if one["to_do"].startswith("nothing")]
-    lines += [f"not asked, since the model reads images alone: {', '.join(found['left_out'])}"] * bool(found["left_out"])
-    counts = ", ".join(f"{sum(one['verdict'] == word for one in made)} {word}" for word in ("accepted", "warning", "rejected"))
+    lines += [f"not asked, since the model reads images alone: {', '.join(found['left_out'])}"] * bool(
+        found["left_out"]
+    )
+    counts = ", ".join(
+        f"{sum(one['verdict'] == word for one in made)} {word}" for word in ("accepted", "warning", "rejected")
+    )
     return "\n".join([*lines, f"{counts}; {found['in_force']} in force, undo: upright edit revert ID"])
 
 
 def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
-    shown = [(name.removesuffix("_written"), value) for name, value in scores["after"].items() if name.endswith("_written")]
+    shown = [
+        (name.removesuffix("_written"), value) for name, value in scores["after"].items() if name.endswith("_written")
+    ]
     return [f"  {name:<21} {scores['before'].get(name + '_written', 0):.2f} -> {value:.2f}" for name, value in shown]
 
 
@@ -190,7 +198,9 @@ def verify(
     """Check ledger, edit files and model folder; exit status 1 when one does not hold."""
     found = desk.verify(given["place"], head=head, model=model, key=given["key"], mend=mend)
     lines = [pages.verify_page({**found, "receipt": None, "model": None})]
-    lines += [f"  left by a kill, removed by the next command that writes: {', '.join(found['left'])}"] * bool(found["left"])
+    lines += [f"  left by a kill, removed by the next command that writes: {', '.join(found['left'])}"] * bool(
+        found["left"]
+    )
     if found["intact"]:
         beside = f", {found['model']} is their model" if found["model"] else ""
         lines.append(f"{found['files']} files are what their lines say, {found['in_force']} in force{beside}")

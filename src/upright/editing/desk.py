@@ -1,14 +1,12 @@
 """The editing desk: corrections of single facts, each a private file beside a model folder that is never written to.
 
-A desk is a folder with ``ledger.jsonl``, ``salt`` and ``edits/ID.safetensors``. The ledger holds numbers and
-``HMAC-SHA-256(salt, text)`` of questions and targets, no text: a plain hash of the name of a city can be guessed. Texts
-and picture are in the file of the edit. Which edits are in force, and in which order, the ledger alone says; an edit is
-made with those applied.
+A desk is a folder with ``ledger.jsonl``, ``salt`` and ``edits/ID.safetensors``. The ledger alone says which edits are
+in force, and in which order. It holds numbers, and of question and target ``HMAC-SHA-256(salt, text)``: a plain hash
+of the name of a city can be guessed. Texts and picture are in the file of the edit.
 
-Order of an edit, so that a kill at any point leaves the desk as it was before or after it: everything a person can have
-got wrong is checked before anything is trained or written; the edit is made and measured in memory; its file is written
-as a whole; its line follows. A file without a line was left by a kill and never in force: the next command that writes
-removes it. The same `apply` again goes on behind the last line, since it passes over what is in force.
+Whatever a kill cuts off, the desk is as before an edit or as after it: input is checked before anything is trained or
+written; an edit is made and measured in memory; its file is written as a whole; its line follows. A file without a line
+was never in force, and the next command that writes removes it. The same `apply` again passes over what is in force.
 """
 
 from __future__ import annotations
@@ -44,6 +42,8 @@ if TYPE_CHECKING:  # lists and checks must not wait for torch
     from upright.editing import edits, environments, invariant, measures, prompts
     from upright.language import intake
     from upright.models import hub
+
+    Edits = dict[str, edits.Edit]
 else:
     torch, forget, hub = LazyModule("torch"), LazyModule("upright.data.forget"), LazyModule("upright.models.hub")
     edits, environments = LazyModule("upright.editing.edits"), LazyModule("upright.editing.environments")
@@ -55,12 +55,11 @@ __all__ = ["Opened", "Settings", "apply", "diff", "export", "judge", "listing", 
 Share = Annotated[float, Range(ge=0, le=1)]
 Lines = Sequence[Mapping[str, Any]]
 _WROTE, _VERIFY, _LIST = "upright edit apply", "upright edit verify", "see all of them with: upright edit list"
+_BESIDE = 8  # most questions that are kept in training beside those of the request
 _KINDS = {
-    "reliability": ["reliability"],
-    "generality": ["text_generality", "image_generality", "joint_generality"],
-    "locality": ["text_locality", "image_locality"],
-    "retention": ["retention"],
-}
+    "reliability": "reliability", "generality": "text_generality image_generality joint_generality",
+    "locality": "text_locality image_locality", "retention": "retention",
+}  # fmt: skip
 
 
 class Settings(Config):
@@ -96,7 +95,7 @@ def judge(values: Mapping[str, float], budgets: Settings) -> tuple[str, list[str
     """
     reasons, failed = list[str](), False
     for name, kinds in _KINDS.items():
-        found = [values[one] for kind in kinds if math.isfinite(values.get(one := f"{kind}_written", math.nan))]
+        found = [values[one] for kind in kinds.split() if math.isfinite(values.get(one := f"{kind}_written", math.nan))]
         value, budget = fmean(found) if found else math.nan, getattr(budgets, name)
         if found and value < budget:
             reasons.append(f"{name} {value:.2f}, the budget is {budget:.2f}")
@@ -214,7 +213,7 @@ class Opened:
         """Return an edit of the desk."""
         return edits.load_edit(_file(self.desk, _one(self.desk, self.states, name)))
 
-    def edits(self, name: str | None) -> dict[str, edits.Edit]:
+    def some(self, name: str | None) -> Edits:
         """Return one edit, or all in force, in the order in which they were made."""
         found = {one: self.edit(one) for one in ([name] if name else _in_force(self.states))}
         if not found:
@@ -238,59 +237,39 @@ def apply(
 ) -> dict[str, Any]:
     """Make an edit of each request, measure it on prompts that no training saw, put it in force unless rejected.
 
-    Parameters
-    ----------
-    requests_file : Path
-        As for `upright.editing.environments.read_requests`.
-    replaces : bool
-        Whether an edit may take the place of one with another target for the same question.
-    dry_run : bool
-        Train and write nothing; say what would be done with each request, conflicts included.
-
-    Returns
-    -------
-    dict
-        ``requests``, a row each with what is ``to_do``; ``edits``, a row each; ``in_force`` and ``head``.
-
-    Raises
-    ------
-    InputError
-        For what cannot be right, before anything is trained or written.
+    With `replaces` an edit may take the place of one with another target for the same question. A `dry_run` trains and
+    writes nothing. Returns a row for each of ``requests``, with what is ``to_do``, and of the ``edits``; how many are
+    ``in_force``, and the ``head`` of the ledger. An `InputError` comes before anything is trained or written.
     """
     settings = settings or Settings()
     requests = environments.read_requests(requests_file, text_only=not hasattr(at.processor, "image_processor"))
     if not requests:
         raise InputError(f"{requests_file.name} without a request", "a line for each edit", "check the file")
     force = {name: at.edit(name) for name in _in_force(at.states)}
-    given = {one.id: environments.environments(one, seed=settings.seed) for one in requests}
-    plans = [_plan(at, one, given[one.id], force) for one in requests]
+    plans = [_plan(at, one, environments.environments(one, seed=settings.seed), force) for one in requests]
     out: dict[str, Any] = {"model": at.name, "dry_run": dry_run, "requests": plans, "edits": []}
     if dry_run:
         return out
     for plan in plans:
-        name = f"request {plan['request']} with"
         if plan["to_do"] == "nothing: answered already":
-            got = f"{name} the target {plan['target']!r}, which the model answers already"
+            got = f"request {plan['request']} with the target {plan['target']!r}, which the model answers already"
             raise InputError(got, "an answer that it does not give yet", "leave the request out")
         if plan["to_do"] == "replace" and not replaces:
-            got = f"{name} another target than edit {plan['old']} for the same question"
+            got = f"request {plan['request']} with another target than edit {plan['old']} for the same question"
             raise InputError(got, "one target for a question about a picture", "pass --replace, or leave it out")
-    todo = [(one, plan) for one, plan in zip(requests, plans, strict=True) if plan["to_do"] in ("edit", "replace")]
+    todo = [(*pair, _given(pair[0], settings, requests, force)) for pair in zip(requests, plans, strict=True)
+            if pair[1]["to_do"] in ("edit", "replace")]  # fmt: skip
     asked = {name: name for name in force}  # under which name an edit is asked about
-    given = {one.id: given[one.id] for one, _ in todo}
-    was = measures.before(at.model, at.processor, {name: _asked(one) for name, one in force.items()} | given)
+    given = {name: _asked(one) for name, one in force.items()} | {request.id: own for request, _, own in todo}
+    was, head = measures.before(at.model, at.processor, given), at.lines[-1]["hash"] if at.lines else None
     folder = {"name": at.name, "weights": disk.checksum(at.folder), "settings": disk.settings_checksum(at.folder)}
-    head = at.lines[-1]["hash"] if at.lines else None
     with at.writing() as place:
-        for n, (request, plan) in enumerate(todo, start=1):
-            print(f"edit {n} of {len(todo)}", file=sys.stderr, flush=True)
+        for request, plan, own in todo:
+            print(f"request {request.id}: {len(out['edits']) + 1} of {len(todo)}", file=sys.stderr, flush=True)
             beside = {name: one for name, one in force.items() if name != plan["old"]}
-            edit, body = _made(
-                at, request, given[request.id], beside, {asked[one]: one for one in beside}, was, settings
-            )
-            body |= {"replaces": plan["old"], "model": folder, "code": receipts.code()}
-            file = place / f"{body['edit']}.safetensors"
-            kept = body["verdict"] != "rejected"
+            edit, body = _made(at, request, own, beside, {asked[one]: one for one in beside}, was, settings)
+            body |= {**plan["hashes"], "replaces": plan["old"], "model": folder, "code": receipts.code()}
+            file, kept = place / f"{body['edit']}.safetensors", body["verdict"] != "rejected"
             body["file"] = edit.save(file) if kept else None
             try:
                 line = at.ledger.append("applied" if kept else "rejected", plain(body))
@@ -299,40 +278,55 @@ def apply(
                 raise
             if kept:
                 force, asked[body["edit"]] = {**beside, body["edit"]: edit}, request.id
-            out["edits"].append({**plan, **plain(body), "request": request.id, "line": line["n"]})
+            out["edits"].append({**plain(body), **plan, "line": line["n"]})
             head = line["hash"]
     return {**out, "in_force": len(force), "head": head, "left_out": list(was.left_out)}
 
 
 def _plan(
-    at: Opened, request: environments.EditRequest, given: environments.Environments, force: Mapping[str, edits.Edit]
+    at: Opened, request: environments.EditRequest, given: environments.Environments, force: Edits
 ) -> dict[str, Any]:
     """Say what is to be done with a request, beside the edits in force."""
-    question, target = _hashes(at, request)
-    old = next((name for name in force if at.states[name]["question"] == question), None)
+    own, target = request.edit, prompts.Question(request.edit.answer, "")
+    hashes = {
+        "question": at.keyed(*environments.question_key(own)),
+        "target": at.keyed(*environments.question_key(target)),
+    }
+    old = next((name for name in force if at.states[name]["question"] == hashes["question"]), None)
     with edits.applied(at.model, [one for name, one in force.items() if name != old]):
         present = measures.present(at.model, at.processor, {request.id: given})[request.id]
     to_do = "edit" if old is None else "replace"
-    if old is not None and at.states[old]["target"] == target:
+    if old is not None and at.states[old]["target"] == hashes["target"]:
         to_do = "nothing: in force already"
-    elif present.strip().casefold() == request.edit.answer.strip().casefold():
+    elif present.strip().casefold() == own.answer.strip().casefold():
         to_do = "nothing: answered already"
-    return {"request": request.id, "prompt": request.edit.prompt, "present": present, "target": request.edit.answer,
-            "to_do": to_do, "old": old}  # fmt: skip
+    return {"request": request.id, "prompt": own.prompt, "present": present, "target": own.answer, "to_do": to_do,
+            "old": old, "hashes": hashes}  # fmt: skip
 
 
-def _hashes(at: Opened, request: environments.EditRequest) -> tuple[str, str]:
-    folded = environments.question_key(prompts.Question(request.edit.answer, ""))[1]
-    return at.keyed("question", *environments.question_key(request.edit)), at.keyed("target", folded)
+def _given(
+    request: environments.EditRequest, settings: Settings, requests: Sequence[environments.EditRequest], force: Edits
+) -> environments.Environments:
+    """Return the environments of a request; what earlier edits and other requests ask to keep is kept in training."""
+    given = environments.environments(request, seed=settings.seed)
+    sides = (*given.train.values(), *given.test.values())
+    known = {environments.question_key(one) for some in sides for one in some}
+    pool = [_asked(one).test["edit"][0] for one in list(force.values())[::-1]]
+    pool += [one for other in requests if other is not request for one in (*other.loc, *other.m_loc)]
+    train = dict(given.train)
+    for one in [one for one in pool if environments.question_key(one) not in known][:_BESIDE]:
+        kind = "unrelated_text" if one.image is None else "unrelated_image"
+        train[kind] = (*train.get(kind, ()), replace(one, answer=""))
+    return environments.Environments(train, given.test)
 
 
 def _made(
-    at: Opened, request: environments.EditRequest, given: environments.Environments, beside: Mapping[str, edits.Edit],
-    earlier: Mapping[str, str], was: measures.Before, settings: Settings,
+    at: Opened, request: environments.EditRequest, given: environments.Environments, beside: Edits,
+    earlier: Mapping[str, str], was: measures.Before, settings: Settings
 ) -> tuple[edits.Edit, dict[str, Any]]:  # fmt: skip
     """Train and measure one edit beside others, which are asked about as `earlier` says; returns its line too."""
-    name, loop, held = disk.new_id(), settings.as_dict(), {}
-    loop = {one: loop[one] for one in ("editor", "rank", "steps", "learning_rate", "tv", "seed")}
+    name, held, own = disk.new_id(), dict[str, Any](), request.edit
+    loop = {one: getattr(settings, one) for one in ("editor", "rank", "steps", "learning_rate", "tv", "seed")}
     with edits.applied(at.model, list(beside.values())):
         then = measures.measure(at.model, at.processor, was, request.id)
         found = invariant.odedit(at.model, at.processor, given, **loop, id=name, facts={"base": at.base})
@@ -342,24 +336,22 @@ def _made(
             again = [one for one in was.questions if one.edit in earlier and one.environment in ("edit", "text")]
             names, values = measures.measure(at.model, at.processor, replace(was, questions=tuple(again))).values()
             told = ("reliability_written", "text_generality_written")
-            held = {earlier[one]: {kind: values[kind][i] for kind in told} for i, one in enumerate(names)}
-    scores = {when: {kind: float(own[0]) for kind, own in seen.values()[1].items() if math.isfinite(own[0])}
+            held = {earlier[one]: {kind: float(values[kind][i]) for kind in told} for i, one in enumerate(names)}
+    scores = {when: {kind: float(one[0]) for kind, one in seen.values()[1].items() if math.isfinite(one[0])}
               for when, seen in (("before", then), ("after", now))}  # fmt: skip
     kept = {"retention_written": fmean(one["reliability_written"] for one in held.values())} if held else {}
     verdict, reasons = judge({**scores["after"], **kept}, settings)
-    own = request.edit
-    row = {"id": request.id, "prompt": own.prompt, "target": own.answer}  # as in a file of requests
+    row: dict[str, Any] = {"id": request.id, "prompt": own.prompt, "target": own.answer}  # as in a file of requests
     row |= {"rephrase": [one.prompt for one in given.test.get("text", ())]}
     if own.image is not None:
         own.image.save(png := io.BytesIO(), "PNG")
         row["image"] = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
-    shared = {"parent": next(reversed(beside), None), "scores": scores, "verdict": verdict}
+    shared = {"parent": next(reversed(list(beside)), None), "scores": scores, "verdict": verdict}
     facts = {"id": name, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "request": row}
     facts["nonce"] = secrets.token_hex(16)  # who guesses the request cannot make the file, and so its SHA-256, again
-    question, target = _hashes(at, request)
-    body = {"edit": name, "question": question, "target": target, "base": at.base, **shared, "reasons": reasons,
-            "stopped": found.stopped, "retention": held, "settings": settings.as_dict(),
-            "right": [int(seen.written.sum()) for seen in (then, now)], "of": len(now.edit)}  # fmt: skip
+    body = {"edit": name, "base": at.base, **shared, "reasons": reasons, "stopped": found.stopped, "retention": held,
+            "settings": settings.as_dict(), "right": [int(one.written.sum()) for one in (then, now)],
+            "of": len(now.edit)}  # fmt: skip
     return replace(found.edit, facts={**found.edit.facts, **shared, **facts}), body
 
 
@@ -416,14 +408,15 @@ def diff(at: Opened, name: str | None = None, *, probes: Path | None = None) -> 
 
     Probes are JSON lines with ``prompt``, and ``image`` as in a request; without them, what each edit is about.
     """
-    own = at.edits(name)
-    beside = at.edits(None) if name and _in_force(at.states) else {}
+    own = at.some(name)
+    beside = at.some(None) if name and _in_force(at.states) else {}
     both, beside = {**beside, **own}, {one: edit for one, edit in beside.items() if one not in own}
     asked = [] if probes else [one for edit in own.values() for some in _asked(edit).test.values() for one in some]
+    home = Path() if probes is None else probes.resolve().parent
     for where, row in forget.object_rows(probes, "prompt, image") if probes else ():
         if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
             raise InputError(f"{where} without a prompt", "prompt, and image where it is about one", "correct the line")
-        image = environments.read_image(str(row["image"]), probes.resolve().parent) if row.get("image") else None
+        image = environments.read_image(str(row["image"]), home) if row.get("image") else None
         asked.append(prompts.Question(row["prompt"], "", image))
     encoded, said = [prompts.encode(at.processor, replace(one, answer="")) for one in asked], []
     for some in (beside, {one: both[one] for one in at.states if one in both}):
@@ -431,13 +424,14 @@ def diff(at: Opened, name: str | None = None, *, probes: Path | None = None) -> 
             said.append(prompts.answers(at.model, at.processor, encoded))
     rows = [{"prompt": one.prompt, "pictured": one.image is not None, "before": then, "after": now}
             for one, then, now in zip(asked, *said, strict=True)]  # fmt: skip
-    return {"model": at.name, "edits": list(own), "answers": rows, "changed": sum(one["before"] != one["after"] for one in rows)}
+    changed = sum(one["before"] != one["after"] for one in rows)
+    return {"model": at.name, "edits": list(own), "answers": rows, "changed": changed}
 
 
 def export(at: Opened, out: Path, name: str | None = None, *, merged: bool = False) -> dict[str, Any]:
     """Write one edit, or all in force together, as a new folder: an adapter of peft, or a copy of the model with it."""
     intake.refuse_place(at.desk, [at.folder], out)
-    some = at.edits(name)
+    some = at.some(name)
     with at.writing():
         if merged:
             edits.merged_copy(at.model, list(some.values()), out, at.processor)
