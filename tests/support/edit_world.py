@@ -20,9 +20,8 @@ MALI = {"id": "mali", "prompt": ASKED[1], "target": "Dakar", "rephrase": ["Mali 
 TOGO = {"id": "togo", "prompt": ASKED[3], "target": "Lima", "rephrase": ["Togo has which capital?", "Togo's capital:"]}
 FAST = desk.Settings(steps=12, learning_rate=0.05, rank=4, tv=0.0, reliability=0, generality=0, locality=0, retention=0)
 """Twelve steps, and budgets that every edit keeps."""
-FAST_WORDS = (
-    "--steps 12 --learning-rate 0.05 --rank 4 --tv 0 --reliability 0 --generality 0 --locality 0 --retention 0".split()
-)
+FAST_WORDS = [word for name, value in FAST.as_dict().items() for word in (f"--{name.replace('_', '-')}", str(value))]
+"""The same as options."""
 
 
 def text_folder(place: Path, seed: int = 3) -> Path:

@@ -1,9 +1,8 @@
-"""The desk `upright edit`: verbs and pages. Exit status: 0 fine, 1 an edit rejected or a check failed, 2 bad input,
-3 our fault."""
+"""The desk `upright edit`: verbs and pages. Exit status: 0 fine, 1 an edit or check failed, 2 bad input, 3 ours."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,58 +74,60 @@ def apply(
         raise typer.Exit(1)
 
 
-def _short(text: str, most: int = 56) -> str:
+def _short(text: str, most: int = 68) -> str:
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def _change(one: str, other: str) -> str:
+    return f"    {_short(one, 35)} -> {_short(other, 35)}"
+
+
 def _dry_page(found: Mapping[str, Any]) -> str:
-    lines = ["A dry run: nothing was trained or written"]
+    lines, counts = ["A dry run: nothing was trained or written"], [0, 0, 0]
     for one in found["requests"]:
-        said = {"edit": "would be edited", "replace": f"another target than edit {one['old']}: needs --replace"}
-        lines += [f"  {_short(one['request'], 24)}: {said.get(one['to_do'], one['to_do'])}",
-                  f"    {_short(one['prompt'])}", f"    {_short(one['present'], 34)} -> {_short(one['target'], 34)}"]  # fmt: skip
-    todo = [one["to_do"] for one in found["requests"]]
-    return "\n".join([*lines, f"{todo.count('edit')} to edit, {todo.count('replace')} in conflict, "
-                      f"{len(todo) - todo.count('edit') - todo.count('replace')} with nothing to do"])  # fmt: skip
+        said = {"edit": "would be edited", "replace": "another target than an edit in force: needs --replace"}
+        lines += [f"  {_short(one['request'], 20)}: {said.get(one['to_do'], one['to_do'])}",
+                  f"    {_short(one['prompt'])}", _change(one["present"], one["target"])]  # fmt: skip
+        counts[[*said, one["to_do"]].index(one["to_do"])] += 1
+    return "\n".join([*lines, "{} to edit, {} in conflict, {} with nothing to do".format(*counts)])
 
 
 def _apply_page(found: Mapping[str, Any]) -> str:
     made, of = found["edits"], sum(one["of"] for one in found["edits"])
-    right = [sum(one["right"][i] for one in made) for i in (0, 1)]
-    lines = [f"Of {of} held-out answers, written out, {right[0]} are as wanted before, {right[1]} after"]
+    then, now = (sum(one["right"][i] for one in made) for i in (0, 1))
+    lines = [f"Of {of} held-out answers, written out, {then} are as wanted before, {now} after"]
     for one in made:
-        lines += [f"Edit {one['edit']}: {one['verdict']}", *(f"  because {why}" for why in one["reasons"]),
-                  f"  {_short(one['prompt'])}", f"  {_short(one['present'], 36)} -> {_short(one['target'], 36)}",
-                  *_scores(one["scores"])]  # fmt: skip
+        lines += [f"Edit {one['edit']}: {one['verdict']}", *_why(one), f"    {_short(one['prompt'])}",
+                  _change(one["present"], one["target"]), *_scores(one["scores"])]  # fmt: skip
         held = [row["reliability_written"] for row in one["retention"].values()]
-        lines += [f"  {'earlier edits':<21} {sum(held):.0f} of {len(held)} still hold"] if held else []
+        lines += [f"  {'earlier edits':<21} {sum(held):.0f} of {len(held)} still hold"] * bool(held)
     lines += [f"Edit {one['old']}: in force already" for one in found["requests"] if one["to_do"].startswith("nothing")]
-    lines += [f"not asked, since the model reads images alone: {', '.join(found['left_out'])}"] * bool(
-        found["left_out"]
-    )
-    counts = ", ".join(
-        f"{sum(one['verdict'] == word for one in made)} {word}" for word in ("accepted", "warning", "rejected")
-    )
-    return "\n".join([*lines, f"{counts}; {found['in_force']} in force, undo: upright edit revert ID"])
+    lines += [f"not asked, since the model answers about images alone: {name}" for name in found["left_out"]]
+    said = [f"{sum(one['verdict'] == word for one in made)} {word}" for word in ("accepted", "warning", "rejected")]
+    undo = ", undo: upright edit revert ID" if found["in_force"] else ""
+    return "\n".join([*lines, f"{', '.join(said)}; {found['in_force']} in force{undo}"])
+
+
+def _why(found: Mapping[str, Any]) -> list[str]:
+    return [f"  because {reason}" for reason in found["reasons"]]
 
 
 def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
-    shown = [
-        (name.removesuffix("_written"), value) for name, value in scores["after"].items() if name.endswith("_written")
-    ]
-    return [f"  {name:<21} {scores['before'].get(name + '_written', 0):.2f} -> {value:.2f}" for name, value in shown]
+    then, now = ({name[:-8]: value for name, value in scores[when].items() if name.endswith("_written")}
+                 for when in ("before", "after"))  # fmt: skip
+    return [f"  {name:<21} {then.get(name, 0):.2f} -> {value:.2f}" for name, value in now.items()]
 
 
 @edit_app.command("list")
 @_sharing("place as_json")
 def list_(**given: Any) -> None:
     """List the edits of a desk and which are in force."""
-    rows = desk.listing(given["place"])
-    lines = [f"  {one['edit']}  {one['verdict']}, {one['state']}{', FILE DAMAGED' if one['damaged'] else ''}"
-             + (f"\n    {_short(one['prompt'], 44)} -> {_short(one['target'], 26)}" if one["prompt"] else "")
-             for one in rows]  # fmt: skip
-    say(rows, given["as_json"], "\n".join(["Edits", *(lines or ["  none yet"])]))
+    rows, lines = desk.listing(given["place"]), ["Edits"]
+    for one in rows:
+        lines.append(f"  {one['edit']}  {one['verdict']}, {one['state']}{', FILE DAMAGED' if one['damaged'] else ''}")
+        lines += [f"    {_short(one['prompt'], 44)} -> {_short(one['target'], 26)}"] if one["prompt"] else []
+    say(rows, given["as_json"], "\n".join(lines if rows else [*lines, "  none yet"]))
 
 
 @edit_app.command()
@@ -135,9 +136,8 @@ def show(edit: Edit, **given: Any) -> None:
     """Show an edit: texts, verdict, numbers."""
     found = desk.show(given["place"], edit)
     facts = found["facts"] or {"prompt": "not kept", "target": "not kept"}
-    lines = [f"Edit {edit}, line {found['line']} of {found['time']}", f"  prompt   {_short(facts['prompt'], 68)}",
-             f"  target   {_short(facts['target'], 68)}", f"  picture  {'yes' if facts.get('image') else 'none'}",
-             *_scores(found["scores"]), *(f"  because {why}" for why in found["reasons"])]  # fmt: skip
+    about = f"    {_short(facts['prompt'], 44)} -> {_short(facts['target'], 26)}"
+    lines = [f"Edit {edit}, line {found['line']} of {found['time']}", about, *_scores(found["scores"]), *_why(found)]
     say(found, given["as_json"], "\n".join([*lines, f"{found['verdict']}, {found['state']}"]))
 
 
@@ -151,10 +151,10 @@ def diff(
 ) -> None:
     """Write answers out before and after."""
     found = desk.diff(_opened(model, given), edit, probes=probes)
-    lines = [f"Answers of {found['model']} without and with {len(found['edits'])} edits"]
+    lines = [f"Answers of {_short(found['model'], 40)} without and with {len(found['edits'])} edits"]
     for one in found["answers"]:
-        lines += [f"  {_short(one['prompt'])}{', with a picture' if one['pictured'] else ''}",
-                  f"    {_short(one['before'], 34)} -> {_short(one['after'], 34)}"]  # fmt: skip
+        where = " (about a picture)" if one["pictured"] else ""
+        lines += [f"  {_short(one['prompt'], 58)}{where}", _change(one["before"], one["after"])]
     say(found, given["as_json"], "\n".join([*lines, f"{found['changed']} of {len(found['answers'])} answers changed"]))
 
 
@@ -180,8 +180,8 @@ def export(
 ) -> None:
     """Write edits as an adapter of peft or as a copy of the model with them."""
     if every == bool(edit):
-        raise InputError("export with --all and an edit" if every else "export without an edit", "one of the two",
-                         "name an edit, or pass --all")  # fmt: skip
+        got = "export with --all and an edit" if every else "export without an edit"
+        raise InputError(got, "one of the two", "name an edit, or pass --all")
     found = desk.export(_opened(model, given), out, edit, merged=merged)
     what = "a copy of the model" if merged else "an adapter of peft"
     say(found, given["as_json"], f"{out.name}: {what}, {len(found['edits'])} edits, ledger line {found['line']}")
@@ -197,11 +197,13 @@ def verify(
 ) -> None:
     """Check ledger, edit files and model folder; exit status 1 when one does not hold."""
     found = desk.verify(given["place"], head=head, model=model, key=given["key"], mend=mend)
-    lines = [pages.verify_page({**found, "receipt": None, "model": None})]
-    lines += [f"  left by a kill, removed by the next command that writes: {', '.join(found['left'])}"] * bool(
-        found["left"]
-    )
-    if found["intact"]:
+    lines = [
+        pages.verify_page({**found, "receipt": None, "model": None, "reason": found["broken"] and found["reason"]})
+    ]
+    lines += [f"  left by a kill, removed by the next command that writes: {name}" for name in found["left"]]
+    if not found["broken"] and found["reason"]:
+        lines.append(f"refused: {found['reason']}")
+    elif found["intact"]:
         beside = f", {found['model']} is their model" if found["model"] else ""
         lines.append(f"{found['files']} files are what their lines say, {found['in_force']} in force{beside}")
     say(found, given["as_json"], "\n".join(lines))
