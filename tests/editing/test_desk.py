@@ -179,6 +179,12 @@ def test_verdicts(change, verdict, reasons):
     assert desk.judge({**VALUES, **change}, desk.Settings()) == (verdict, reasons)
 
 
+def test_an_edit_is_not_blamed_for_what_earlier_ones_moved():
+    now, worse = {**VALUES, "text_locality_written": 0.2}, {"text_locality_written": 0.2 + 1e-9}
+    assert desk.judge(now, desk.Settings(), {"text_locality_written": 0.2})[0] == "accepted"
+    assert desk.judge(now, desk.Settings(), worse)[0] == "rejected"
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_an_edit_of_a_picture_is_kept_with_it_and_exported(small_world, tmp_path):
     """Catches a picture that is lost after a restart: retention would ask the question without it."""
@@ -430,3 +436,15 @@ def test_an_empty_file_an_unknown_edit_a_lost_salt_and_nothing_in_force(world, o
             "a folder that upright edit apply wrote", "check --desk")  # fmt: skip
     refused(lambda: start(world / "model" / "desk", world), "--desk desk inside the model folder model",
             "a place outside of it", "name another place: a model folder is never written to")  # fmt: skip
+
+
+def test_the_command_line_has_the_defaults_of_the_settings():
+    """Catches a budget that a person reads in the help and the desk does not keep."""
+    import inspect
+
+    from upright.cli.edit import apply as verb
+
+    options = {name: one.default.default for name, one in inspect.signature(verb).parameters.items()
+               if hasattr(one.default, "default")}  # fmt: skip
+    own = desk.Settings().as_dict()
+    assert {name: options[name] for name in own} == own

@@ -29,7 +29,7 @@ _sharing = sharing({
     "place": (Path, Path("edit-desk"), "Folder of ledger and edits.", "--desk"),
     "editor": (str, "lora", "lora, dense or gated: low rank, a whole change, low rank behind a gate."),
     "rank": (int, 8, "Of lora and gated."),
-    "steps": (int, 40, "Most steps of training."),
+    "steps": (int, 80, "Most steps; an edit ends earlier where it is learnt."),
     "learning_rate": (float, 1e-2, "Of Adam."),
     "tv": (float, 0.1, "Weight of the invariance penalty."),
     "reliability": (float, 1.0, "Budget: share of the request itself; below it, rejected."),

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from upright.contract import Config, InputError, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range
@@ -57,9 +58,11 @@ Lines = Sequence[Mapping[str, Any]]
 _WROTE, _VERIFY, _LIST = "upright edit apply", "upright edit verify", "see all of them with: upright edit list"
 _BESIDE = 8  # most questions that are kept in training beside those of the request
 _KINDS = {
-    "reliability": "reliability", "generality": "text_generality image_generality joint_generality",
-    "locality": "text_locality image_locality", "retention": "retention",
-}  # fmt: skip
+    "reliability": "reliability_written",
+    "generality": "text_generality_written image_generality_written joint_generality_written",
+    "locality": "text_locality_written image_locality_written",
+    "retention": "retention_written",
+}
 
 
 class Settings(Config):
@@ -69,7 +72,7 @@ class Settings(Config):
     """Low rank, a dense change, or low rank behind a gate."""
     rank: PositiveInt = 8
     """Of lora and gated."""
-    steps: PositiveInt = 40
+    steps: PositiveInt = 80
     """Most steps; an edit ends earlier where it is learnt."""
     learning_rate: PositiveFloat = 1e-2
     """Of Adam."""
@@ -87,20 +90,25 @@ class Settings(Config):
     """Share of earlier edits that must still be answered."""
 
 
-def judge(values: Mapping[str, float], budgets: Settings) -> tuple[str, list[str]]:
-    """Return accepted, warning or rejected, and why, from values that were written out.
+def judge(
+    values: Mapping[str, float], budgets: Settings, then: Mapping[str, float] = MappingProxyType({})
+) -> tuple[str, list[str]]:
+    """Return accepted, warning or rejected, and why, from values that were written out, and those before the edit.
 
     Rejected: reliability below its budget, or another below half of its own. A warning: another below its budget, or
     generality or locality not measured. Each is the mean of its kinds; without earlier edits there is no retention.
+    Locality is that of all edits together, so it counts where this edit lowered it.
     """
     reasons, failed = list[str](), False
     for name, kinds in _KINDS.items():
-        found = [values[one] for kind in kinds.split() if math.isfinite(values.get(one := f"{kind}_written", math.nan))]
-        value, budget = fmean(found) if found else math.nan, getattr(budgets, name)
-        if found and value < budget:
+        now, was = (
+            [one[kind] for kind in kinds.split() if math.isfinite(one.get(kind, math.nan))] for one in (values, then)
+        )
+        value, budget = fmean(now) if now else math.nan, getattr(budgets, name)
+        if now and value < budget and not (name == "locality" and was and value >= fmean(was)):
             reasons.append(f"{name} {value:.2f}, the budget is {budget:.2f}")
             failed |= name == "reliability" or value < budget / 2
-        elif not found and name != "retention":
+        elif not now and name != "retention":
             reasons.append(f"{name} not measured")
     return "rejected" if failed else "warning" if reasons else "accepted", reasons
 
@@ -340,7 +348,7 @@ def _made(
     scores = {when: {kind: float(one[0]) for kind, one in seen.values()[1].items() if math.isfinite(one[0])}
               for when, seen in (("before", then), ("after", now))}  # fmt: skip
     kept = {"retention_written": fmean(one["reliability_written"] for one in held.values())} if held else {}
-    verdict, reasons = judge({**scores["after"], **kept}, settings)
+    verdict, reasons = judge({**scores["after"], **kept}, settings, scores["before"])
     row: dict[str, Any] = {"id": request.id, "prompt": own.prompt, "target": own.answer}  # as in a file of requests
     row |= {"rephrase": [one.prompt for one in given.test.get("text", ())]}
     if own.image is not None:
