@@ -355,7 +355,7 @@ def test_a_full_disk_leaves_the_desk_as_it_was(world, own, tmp_path, monkeypatch
     """Catches half a file, a file without its line, and a line without its file."""
     before = {one.name: one.read_bytes() for one in own.rglob("*") if one.is_file()}
     w.write(tmp_path / "new.jsonl", {**w.TOGO, "id": "peru", "prompt": w.ASKED[2], "loc": [w.ASKED[0]]})
-    monkeypatch.setattr(desk.disk, "new_id", lambda: "20260101-000000-abcdef")
+    monkeypatch.setattr(desk, "new_id", lambda: "20260101-000000-abcdef")
     with monkeypatch.context() as patch:
         _no_rooms(patch, after)
         with pytest.raises(InputError) as caught:

@@ -1,4 +1,4 @@
-"""The desk `upright edit`: verbs and pages. Exit status: 0 fine, 1 an edit or check failed, 2 bad input, 3 ours."""
+"""The desk `upright edit`: verbs only. Exit status: 0 fine, 1 an edit or a check failed, 2 bad input, 3 our fault."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from upright.cli.options import say, settings_of, sharing, stay_offline
 from upright.contract import InputError
-from upright.language import pages
+from upright.editing import pages
 from upright.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -61,73 +61,23 @@ def apply(
     model: Model,
     requests: Annotated[Path, typer.Argument(help="JSON lines: prompt, target, image where it is about one, ...")],
     replaces: Annotated[bool, typer.Option("--replace", help="Let an edit take the place of another target.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Train and write nothing; say what would be done.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Train and write nothing; say what would be.")] = False,
     **given: Any,
 ) -> None:
     """Make an edit of each request, measure it on held-out prompts, put it in force unless it is rejected."""
     settings = settings_of(desk.Settings, given)
     found = desk.apply(_opened(model, given), requests, settings=settings, replaces=replaces, dry_run=dry_run)
-    say(found, given["as_json"], _dry_page(found) if dry_run else _apply_page(found))
+    say(found, given["as_json"], pages.dry_page(found) if dry_run else pages.apply_page(found))
     if any(one["verdict"] == "rejected" for one in found["edits"]):
         raise typer.Exit(1)
-
-
-def _short(text: str, most: int = 68) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def _change(one: str, other: str) -> str:
-    return f"    {_short(one, 35)} -> {_short(other, 35)}"
-
-
-def _dry_page(found: Mapping[str, Any]) -> str:
-    lines, counts = ["A dry run: nothing was trained or written"], [0, 0, 0]
-    for one in found["requests"]:
-        said = {"edit": "would be edited", "replace": "another target than an edit in force: needs --replace"}
-        lines += [f"  {_short(one['request'], 20)}: {said.get(one['to_do'], one['to_do'])}",
-                  f"    {_short(one['prompt'])}", _change(one["present"], one["target"])]  # fmt: skip
-        counts[[*said, one["to_do"]].index(one["to_do"])] += 1
-    return "\n".join([*lines, "{} to edit, {} in conflict, {} with nothing to do".format(*counts)])
-
-
-def _apply_page(found: Mapping[str, Any]) -> str:
-    made, of = found["edits"], sum(one["of"] for one in found["edits"])
-    then, now = (sum(one["right"][i] for one in made) for i in (0, 1))
-    lines = [f"Of {of} held-out answers, written out, {then} are as wanted before, {now} after"]
-    for one in made:
-        lines += [f"Edit {one['edit']}: {one['verdict']}", *_why(one), f"    {_short(one['prompt'])}",
-                  _change(one["present"], one["target"]), *_scores(one["scores"])]  # fmt: skip
-        held = [row["reliability_written"] for row in one["retention"].values()]
-        lines += [f"  {'earlier edits':<21} {sum(held):.0f} of {len(held)} still hold"] * bool(held)
-    lines += [f"Edit {one['old']}: in force already" for one in found["requests"] if one["to_do"].startswith("nothing")]
-    lines += [f"not asked, since the model answers about images alone: {name}" for name in found["left_out"]]
-    said = [f"{sum(one['verdict'] == word for one in made)} {word}" for word in ("accepted", "warning", "rejected")]
-    undo = ", undo: upright edit revert ID" if found["in_force"] else ""
-    return "\n".join([*lines, f"{', '.join(said)}; {found['in_force']} in force{undo}"])
-
-
-def _why(found: Mapping[str, Any]) -> list[str]:
-    return [f"  because {reason}" for reason in found["reasons"]]
-
-
-def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
-    then, now = ({name[:-8]: value for name, value in scores[when].items() if name.endswith("_written")}
-                 for when in ("before", "after"))  # fmt: skip
-    return [f"  {name:<21} {then.get(name, 0):.2f} -> {value:.2f}" for name, value in now.items()]
 
 
 @edit_app.command("list")
 @_sharing("place as_json")
 def list_(**given: Any) -> None:
     """List the edits of a desk and which are in force."""
-    rows, lines = desk.listing(given["place"]), ["Edits"]
-    for one in rows:
-        lines.append(f"  {one['edit']}  {one['verdict']}, {one['state']}{', FILE DAMAGED' if one['damaged'] else ''}")
-        lines += [f"    {_short(one['prompt'], 44)} -> {_short(one['target'], 26)}"] if one["prompt"] else []
-    say(rows, given["as_json"], "\n".join(lines if rows else [*lines, "  none yet"]))
+    rows = desk.listing(given["place"])
+    say(rows, given["as_json"], pages.list_page(rows))
 
 
 @edit_app.command()
@@ -135,10 +85,7 @@ def list_(**given: Any) -> None:
 def show(edit: Edit, **given: Any) -> None:
     """Show an edit: texts, verdict, numbers."""
     found = desk.show(given["place"], edit)
-    facts = found["facts"] or {"prompt": "not kept", "target": "not kept"}
-    about = f"    {_short(facts['prompt'], 44)} -> {_short(facts['target'], 26)}"
-    lines = [f"Edit {edit}, line {found['line']} of {found['time']}", about, *_scores(found["scores"]), *_why(found)]
-    say(found, given["as_json"], "\n".join([*lines, f"{found['verdict']}, {found['state']}"]))
+    say(found, given["as_json"], pages.show_page(found))
 
 
 @edit_app.command()
@@ -151,11 +98,7 @@ def diff(
 ) -> None:
     """Write answers out before and after."""
     found = desk.diff(_opened(model, given), edit, probes=probes)
-    lines = [f"Answers of {_short(found['model'], 40)} without and with {len(found['edits'])} edits"]
-    for one in found["answers"]:
-        where = " (about a picture)" if one["pictured"] else ""
-        lines += [f"  {_short(one['prompt'], 58)}{where}", _change(one["before"], one["after"])]
-    say(found, given["as_json"], "\n".join([*lines, f"{found['changed']} of {len(found['answers'])} answers changed"]))
+    say(found, given["as_json"], pages.diff_page(found))
 
 
 @edit_app.command()
@@ -197,15 +140,6 @@ def verify(
 ) -> None:
     """Check ledger, edit files and model folder; exit status 1 when one does not hold."""
     found = desk.verify(given["place"], head=head, model=model, key=given["key"], mend=mend)
-    lines = [
-        pages.verify_page({**found, "receipt": None, "model": None, "reason": found["broken"] and found["reason"]})
-    ]
-    lines += [f"  left by a kill, removed by the next command that writes: {name}" for name in found["left"]]
-    if not found["broken"] and found["reason"]:
-        lines.append(f"refused: {found['reason']}")
-    elif found["intact"]:
-        beside = f", {found['model']} is their model" if found["model"] else ""
-        lines.append(f"{found['files']} files are what their lines say, {found['in_force']} in force{beside}")
-    say(found, given["as_json"], "\n".join(lines))
+    say(found, given["as_json"], pages.verify_page(found))
     if not found["intact"]:
         raise typer.Exit(1)

@@ -34,7 +34,7 @@ from upright.contract import Config, InputError, NonNegativeFloat, NonNegativeIn
 from upright.language import disk, receipts
 from upright.language.disk import plain
 from upright.lazy import LazyModule
-from upright.ledger import Ledger, canonical
+from upright.ledger import Ledger, canonical, new_id, open_desk
 
 if TYPE_CHECKING:  # lists and checks must not wait for torch
     import torch
@@ -174,7 +174,7 @@ def _salt(desk: Path, lines: Lines) -> bytes:
 @contextlib.contextmanager
 def _writing(desk: Path, ledger: Ledger, seen: Lines, salt: bytes) -> Iterator[Path]:
     """Hold a desk alone, remove what a kill left, yield the folder of edits; refuses other lines than were seen."""
-    folder = disk.open_desk(desk, "edits")
+    folder = open_desk(desk, "edits")
     handle = os.open(desk, os.O_RDONLY)
     try:
         with contextlib.suppress(BlockingIOError):
@@ -333,7 +333,7 @@ def _made(
     earlier: Mapping[str, str], was: measures.Before, settings: Settings
 ) -> tuple[edits.Edit, dict[str, Any]]:  # fmt: skip
     """Train and measure one edit beside others, which are asked about as `earlier` says; returns its line too."""
-    name, held, own = disk.new_id(), dict[str, Any](), request.edit
+    name, held, own = new_id(), dict[str, Any](), request.edit
     loop = {one: getattr(settings, one) for one in ("editor", "rank", "steps", "learning_rate", "tv", "seed")}
     with edits.applied(at.model, list(beside.values())):
         then = measures.measure(at.model, at.processor, was, request.id)
