@@ -223,6 +223,17 @@ def test_an_edit_of_a_picture_is_kept_with_it_and_exported(small_world, tmp_path
     torch.testing.assert_close(torch.cat(read(loaded, asked, pad=0)), wanted, atol=1e-4, rtol=1e-4)
 
 
+def test_earlier_edits_and_other_requests_are_kept_in_training_and_no_test_is(world):
+    """Catches an edit that nothing tells to leave earlier ones alone, and a test question that trains."""
+    at = desk.Opened(world / "desk", world / "model")
+    first, second = desk.environments.read_requests(world / "two.jsonl")
+    own = desk.environments.environments(second)
+    more = desk._keeping(own, [first], {name: at.edit(name) for name in names(world / "desk")[:1]})
+    added = [one.prompt for one in more.train["unrelated_text"] if one not in own.train["unrelated_text"]]
+    assert added == [w.MALI["prompt"]]  # what the first asks to keep is a test or trains already
+    assert more.test is own.test
+
+
 # -- kills ----------------------------------------------------------------------------------------------------------
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # lists and checks must not wait for torch
 
     from upright.data import forget
     from upright.editing import edits, environments, invariant, measures, prompts
+    from upright.editing.environments import EditRequest, Environments
     from upright.language import intake
     from upright.models import hub
 
@@ -58,10 +59,10 @@ Lines = Sequence[Mapping[str, Any]]
 _WROTE, _VERIFY, _LIST = "upright edit apply", "upright edit verify", "see all of them with: upright edit list"
 _BESIDE = 8  # most questions that are kept in training beside those of the request
 _KINDS = {
-    "reliability": "reliability_written",
-    "generality": "text_generality_written image_generality_written joint_generality_written",
-    "locality": "text_locality_written image_locality_written",
-    "retention": "retention_written",
+    "reliability": ["reliability_written"],
+    "generality": [f"{kind}_generality_written" for kind in ("text", "image", "joint")],
+    "locality": ["text_locality_written", "image_locality_written"],
+    "retention": ["retention_written"],
 }
 
 
@@ -101,9 +102,7 @@ def judge(
     """
     reasons, failed = list[str](), False
     for name, kinds in _KINDS.items():
-        now, was = (
-            [one[kind] for kind in kinds.split() if math.isfinite(one.get(kind, math.nan))] for one in (values, then)
-        )
+        now, was = ([one[kind] for kind in kinds if math.isfinite(one.get(kind, math.nan))] for one in (values, then))
         value, budget = fmean(now) if now else math.nan, getattr(budgets, name)
         if now and value < budget and not (name == "locality" and was and value >= fmean(was)):
             reasons.append(f"{name} {value:.2f}, the budget is {budget:.2f}")
@@ -177,17 +176,19 @@ def _writing(desk: Path, ledger: Ledger, seen: Lines, salt: bytes) -> Iterator[P
     folder = open_desk(desk, "edits")
     handle = os.open(desk, os.O_RDONLY)
     try:
-        with contextlib.suppress(BlockingIOError):
+        try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if ledger.lines() == list(seen):
-                if not (desk / "salt").is_file():
-                    disk.write_bytes(desk / "salt", salt)
-                for name in _left(desk, _states(seen)):
-                    (folder / name).unlink()
-                yield folder
-                return
-        got = f"the desk {desk.name}, at which another command writes"
-        raise InputError(got, "one at a time", "wait for it, then run this again")
+            free = ledger.lines() == list(seen)
+        except BlockingIOError:
+            free = False
+        if not free:
+            got = f"the desk {desk.name}, at which another command writes"
+            raise InputError(got, "one at a time", "wait for it, then run this again")
+        if not (desk / "salt").is_file():
+            disk.write_bytes(desk / "salt", salt)
+        for name in _left(desk, _states(seen)):
+            (folder / name).unlink()
+        yield folder
     finally:
         os.close(handle)  # and with it the lock
 
@@ -254,7 +255,8 @@ def apply(
     if not requests:
         raise InputError(f"{requests_file.name} without a request", "a line for each edit", "check the file")
     force = {name: at.edit(name) for name in _in_force(at.states)}
-    plans = [_plan(at, one, environments.environments(one, seed=settings.seed), force) for one in requests]
+    given = {one.id: environments.environments(one, seed=settings.seed) for one in requests}
+    plans = [_plan(at, one, given[one.id], force) for one in requests]
     out: dict[str, Any] = {"model": at.name, "dry_run": dry_run, "requests": plans, "edits": []}
     if dry_run:
         return out
@@ -265,23 +267,23 @@ def apply(
         if plan["to_do"] == "replace" and not replaces:
             got = f"request {plan['request']} with another target than edit {plan['old']} for the same question"
             raise InputError(got, "one target for a question about a picture", "pass --replace, or leave it out")
-    todo = [(*pair, _given(pair[0], settings, requests, force)) for pair in zip(requests, plans, strict=True)
-            if pair[1]["to_do"] in ("edit", "replace")]  # fmt: skip
+    todo = [(one, plan) for one, plan in zip(requests, plans, strict=True) if plan["to_do"] in ("edit", "replace")]
     asked = {name: name for name in force}  # under which name an edit is asked about
-    given = {name: _asked(one) for name, one in force.items()} | {request.id: own for request, _, own in todo}
-    was, head = measures.before(at.model, at.processor, given), at.lines[-1]["hash"] if at.lines else None
+    tests = {name: _asked(one) for name, one in force.items()} | {one.id: given[one.id] for one, _ in todo}
+    was, head = measures.before(at.model, at.processor, tests), at.lines[-1]["hash"] if at.lines else None
     folder = {"name": at.name, "weights": disk.checksum(at.folder), "settings": disk.settings_checksum(at.folder)}
     with at.writing() as place:
-        for request, plan, own in todo:
+        for request, plan in todo:
             print(f"request {request.id}: {len(out['edits']) + 1} of {len(todo)}", file=sys.stderr, flush=True)
             beside = {name: one for name, one in force.items() if name != plan["old"]}
+            own = _keeping(given[request.id], [one for one in requests if one is not request], beside)
             edit, body = _made(at, request, own, beside, {asked[one]: one for one in beside}, was, settings)
             body |= {**plan["hashes"], "replaces": plan["old"], "model": folder, "code": receipts.code()}
             file, kept = place / f"{body['edit']}.safetensors", body["verdict"] != "rejected"
             body["file"] = edit.save(file) if kept else None
             try:
                 line = at.ledger.append("applied" if kept else "rejected", plain(body))
-            except BaseException:
+            except InputError:  # there is no line
                 file.unlink(missing_ok=True)
                 raise
             if kept:
@@ -291,15 +293,10 @@ def apply(
     return {**out, "in_force": len(force), "head": head, "left_out": list(was.left_out)}
 
 
-def _plan(
-    at: Opened, request: environments.EditRequest, given: environments.Environments, force: Edits
-) -> dict[str, Any]:
+def _plan(at: Opened, request: EditRequest, given: Environments, force: Edits) -> dict[str, Any]:
     """Say what is to be done with a request, beside the edits in force."""
-    own, target = request.edit, prompts.Question(request.edit.answer, "")
-    hashes = {
-        "question": at.keyed(*environments.question_key(own)),
-        "target": at.keyed(*environments.question_key(target)),
-    }
+    own, key = request.edit, environments.question_key
+    hashes = {"question": at.keyed(*key(own)), "target": at.keyed(*key(prompts.Question(own.answer, "")))}
     old = next((name for name in force if at.states[name]["question"] == hashes["question"]), None)
     with edits.applied(at.model, [one for name, one in force.items() if name != old]):
         present = measures.present(at.model, at.processor, {request.id: given})[request.id]
@@ -312,16 +309,12 @@ def _plan(
             "old": old, "hashes": hashes}  # fmt: skip
 
 
-def _given(
-    request: environments.EditRequest, settings: Settings, requests: Sequence[environments.EditRequest], force: Edits
-) -> environments.Environments:
-    """Return the environments of a request; what earlier edits and other requests ask to keep is kept in training."""
-    given = environments.environments(request, seed=settings.seed)
-    sides = (*given.train.values(), *given.test.values())
+def _keeping(given: Environments, others: Sequence[EditRequest], beside: Edits) -> Environments:
+    """Return environments that keep in training what earlier edits answer and what other requests ask to keep."""
+    sides, train = (*given.train.values(), *given.test.values()), dict(given.train)
     known = {environments.question_key(one) for some in sides for one in some}
-    pool = [_asked(one).test["edit"][0] for one in list(force.values())[::-1]]
-    pool += [one for other in requests if other is not request for one in (*other.loc, *other.m_loc)]
-    train = dict(given.train)
+    pool = [_asked(one).test["edit"][0] for one in reversed(list(beside.values()))]
+    pool += [one for other in others for one in (*other.loc, *other.m_loc)]
     for one in [one for one in pool if environments.question_key(one) not in known][:_BESIDE]:
         kind = "unrelated_text" if one.image is None else "unrelated_image"
         train[kind] = (*train.get(kind, ()), replace(one, answer=""))
@@ -329,8 +322,8 @@ def _given(
 
 
 def _made(
-    at: Opened, request: environments.EditRequest, given: environments.Environments, beside: Edits,
-    earlier: Mapping[str, str], was: measures.Before, settings: Settings
+    at: Opened, request: EditRequest, given: Environments, beside: Edits, earlier: Mapping[str, str],
+    was: measures.Before, settings: Settings
 ) -> tuple[edits.Edit, dict[str, Any]]:  # fmt: skip
     """Train and measure one edit beside others, which are asked about as `earlier` says; returns its line too."""
     name, held, own = new_id(), dict[str, Any](), request.edit
@@ -363,7 +356,7 @@ def _made(
     return replace(found.edit, facts={**found.edit.facts, **shared, **facts}), body
 
 
-def _asked(edit: edits.Edit) -> environments.Environments:
+def _asked(edit: edits.Edit) -> Environments:
     """Return the question of an edit and its held-out wordings, from its own file."""
     from PIL import Image
 
