@@ -121,6 +121,7 @@ class Edit:
             text_only = not hasattr(self._own[1], "image_processor")
             self._requests = environments.read_requests(config.data, text_only=text_only)
             self.facts = {"name": Path(config.data).name, "licence": "yours", "model": Path(config.model).name}
+            self.facts["edits"] = len(self._requests)
             known = [(environments.question_key(one.edit), one.edit.answer) for one in self._requests]
         self.facts["fingerprint"] = hashlib.sha256(repr(known).encode()).hexdigest()
         self.metrics = self.metrics_of(config.as_dict())
