@@ -65,7 +65,7 @@ def odedit(
     target: float = 0.9,
     budget: float = 0.5,
     warmup: int | None = None,
-    cap: float = 1.0,
+    cap: float = 0.3,
     ascent: float = 1e-2,
     seed: int = 0,
     id: str = "edit",
@@ -83,8 +83,8 @@ def odedit(
     tv : float
         lambda, at least 0. A learned one starts there and rises by `ascent` times its gradient, to at most `cap`.
     mode : {"recommended", "paper"}
-        ``paper``: reliability over the edit alone, no ``same_image``, R_gen not divided by 2Q, lambda learned from the
-        first step on and without a cap.
+        ``paper``: reliability over the edit alone, no ``same_image``, R_gen not divided by 2Q, lambda learned from
+        log 2 on, without warm-up and cap.
     target, budget : float
         It ends where every target has at least this probability, as a whole, and R_loc is at most `budget`, in nats.
         Over budget at the end, it goes back to the last state that was not.
@@ -121,7 +121,7 @@ def odedit(
     wanted = [i for i, name in enumerate(names) if name in (_TARGET[:1] if paper else _TARGET)]
     kept = [i for i, name in enumerate(names) if name in _KEPT]
     trace, good, bandwidths = list[dict[str, float]](), list[Tensor](), None
-    delta = math.log(math.expm1(tv)) if tv else -math.inf  # softplus(delta) = tv
+    delta = 0.0 if paper else math.log(math.expm1(tv)) if tv else -math.inf  # lambda = softplus(delta)
     with _frozen(model), evaluating(model):
         risks = _Risks(model, {name: known[name] for name in names}, pad)
         with editable.hooked(model):
@@ -151,7 +151,9 @@ def odedit(
                     raise InputError(got, "a finite loss", "lower learning_rate, or check the model")
                 within, reached = bool(loc <= budget), bool(chance[wanted].min() >= target)
                 row |= {"probability": chance[wanted].min(), "within": within}
-                trace.append({name: float(torch.as_tensor(value).detach()) for name, value in row.items()})
+                trace.append(
+                    {name: float(torch.as_tensor(value, dtype=torch.float64).detach()) for name, value in row.items()}
+                )
                 if within:
                     good = [p.detach().clone() for p in parameters]
                 if step == steps or (within and reached):
@@ -175,7 +177,7 @@ def odedit(
 
 
 def _encoded(model: Any, processor: Any, train: Mapping[str, Sequence[Question]]) -> dict[str, list[EncodedQuestion]]:
-    """Return the tokens of all training questions, with what the model writes where the answer to keep is not known."""
+    """Return the tokens of training questions; where the answer is not known, the model's own, if it writes one."""
     found = {}
     for name in (name for name in (*_TARGET, *_KEPT) if name in train):
         some = [encode(processor, one) for one in train[name]]
@@ -183,8 +185,8 @@ def _encoded(model: Any, processor: Any, train: Mapping[str, Sequence[Question]]
         said = answers(model, processor, [some[i] for i in bare])
         for i, text in zip(bare, said, strict=True):
             some[i] = encode(processor, replace(train[name][i], answer=text))
-        found[name] = some
-    return found
+        found[name] = [one for one in some if len(one.ids) > one.prompt]
+    return {name: some for name, some in found.items() if some}
 
 
 def _gate(model: Any, site: str, known: Mapping[str, Sequence[EncodedQuestion]], pad: int) -> Gate:
