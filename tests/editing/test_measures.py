@@ -78,7 +78,8 @@ def blind(model):
     """A handle that makes a model fail without a picture."""
 
     def refuse(module, args, inputs):
-        if inputs.get("pixel_values") is None and inputs["input_ids"].shape[1] > 1:
+        ids = inputs["input_ids"]
+        if ids.shape[1] > 1 and not (ids == model.config.image_token_id).any():
             raise ValueError("pixel_values are needed")
 
     return model.register_forward_pre_hook(refuse, with_kwargs=True)

@@ -60,7 +60,7 @@ def test_units_are_edits_in_environments(tiny):
     assert np.isfinite(found.values["edit_score"]).sum() == 1
     at = found.by["environment"].index("text")
     assert {m for m, v in found.values.items() if np.isfinite(v[at])} == {"text_generality", "text_generality_written"}
-    kept = [m for m in ("text_locality", "image_locality", "same_image", "other_image", "no_image")]
+    kept = ("text_locality", "image_locality", "same_image", "other_image", "no_image")
     assert [np.nanmean(found.values[m]) for m in kept] == [1.0] * 5
 
 
@@ -103,12 +103,13 @@ def test_flags_have_their_own_model():
 def test_requests_and_a_text_model_of_your_own(monkeypatch, tmp_path):
     # without images and without questions to keep: the other requests stand for what must stay
     monkeypatch.setattr(hub, "load_editable", lambda folder: edit_sample.text_model(), raising=False)
-    rows = [{"id": str(i), "prompt": f"What is the capital of {c}?", "target": "Abuja"} for i, c in enumerate(("Italy", "Peru", "Mali", "Fiji"))]  # fmt: skip
+    asked = {country: f"What is the capital of {country}?" for country in ("Italy", "Peru", "Mali", "Fiji")}
+    rows = [{"id": name, "prompt": prompt, "target": "Abuja"} for name, prompt in asked.items()]
     file = tmp_path / "requests.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows))
     task, run = Edit(EditConfig(data=str(file), model="m", valid=1)), ArmRun(None, 0, "x")
     assert task.facts["edits"] == 4
-    assert sorted(task.given(run)) == ["0", "1", "2", "3"]
+    assert sorted(task.given(run)) == sorted(asked)
     assert all(own.train["unrelated_text"] for own in task.given(run).values())
     task.open_test()
     found = task.score(NOTHING, "test", run)
