@@ -173,7 +173,7 @@ def _split(job: tuple[str, int]) -> dict[str, Any]:
         return dict(read_json(file))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        known = read_preferences(locate("hh-rlhf") / entry_of("hh-rlhf").files[0])
+        known = read_preferences(locate("hh-rlhf") / next(iter(entry_of("hh-rlhf").files)))
     by_prompt = {p.prompt.strip(): Pair(p.id, p.prompt, p.chosen, p.rejected, kind="question") for p in known}
     short = [p for p in by_prompt.values() if max(len(t.split()) for t in (p.prompt, p.chosen, p.rejected)) <= WORDS]
     size = PAIRS + 2 * SIDE
