@@ -77,9 +77,10 @@ def _pilot(loss: str, points: Sequence[Point]) -> Study:
 _RATES = [{"learning_rate": rate} for rate in (3e-5, 6e-5, 1.2e-4, 2.4e-4, 4.8e-4)]
 _NPO = [{"beta": 0.1, "learning_rate": rate} for rate in (4.8e-4, 9.6e-4, 1.92e-3)]
 _NPO += [{"beta": 0.02, **one} for one in _RATES[:4]]
+_FINER = [{"learning_rate": rate} for rate in (6e-5, 7.5e-5, 9e-5, 1.05e-4, 1.2e-4, 2.4e-4, 4.8e-4)]  # a narrow edge
 STUDIES = {
     "mrd-forgetting-npo": _study("npo", _NPO),
-    "mrd-forgetting-jensun": _study("jensun", _RATES),
+    "mrd-forgetting-jensun": _study("jensun", _FINER),
     "mrd-forgetting-pdu": _study("pdu", _RATES),
     "mrd-forgetting-smollm2-npo": _pilot("npo", [{"beta": 0.02, "learning_rate": rate} for rate in (5e-4, 2e-3)]),
     "mrd-forgetting-smollm2-jensun": _pilot("jensun", [{"learning_rate": rate} for rate in (5e-4, 2e-3)]),

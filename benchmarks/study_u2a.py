@@ -72,6 +72,8 @@ class Study:
 
 
 _FEW = ("uniform", "u2a", "gated", "permuted", "flipped", "dpo", "original")
+# until it gives the answers that it was taught a probability of 0.98 a token: the retain loss has nothing to teach it
+_TAUGHT = {"hidden": 96, "layers": 3, "vocabulary": 2048, "task.epochs": 30, "task.learning_rate": 3e-3}
 _LARGE = {
     "data": "hh-rlhf", "model": "smollm2", "lora": 8, "task.epochs": 0, "objective": PAIRS, "negatives": SIDE,
     "mislabelled": SIDE, "elsewhere": 1, "loss": "npo", "alpha": 0.0, "rounds": 1, "groups": 0, "batch_size": 9,
@@ -79,7 +81,7 @@ _LARGE = {
 STUDIES = {
     "u2a-planted-npo": Study({"data": "planted", "loss": "npo"}),
     "u2a-planted-grad_diff": Study({"data": "planted", "loss": "grad_diff"}),
-    "u2a-hh-rlhf-npo": Study({"data": "hh-rlhf", "loss": "npo"}, _FEW),
+    "u2a-hh-rlhf-npo": Study({"data": "hh-rlhf", "loss": "npo", **_TAUGHT}, _FEW),
     f"{SCORES}-npo": Study(_LARGE, ("uniform", "u2a", "permuted", "original"), (1e-4, 5e-4), (5,), range(3), (100,)),
 }
 
@@ -171,7 +173,7 @@ def _split(job: tuple[str, int]) -> dict[str, Any]:
         return dict(read_json(file))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        known = read_preferences(locate("hh-rlhf") / entry_of("hh-rlhf").files[0])
+        known = read_preferences(locate("hh-rlhf") / next(iter(entry_of("hh-rlhf").files)))
     by_prompt = {p.prompt.strip(): Pair(p.id, p.prompt, p.chosen, p.rejected, kind="question") for p in known}
     short = [p for p in by_prompt.values() if max(len(t.split()) for t in (p.prompt, p.chosen, p.rejected)) <= WORDS]
     size = PAIRS + 2 * SIDE

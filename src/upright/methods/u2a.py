@@ -281,10 +281,10 @@ def _unlearn(t: Any, config: U2AConfig, run: Run) -> Any:
         held, was = now, value
     run.note("rounds", rows)
     run.note("gate", {"rounds_kept": float(sum(row["kept"] for row in rows)), **held})
-    if first is not None:
+    if first is not None and config.mode == "recommended" and (config.weighting, config.change) == ("u2a", "none"):
         _note_scores(run, first, _losses(t, run, model) - _losses(t, run, start))
-    if config.groups and config.weighting == "u2a" and config.change == "none":
-        _note_groups(t, config, run, start)
+        if config.groups:
+            _note_groups(t, config, run, start)
     return model.eval()
 
 
