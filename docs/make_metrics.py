@@ -21,6 +21,7 @@ MODULES = {
     "Forgotten answers": "upright.metrics.forgetting",
     "Membership of forgotten samples": "upright.metrics.membership",
     "Preference pairs": "upright.metrics.alignment",
+    "Edits": "upright.metrics.editing",
 }
 HEAD = """# Metrics
 

@@ -17,19 +17,20 @@ ABOVE = ["cli", "api.py", "evidence", "experiment", "report"]
 BUDGETS = {
     "contract.py": 475,  # aims at 400
     "declare.py": 200,
-    "cli+api.py": 1_095,  # aims at 950; the desk of forgetting has nine verbs
+    "cli+api.py": 1_245,  # aims at 950; the desk of forgetting has nine verbs, that of editing seven
     "experiment": 2_550,  # aims at 1,900; a trained model is exported
     "report": 2_770,  # aims at 2,400
     "evidence": 2_230,  # aims at 950
     "data": 4_220,  # aims at 2,600; FilmTrust is an entry; near-duplicates of records; preference pairs have 330
-    "metrics": 2_310,  # docs/metrics.md is written from its docstrings
+    "metrics": 2_440,  # docs/metrics.md is written from its docstrings
     "classification": 2_860,
     "language": 9_750,  # aims at 5,800; desk of forgetting 2,900, EISAM 1,090, U2A 1,040
+    "editing": 2_250,  # aims at 1,500; with the flags that a model is taught, 330
     "maths": 4_900,
     "federation": 1_160,  # with FedRec and its Flower app
     "recommendation": 2_100,
     "models": 1_300,
-    "tasks": 5_490,  # aims at 3,400; the audit of uploads has 400, devices 170, alignment and its audit 810
+    "tasks": 6_010,  # aims at 3,400; the audit of uploads has 400, devices 170, alignment 810 and edits 560 with audits
     "methods": 3_600,
     "ledger.py": 400,
 }

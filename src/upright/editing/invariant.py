@@ -106,7 +106,13 @@ def odedit(
     if len(weights) != 3 or steps < 1 or not 0 < target <= 1:
         got = f"{len(weights)} weights, steps = {steps}, target = {target}"
         raise InputError(got, "three weights, one step or more, a probability above 0", "change these settings")
-    settings = {"editor": editor, "rank": rank, "weights": list(weights), "multiplier": multiplier, "mode": mode}
+    settings: dict[str, Any] = {
+        "editor": editor,
+        "rank": rank,
+        "weights": list(weights),
+        "multiplier": multiplier,
+        "mode": mode,
+    }
     settings |= {"steps": steps, "target": target, "warmup": warmup, "seed": seed, **numbers}
     if paper := mode == "paper":
         multiplier, warmup, cap = "learned", 0, math.inf
@@ -165,12 +171,12 @@ def odedit(
     with torch.no_grad():
         for p, last in zip(parameters, good, strict=True):
             p.copy_(last)
-    edit = given.train["edit"][0]
-    own = {"id": id, "prompt": edit.prompt, "target": edit.answer, "settings": settings, "scores": {}, "parent": None}
-    own |= {"image": None if edit.image is None else image_digest(edit.image), "author": "", "time": ""}
+    asked = given.train["edit"][0]
+    own = {"id": id, "prompt": asked.prompt, "target": asked.answer, "settings": settings, "scores": {}, "parent": None}
+    own |= {"image": None if asked.image is None else image_digest(asked.image), "author": "", "time": ""}
     own |= {"base": facts["base"] if facts and "base" in facts else base_checksum(model)} | dict(facts or {})
-    stopped = "locality" if not within else "target" if reached else "steps"
-    return Edited(editable.edit(own), trace, stopped)
+    stopped: Literal["target", "steps", "locality"] = "target" if reached else "steps"
+    return Edited(editable.edit(own), trace, stopped if within else "locality")
 
 
 # -- questions --------------------------------------------------------------------------------------------------------
@@ -252,8 +258,10 @@ class _Risks:
             inputs = {
                 k: x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype) for k, x in batch.items()
             }
-            found = (row, token - 1, wanted, of[row], 1.0 / size[row], kept, first)
-            part = _Part(inputs, *(x.to(weight.device) for x in found), base=torch.empty(0))
+            found = {"row": row, "at": token - 1, "token": wanted, "place": of[row], "share": 1.0 / size[row]}
+            found |= {"kept": kept, "first": first}
+            found = {name: x.to(weight.device) for name, x in found.items()}
+            part = _Part(inputs=inputs, base=torch.empty(0), **found)
             if bool(kept.any()):
                 with torch.no_grad():
                     part = replace(part, base=self._said(part, self.one)[0][part.kept])

@@ -197,8 +197,8 @@ class Edit:
         """Draw corrections and counterfactuals in turn, without those that the model answers already."""
         c, rng = self.config, run.rng("edits")
         most = [sum(bool(fact.once) == once for fact in world.countries) for once in (True, False)]
-        kinds = zip(most, ("correction", "counterfactual"), strict=True)
-        turns = zip(*(flags.requests(world, rng, n, kind=kind) for n, kind in kinds), strict=False)
+        kinds: tuple[Literal["correction", "counterfactual"], ...] = ("correction", "counterfactual")
+        turns = zip(*(flags.requests(world, rng, n, kind=k) for n, k in zip(most, kinds, strict=True)), strict=False)
         found = {}
         for request in itertools.chain.from_iterable(turns):
             found[request.id] = self._environments(request, run, *_beside(world, request, rng, c.unrelated, c.same))
