@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import json
-import os
-import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upright.contract import InputError
+from upright.cli.options import say, settings_of, sharing, stay_offline
 from upright.language import pages
 from upright.lazy import LazyModule
 
@@ -60,57 +54,13 @@ SHARED: dict[str, tuple[Any, ...]] = {
 }
 READING = "desk batch_size base device cluster seed key as_json "
 TRAINING = "template allow_similar holdout accumulate bf16 lora utility_floor relearn_steps keep_failed rouge "
-
-
-def _sharing(names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add options of `SHARED` to a verb, which gets them as keywords."""
-
-    def add(verb: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(verb, eval_str=True)
-        params = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
-        for name in SHARED:
-            if name in names.split():
-                kind, default, told, *word = SHARED[name]
-                least = {"batch_size": 1, "seed": 0}.get(name)
-                option = typer.Option(default, *word, help=told, min=least)
-                params.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind))
-        verb.__signature__ = own.replace(parameters=params)  # type: ignore[attr-defined]
-        return verb
-
-    return add
+_sharing = sharing(SHARED)
 
 
 @forget_app.callback()
 def _options() -> None:
     """Make a language model forget records, and show what can be shown."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
-def _print(value: Any, as_json: bool, text: str) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) if as_json else text)
-
-
-@contextlib.contextmanager
-def _options_named() -> Iterator[None]:
-    """Name a setting that was refused as the option that it came from."""
-    try:
-        yield
-    except InputError as error:
-        found = re.fullmatch(r"(?:(?:Settings|Recipe)\.)?(\w+) = (.*)", error.got)
-        if found is None:
-            raise
-        choice = " | " in error.accepted or ", " in error.accepted
-        todo = "choose one of these" if choice else "pass a value inside that range"
-        value = found[2].strip("'\"")
-        raise InputError(f"--{found[1].replace('_', '-')} {value}", error.accepted, todo) from None
-
-
-def _settings(kind: Any, given: dict[str, Any]) -> Any:
-    """Take the options that are settings out of what was given."""
-    with _options_named():
-        return kind(**{name: given.pop(name) for name in kind.__dataclass_fields__})
+    stay_offline()
 
 
 @forget_app.command()
@@ -124,7 +74,7 @@ def score(
     """Score how hard each record is to forget."""
     as_json = given.pop("as_json")
     found = desk.score(model, forget, probes=probes or "auto", **given)
-    _print(found, as_json, pages.score_page(found))
+    say(found, as_json, pages.score_page(found))
 
 
 @forget_app.command()
@@ -148,9 +98,9 @@ def unlearn(
 ) -> None:
     """Unlearn records into a new model folder, guarded, and write the receipt."""
     given |= {"loss": loss, "sampling": sampling, "learning_rate": _rate(learning_rate), "epochs": epochs}
-    as_json, settings = given.pop("as_json"), _settings(desk.Settings, given)
+    as_json, settings = given.pop("as_json"), settings_of(desk.Settings, given)
     found = desk.unlearn(model, forget, retain, out=out, settings=settings, dry_run=dry_run, **given)
-    _print(found, as_json, pages.dry_page(found) if dry_run else pages.unlearn_page(found))
+    say(found, as_json, pages.dry_page(found) if dry_run else pages.unlearn_page(found))
     if found.get("status") == "failed":
         raise typer.Exit(1)
     if require_forgotten and not dry_run and not pages.is_forgotten(found["forgotten"]):
@@ -185,9 +135,9 @@ def retrain(
     """Do the fine-tuning stage again without the records; the same command goes on after a kill."""
     given |= {"learning_rate": learning_rate, "epochs": epochs, "schedule": schedule, "warmup": warmup}
     given |= {"weight_decay": weight_decay, "scope": scope}
-    as_json, recipe = given.pop("as_json"), _settings(desk.Recipe, given)
+    as_json, recipe = given.pop("as_json"), settings_of(desk.Recipe, given)
     found = desk.retrain(base, retain, model_dir=model, forget_file=forget, out=out, recipe=recipe, **given)
-    _print(found, as_json, pages.unlearn_page({**found, "reevaluated": None}))
+    say(found, as_json, pages.unlearn_page({**found, "reevaluated": None}))
     if found["status"] == "failed":
         raise typer.Exit(1)
 
@@ -213,7 +163,7 @@ def eval_(
     found = desk.evaluate(model, forget, retain, other=[*earlier, key], **given)
     shared = {name: given[name] for name in ("batch_size", "base", "device", "cluster")}
     again = desk.reevaluate(given["desk"], model, earlier, key=key, **shared) if earlier else None
-    _print({**found, "reevaluated": again}, as_json, pages.eval_page(found, again, out))
+    say({**found, "reevaluated": again}, as_json, pages.eval_page(found, again, out))
 
 
 @forget_app.command()
@@ -221,7 +171,7 @@ def eval_(
 def receipt(request: Request, **given: Any) -> None:
     """Write and show the receipt of a request: aggregates only."""
     found = receipts.receipt(given["desk"], request, key=given["key"])
-    _print(found, given["as_json"], pages.page(found))
+    say(found, given["as_json"], pages.page(found))
 
 
 @forget_app.command()
@@ -229,7 +179,7 @@ def receipt(request: Request, **given: Any) -> None:
 def purge(request: Request, **given: Any) -> None:
     """Destroy salt, scores and caches of a request; the ledger's lines stay."""
     found = receipts.purge(given["desk"], request, key=given["key"])
-    _print(found, given["as_json"], pages.purge_page(found))
+    say(found, given["as_json"], pages.purge_page(found))
 
 
 @forget_app.command("list")
@@ -237,7 +187,7 @@ def purge(request: Request, **given: Any) -> None:
 def list_(**given: Any) -> None:
     """List the requests of a desk and how they ended."""
     rows = receipts.listing(given["desk"])
-    _print(rows, given["as_json"], pages.list_page(rows))
+    say(rows, given["as_json"], pages.list_page(rows))
 
 
 @forget_app.command()
@@ -252,6 +202,6 @@ def verify(
     """Check every line of the ledger, a receipt, a model folder; exit status 1 when one does not hold."""
     place, key = given["desk"], given["key"]
     found = receipts.verify(place, head=head, receipt_file=receipt, model=model, key=key, mend=mend)
-    _print(found, given["as_json"], pages.verify_page(found))
+    say(found, given["as_json"], pages.verify_page(found))
     if not found["intact"]:
         raise typer.Exit(1)

@@ -1,10 +1,14 @@
-"""Options that the command line does not declare itself: settings of a method as options, and errors in three parts."""
+"""Options that the command line does not declare itself, of methods and of desks; errors in three parts."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import inspect
+import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -13,7 +17,7 @@ from typer.core import TyperCommand
 
 from upright.contract import InputError, MethodSpec
 
-__all__ = ["RunCommand", "explain", "read_settings", "settings_text"]
+__all__ = ["RunCommand", "explain", "read_settings", "say", "settings_of", "settings_text", "sharing", "stay_offline"]
 
 #: option -> setting of a task that reads a person's file
 COLUMNS = {name: f"{name}_column" for name in ("user", "item", "value", "time")}
@@ -106,3 +110,64 @@ def explain(error: click.ClickException) -> int:
     got = re.sub(r"[. (]*Did you mean.*$", "", said).rstrip(".")
     typer.echo(f"error: {InputError(got, ', '.join(names) or 'what the help lists', todo)}", err=True)
     return 2
+
+
+# -- verbs of a desk ------------------------------------------------------------------------------------------------
+
+
+def sharing(
+    shared: Mapping[str, Sequence[Any]],
+) -> Callable[[str], Callable[[Callable[..., None]], Callable[..., None]]]:
+    """Return a decorator that adds options of a table, by name, to a verb, which gets them as keywords.
+
+    A row has type, default and help, and the words where they are not the name.
+    """
+
+    def of(names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        def add(verb: Callable[..., None]) -> Callable[..., None]:
+            own = inspect.signature(verb, eval_str=True)
+            params = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
+            for name in (name for name in shared if name in names.split()):
+                kind, default, told, *word = shared[name]
+                least = {"batch_size": 1, "seed": 0}.get(name)
+                option = typer.Option(default, *word, help=told, min=least)
+                params.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind))
+            verb.__signature__ = own.replace(parameters=params)  # type: ignore[attr-defined]
+            return verb
+
+        return add
+
+    return of
+
+
+def stay_offline() -> None:
+    """Let transformers ask no network, and print nothing but errors."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def say(value: Any, as_json: bool, text: str) -> None:
+    """Print a value as JSON, or a text."""
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) if as_json else text)
+
+
+def settings_of(kind: Any, given: dict[str, Any]) -> Any:
+    """Take the options that are settings out of what was given."""
+    with _options_named():
+        return kind(**{name: given.pop(name) for name in kind.__dataclass_fields__})
+
+
+@contextlib.contextmanager
+def _options_named() -> Iterator[None]:
+    """Name a setting that was refused as the option that it came from."""
+    try:
+        yield
+    except InputError as error:
+        found = re.fullmatch(r"(?:\w+\.)?(\w+) = (.*)", error.got)
+        if found is None:
+            raise
+        choice = " | " in error.accepted or ", " in error.accepted
+        todo = "choose one of these" if choice else "pass a value inside that range"
+        value = found[2].strip("'\"")
+        raise InputError(f"--{found[1].replace('_', '-')} {value}", error.accepted, todo) from None

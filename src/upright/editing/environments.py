@@ -37,7 +37,16 @@ from upright.contract import InputError, stream
 from upright.data.forget import object_rows
 from upright.editing.prompts import Question
 
-__all__ = ["EditRequest", "Environments", "environments", "image_digest", "image_view", "question_key", "read_requests"]
+__all__ = [
+    "EditRequest",
+    "Environments",
+    "environments",
+    "image_digest",
+    "image_view",
+    "question_key",
+    "read_image",
+    "read_requests",
+]
 
 T = TypeVar("T")
 _TARGET, _BYTES, _PIXELS = 400, 20 << 20, 1 << 24  # most characters of a target; most bytes and pixels of an image
@@ -215,7 +224,7 @@ def _request(row: Mapping[str, Any], name: str, folder: Path, text_only: bool) -
     if text_only and (held := [key for key in keys if row.get(key)]):
         todo = "leave the key out, or take a model that reads images"
         raise InputError(f"key {held[0]!r}, for a model of text alone", "requests without images", todo)
-    image, looks, seen = ([_image(one, folder) for one in _texts(row, key)] for key in keys)
+    image, looks, seen = ([read_image(one, folder) for one in _texts(row, key)] for key in keys)
     prompt, target = _texts(row, "prompt", "src"), _texts(row, "target", "alt")
     if not prompt or not target or len(image) > 1:
         got = f"{len(prompt)} prompts, {len(target)} targets and {len(image)} images"
@@ -257,8 +266,8 @@ def _texts(row: Mapping[str, Any], *keys: str) -> list[str]:
     return many
 
 
-def _image(address: str, folder: Path) -> Image.Image:
-    """Return an image below a folder, or of a ``data:`` URL, in RGB."""
+def read_image(address: str, folder: Path) -> Image.Image:
+    """Return an image below a folder, or of a ``data:`` URL, in RGB; an `InputError` for any other address."""
     name, accepted = f"image {address[:60]!r}", "a path below the folder of the file, or a data: URL"
     try:
         if address.startswith("data:"):

@@ -55,6 +55,7 @@ __all__ = [
     "reevaluated",
     "refuse_base",
     "sealed",
+    "standing",
     "verify",
 ]
 
@@ -244,7 +245,7 @@ def verify(
         line; ``model``: ``name``, ``line``, ``request``, ``status``, ``forgotten`` and whether ``settings`` could be
         compared: lines of earlier versions do not hold them. None for what was not asked or did not hold.
     """
-    ledger = _standing(desk, key)
+    ledger = standing(desk, key)
     mended = ledger.mend() is not None if mend else False
     found = ledger.verify(head=head)
     out: dict[str, Any] = {"mended": mended, "receipt": None, "model": None}
@@ -336,16 +337,16 @@ def _recognised(desk: Path, lines: Sequence[Mapping[str, Any]], folder: Path) ->
     return reason, None
 
 
-def _standing(desk: Path, key: Path | None = None) -> Ledger:
-    """Return the ledger of a desk that is there, unchecked."""
+def standing(desk: Path, key: Path | None = None, *, wrote: str = "score or unlearn") -> Ledger:
+    """Return the ledger of a desk that is there, unchecked; `wrote` names the verbs that make one."""
     ledger = Ledger(desk / "ledger.jsonl", key=key)
     if not ledger.path.exists():
-        raise InputError(f"no ledger at the desk {desk.name}", "a folder that score or unlearn wrote", "check --desk")
+        raise InputError(f"no ledger at the desk {desk.name}", f"a folder that {wrote} wrote", "check --desk")
     return ledger
 
 
-def open_ledger(desk: Path, key: Path | None = None) -> Ledger:
-    """Return the ledger of a desk, new or there already, after checking it.
+def open_ledger(desk: Path, key: Path | None = None, *, verify: str = "upright forget verify") -> Ledger:
+    """Return the ledger of a desk, new or there already, after checking it; `verify` is the command that tells more.
 
     Raises
     ------
@@ -357,7 +358,7 @@ def open_ledger(desk: Path, key: Path | None = None) -> Ledger:
     if not found.intact:
         raise InputError(
             f"a ledger that is broken at line {found.broken}: {found.reason}", "an intact ledger",
-            "see upright forget verify: a torn end is mended by --mend, else take the file from a copy",
+            f"see {verify}: a torn end is mended by --mend, else take the file from a copy",
         )  # fmt: skip
     return ledger
 
@@ -415,7 +416,7 @@ def listing(desk: Path) -> list[dict[str, Any]]:
         When there is no desk.
     """
     requests = disk.requests_of(desk)
-    ledger = Ledger(desk / "ledger.jsonl") if requests else _standing(desk)
+    ledger = Ledger(desk / "ledger.jsonl") if requests else standing(desk)
     lines = {x["body"]["request"]: x for x in ledger.lines() if x["kind"] == "unlearned"}
     rows = []
     for one in requests:

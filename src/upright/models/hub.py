@@ -21,7 +21,7 @@ from upright.contract import InputError
 from upright.data.catalogue import cache_dir
 from upright.models.tiny import transformers
 
-__all__ = ["is_adapter", "load_language_model", "smollm2"]
+__all__ = ["is_adapter", "load_editable", "load_language_model", "smollm2"]
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -57,11 +57,57 @@ def load_language_model(
     place = smollm2() if str(folder) == "smollm2" else Path(folder)
     if is_adapter(place):
         return _adapted(place, base, dtype)
+    _config(place)
+    model, tokenizer = _loaded(place, dtype, "AutoModelForCausalLM", "AutoTokenizer")
+    _padded(tokenizer, place)
+    return model, tokenizer
+
+
+def load_editable(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Load a model that can be edited and what turns questions into its input, without network.
+
+    Parameters
+    ----------
+    folder : path
+        Of an image-text model, as `save_pretrained` of model and processor write it; else as for `load_language_model`.
+    dtype : torch.dtype
+        Of the weights.
+
+    Returns
+    -------
+    model : PreTrainedModel
+        In evaluation mode, on the CPU.
+    processor : ProcessorMixin or PreTrainedTokenizerBase
+        A processor with ``tokenizer`` and ``image_processor``, or the tokenizer of a model of text alone; it has a
+        padding token.
+
+    Raises
+    ------
+    InputError
+        As `load_language_model`, and for an adapter, even with its base.
+    """
+    place = smollm2() if str(folder) == "smollm2" else Path(folder)
+    if is_adapter(place):
+        got = f"{place.name}, an adapter without its base"
+        raise InputError(got, "the folder of a whole model", "merge the adapter into its base, then edit that")
+    kind = _config(place).get("model_type")
+    transformers()  # says what is missing
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as PICTURED
+
+    if kind not in PICTURED:
+        return load_language_model(place, dtype=dtype)
+    model, processor = _loaded(place, dtype, "AutoModelForImageTextToText", "AutoProcessor")
+    _padded(getattr(processor, "tokenizer", processor), place)
+    return model, processor
+
+
+def _config(place: Path) -> dict[str, Any]:
+    """Return the config of a model folder; refuses what would run code, unpickle, or is no decoder."""
     if not (place / "config.json").is_file():
         got = f"{place.name} without config.json" if place.is_dir() else f"no folder {place.name}"
         raise InputError(got, "the folder of a model as save_pretrained writes it", "check the path")
     try:
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads((place / "config.json").read_text(encoding="utf-8"))
     except ValueError:
         raise InputError(f"{place.name}/config.json that is no JSON", "a config", "save the model again") from None
     if "auto_map" in config:
@@ -77,31 +123,40 @@ def load_language_model(
             f"{place.name} without *.safetensors", "weights as safetensors",
             "save the model again with save_pretrained; pickled weights are not read",
         )  # fmt: skip
+    return config
+
+
+def _loaded(place: Path, dtype: torch.dtype, kind: str, words: str) -> tuple[Any, Any]:
+    """Return a model in evaluation mode and its tokenizer or processor, by the names of their automatic classes."""
     library = transformers()
     from safetensors import SafetensorError  # comes with transformers
 
-    bars = library.utils.logging
+    bars, own = library.utils.logging, {"local_files_only": True, "trust_remote_code": False}
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
-        tokenizer = library.AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
-        model = library.AutoModelForCausalLM.from_pretrained(
-            str(place), local_files_only=True, trust_remote_code=False, dtype=dtype, use_safetensors=True
-        )
+        processor = getattr(library, words).from_pretrained(str(place), **own)
+        model = getattr(library, kind).from_pretrained(str(place), **own, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
+        lines = [line for line in str(error).replace(str(place), place.name).splitlines() if line.strip()]
+        alone = words == "AutoTokenizer"
         raise InputError(
             f"{place.name}, which does not load: {lines[0] if lines else type(error).__name__}",
-            "a causal language model with its tokenizer", "load it with transformers first, then save it again",
-        ) from None  # fmt: skip
+            "a causal language model with its tokenizer" if alone else "an image-text model with its processor",
+            "load it with transformers first, then save it again",
+        ) from None
     finally:
         if shown:
             bars.enable_progress_bar()
+    return model.eval(), processor
+
+
+def _padded(tokenizer: Any, place: Path) -> None:
+    """Let the end of sequence pad where a tokenizer has no padding token."""
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise InputError(f"{place.name}, a tokenizer without an end of sequence", "one", "set eos_token")
         tokenizer.pad_token = tokenizer.eos_token
-    return model.eval(), tokenizer
 
 
 def is_adapter(folder: Path) -> bool:
