@@ -175,7 +175,7 @@ def odedit(
 
 
 def _encoded(model: Any, processor: Any, train: Mapping[str, Sequence[Question]]) -> dict[str, list[EncodedQuestion]]:
-    """Return the tokens of all training questions, with what the model writes where the answer to keep is not known."""
+    """Return the tokens of training questions; where the answer is not known, the model's own, if it writes one."""
     found = {}
     for name in (name for name in (*_TARGET, *_KEPT) if name in train):
         some = [encode(processor, one) for one in train[name]]
@@ -183,8 +183,8 @@ def _encoded(model: Any, processor: Any, train: Mapping[str, Sequence[Question]]
         said = answers(model, processor, [some[i] for i in bare])
         for i, text in zip(bare, said, strict=True):
             some[i] = encode(processor, replace(train[name][i], answer=text))
-        found[name] = some
-    return found
+        found[name] = [one for one in some if len(one.ids) > one.prompt]
+    return {name: some for name, some in found.items() if some}
 
 
 def _gate(model: Any, site: str, known: Mapping[str, Sequence[EncodedQuestion]], pad: int) -> Gate:
