@@ -65,7 +65,7 @@ def odedit(
     target: float = 0.9,
     budget: float = 0.5,
     warmup: int | None = None,
-    cap: float = 1.0,
+    cap: float = 0.3,
     ascent: float = 1e-2,
     seed: int = 0,
     id: str = "edit",
@@ -83,8 +83,8 @@ def odedit(
     tv : float
         lambda, at least 0. A learned one starts there and rises by `ascent` times its gradient, to at most `cap`.
     mode : {"recommended", "paper"}
-        ``paper``: reliability over the edit alone, no ``same_image``, R_gen not divided by 2Q, lambda learned from the
-        first step on and without a cap.
+        ``paper``: reliability over the edit alone, no ``same_image``, R_gen not divided by 2Q, lambda learned from
+        log 2 on, without warm-up and cap.
     target, budget : float
         It ends where every target has at least this probability, as a whole, and R_loc is at most `budget`, in nats.
         Over budget at the end, it goes back to the last state that was not.
@@ -121,7 +121,7 @@ def odedit(
     wanted = [i for i, name in enumerate(names) if name in (_TARGET[:1] if paper else _TARGET)]
     kept = [i for i, name in enumerate(names) if name in _KEPT]
     trace, good, bandwidths = list[dict[str, float]](), list[Tensor](), None
-    delta = math.log(math.expm1(tv)) if tv else -math.inf  # softplus(delta) = tv
+    delta = 0.0 if paper else math.log(math.expm1(tv)) if tv else -math.inf  # lambda = softplus(delta)
     with _frozen(model), evaluating(model):
         risks = _Risks(model, {name: known[name] for name in names}, pad)
         with editable.hooked(model):
@@ -151,7 +151,9 @@ def odedit(
                     raise InputError(got, "a finite loss", "lower learning_rate, or check the model")
                 within, reached = bool(loc <= budget), bool(chance[wanted].min() >= target)
                 row |= {"probability": chance[wanted].min(), "within": within}
-                trace.append({name: float(torch.as_tensor(value).detach()) for name, value in row.items()})
+                trace.append(
+                    {name: float(torch.as_tensor(value, dtype=torch.float64).detach()) for name, value in row.items()}
+                )
                 if within:
                     good = [p.detach().clone() for p in parameters]
                 if step == steps or (within and reached):

@@ -133,7 +133,7 @@ def measure(model: Any, processor: Any, was: Before, which: str | None = None) -
     best = _likeliest(model, processor, encoded)
     written = [_same(text, one.question.answer) for text, one in zip(said, asked, strict=True)]
     equal = [now == one.wanted if one.wanted else right for now, one, right in zip(best, asked, written, strict=True)]
-    names, places = ([one[i] for one in asked] for i in (0, 1))
+    names, places = [one.edit for one in asked], [one.environment for one in asked]
     return Measured(names, places, np.array(equal, dtype=np.float64), np.array(written, dtype=np.float64), said)
 
 

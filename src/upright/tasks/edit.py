@@ -86,12 +86,13 @@ class EditConfig(Config):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Seed:
-    """What one seed has; ``known`` is what its model says before any edit."""
+    """What one seed has: ``said`` are its model's answers to edits, ``known`` what it says to all test questions."""
 
     model: Any
     processor: Any
     base: str
     given: Mapping[str, environments.Environments]
+    said: Mapping[str, str]
     known: Mapping[Split, measures.Before]
 
 
@@ -121,6 +122,7 @@ class Edit:
             text_only = not hasattr(self._own[1], "image_processor")
             self._requests = environments.read_requests(config.data, text_only=text_only)
             self.facts = {"name": Path(config.data).name, "licence": "yours", "model": Path(config.model).name}
+            self.facts["edits"] = len(self._requests)
             known = [(environments.question_key(one.edit), one.edit.answer) for one in self._requests]
         self.facts["fingerprint"] = hashlib.sha256(repr(known).encode()).hexdigest()
         self.metrics = self.metrics_of(config.as_dict())
@@ -188,7 +190,8 @@ class Edit:
             for split, own in splits.items()
             if own
         }
-        return _Seed(model, processor, edits.base_checksum(model), given, known)
+        said = measures.present(model, processor, given)
+        return _Seed(model, processor, edits.base_checksum(model), given, said, known)
 
     def _drawn(self, run: Run, world: Any, model: Any, processor: Any) -> dict[str, environments.Environments]:
         """Draw corrections and counterfactuals in turn, without those that the model answers already."""
@@ -236,7 +239,7 @@ class Edit:
             raise InputError("the test questions inside a method", "'valid'", "select on validation; the runner scores")
         if split not in held.known:
             raise InputError("no edits for validation", "at least one", "raise valid")
-        rows: list[tuple[str, str, dict[str, float]]] = []
+        rows, shown = list[tuple[str, str, dict[str, float]]](), list[dict[str, str]]()
         for name in held.known[split].given:
             was, edit = held.known[split], result.edits.get(name)
             if text := result.before.get(name):
@@ -244,9 +247,14 @@ class Edit:
             with contextlib.nullcontext() if edit is None else edit.applied(held.model):
                 measured = measures.measure(held.model, held.processor, was, name)
             found = {metric: float(value[0]) for metric, value in measured.values()[1].items()}
-            for place in dict.fromkeys(measured.environment):
+            wrote = dict(zip(measured.environment, measured.answers, strict=True))
+            asked = held.given[name].train["edit"][0]
+            told = {"prompt": asked.prompt, "target": asked.answer, "before": held.said[name], "now": wrote["edit"]}
+            shown.append({"edit": name, **told, "beside": wrote.get("same_image", "")})
+            for place in wrote:
                 own = (ENVIRONMENTS[place], *(("edit_score", "worst_environment") if place == "edit" else ()))
                 rows.append((name, place, {m + end: found[m + end] for m in own for end in ("", "_written")}))
+        run.note("examples", shown[:6])
         values = {m: np.array([row.get(m, np.nan) for _, _, row in rows]) for m in self.metrics}
         by = {"environment": [place for _, place, _ in rows]}
         if self._own is None:
