@@ -21,6 +21,7 @@ import hashlib
 import hmac
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from typing import IO, Any
 
 from upright.contract import InputError
 
-__all__ = ["GENESIS", "Ledger", "Verification", "canonical", "sync_path"]
+__all__ = ["GENESIS", "Ledger", "Verification", "canonical", "new_id", "open_desk", "sync_path"]
 
 GENESIS = "0" * 64
 """``previous`` of the first line."""
@@ -392,6 +393,32 @@ def _read_key(path: Path) -> bytes:
 def _sync(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def new_id() -> str:
+    """Return a name that sorts by time: date, time, six hex digits."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+
+
+def open_desk(desk: Path, part: str) -> Path:
+    """Return a folder of a desk with a ledger, made where it is not there, that only their owner may read.
+
+    A desk that was there before keeps its own rights: it may hold other things.
+    """
+    folder = desk / part
+    try:
+        if not desk.exists():
+            desk.mkdir(parents=True)
+            desk.chmod(0o700)
+        folder.mkdir(parents=True, exist_ok=True)
+        for one in {folder.parent, folder} - {desk}:
+            one.chmod(0o700)  # what is secret stays with its owner
+        (desk / "ledger.jsonl").touch()
+        (desk / "ledger.jsonl").chmod(0o600)
+    except OSError as error:
+        raise InputError(f"--desk {desk.name} cannot be written to ({error.strerror})", "a folder with room",
+                         "name another place") from None  # fmt: skip
+    return folder
 
 
 def sync_path(path: Path) -> None:

@@ -1,9 +1,8 @@
-"""The desk `upright edit`: verbs and pages. Exit status: 0 fine, 1 an edit rejected or a check failed, 2 bad input,
-3 our fault."""
+"""The desk `upright edit`: verbs only. Exit status: 0 fine, 1 an edit or a check failed, 2 bad input, 3 our fault."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 
 from upright.cli.options import say, settings_of, sharing, stay_offline
 from upright.contract import InputError
-from upright.language import pages
+from upright.editing import pages
 from upright.lazy import LazyModule
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ _sharing = sharing({
     "place": (Path, Path("edit-desk"), "Folder of ledger and edits.", "--desk"),
     "editor": (str, "lora", "lora, dense or gated: low rank, a whole change, low rank behind a gate."),
     "rank": (int, 8, "Of lora and gated."),
-    "steps": (int, 40, "Most steps of training."),
+    "steps": (int, 80, "Most steps; an edit ends earlier where it is learnt."),
     "learning_rate": (float, 1e-2, "Of Adam."),
     "tv": (float, 0.1, "Weight of the invariance penalty."),
     "reliability": (float, 1.0, "Budget: share of the request itself; below it, rejected."),
@@ -62,52 +61,15 @@ def apply(
     model: Model,
     requests: Annotated[Path, typer.Argument(help="JSON lines: prompt, target, image where it is about one, ...")],
     replaces: Annotated[bool, typer.Option("--replace", help="Let an edit take the place of another target.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Train and write nothing; say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Train and write nothing; say what would be.")] = False,
     **given: Any,
 ) -> None:
     """Make an edit of each request, measure it on held-out prompts, put it in force unless it is rejected."""
     settings = settings_of(desk.Settings, given)
     found = desk.apply(_opened(model, given), requests, settings=settings, replaces=replaces, dry_run=dry_run)
-    say(found, given["as_json"], _dry_page(found) if dry_run else _apply_page(found))
+    say(found, given["as_json"], pages.dry_page(found) if dry_run else pages.apply_page(found))
     if any(one["verdict"] == "rejected" for one in found["edits"]):
         raise typer.Exit(1)
-
-
-def _short(text: str, most: int = 56) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def _dry_page(found: Mapping[str, Any]) -> str:
-    lines = ["A dry run: nothing was trained or written"]
-    for one in found["requests"]:
-        said = {"edit": "would be edited", "replace": f"another target than edit {one['old']}: needs --replace"}
-        lines += [f"  {_short(one['request'], 24)}: {said.get(one['to_do'], one['to_do'])}",
-                  f"    {_short(one['prompt'])}", f"    {_short(one['present'], 34)} -> {_short(one['target'], 34)}"]  # fmt: skip
-    todo = [one["to_do"] for one in found["requests"]]
-    return "\n".join([*lines, f"{todo.count('edit')} to edit, {todo.count('replace')} in conflict, "
-                      f"{len(todo) - todo.count('edit') - todo.count('replace')} with nothing to do"])  # fmt: skip
-
-
-def _apply_page(found: Mapping[str, Any]) -> str:
-    made, of = found["edits"], sum(one["of"] for one in found["edits"])
-    right = [sum(one["right"][i] for one in made) for i in (0, 1)]
-    lines = [f"Of {of} held-out answers, written out, {right[0]} are as wanted before, {right[1]} after"]
-    for one in made:
-        lines += [f"Edit {one['edit']}: {one['verdict']}", *(f"  because {why}" for why in one["reasons"]),
-                  f"  {_short(one['prompt'])}", f"  {_short(one['present'], 36)} -> {_short(one['target'], 36)}",
-                  *_scores(one["scores"])]  # fmt: skip
-        held = [row["reliability_written"] for row in one["retention"].values()]
-        lines += [f"  {'earlier edits':<21} {sum(held):.0f} of {len(held)} still hold"] if held else []
-    lines += [f"Edit {one['old']}: in force already" for one in found["requests"] if one["to_do"].startswith("nothing")]
-    lines += [f"not asked, since the model reads images alone: {', '.join(found['left_out'])}"] * bool(found["left_out"])
-    counts = ", ".join(f"{sum(one['verdict'] == word for one in made)} {word}" for word in ("accepted", "warning", "rejected"))
-    return "\n".join([*lines, f"{counts}; {found['in_force']} in force, undo: upright edit revert ID"])
-
-
-def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
-    shown = [(name.removesuffix("_written"), value) for name, value in scores["after"].items() if name.endswith("_written")]
-    return [f"  {name:<21} {scores['before'].get(name + '_written', 0):.2f} -> {value:.2f}" for name, value in shown]
 
 
 @edit_app.command("list")
@@ -115,10 +77,7 @@ def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
 def list_(**given: Any) -> None:
     """List the edits of a desk and which are in force."""
     rows = desk.listing(given["place"])
-    lines = [f"  {one['edit']}  {one['verdict']}, {one['state']}{', FILE DAMAGED' if one['damaged'] else ''}"
-             + (f"\n    {_short(one['prompt'], 44)} -> {_short(one['target'], 26)}" if one["prompt"] else "")
-             for one in rows]  # fmt: skip
-    say(rows, given["as_json"], "\n".join(["Edits", *(lines or ["  none yet"])]))
+    say(rows, given["as_json"], pages.list_page(rows))
 
 
 @edit_app.command()
@@ -126,11 +85,7 @@ def list_(**given: Any) -> None:
 def show(edit: Edit, **given: Any) -> None:
     """Show an edit: texts, verdict, numbers."""
     found = desk.show(given["place"], edit)
-    facts = found["facts"] or {"prompt": "not kept", "target": "not kept"}
-    lines = [f"Edit {edit}, line {found['line']} of {found['time']}", f"  prompt   {_short(facts['prompt'], 68)}",
-             f"  target   {_short(facts['target'], 68)}", f"  picture  {'yes' if facts.get('image') else 'none'}",
-             *_scores(found["scores"]), *(f"  because {why}" for why in found["reasons"])]  # fmt: skip
-    say(found, given["as_json"], "\n".join([*lines, f"{found['verdict']}, {found['state']}"]))
+    say(found, given["as_json"], pages.show_page(found))
 
 
 @edit_app.command()
@@ -143,11 +98,7 @@ def diff(
 ) -> None:
     """Write answers out before and after."""
     found = desk.diff(_opened(model, given), edit, probes=probes)
-    lines = [f"Answers of {found['model']} without and with {len(found['edits'])} edits"]
-    for one in found["answers"]:
-        lines += [f"  {_short(one['prompt'])}{', with a picture' if one['pictured'] else ''}",
-                  f"    {_short(one['before'], 34)} -> {_short(one['after'], 34)}"]  # fmt: skip
-    say(found, given["as_json"], "\n".join([*lines, f"{found['changed']} of {len(found['answers'])} answers changed"]))
+    say(found, given["as_json"], pages.diff_page(found))
 
 
 @edit_app.command()
@@ -172,8 +123,8 @@ def export(
 ) -> None:
     """Write edits as an adapter of peft or as a copy of the model with them."""
     if every == bool(edit):
-        raise InputError("export with --all and an edit" if every else "export without an edit", "one of the two",
-                         "name an edit, or pass --all")  # fmt: skip
+        got = "export with --all and an edit" if every else "export without an edit"
+        raise InputError(got, "one of the two", "name an edit, or pass --all")
     found = desk.export(_opened(model, given), out, edit, merged=merged)
     what = "a copy of the model" if merged else "an adapter of peft"
     say(found, given["as_json"], f"{out.name}: {what}, {len(found['edits'])} edits, ledger line {found['line']}")
@@ -189,11 +140,6 @@ def verify(
 ) -> None:
     """Check ledger, edit files and model folder; exit status 1 when one does not hold."""
     found = desk.verify(given["place"], head=head, model=model, key=given["key"], mend=mend)
-    lines = [pages.verify_page({**found, "receipt": None, "model": None})]
-    lines += [f"  left by a kill, removed by the next command that writes: {', '.join(found['left'])}"] * bool(found["left"])
-    if found["intact"]:
-        beside = f", {found['model']} is their model" if found["model"] else ""
-        lines.append(f"{found['files']} files are what their lines say, {found['in_force']} in force{beside}")
-    say(found, given["as_json"], "\n".join(lines))
+    say(found, given["as_json"], pages.verify_page(found))
     if not found["intact"]:
         raise typer.Exit(1)

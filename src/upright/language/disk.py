@@ -25,14 +25,13 @@ import re
 import secrets
 import shutil
 import subprocess
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from upright.contract import InputError
 from upright.data.forget import Record, digest, fingerprint
-from upright.ledger import sync_path
+from upright.ledger import new_id, open_desk, sync_path
 
 __all__ = [
     "Request",
@@ -40,8 +39,6 @@ __all__ = [
     "is_full",
     "leftovers",
     "new_folder",
-    "new_id",
-    "open_desk",
     "plain",
     "refuse_full",
     "request_of",
@@ -223,40 +220,6 @@ def _errno(error: BaseException) -> int | None:
     return int(found[1]) if found else None
 
 
-# -- desks ----------------------------------------------------------------------------------------------------------
-
-
-def new_id() -> str:
-    """Return a name that sorts by time: date, time, six hex digits."""
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
-
-
-def open_desk(desk: Path, part: str, *, exist_ok: bool = True) -> Path:
-    """Return a folder of a desk with a ledger, made where it is not there, that only their owner may read.
-
-    A folder that was there before keeps its own rights: it may hold other things than a desk.
-
-    Raises
-    ------
-    InputError
-        When the place cannot be written to.
-    """
-    folder = desk / part
-    try:
-        if not desk.exists():
-            desk.mkdir(parents=True)
-            desk.chmod(0o700)
-        folder.mkdir(parents=True, exist_ok=exist_ok)
-        for one in {folder.parent, folder} - {desk}:
-            one.chmod(0o700)  # what is secret stays with its owner
-        (desk / "ledger.jsonl").touch()
-        (desk / "ledger.jsonl").chmod(0o600)
-    except OSError as error:
-        raise InputError(f"--desk {desk.name} cannot be written to ({error.strerror})", "a folder with room",
-                         "name another place") from None  # fmt: skip
-    return folder
-
-
 # -- request folders ------------------------------------------------------------------------------------------------
 
 
@@ -275,7 +238,7 @@ class Request:
     @classmethod
     def new(cls, desk: Path) -> Request:
         """Make a folder with a salt, in a desk with a ledger, that only their owner may read."""
-        folder = open_desk(desk, f"requests/{new_id()}", exist_ok=False)
+        folder = open_desk(desk, f"requests/{new_id()}")
         write_bytes(folder / "salt", secrets.token_bytes(32))
         request = cls(folder)
         request.begin()
