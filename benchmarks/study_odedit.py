@@ -256,7 +256,11 @@ def _border(spec: Any, config: Any, task: Any, run: Any) -> Rows:
     """Edit with bordered pictures, of other views the first alone; ask about countries that were never taught."""
     from upright.editing import flags
 
-    (model, processor), strangers, rows = task.model(run), flags.world(run.seed, small=task.config.small).strangers, Rows()
+    (model, processor), strangers, rows = (
+        task.model(run),
+        flags.world(run.seed, small=task.config.small).strangers,
+        Rows(),
+    )
     for name, own in task.given(run).items():
         train = dict(own.train)
         for place in ("edit", "text", "same_image"):
@@ -280,17 +284,12 @@ def _said_of_border(of: Mapping[str, Any]) -> str:
     """Say whether the border was a shortcut of the target alone, and what was left of it."""
     found = of["lora"]
     own = next(row for row in found["levels"] if (row["arm"], row["metric"]) == ("ft", "shortcut"))
-    parts = [
-        f"ODEdit minus {title} {_range(row)}"
-        for arm, title in (("ft", "the target alone"), ("aug_kl", "re-phrasings with KL"))
-        for row in found["differences"]
-        if (row["against"], row["statistic"]) == (arm, "mean:bordered")
-    ]
-    planted = "is" if own["low"] > 0 else "is not shown to be"
+    wanted = ("aug_kl", "mean:bordered")
+    change = next(row for row in found["differences"] if (row["against"], row["statistic"]) == wanted)
     return (
-        f"a border that edit pictures alone have {planted} a shortcut of the target alone: it answers the target on "
-        f"bordered strangers more often than on plain ones by {_range(own)}; rates on bordered strangers ({_TITLES}) "
-        f"{_each(found, 'bordered')}, {', '.join(parts)}; on the flag without a border {_each(found, 'unbordered')}"
+        f"a border that edit pictures alone have {'is' if own['low'] > 0 else 'is not shown to be'} a shortcut of the "
+        f"target alone, which is answered on bordered strangers more often than on plain ones by {_range(own)}; on "
+        f"bordered strangers ({_TITLES}): {_each(found, 'bordered')}; the last minus the second {_range(change)}"
     )
 
 
