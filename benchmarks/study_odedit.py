@@ -2,16 +2,19 @@
 
     python benchmarks/study_odedit.py WORK_FOLDER [NAME ...]
 
-=========================  ============================================================================  ===========
-name                       what                                                                          CPU-minutes
-=========================  ============================================================================  ===========
-odedit-flags-lora          six models that were taught 24 flags, 20 edits each, all ten arms
-odedit-flags-gated         the same edits behind a gate; target alone, KL, ODEdit, placebo
-odedit-flags-sequential    the same 20 edits one after another on one model, both editors; target alone,
-                           KL, ODEdit
-odedit-flags-border        10 edits whose pictures have a border that nothing else has; the same three
-odedit-smollm2             10 capitals in SmolLM2-135M-Instruct, questions of text; the same three
-=========================  ============================================================================  ===========
+=========================  ===========================================================================  ============
+name                       what                                                                         CPU-minutes
+=========================  ===========================================================================  ============
+odedit-flags-lora          six models that were taught 24 flags, 20 edits each, all ten arms            35, of which
+                                                                                                        8 to teach
+odedit-flags-gated         the same edits behind a gate: target alone, KL, ODEdit, placebo              13
+odedit-smollm2             10 capitals in SmolLM2-135M-Instruct, questions of text; the target alone,   23
+                           KL, ODEdit; one seed
+odedit-flags-sequential    the 20 edits one after another on one model, by both editors; the same three  24
+odedit-flags-border        10 edits whose pictures have a border that nothing else has; the same three   7
+=========================  ===========================================================================  ============
+
+Minutes are what single edits and scores took on a model of 12 flags, times their number.
 
 1. *choose*, for each editor and model: the learning rate of every arm that trains, the one with the best edit score on
    validation edits of two other seeds, the smaller one of equals; one grid for all arms. For SmolLM2 on other
