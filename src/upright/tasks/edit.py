@@ -106,7 +106,7 @@ class Edit:
         Of no use: flags are bundled, and other data are a path.
     """
 
-    unit_kind = "edit"
+    unit_kind = "environment"
     Config = EditConfig
 
     def __init__(self, config: EditConfig, data_dir: str | None = None) -> None:
@@ -260,7 +260,7 @@ class Edit:
         if self._own is None:
             by["kind"] = [name.split("-")[0] for name, _, _ in rows]
         unit, cluster = [f"{name}/{place}" for name, place, _ in rows], [name for name, _, _ in rows]
-        return UnitScores("edit", unit, values, by, cluster=cluster)
+        return UnitScores("environment", unit, values, by, cluster=cluster)
 
 
 def _taught(world: Any, precision: str, advance: Any) -> tuple[Any, Any]:
