@@ -85,8 +85,8 @@ class World:
 
     def __init__(self, model: Any, tokenizer: Any, n: int) -> None:
         self.model, self.pad = model, pad_of(tokenizer)
-        self.pool = encode_all(tokenizer, texts(n, 1))
-        chosen, rejected = (encode_all(tokenizer, texts(16, seed)) for seed in (2, 3))
+        given = [texts(n, 1), texts(16, 2), texts(16, 3)]  # without a chat template: about 29 tokens of SmolLM2 each
+        self.pool, chosen, rejected = (encode_all(tokenizer, records, template="plain") for records in given)
         own = trainable(model)
         grads = []
         for k in range(8):  # at the start model grad J is a mean of c_chosen - c_rejected
@@ -239,7 +239,7 @@ def main() -> int:
     found |= {"memory": measure_memory(full), "cg": measure_cg(adapter, given.rounds)}
     if folder := folder_of(given.model):
         model, tokenizer = load_language_model(folder)
-        found |= measure_world(World(adapters(model), tokenizer, 32), " lm", 1)
+        found |= measure_world(World(adapters(model), tokenizer, 64), " lm", 1)
         if torch.cuda.is_available():
             found["products cuda"] = measure_cuda(folder)
     for name in (*AT_LEAST, *AT_MOST, *PRINTED):

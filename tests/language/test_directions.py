@@ -92,8 +92,8 @@ def test_every_loss(loss):
     same(scores(model, v, **given).score, wanted.score, 1e-12)
     if loss in LOG_PROBS:
         found = scores(model, v, "forwards", **given)
-        same(found.score, wanted.score, 1e-7)
-        assert found.passes == {"forward": 8, "backward": 0}
+        same(found.score, wanted.score, 1e-4)
+        assert found.passes == {"forward": 4, "backward": 0}
         assert (np.abs(found.score - wanted.score).max(axis=1) <= found.error).all()
     else:
         with pytest.raises(InputError, match=f"loss = '{loss}' by forwards"):
@@ -105,7 +105,7 @@ def test_every_loss(loss):
 def test_differences(family):
     # catches a padding row that moves, dropout, a step that rounding swallows, an error that is not one
     model = lora() if family == "lora" else FAMILIES[family]()
-    v, tight = toward(model), 2e-3 if family == "gemma2" else 1e-7
+    v, tight = toward(model), 2e-3 if family == "gemma2" else 1e-4
     wanted = scores(model, v, "backward")
     found = scores(model, v, "forwards")
     same(found.score, wanted.score, tight)
@@ -203,7 +203,7 @@ def test_other_tensors_go_by_differences():
     v = toward(model)
     wanted, found = scores(model, v, "backward"), scores(model, v)
     same(found.score, wanted.score, 1e-8)
-    assert found.passes == {"forward": 9, "backward": 1}
+    assert found.passes == {"forward": 5, "backward": 1}
     assert found.step == pytest.approx(module.STEP * float(model.gate.detach().norm()))
     assert (np.abs(scores(model, {"gate": v["gate"]}).score) > 0).all()
     with pytest.raises(InputError, match="a direction for 'gate' with a loss that reads logits"):
@@ -216,7 +216,7 @@ def test_a_use_that_hooks_do_not_see_is_refused():
     model = Scaled(exact(llama(2)), by_hand=True)
     with pytest.raises(InputError, match="products that miss a gradient"):
         scores(model, toward(model))
-    same(scores(model, toward(model), "forwards").score, scores(model, toward(model), "backward").score, 1e-6)
+    same(scores(model, toward(model), "forwards").score, scores(model, toward(model), "backward").score, 1e-4)
 
 
 def test_activations_that_are_computed_again():
@@ -293,7 +293,7 @@ def test_a_direction_of_nought_costs_nothing():
     v = {n: torch.stack([0 * one[0], one[1]]) for n, one in toward(model).items()}
     found = scores(model, v, "forwards")
     assert not found.score[:, 0].any()
-    assert found.passes == {"forward": 4, "backward": 0}
+    assert found.passes == {"forward": 2, "backward": 0}
     assert not scores(model, v).score[:, 0].any()
 
 
