@@ -7,7 +7,8 @@ name                     what, CPU time of one-record backward over that of it, 
 =======================  ==========================================================================  ==============
 ``products``             tiny Llama with adapters, batches of 16                                     at least 1.8
 ``products full``        the same, all weights                                                       none
-``products lm``          SmolLM2 with adapters                                                       at least 1.3
+``products lm``          SmolLM2 with adapters, records of about 29 tokens                           at least 1.3
+``products lm chat``     the same in its chat form, about 57 tokens                                  none
 ``... error``            largest difference from one-record backward over the largest score          at most 1e-5
 ``eight``, ``eight full``  CPU time of 8 directions over that of one: adapters, all weights          at most 1.4,
                                                                                                      2.2
@@ -63,7 +64,7 @@ AT_MOST = {
     "memory": 1.1,
     "cg": 40.0,
 }
-PRINTED = ("products full", "forwards lm", "forwards lm error", "forwards lm rank", "products cuda")
+PRINTED = ("products full", "products lm chat", "forwards lm", "forwards lm error", "forwards lm rank", "products cuda")
 ACTS = ("open", "clean", "paint", "move", "lift", "fold", "sell", "wash", "hide", "mend")
 THINGS = ("lamp", "door", "clock", "chair", "fence", "tower", "bridge", "engine", "mirror", "basket", "ladder")
 WORDS = ("slowly", "with", "a", "rope", "from", "the", "attic", "before", "noon", "and", "never", "alone", "or", "old")
@@ -83,10 +84,10 @@ def texts(n: int, seed: int) -> list[Record]:
 class World:
     """A model, its pool, and gradients of a preference objective by blocks."""
 
-    def __init__(self, model: Any, tokenizer: Any, n: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, n: int, template: Any = "plain") -> None:
         self.model, self.pad = model, pad_of(tokenizer)
-        given = [texts(n, 1), texts(16, 2), texts(16, 3)]  # without a chat template: about 29 tokens of SmolLM2 each
-        self.pool, chosen, rejected = (encode_all(tokenizer, records, template="plain") for records in given)
+        given = [texts(n, 1), texts(16, 2), texts(16, 3)]
+        self.pool, chosen, rejected = (encode_all(tokenizer, records, template=template) for records in given)
         own = trainable(model)
         grads = []
         for k in range(8):  # at the start model grad J is a mean of c_chosen - c_rejected
@@ -239,7 +240,13 @@ def main() -> int:
     found |= {"memory": measure_memory(full), "cg": measure_cg(adapter, given.rounds)}
     if folder := folder_of(given.model):
         model, tokenizer = load_language_model(folder)
-        found |= measure_world(World(adapters(model), tokenizer, 64), " lm", 1)
+        own = adapters(model)
+        found |= measure_world(World(own, tokenizer, 64), " lm", 1)
+        chat = World(own, tokenizer, 64, "chat")
+        median = timed(
+            {how: lambda how=how: chat.scores(how) for how in ("backward", "products")}, 1, time.process_time
+        )  # type: ignore[misc]
+        found["products lm chat"] = median["backward"] / median["products"]
         if torch.cuda.is_available():
             found["products cuda"] = measure_cuda(folder)
     for name in (*AT_LEAST, *AT_MOST, *PRINTED):

@@ -40,7 +40,8 @@ __all__ = ["Directional", "directional", "trainable"]
 
 Array = NDArray[np.float64]
 Directions = Mapping[str, Tensor]
-STEP = 1.5e-4  # of the norm of the weights that are moved: between rounding (adapters) and the third derivative (all)
+# of the norm of the weights that are moved, in float64 and below: between rounding and the third derivative
+STEP, _ROUNDED_STEP = 5e-6, 1.5e-4
 _CHECKED = 16  # records
 _AGREE = (
     1e-3  # of the squared gradient norm: a layer that products miss is seen, tensor cores in reduced precision pass
@@ -58,7 +59,7 @@ class Directional(NamedTuple):
         ``|D(2 h) - D(h)|``, the largest over the directions: rounding, or a third derivative. Of 16 records from one
         end of the pool to the other, NaN for the others; None where no difference was taken.
     step : float or None
-        h, a length: 1.5e-4 of the norm of the weights that are moved.
+        h, a length: 1.5e-4 of the norm of the weights that are moved, 5e-6 where all are in float64.
     passes : mapping
         ``forward`` and ``backward`` passes over the pool, without those over the 16 records.
     """
@@ -293,7 +294,10 @@ def _forwards(pool: _Pool, own: Mapping[str, Tensor], directions: Directions) ->
     moved = float(_norms({name: own[name].detach()[None] for name in directions})[0])
     if not math.isfinite(moved):
         raise InputError("weights that are not finite", "finite weights", "find where the model diverged")
-    step = STEP * (moved or float(_norms({name: p.detach()[None] for name, p in own.items()})[0]) or 1.0)
+    exact = all(own[name].dtype == torch.float64 for name in directions)
+    step = (STEP if exact else _ROUNDED_STEP) * (
+        moved or float(_norms({name: p.detach()[None] for name, p in own.items()})[0]) or 1.0
+    )
     n = len(reader.tokens)
     checked = np.unique(np.linspace(0, n - 1, _CHECKED).astype(np.int64))
     few = Reader(pool.model, [reader.encoded[i] for i in checked], scope="answer", batch_size=_CHECKED, pad=reader.pad,
