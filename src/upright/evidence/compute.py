@@ -211,6 +211,7 @@ def level_of(one: Statistic, arm: str, cell: str | None) -> Level:
     chance, more, value = one.chance(arm, cell), one.facts(arm, cell), one.draws(arm, cell).value
     span, inside = one.about.high - one.about.low, (one.about.low, one.about.high)
     ranges = {"mean": inside, "worst_decile": inside, "gini": (0.0, 1.0), "gap": (-span, span), "abs_gap": (0.0, span)}
+    ranges |= {"membership": (0.0, 0.5), "utility": (0.0, 1.0)}
     least, most = ranges.get(one.name, (-math.inf, math.inf))
     if least <= value <= most:  # what lies beyond cannot be
         chance |= {"low": max(chance["low"], least), "high": min(chance["high"], most)}
