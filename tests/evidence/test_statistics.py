@@ -10,6 +10,7 @@ import pytest
 import by_hand
 from upright.contract import InputError, Metric, UnitScores
 from upright.evidence.bootstrap import Bootstrap
+from upright.evidence.compute import level_of
 from upright.evidence.statistics import STATISTICS, computable, parse
 from upright.evidence.units import Block, Units
 from upright.maths.simultaneous import newcombe
@@ -157,6 +158,15 @@ def test_a_signed_value_that_is_zero_everywhere_is_no_rate():
     zeros, signed = rows(np.zeros(30), "a" * 30), Metric("p/1", low=-1.0)
     assert of(zeros, "mean:p/1").chance("none", None)["high"] > 0.1
     assert of(zeros, "mean:p/1", metrics=[signed]).chance("none", None)["high"] == 0.0
+
+
+@pytest.mark.parametrize(("text", "most"), [("membership:mia_loss", 0.5), ("utility:retain", 1.0)])
+def test_intervals_end_where_their_quantity_does(text, most):
+    # catches: a distance of an AUC below 0 or beyond 1/2 on a page, where two seeds stretch what is drawn
+    for seeds in (2, 3):
+        level = level_of(of(world(seeds=seeds, n=60), text), "none", None)
+        assert 0 <= level.low <= level.value <= level.high <= most
+    assert of(world(seeds=2, n=60), "membership:mia_loss").chance("none", None)["low"] < 0
 
 
 @pytest.mark.parametrize(("share", "spread"), [(0.5, (1 + 1.25 / 2.25) ** 0.5), (1.0, 1.0)])
