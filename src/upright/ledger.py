@@ -20,6 +20,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import math
 import os
 import secrets
 import time
@@ -79,6 +80,11 @@ def canonical(value: Any) -> str:
         When a value is no JSON, a key is no text, or a number is not finite.
     """
     _refuse_keys(value)
+    return _written(value)
+
+
+def _written(value: Any) -> str:
+    """Return canonical JSON of what has texts as keys, as all that was read from JSON has."""
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -100,7 +106,7 @@ def _refuse_keys(value: Any) -> None:
 
 def _hash(line: Mapping[str, Any]) -> str:
     """SHA-256 of all fields but the hash itself and what is computed from it; 64 hex digits."""
-    return hashlib.sha256(canonical({k: line[k] for k in _FIELDS[:-1]}).encode()).hexdigest()
+    return hashlib.sha256(_written({k: line[k] for k in _FIELDS[:-1]}).encode()).hexdigest()
 
 
 def _now() -> str:
@@ -190,9 +196,11 @@ class Ledger:
         raws, torn = self._raw()
         previous, seen = GENESIS, set()
         for number, raw in enumerate(raws, start=1):
-            if reason := self._fault(raw, number, previous):
+            line = _parse(raw)
+            if line is None or (reason := self._fault(line, raw, number, previous)):
+                reason = "no line of a ledger" if line is None else reason
                 return Verification(False, len(raws), previous, number, reason, len(torn), False)
-            previous = json.loads(raw)["hash"]
+            previous = line["hash"]
             seen.add(previous)
         reason, broken = "", None
         if head is not None and head not in seen and head != GENESIS:
@@ -223,16 +231,13 @@ class Ledger:
 
     # -- one line ---------------------------------------------------------------------------------------------------
 
-    def _fault(self, raw: bytes, number: int, previous: str) -> str:
+    def _fault(self, line: Mapping[str, Any], raw: bytes, number: int, previous: str) -> str:
         """Say what is wrong with a line, or nothing."""
-        line = _parse(raw)
-        if line is None:
-            return "no line of a ledger"
         if line["n"] != number:
             return f"numbered {line['n']}: lines were removed, added or moved"
         if line["previous"] != previous:
             return "does not follow the line before it: lines were removed, added or moved"
-        if line["hash"] != _hash(line) or canonical(line).encode() != raw:
+        if line["hash"] != _hash(line) or _written(line).encode() != raw:
             return "its content is not what its hash was taken of: it was edited"
         if self._key is not None:
             if "signature" not in line:
@@ -258,7 +263,7 @@ class Ledger:
         line["hash"] = _hash(line)
         if self._key is not None:
             line["signature"] = self._sign(line["hash"])
-        self._write(file, (canonical(line) + "\n").encode())
+        self._write(file, (_written(line) + "\n").encode())
         return line
 
     # -- the file ---------------------------------------------------------------------------------------------------
@@ -363,17 +368,23 @@ def _contents(file: IO[bytes]) -> bytes:
     return _read(file, size)
 
 
+def _finite(text: str) -> float:
+    """Read a number, and refuse NaN and what overflows, which Python reads and JSON does not know."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
+
+
+_JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
 def _parse(raw: bytes) -> dict[str, Any] | None:
     """Return a line as a mapping with the right fields, None of anything else."""
     try:
-        line = json.loads(raw)
+        line = _JSON.decode(raw.decode())
     except (ValueError, RecursionError):
         return None
     if not isinstance(line, dict) or set(line) - {"signature"} != set(_FIELDS) or type(line["n"]) is not int:
-        return None
-    try:
-        canonical(line)
-    except InputError:  # NaN, which Python reads and JSON does not know
         return None
     return line
 

@@ -254,6 +254,24 @@ def test_writing_with_other_prompts(house, speaker):
     assert speaker.write(SHORT, prompts=prompts, max_new_tokens=6) == expected
 
 
+def test_records_that_ask_alike_are_written_once(house, speaker):
+    # catches minutes spent on texts without a prompt, and an output cut at the length of another record
+    model, tokenizer = house
+    head = tokens_of(tokenizer, RECORDS[0])[0]
+    same = [replace(RECORDS[0], answer=" ".join(RECORDS[0].answer.split()[:n])) for n in (1, 3)]
+    expected = [greedy(model, tokenizer, head, limit_of(tokenizer, one)) for one in (*same, RECORDS[0])]
+    rows = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, given: rows.append(len(given["input_ids"])), with_kwargs=True
+    )
+    try:
+        assert speaker.write([*same, RECORDS[0]]) == expected
+    finally:
+        hook.remove()
+    assert set(rows) == {1}
+    assert expected[0] != expected[2]  # else one length would pass for another
+
+
 def test_outputs_stop(house):
     # catches an output beyond the context, one that goes on after a stop of the generation settings, and a length
     # that depends on the rest of the batch

@@ -2,8 +2,8 @@ r"""Directional derivatives of the losses of a whole pool: ``score_ik = <v_k, gr
 
 =============  ======================================================================================================
 ``products``   One backward pass of the summed loss of a batch, down to the outputs of the layers. A layer adds
-               ``sum_t (g_it V_k) . x_it`` to the score of record i, g its output's gradient and x its input:
-               gradients of weights are never formed, for one record or for all. Exact, m directions for one pass.
+               ``sum_t (g_it V_k) . x_it`` to the score of record i, g its output's gradient and x its input, or for
+               several directions ``<V_k, sum_t g_it x_it^T>`` in small layers. Exact, m directions for one pass.
                Linear layers, ``Conv1D`` of GPT-2, embeddings (tied weights: at both uses), biases and norms are
                covered; directions on other tensors go by ``forwards`` restricted to them, and their scores are added.
 ``forwards``   Central differences D(h) along each direction: 2 m passes without gradients, and D(2 h) of 16 records to
@@ -43,6 +43,7 @@ Directions = Mapping[str, Tensor]
 # of the norm of the weights that are moved, in float64 and below: between rounding and the third derivative
 STEP, _ROUNDED_STEP = 5e-6, 1.5e-4
 _CHECKED = 16  # records
+_FORMED = 1 << 24  # most numbers of gradients of one layer for the records of a batch: 64 MiB in float32
 _AGREE = (
     1e-3  # of the squared gradient norm: a layer that products miss is seen, tensor cores in reduced precision pass
 )
@@ -322,9 +323,14 @@ _Product = Callable[[Tensor, Tensor], Tensor]  # input and gradient of the outpu
 
 
 def _of_linear(v: Tensor) -> _Product:
-    """``sum_oi g_o V_koi x_i`` with v of shape (m, o, i), by the side that leaves the smaller result."""
+    """``sum_oi g_o V_koi x_i`` with v of shape (m, o, i), by the side that leaves the smaller result.
+
+    For several directions small gradients of single records are less work than directions at every token.
+    """
 
     def product(x: Tensor, g: Tensor) -> Tensor:
+        if len(v) > 1 and x.ndim == 3 and 1 < len(x) <= _FORMED / v[0].numel():
+            return (v.flatten(1) @ torch.bmm(g.mT, x.to(v)).flatten(1).mT)[..., None]  # (m, B, 1)
         one, by, other = (x, v.mT, g) if v.shape[1] < v.shape[2] else (g, v, x)
         near = one.reshape(-1, one.shape[-1]).to(v) @ by  # (m, N, smaller)
         return (near * other.reshape(-1, other.shape[-1])).sum(dim=-1).view(len(v), *g.shape[:-1])

@@ -237,9 +237,9 @@ class Speaker:
         """
         if max_new_tokens is not None and max_new_tokens < 1:
             raise InputError(f"max_new_tokens = {max_new_tokens}", "an integer of at least 1", "raise it")
-        asked, limits = [], []
+        limits, same = list[int](), dict[tuple[int, ...], list[int]]()  # records without a prompt are all asked alike
         whole = encode_all(self.tokenizer, records, prompts=prompts, template=self.template)
-        for record, one in zip(records, whole, strict=True):
+        for i, (record, one) in enumerate(zip(records, whole, strict=True)):
             room = one.start + 1 if self.context is None else self.context - one.start
             if room < 1:
                 raise InputError(
@@ -250,14 +250,15 @@ class Speaker:
             own = self.tokenizer(record.answer.strip(), add_special_tokens=False)["input_ids"]
             limit = len(own) + _MORE if max_new_tokens is None else max_new_tokens
             limits.append(limit if self.context is None else min(limit, room))
-            asked.append(Encoded(one.ids[: one.start], one.start))
-        out = [""] * len(records)
+            same.setdefault(tuple(one.ids[: one.start]), []).append(i)
+        out, asked, alike = [""] * len(records), [Encoded(ids, len(ids)) for ids in same], list(same.values())
         with torch.no_grad(), evaluating(self.model):
             for rows in length_batches(asked, self.batch_size if self._caches else 1):
                 batch = collate([asked[i] for i in rows], self.pad, side="left")
-                written = self._greedy(batch, [limits[i] for i in rows], [records[i].id for i in rows])
-                for i, tokens in zip(rows, written, strict=True):
-                    out[i] = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                most = [max(limits[i] for i in alike[k]) for k in rows]
+                written = self._greedy(batch, most, [records[alike[k][0]].id for k in rows])
+                for i, tokens in ((i, tokens) for k, tokens in zip(rows, written, strict=True) for i in alike[k]):
+                    out[i] = self.tokenizer.decode(tokens[: limits[i]], skip_special_tokens=True).strip()
         return out
 
     def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
