@@ -275,7 +275,7 @@ def publish_runs(
     curves = merge_curves([read_log(run) for run in runs])
     for arm in found["arms"]:
         # an arm of a sweep stands in fronts alone
-        own = {k: v for k, v in arm["notes"].items() if arm["role"] != "sweep" or k == "calibration"}
+        own = {k: _short(v) for k, v in arm["notes"].items() if arm["role"] != "sweep" or k == "calibration"}
         arm |= {"notes": {k: v for k, v in own.items() if not (isinstance(v, dict) and "schema" in v)}}
         arm |= {"curves": curves[arm["name"]]} if arm["role"] != "sweep" and arm["name"] in curves else {}
     write_json(target / "summary.json", found, compact=True)
@@ -304,6 +304,18 @@ def publish_runs(
         shared.append(Block(f"s{block.seed}", block.arm, block.seed, scores))
     write_units(target / "units.parquet", shared, "test")
     return target
+
+
+def _short(value: Any) -> Any:
+    """Return what is drawn and never tested with four digits in place of nine, and of long traces ten steps."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {k: _short(v) for k, v in value.items()}
+    if isinstance(value, list):
+        thin = len(value) // 10 if len(value) > 20 and isinstance(value[0], dict) and "step" in value[0] else 1
+        return [_short(v) for v in value[::thin]]
+    return value
 
 
 SMALL_CELL = 5

@@ -28,6 +28,14 @@ def clock():
     return "2026-01-31T00:00:00Z"
 
 
+def nested(depth):
+    """Return lists in lists."""
+    found = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 def filled(path: Path, n: int = 5, **options) -> Ledger:
     ledger = Ledger(path, clock=clock, **options)
     for i in range(n):
@@ -95,7 +103,8 @@ def test_long_lines_are_found_from_the_end(tmp_path):
 @pytest.mark.parametrize(
     ("body", "got"),
     [({"a": float("nan")}, "no JSON"), ({"a": float("inf")}, "no JSON"), ({"a": {1: 2}}, "the key 1"),
-     ({"a": [{None: 1}]}, "the key None"), ({"a": object()}, "no JSON"), ({"a": {1, 2}}, "no JSON")],
+     ({"a": [{None: 1}]}, "the key None"), ({"a": object()}, "no JSON"), ({"a": {1, 2}}, "no JSON"),
+     ({"a": nested(2000)}, "too deep")],
 )  # fmt: skip
 def test_what_is_no_json_is_refused_and_nothing_is_written(tmp_path, body, got):
     # catches NaN in the log, which other readers of JSON refuse, and keys that change when read back
@@ -210,6 +219,18 @@ def test_an_older_head_stays_valid(tmp_path):
     old = ledger.verify().head
     ledger.append("event", {})
     assert ledger.verify(head=old).intact
+
+
+@pytest.mark.parametrize("depth", range(900, 1000, 7))
+def test_a_forged_line_that_is_nested_deep_is_a_line_that_does_not_hold(tmp_path, depth):
+    # catches a check that a forger can crash
+    ledger = filled(tmp_path / "ledger.jsonl", 2)
+    line = ledger.lines()[1] | {"body": {"a": 0}}
+    raw = json.dumps(line, sort_keys=True, separators=(",", ":")).replace(
+        '{"a":0}', '{"a":' + "[" * depth + "]" * depth + "}"
+    )
+    ledger.path.write_bytes(ledger.path.read_bytes() + raw.encode() + b"\n")
+    assert ledger.verify().broken == 3
 
 
 def test_a_chain_written_anew_is_caught_by_a_head_or_a_key(tmp_path):
@@ -366,7 +387,7 @@ def test_an_edited_last_line_takes_no_other(tmp_path):
 
 
 @pytest.mark.parametrize("forge", [lambda _: "0" * 64, lambda s: s[:-1] + ("0" if s[-1] != "0" else "1"), lambda _: "ü",
-                                   lambda _: None, lambda _: 7])  # fmt: skip
+                                   lambda _: "\ud800", lambda _: None, lambda _: 7])  # fmt: skip
 def test_a_forged_signature_at_the_end_takes_no_other(tmp_path, forge):
     # catches a chain that goes on from a line that somebody without the key wrote, signed by us from then on
     key = tmp_path / "key"

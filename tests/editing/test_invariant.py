@@ -107,6 +107,8 @@ def test_a_learned_lambda_waits_rises_and_stops_at_its_cap():
     assert seen[-1] == 0.25
     fixed = odedit(model, tokenizer, edit_sample.given(), target=1.0, steps=9, warmup=3).trace
     assert [row["lambda"] for row in fixed[3:]] == pytest.approx([0.1] * 7)
+    strong = odedit(model, tokenizer, edit_sample.given(), target=1.0, steps=3, warmup=2, tv=2000.0).trace
+    assert strong[-1]["lambda"] == 2000.0  # the cap is that of a learned one
 
 
 def test_the_discrepancy_as_printed_is_2q_times_ours():

@@ -168,3 +168,10 @@ def test_no_verdict_of_attacks_from_a_handful_of_records(n, m, measured):
     said = measures.verdict(found, "after", before="after")
     assert said.word == ("still known" if measured else "not measured")
     assert bool(measures.still_known(found, "after")) is measured
+
+
+def test_ratios_of_a_collapsed_model_keep_their_ranks():
+    # catches: 1 / (1 + r) that is 1 for every small r, so that two models far apart are not told apart
+    logs = np.linspace(-60, 60, 31)
+    scores = {"forget_truth_ratio": np.exp(-np.abs(logs)), "forget_truth_probability": 1 / (1 + np.exp(logs))}
+    np.testing.assert_allclose(measures._log_ratios(scores), logs, atol=1e-12)

@@ -63,18 +63,19 @@ def arm_settings(name):
 # -- scores -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_plain_step_on_one_negative_lowers_the_objective_by_its_score(task, held, tmp_path):
+@pytest.mark.parametrize("loss", ["ga", "ce_u"])  # the second leaves the first token of an answer out
+def test_a_plain_step_on_one_negative_lowers_the_objective_by_its_score(task, held, tmp_path, loss):
     # the guarantee, through the trainer itself. catches: a score of the wrong sign, of another record, and one that
     # leaves out that a loss of tokens counts a record by their number
     records = list(task.pool(held))
     records[0] = dataclasses.replace(records[0], answer="Just take a brick.")
     (model, tokenizer), n, rate = task.model(held), len(records), 1e-3
-    score, pool = scored(task, held, negatives=records, loss="ga").score, task.speaker(model, held).encode(records)
+    score, pool = scored(task, held, negatives=records, loss=loss).score, task.speaker(model, held).encode(records)
     assert pool[0].answer_length < 0.7 * pool[1].answer_length
     for j in (0, 1):
         one = task.model(held)[0]
         before = u2a._objective(task, one, held)
-        arguments = quiet_arguments(tmp_path, seed=0, loss="ga", max_steps=1, learning_rate=rate, optim="sgd",
+        arguments = quiet_arguments(tmp_path, seed=0, loss=loss, max_steps=1, learning_rate=rate, optim="sgd",
                                     per_device_train_batch_size=n)  # fmt: skip
         arguments.max_grad_norm = 0.0
         own = UnlearnTrainer(one, pool, args=arguments, processing_class=tokenizer, weights=n * np.eye(n)[j])

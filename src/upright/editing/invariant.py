@@ -127,7 +127,7 @@ def odedit(
     wanted = [i for i, name in enumerate(names) if name in (_TARGET[:1] if paper else _TARGET)]
     kept = [i for i, name in enumerate(names) if name in _KEPT]
     trace, good, bandwidths = list[dict[str, float]](), list[Tensor](), None
-    delta = 0.0 if paper else math.log(math.expm1(tv)) if tv else -math.inf  # lambda = softplus(delta)
+    delta = 0.0 if paper else tv + math.log(-math.expm1(-tv)) if tv else -math.inf  # a learned lambda: softplus(delta)
     with _frozen(model), evaluating(model):
         risks = _Risks(model, {name: known[name] for name in names}, pad)
         with editable.hooked(model):
@@ -146,10 +146,11 @@ def odedit(
                     (slope,) = torch.autograd.grad(risk.sum() + weights[2] * gen, omega, create_graph=True)
                     penalty = irm_tv(slope)
                     if step >= warmup:
-                        factor = min(math.log1p(math.exp(-abs(delta))) + max(delta, 0.0), cap)
-                        loss = loss + factor * penalty
+                        factor = tv
                         if multiplier == "learned":
+                            factor = min(math.log1p(math.exp(-abs(delta))) + max(delta, 0.0), cap)
                             delta += ascent * float(penalty.detach()) / (1 + math.exp(-delta))
+                        loss = loss + factor * penalty
                     row |= {"tv": penalty.sqrt(), "lambda": factor}
                     row |= {f"slope_{name}": one for name, one in zip(names, slope, strict=True)}
                 if not bool(torch.isfinite(loss)):

@@ -218,7 +218,8 @@ def u2a_weights(
     scored = directional(
         model, encoded, towards, loss=loss, options=own, how=how, reference=sums, names=names, **reading
     )
-    tokens = np.array([one.answer_length if LOSSES[task.forget].batch == "token" else 1 for one in encoded])
+    skip = int(task.options.get("skip", 0))
+    tokens = np.array([one.answer_length - skip if LOSSES[task.forget].batch == "token" else 1 for one in encoded])
     judged = jackknife(scored.score * (tokens / tokens.mean())[:, None], [len(own) for own in split])
     new, why = weigh_scores(judged.score, judged.certain, keep, eta, before)
     again = len(negatives) - n

@@ -394,7 +394,8 @@ def expectation(given: Inputs, settings: Settings) -> dict[str, Any]:
         speaker.write(few)
     write = (time.perf_counter() - start) / len(few)
     scoring = 40 if settings.sampling == "difficulty" else 0
-    looks, steps = 2 + (given.reference is not None), settings.epochs * -(-n // settings.batch_size)
+    looks, size = 2 + (given.reference is not None), settings.batch_size * settings.accumulate
+    steps = settings.epochs * -(-n // size)
     tried = 3 * _TRIAL * len(_part(n)) if settings.learning_rate == "auto" else 0
     false = max(len(r.perturbed) + len(r.paraphrases) for r in given.forget)
     texts = n * (1 + false) + m + len(given.holdout)

@@ -102,8 +102,9 @@ def solve(
     Guarantee
     ---------
     For H positive definite ``cg`` has in every step the smallest error ``<e, (H + damping) e>`` that its products can
-    give, and ``neumann`` converges with the rate ``1 - 1 / cond``. Where H has a direction of curvature at or below 0
-    ``cg`` stops before it, at ``v = g`` where that is the first; `converged` is then False.
+    give, and ``neumann`` converges with the rate ``1 - 1 / cond`` where ``g`` has a share in the direction of the
+    largest curvature, by which its step is found; `residual` tells when it has not. Where H has a direction of
+    curvature at or below 0 ``cg`` stops before it, at ``v = g`` where that is the first; `converged` is then False.
     """
     _refuse(hvp, g, how, damping, steps, diagonal)
     size = float(torch.linalg.vector_norm(g, dtype=torch.float64))

@@ -135,7 +135,7 @@ def _states(z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kernel_bandwidths(z: Tensor, w: Tensor, factors: Sequence[float] = (0.25, 0.5, 1, 2, 4)) -> Tensor:
-    """``b_q = factor_q median |z_i - w_j|^2``, shape (Q,), without gradient.
+    """``b_q = factor_q median |z_i - w_j|^2``, shape (Q,), without gradient; of an even number the lower median.
 
     Take them once, from the states before training: taken anew in every step they shrink with the distance, and the
     pull on the states grows without end. Sets that coincide get what the precision of the states can tell apart.
