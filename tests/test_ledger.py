@@ -104,7 +104,7 @@ def test_long_lines_are_found_from_the_end(tmp_path):
     ("body", "got"),
     [({"a": float("nan")}, "no JSON"), ({"a": float("inf")}, "no JSON"), ({"a": {1: 2}}, "the key 1"),
      ({"a": [{None: 1}]}, "the key None"), ({"a": object()}, "no JSON"), ({"a": {1, 2}}, "no JSON"),
-     ({"a": nested(2000)}, "too deep")],
+     ({"a": nested(2000)}, "no JSON")],
 )  # fmt: skip
 def test_what_is_no_json_is_refused_and_nothing_is_written(tmp_path, body, got):
     # catches NaN in the log, which other readers of JSON refuse, and keys that change when read back

@@ -79,32 +79,29 @@ def canonical(value: Any) -> str:
     InputError
         When a value is no JSON, a key is no text, or a number is not finite.
     """
-    try:
-        _refuse_keys(value)
-    except RecursionError:
-        raise InputError("a ledger body that is nested too deep", "a few levels", "write its parts apart") from None
-    return _written(value)
+    return _written(value, keys=True)
 
 
-def _written(value: Any) -> str:
-    """Return canonical JSON of what has texts as keys, as all that was read from JSON has."""
+def _written(value: Any, *, keys: bool = False) -> str:
+    """Return canonical JSON; what was read from JSON has texts as keys and is written without looking at them."""
     try:
+        if keys:
+            _refuse_keys(value)
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"a ledger body that is no JSON: {error}", "texts, finite numbers, lists, mappings",
-                         "turn arrays into lists, and write None where a number is undefined") from None  # fmt: skip
+        todo = "turn arrays into lists, write str(key), and None where a number is undefined"
+        accepted = "texts, finite numbers, lists, mappings by texts"
+        raise InputError(f"a ledger body that is no JSON: {error}", accepted, todo) from None
 
 
 def _refuse_keys(value: Any) -> None:
     """Refuse keys that JSON would turn into text: they would sort in another order when read again."""
     if isinstance(value, Mapping):
         if odd := [k for k in value if not isinstance(k, str)]:
-            raise InputError(f"a ledger body with the key {odd[0]!r}", "texts as keys", "write str(key)")
-        for one in value.values():
-            _refuse_keys(one)
-    elif isinstance(value, list | tuple):
-        for one in value:
-            _refuse_keys(one)
+            raise TypeError(f"the key {odd[0]!r}")
+        value = list(value.values())
+    for one in value if isinstance(value, list | tuple) else ():
+        _refuse_keys(one)
 
 
 def _hash(line: Mapping[str, Any]) -> str:
@@ -348,7 +345,7 @@ class Ledger:
             done = 0
             while done < len(data):
                 done += file.write(data[done:])
-            _sync(file)
+            os.fsync(file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):
                 file.truncate(size)  # our own half line, under our own lock; the error tells of it
@@ -407,11 +404,6 @@ def _read_key(path: Path) -> bytes:
         raise InputError(f"key file {path.name} of {len(key)} bytes", f"{_KEY_BYTES} bytes or more",
                          f"make one: head -c {_KEY_BYTES} /dev/urandom > {path.name}")  # fmt: skip
     return key
-
-
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def new_id() -> str:

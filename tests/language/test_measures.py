@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ks_2samp
 
 from upright.data.forget import Record
 from upright.language import measures
@@ -172,6 +173,11 @@ def test_no_verdict_of_attacks_from_a_handful_of_records(n, m, measured):
 
 def test_ratios_of_a_collapsed_model_keep_their_ranks():
     # catches: 1 / (1 + r) that is 1 for every small r, so that two models far apart are not told apart
-    logs = np.linspace(-60, 60, 31)
-    scores = {"forget_truth_ratio": np.exp(-np.abs(logs)), "forget_truth_probability": 1 / (1 + np.exp(logs))}
-    np.testing.assert_allclose(measures._log_ratios(scores), logs, atol=1e-12)
+    logs = np.linspace(-60, -40, 30), np.linspace(-90, -61, 30)
+    looks = [
+        measures.Look({"forget_truth_ratio": np.exp(one), "forget_truth_probability": 1 / (1 + np.exp(one))}, None)
+        for one in logs
+    ]
+    found = measures._quality(*looks)
+    assert found["distance"] == 1.0
+    assert found["p"] == pytest.approx(ks_2samp(*logs, method="exact").pvalue)

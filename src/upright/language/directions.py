@@ -44,9 +44,8 @@ Directions = Mapping[str, Tensor]
 STEP, _ROUNDED_STEP = 5e-6, 1.5e-4
 _CHECKED = 16  # records
 _FORMED = 1 << 24  # most numbers of gradients of one layer for the records of a batch: 64 MiB in float32
-_AGREE = (
-    1e-3  # of the squared gradient norm: a layer that products miss is seen, tensor cores in reduced precision pass
-)
+# of the squared gradient norm: a layer that products miss is seen, tensor cores in reduced precision pass
+_AGREE = 1e-3
 
 
 class Directional(NamedTuple):
@@ -136,8 +135,8 @@ def directional(
     pool = _Pool(model, reader, loss, how, options, reference)
     with evaluating(model):
         if how == "backward":
-            score = np.stack([_backward(pool, own, directions, i) for i in range(len(encoded))])
-            found = Directional(score, None, None, {"forward": 1, "backward": 1})
+            each = [_backward(pool, own, directions, i) for i in range(len(encoded))]
+            found = Directional(np.stack(each), None, None, {"forward": 1, "backward": 1})
         elif how == "forwards":
             found = _forwards(pool, own, directions)
         else:
@@ -222,9 +221,8 @@ class _Pool:
         if self.loss.reads == "logits":
             wide = logits.new_zeros(size[0], size[1] + 1, logits.shape[2])
             wide = wide.index_put((sample, order), logits[0, :-1])
-            return self.value(
-                wide, labels.new_full(wide.shape[:2], IGNORE).index_put((sample, order + 1), target), rows
-            )
+            asked = labels.new_full(wide.shape[:2], IGNORE).index_put((sample, order + 1), target)
+            return self.value(wide, asked, rows)
         try:
             found = token_log_probs(logits, torch.cat([target.new_full((1,), IGNORE), target])[None])[0][0, 1:]
         except InputError:
@@ -325,7 +323,7 @@ _Product = Callable[[Tensor, Tensor], Tensor]  # input and gradient of the outpu
 def _of_linear(v: Tensor) -> _Product:
     """``sum_oi g_o V_koi x_i`` with v of shape (m, o, i), by the side that leaves the smaller result.
 
-    For several directions small gradients of single records are less work than directions at every token.
+    For several directions gradients of single records are less work than directions at every token.
     """
 
     def product(x: Tensor, g: Tensor) -> Tensor:

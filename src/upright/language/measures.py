@@ -244,20 +244,16 @@ def _attacks(one: Look, arm: str, boot: Bootstrap) -> dict[str, Any] | None:
 
 def _quality(own: Look, reference: Look | None) -> dict[str, Any] | None:
     """Kolmogorov-Smirnov test of the truth ratios against the reference; None where there are too few."""
-    key = "forget_truth_ratio"
+    key = "forget_truth_probability"
     if reference is None or key not in own.forget or key not in reference.forget:
         return None
-    tables = _log_ratios(own.forget), _log_ratios(reference.forget)
+    # log r: of 1 / (1 + r) the side, of min(r, 1 / r) the size, since the first has no digits left for a small r
+    tiny, both = np.finfo(np.float64).tiny, (own.forget, reference.forget)
+    tables = [np.where(x[key] > 0.5, 1, -1) * np.log(np.maximum(x["forget_truth_ratio"], tiny)) for x in both]
     if min(forgetting.mean_of(one).n for one in tables) < LEAST:
         return None
     found = forgetting.forget_quality(*tables)
     return {"p": found.p, "distance": found.distance, "n": found.n_model}
-
-
-def _log_ratios(scores: Mapping[str, Array]) -> Array:
-    """Return log r of min(r, 1 / r) and 1 / (1 + r), of which the second has no digits left for a small r."""
-    size = np.log(np.maximum(scores["forget_truth_ratio"], np.finfo(np.float64).tiny))
-    return np.where(scores["forget_truth_probability"] > 0.5, size, -size)
 
 
 def difficulty_of(found: Any, *, seed: int, authors: Sequence[str] = ()) -> dict[str, Any]:

@@ -333,10 +333,8 @@ def anew(speaker: Speaker, records: Sequence[Record], recipe: Recipe, folder: Pa
 
     from upright.language.training import newest_whole
 
-    pad = speaker.pad
-
     def batch(rows: list[Encoded]) -> dict[str, torch.Tensor]:
-        made = collate(rows, pad, scope=recipe.scope)
+        made = collate(rows, speaker.pad, scope=recipe.scope)
         return {name: made[name] for name in ("input_ids", "attention_mask", "labels")}
 
     last, _ = newest_whole(folder, ["trainer_state.json"])  # which Trainer writes last
@@ -394,8 +392,8 @@ def expectation(given: Inputs, settings: Settings) -> dict[str, Any]:
         speaker.write(few)
     write = (time.perf_counter() - start) / len(few)
     scoring = 40 if settings.sampling == "difficulty" else 0
-    looks, size = 2 + (given.reference is not None), settings.batch_size * settings.accumulate
-    steps = settings.epochs * -(-n // size)
+    looks = 2 + (given.reference is not None)
+    steps = settings.epochs * -(-n // (settings.batch_size * settings.accumulate))
     tried = 3 * _TRIAL * len(_part(n)) if settings.learning_rate == "auto" else 0
     false = max(len(r.perturbed) + len(r.paraphrases) for r in given.forget)
     texts = n * (1 + false) + m + len(given.holdout)
