@@ -8,8 +8,8 @@ name                       what                                                 
 odedit-flags-lora          six models that were taught 24 flags, 20 edits each, all ten arms            35, of which
                                                                                                         8 to teach
 odedit-flags-gated         the same edits behind a gate: target alone, KL, ODEdit, placebo              13
-odedit-smollm2             10 capitals in SmolLM2-135M-Instruct, questions of text; the target alone,   23
-                           KL, ODEdit; one seed
+odedit-smollm2             10 capitals in SmolLM2-135M-Instruct, questions of text; the target alone,   40
+                           KL, ODEdit; two seeds
 odedit-flags-sequential    the 20 edits one after another on one model, by both editors; the same three  24
 odedit-flags-border        10 edits whose pictures have a border that nothing else has; the same three   7
 =========================  ===========================================================================  ============
@@ -88,7 +88,7 @@ STUDIES = {
     "odedit-flags-lora": Study({"editor": "lora"}, _FEW),
     "odedit-flags-gated": Study({"editor": "gated"}, _FEW, (*THREE, "placebo")),
     "odedit-smollm2": Study(
-        _TEXT, {"data": "benchmarks/capitals-choice.jsonl", "test": 1, "valid": 3}, THREE, (1e-3, 3e-3), (0,), (100,)
+        _TEXT, {"data": "benchmarks/capitals-choice.jsonl", "test": 1, "valid": 3}, THREE, (1e-3, 3e-3), (0, 1), (100,)
     ),
 }
 

@@ -53,7 +53,9 @@ def test_the_whole_way_of_an_edit(world, upright, tmp_path):
     status, out, err = upright("apply", model, world / "two.jsonl", *w.FAST_WORDS)
     lines = out.splitlines()
     assert status == 0
-    assert re.fullmatch(r"Of \d+ held-out answers, written out, \d+ are as wanted before, \d+ after", lines[0])
+    assert re.fullmatch(
+        r"Of \d+ answers, written out, \d+ are as wanted without edits, \d+ with all in force", lines[0]
+    )
     assert lines[-1] == "2 accepted, 0 warning, 0 rejected; 2 in force, undo: upright edit revert ID"
     assert err.splitlines() == ["request mali: 1 of 2", "request togo: 2 of 2"]
     rows = json.loads(upright("list", "--json")[1])

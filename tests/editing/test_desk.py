@@ -179,9 +179,11 @@ def test_verdicts(change, verdict, reasons):
     assert desk.judge({**VALUES, **change}, desk.Settings()) == (verdict, reasons)
 
 
-def test_an_edit_is_not_blamed_for_what_earlier_ones_moved():
+def test_an_edit_is_warned_of_and_not_rejected_for_what_earlier_ones_moved():
+    """Catches "accepted" over a model that keeps nothing, and an edit that is blamed for what others did."""
     now, worse = {**VALUES, "text_locality_written": 0.2}, {"text_locality_written": 0.2 + 1e-9}
-    assert desk.judge(now, desk.Settings(), {"text_locality_written": 0.2})[0] == "accepted"
+    told = ("warning", ["locality 0.20 as before this edit, the budget is 0.70"])
+    assert desk.judge(now, desk.Settings(), {"text_locality_written": 0.2}) == told
     assert desk.judge(now, desk.Settings(), worse)[0] == "rejected"
 
 
@@ -409,8 +411,8 @@ def test_requests_that_cannot_be_right(world, tmp_path, rows, expected):
 
 @pytest.mark.parametrize(("address", "got"), [
     ("no.png", "bad.jsonl line 1: image 'no.png', which is no file there"),
-    ("https://example.org/a.png", "bad.jsonl line 1: image 'https://example.org/a.png', which is no file there"),
-    ("../a.png", "bad.jsonl line 1: image '../a.png', which is no file there"),
+    ("https://example.org/a.png", "bad.jsonl line 1: image 'https://example.org/a.png', a web address"),
+    ("../a.png", "bad.jsonl line 1: image '../a.png', outside the folder"),
 ])  # fmt: skip
 def test_images_from_elsewhere(small_world, tmp_path, monkeypatch, address, got):
     """Catches a request that reads the network or somebody else's files."""

@@ -112,21 +112,19 @@ def test_rephrasings_that_may_not_stand_are_left_out_and_counted(folder):
 # -- what is refused ------------------------------------------------------------------------------------------------
 
 NOWHERE = "a path below the folder of the file, or a data: URL"
-ADDRESS = (
-    "image {!r}, which is no file there\n  accepted: " + NOWHERE + "\n  to do:    copy it there: nothing else is read"
-)
+ADDRESS = "image {!r}, {}\n  accepted: " + NOWHERE + "\n  to do:    copy it there: nothing else is read"
 BROKEN = "image {!r}, which cannot be read\n  accepted: PNG, JPEG, WebP, GIF or BMP\n  to do:    save it again"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image": "https://x.org/a.png"}, ADDRESS.format("https://x.org/a.png")),
-        ({"image": "file:///etc/hostname"}, ADDRESS.format("file:///etc/hostname")),
-        ({"image": "../flag.png"}, ADDRESS.format("../flag.png")),
-        ({"image": "/etc/hostname"}, ADDRESS.format("/etc/hostname")),
-        ({"image": "link.png"}, ADDRESS.format("link.png")),
-        ({"image": "none.png"}, ADDRESS.format("none.png")),
+        ({"image": "https://x.org/a.png"}, ADDRESS.format("https://x.org/a.png", "a web address")),
+        ({"image": "file:///etc/hostname"}, ADDRESS.format("file:///etc/hostname", "a web address")),
+        ({"image": "../flag.png"}, ADDRESS.format("../flag.png", "outside the folder")),
+        ({"image": "/etc/hostname"}, ADDRESS.format("/etc/hostname", "outside the folder")),
+        ({"image": "link.png"}, ADDRESS.format("link.png", "outside the folder")),
+        ({"image": "none.png"}, ADDRESS.format("none.png", "which is no file there")),
         ({"image": "r.jsonl"}, BROKEN.format("r.jsonl")),
         ({"image": "cut.png"}, BROKEN.format("cut.png")),
         ({"image": "data:image/png;base64,!!"}, BROKEN.format("data:image/png;base64,!!")),

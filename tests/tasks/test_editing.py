@@ -328,7 +328,7 @@ def test_bad_input_is_refused_and_leaves_nothing(home, text_home, requests, tmp_
     dataclasses.replace(other, facts={"base": "0" * 64}).save(tmp_path / "other.safetensors")
     mine = base_checksum(flags.teach(flags.world(0, small=True))[0])[:12]
     for folder, options, error in (
-        (home, {"edits": files["web"]}, ("web.jsonl line 1: image 'https://example.org/a.png', which is no file there",
+        (home, {"edits": files["web"]}, ("web.jsonl line 1: image 'https://example.org/a.png', a web address",
                                          below, "copy it there: nothing else is read")),
         (home, {"edits": files["torn"]}, ("torn.jsonl line 1: image 'torn.png', which cannot be read", kinds,
                                           "save it again")),

@@ -98,15 +98,16 @@ def judge(
 
     Rejected: reliability below its budget, or another below half of its own. A warning: another below its budget, or
     generality or locality not measured. Each is the mean of its kinds; without earlier edits there is no retention.
-    Locality is that of all edits together, so it counts where this edit lowered it.
+    Locality is that of all edits together: what it had lost before this edit is a warning, and no reason to reject it.
     """
     reasons, failed = list[str](), False
     for name, kinds in _KINDS.items():
         now, was = ([one[kind] for kind in kinds if math.isfinite(one.get(kind, math.nan))] for one in (values, then))
         value, budget = fmean(now) if now else math.nan, getattr(budgets, name)
-        if now and value < budget and not (name == "locality" and was and value >= fmean(was)):
-            reasons.append(f"{name} {value:.2f}, the budget is {budget:.2f}")
-            failed |= name == "reliability" or value < budget / 2
+        if now and value < budget:
+            before = name == "locality" and was and value >= fmean(was)
+            reasons.append(f"{name} {value:.2f}{' as before this edit' * bool(before)}, the budget is {budget:.2f}")
+            failed |= not before and (name == "reliability" or value < budget / 2)
         elif not now and name != "retention":
             reasons.append(f"{name} not measured")
     return "rejected" if failed else "warning" if reasons else "accepted", reasons
@@ -263,7 +264,9 @@ def apply(
     for plan in plans:
         if plan["to_do"] == "nothing: answered already":
             got = f"request {plan['request']} with the target {plan['target']!r}, which the model answers already"
-            raise InputError(got, "an answer that it does not give yet", "leave the request out")
+            way = "leave the request out" if plan["old"] is None else f"upright edit revert {plan['old']}"
+            got += f" without edit {plan['old']}" if plan["old"] else ""
+            raise InputError(got, "an answer that it does not give yet", way)
         if plan["to_do"] == "replace" and not replaces:
             got = f"request {plan['request']} with another target than edit {plan['old']} for the same question"
             raise InputError(got, "one target for a question about a picture", "pass --replace, or leave it out")
@@ -290,6 +293,11 @@ def apply(
                 force, asked[body["edit"]] = {**beside, body["edit"]: edit}, request.id
             out["edits"].append({**plain(body), **plan, "line": line["n"]})
             head = line["hash"]
+    seen = [measures.measure(at.model, at.processor, was)] if todo else []
+    with edits.applied(at.model, list(force.values())):
+        seen += [measures.measure(at.model, at.processor, was)] if todo else []
+    new = [i for i, name in enumerate(seen[0].edit) if name in {one.id for one, _ in todo}] if todo else []
+    out |= {"right": [int(one.written[new].sum()) for one in seen], "of": len(new)}
     return {**out, "in_force": len(force), "head": head, "left_out": list(was.left_out)}
 
 
@@ -350,9 +358,15 @@ def _made(
     shared = {"parent": next(reversed(list(beside)), None), "scores": scores, "verdict": verdict}
     facts = {"id": name, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "request": row}
     facts["nonce"] = secrets.token_hex(16)  # who guesses the request cannot make the file, and so its SHA-256, again
-    body = {"edit": name, "base": at.base, **shared, "reasons": reasons, "stopped": found.stopped, "retention": held,
-            "settings": settings.as_dict(), "right": [int(one.written.sum()) for one in (then, now)],
-            "of": len(now.edit)}  # fmt: skip
+    body = {
+        "edit": name,
+        "base": at.base,
+        **shared,
+        "reasons": reasons,
+        "stopped": found.stopped,
+        "retention": held,
+        "settings": settings.as_dict(),
+    }
     return replace(found.edit, facts={**found.edit.facts, **shared, **facts}), body
 
 

@@ -278,8 +278,11 @@ def read_image(address: str, folder: Path) -> Image.Image:
             data = base64.b64decode(address.partition(";base64,")[2], validate=True)
         else:
             place = (folder / address).resolve()
-            if "://" in address or not place.is_relative_to(folder) or not place.is_file():
-                raise InputError(f"{name}, which is no file there", accepted, "copy it there: nothing else is read")
+            why = "a web address" if "://" in address else "" if place.is_relative_to(folder) else "outside the folder"
+            if why or not place.is_file():
+                raise InputError(
+                    f"{name}, {why or 'which is no file there'}", accepted, "copy it there: nothing else is read"
+                )
             with place.open("rb") as file:
                 data = file.read(_BYTES + 1)
         if len(data) > _BYTES:

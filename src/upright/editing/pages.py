@@ -42,9 +42,12 @@ def dry_page(found: Mapping[str, Any]) -> str:
 
 def apply_page(found: Mapping[str, Any]) -> str:
     """Return what each edit changed, as written out, and the verdicts."""
-    made, of = found["edits"], sum(one["of"] for one in found["edits"])
-    then, now = (sum(one["right"][i] for one in made) for i in (0, 1))
-    lines = [f"Of {of} held-out answers, written out, {then} are as wanted before, {now} after"]
+    made, lines = found["edits"], list[str]()
+    if found["of"]:
+        then, now = found["right"]
+        lines.append(
+            f"Of {found['of']} answers, written out, {then} are as wanted without edits, {now} with all in force"
+        )
     for one in made:
         lines += [f"Edit {one['edit']}: {one['verdict']}", *_why(one), f"    {_short(one['prompt'])}"]
         lines += [_change(one["present"], one["target"]), *_scores(one["scores"])]

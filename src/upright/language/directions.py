@@ -323,7 +323,7 @@ _Product = Callable[[Tensor, Tensor], Tensor]  # input and gradient of the outpu
 def _of_linear(v: Tensor) -> _Product:
     """``sum_oi g_o V_koi x_i`` with v of shape (m, o, i), by the side that leaves the smaller result.
 
-    For several directions gradients of single records are less work than directions at every token.
+    Of several directions, gradients of single records are less work than directions at every token.
     """
 
     def product(x: Tensor, g: Tensor) -> Tensor:
@@ -470,8 +470,7 @@ def _refuse_unseen(pool: _Pool, own: Mapping[str, Tensor]) -> None:
     rows = pool.reader.batches[-1][-2:]
     grads = [_gradients(pool, own, i) for i in rows]
     stacked = {name: torch.stack([one[name] for one in grads]) for name in own}
-    flat = [v.flatten(1) for v in stacked.values()]
-    exact = np.sum([(v @ v.T).cpu().numpy() for v in flat], axis=0)
+    exact = np.sum([(v.flatten(1) @ v.flatten(1).T).cpu().numpy() for v in stacked.values()], axis=0)
     found = _Hooks(pool.model, stacked).score(pool, rows)
     off = float(np.abs(found - exact).max())
     if not off <= _AGREE * float(exact.max()) and math.isfinite(exact.max()):

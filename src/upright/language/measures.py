@@ -141,8 +141,9 @@ def _unit_table(models: Mapping[str, Mapping[str, Mapping[str, Array]]], authors
     return Units(blocks)
 
 
-def _estimate(drawn: Draws, n: int) -> dict[str, Any] | None:
-    low, high = drawn.interval()
+def _estimate(drawn: Draws, n: int, metric: str = "") -> dict[str, Any] | None:
+    about = forgetting.METRICS.get(metric)
+    low, high = (float(np.clip(x, about.low, about.high)) if about else x for x in drawn.interval())
     return {"value": drawn.value, "low": low, "high": high, "n": n} if n >= LEAST else None
 
 
@@ -151,7 +152,7 @@ def _means(boot: Bootstrap, metric: str, pairs: Sequence[tuple[str, str]]) -> di
     one, arms = parse(f"mean:{metric}", boot, {}), boot.units.arms
     known = {name: one.count(name, None)[0] for name in arms}
     drawn = {name: one.draws(name, None) for name in arms}
-    found = {name: _estimate(drawn[name], int(known[name].sum())) for name in arms}
+    found = {name: _estimate(drawn[name], int(known[name].sum()), metric) for name in arms}
     for a, b in pairs:
         found[f"{a} - {b}"] = _estimate(drawn[a] - drawn[b], int((known[a] & known[b]).sum()))
     return found
@@ -245,7 +246,7 @@ def _attacks(one: Look, arm: str, boot: Bootstrap) -> dict[str, Any] | None:
 def _quality(own: Look, reference: Look | None) -> dict[str, Any] | None:
     """Kolmogorov-Smirnov test of the truth ratios against the reference; None where there are too few."""
     key = "forget_truth_probability"
-    if reference is None or key not in own.forget or key not in reference.forget:
+    if reference is None or not all(key in one.forget for one in (own, reference)):
         return None
     # log r: of 1 / (1 + r) the side, of min(r, 1 / r) the size, since the first has no digits left for a small r
     tiny, both = np.finfo(np.float64).tiny, (own.forget, reference.forget)

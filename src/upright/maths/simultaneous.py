@@ -466,7 +466,10 @@ def compare_groups(
     ]
     p = np.where(judged.ravel(), p, 1.0)
     ends = reach_zero(low.ravel(), high.ravel(), p)
-    detectable = np.where(judged, (critical + POWER) * error, np.inf).ravel()
+    reach = np.where(
+        error < ROUNDING, (high - low) / 2 / critical, error
+    )  # no error is seen where all rates are 0 or 1
+    detectable = np.where(judged, (critical + POWER) * reach, np.inf).ravel()
     most = np.abs(averaged).max(2, initial=0.0)
     return Comparisons(of, value.ravel(), *ends, p, score.ravel(), detectable, critical, sizes, most)
 

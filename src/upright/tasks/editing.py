@@ -233,7 +233,8 @@ def _judge(found: dict[str, Any], values: Values, seed: int, margins: Mapping[st
     enough = len(next(iter(values.values()))) >= FEWEST
     shown = ("edit_score", "edit_score_written", "reliability", "worst_environment")
     told = [x for name in shown for x in means if x.metric == name and math.isfinite(x.value)]
-    text = "; ".join(f"{x.label} {x.value:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in told)
+    ends = [f"[{x.low:.3f}, {x.high:.3f}]" if math.isfinite(x.low) else "(of one edit)" for x in told]
+    text = "; ".join(f"{x.label} {x.value:.3f} {end}" for x, end in zip(told, ends, strict=True))
     said = audit_verdict("gap shown", pairs if enough else [], margin=margins, unit="edit")
     found["levels"] += [x.row() for x in pairs]
     found["headline"] = next(x for x in (*pairs, *means) if x.statistic == (said.primary or told[0].statistic)).row()

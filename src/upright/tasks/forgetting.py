@@ -414,7 +414,7 @@ def _pairs(found: Comparisons, metrics: Mapping[str, str], levels: Levels) -> li
         own, other = (levels.get((f"membership:{m}", arm)) for arm in (YOURS, RETRAIN))
         level = Level(
             statistic=f"beyond:{m}",
-            label=f"{METRICS[m].title.replace('Membership score:', 'AUC by')}, beyond {beyond}",
+            label=f"{METRICS[m].title.replace('Membership score:', 'AUC by')}, minus {beyond}",
             metric=m,
             arm=YOURS,
             n_units=(own or levels[f"mean:{m}", YOURS]).n_units,
@@ -482,7 +482,7 @@ def _changes(boot: Bootstrap, texts: Sequence[str]) -> list[Level]:
         low, high = change.interval()
         level = Level(
             statistic=f"beyond:{one.metric}",
-            label=f"{one.label(None)}, beyond the reference",
+            label=f"{one.label(None)}, minus the reference",
             metric=one.metric,
             arm=YOURS,
             value=change.value,
