@@ -276,6 +276,7 @@ def publish_runs(
     for arm in found["arms"]:
         # an arm of a sweep stands in fronts alone
         own = {k: _short(v) for k, v in arm["notes"].items() if arm["role"] != "sweep" or k == "calibration"}
+        own = {k: v for k, v in own.items() if arm["role"] != "rival" or k != "trace"}
         arm |= {"notes": {k: v for k, v in own.items() if not (isinstance(v, dict) and "schema" in v)}}
         arm |= {"curves": curves[arm["name"]]} if arm["role"] != "sweep" and arm["name"] in curves else {}
     write_json(target / "summary.json", found, compact=True)
