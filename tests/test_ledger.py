@@ -75,6 +75,40 @@ def test_what_was_appended_is_read_back_and_holds(tmp_path_factory, bodies):
     assert (found.intact, found.lines, found.head) == (True, len(bodies), written[-1]["hash"])
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(BODIES, max_size=5), st.booleans())
+def test_many_lines_at_once_are_those_that_one_at_a_time_would_be(tmp_path_factory, bodies, signed):
+    # catches: a second chain within the first, lines that are not signed, a body shared between lines
+    folder = tmp_path_factory.mktemp("l")
+    (folder / "key").write_bytes(b"k" * 32)
+    key = folder / "key" if signed else None
+    single, many = filled(folder / "a.jsonl", 1, key=key), filled(folder / "b.jsonl", 1, key=key)
+    assert many.append_many("event", bodies) == [single.append("event", body) for body in bodies]
+    assert many.path.read_bytes() == single.path.read_bytes()
+    assert many.verify().intact
+
+
+def test_many_lines_cost_one_sync_and_none_costs_nothing(tmp_path, monkeypatch):
+    # catches: an fsync a line, which is what the method is there to save; a file made for nothing
+    ledger, synced = Ledger(tmp_path / "ledger.jsonl"), []
+    monkeypatch.setattr("upright.ledger.os.fsync", synced.append)
+    assert ledger.append_many("event", []) == []
+    assert (synced, ledger.path.exists()) == ([], False)
+    ledger.append("event", {})
+    synced.clear()
+    assert [line["n"] for line in ledger.append_many("event", [{"i": i} for i in range(50)])] == list(range(2, 52))
+    assert len(synced) == 1
+
+
+def test_one_body_that_is_no_json_keeps_all_of_them_out(tmp_path):
+    # catches: the lines before a bad one written, while the caller is told that it failed
+    ledger = filled(tmp_path / "ledger.jsonl", 1)
+    before = ledger.path.read_bytes()
+    with pytest.raises(InputError, match="no JSON"):
+        ledger.append_many("event", [{"a": 1}, {"a": float("nan")}, {"a": 2}])
+    assert ledger.path.read_bytes() == before
+
+
 def test_the_hash_is_the_documented_one(tmp_path):
     # catches a chain that only this code can check: an independent computation must agree
     ledger = filled(tmp_path / "ledger.jsonl", 3)
@@ -329,8 +363,9 @@ def test_mending_a_signed_ledger_without_its_key_changes_nothing(tmp_path):
     assert ledger.path.read_bytes() == content
 
 
-def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path, monkeypatch):
-    # catches half a line left behind by a write that failed
+@pytest.mark.parametrize("lines", [1, 3])
+def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path, monkeypatch, lines):
+    # catches half a line, or the first of several, left behind by a write that failed
     ledger = filled(tmp_path / "ledger.jsonl", 2)
     before = ledger.path.read_bytes()
 
@@ -339,7 +374,7 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr("upright.ledger.os.fsync", full)
     with pytest.raises(InputError) as caught:
-        ledger.append("event", {"number": 9})
+        ledger.append_many("event", [{"number": 9}] * lines)
     assert caught.value.args == (
         "ledger.jsonl cannot be written to (No space left on device)", "a disk with room",
         "free some space, then run this again",

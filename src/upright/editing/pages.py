@@ -79,7 +79,8 @@ def show_page(found: Mapping[str, Any]) -> str:
 
 def diff_page(found: Mapping[str, Any]) -> str:
     """Return answers without and with edits."""
-    lines = [f"Answers of {_short(found['model'], 40)} without and with {len(found['edits'])} edit{'s' * (len(found['edits']) != 1)}"]
+    n = len(found["edits"])
+    lines = [f"Answers of {_short(found['model'], 40)} without and with {n} edit{'s' * (n != 1)}"]
     for one in found["answers"]:
         where = " (about a picture)" if one["pictured"] else ""
         lines += [f"  {_short(one['prompt'], 58)}{where}", _change(one["before"], one["after"])]

@@ -169,7 +169,8 @@ def read_alignment(config: AlignmentConfig, *, seed: int, draws: int, margins: M
         facts: dict[str, Any] = {name: int(own.sum()) for name, own in kinds.items()}
         facts |= {"median_size": size, "smallest_detectable": least, "blocks": config.blocks}
         told = f"{facts['helps']} are certain to help, {facts['hurts']} to hurt, {facts['undecided']} are undecided"
-        answer["lines"] = {"negatives": f"{told}; a score of {least:.3g} would be seen, half are below {size:.3g} in size"}
+        told += f"; a score of {least:.3g} would be seen, half are below {size:.3g} in size"
+        answer["lines"] = {"negatives": told}
         answer["facts"] = {"scores": facts}
         answer["notes"] = {YOURS: {"scores": facts, "negatives": _named(ids, found)}}
         columns = {"id": ids, "score": found.score, "low": found.low, "high": found.high, "certain": found.certain}

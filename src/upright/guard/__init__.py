@@ -1,0 +1,1 @@
+"""The wing of the guard: which rights a page has, and answers that respect them."""

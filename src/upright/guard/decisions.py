@@ -1,0 +1,370 @@
+"""What the guard decides about a request, and what of an answer it lets through.
+
+    parts of the request -> text of each (pictures are read) -> works and notices -> rights -> one row of the policy
+    last words of the user -> use                                                  -> one column
+
+Each text is matched by itself, and all of them joined, so that a page split over messages is seen. What a registry says
+of a work goes before what the page says of itself; a page that is in no registry is judged by its notices. Of several
+rows the one with the strictest action decides. Text in a picture is data: it can only be a page or a notice.
+
+Whatever was decided, an answer is bounded (`upright.guard.stream`) by every work, and every page with a notice, that
+the policy does not let this tenant copy.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from typing import Any, Literal
+
+from upright.contract import InputError
+from upright.guard.intent import Use, asked_of
+from upright.guard.notices import claims, find_notices
+from upright.guard.passages import Fingerprints, Index, Match, fingerprints, matches, normalise
+from upright.guard.policy import Action, Policy, Row
+from upright.guard.registry import Registry
+from upright.guard.rights import Work, rights_of
+from upright.guard.stream import Stream
+
+__all__ = ["Decision", "Guard", "Part", "parts_of"]
+
+_SEVERE: tuple[Action, ...] = ("allow", "attribute", "transform", "refuse")
+_PAGES = 1 << 23  # ids from here on: pages of the request that are bounded as works are
+_TEXT = ("text", "input_text", "output_text", "refusal", "summary_text", "reasoning_text")
+_PICTURE = ("image_url", "input_image")
+_PACKED = re.compile(r"[A-Za-z0-9+/_-]{40,}={0,2}")  # may be base64
+_WIDE = 400  # letters of the user's own words beside a page that may still be a question
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of a request.
+
+    Parameters
+    ----------
+    role : str
+        ``user``, ``assistant``, ``system``, ``tool`` or another, as the request says.
+    text : str
+        Empty where it could not be read.
+    kind : {"text", "picture", "unread"}
+    place : str
+        Where it stands, for the record: ``messages[0].content[1]``.
+    """
+
+    role: str
+    text: str
+    kind: Literal["text", "picture", "unread"]
+    place: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is done about a request.
+
+    Parameters
+    ----------
+    action : {"allow", "attribute", "transform", "refuse"}
+    rule : str
+        ``row/use`` of the policy, ``unread``, or ``allow`` where no page is of any work or has a notice.
+    use : str
+    work : int or None
+        The registered work that decided.
+    why : str
+        A sentence for people.
+    instead : str
+        What the model is asked in place of the last user message, with ``transform``.
+    unread : tuple of str
+        Places of parts that could not be read.
+    pages : tuple of str
+        Normalised pages that no registry holds and that must not be copied.
+    earlier : str
+        What the assistant wrote before.
+    """
+
+    action: Action
+    rule: str
+    use: Use
+    work: int | None
+    why: str
+    instead: str = ""
+    unread: tuple[str, ...] = ()
+    pages: tuple[str, ...] = ()
+    earlier: str = ""
+
+
+Eyes = Callable[[str], str]
+"""Returns the text of the picture at a ``data:`` URL, or raises `InputError`."""
+
+
+def parts_of(messages: Sequence[Mapping[str, Any]], eyes: Eyes | None = None) -> list[Part]:
+    """Return every piece of the messages of a chat in order, tool calls and earlier answers with them.
+
+    What is neither text nor a picture that can be read becomes a part of kind ``unread``: nothing is passed over.
+    """
+    found = []
+    for i, message in enumerate(messages):
+        role = str(message.get("role", message.get("type", "user")))
+        for place, kind, value in _pieces(message, f"messages[{i}]"):
+            if kind == "picture" and eyes is not None:
+                try:
+                    value = eyes(value)
+                except InputError:
+                    kind, value = "unread", ""
+            elif kind == "picture":
+                kind, value = "unread", ""
+            found.append(Part(role, value, kind, place))  # type: ignore[arg-type]
+    return found
+
+
+def _pieces(message: Mapping[str, Any], place: str) -> Iterator[tuple[str, str, str]]:
+    """Yield place, kind and content of what one message holds."""
+    for key, value in message.items():
+        at = f"{place}.{key}"
+        if value is None or key in ("role", "type", "id", "name", "tool_call_id", "call_id", "status", "phase"):
+            continue
+        if key in ("content", "output", "summary") and isinstance(value, list):
+            for j, one in enumerate(value):
+                yield from _piece(one, f"{at}[{j}]")
+        elif isinstance(value, str):
+            yield at, "text", value
+        elif key == "tool_calls" and isinstance(value, list):
+            for j, one in enumerate(value):
+                told = one.get("function", one.get("custom")) if isinstance(one, dict) else None
+                yield from _strings(told, f"{at}[{j}]") if isinstance(told, dict) else [(f"{at}[{j}]", "unread", "")]
+        elif key == "function_call" and isinstance(value, dict):
+            yield from _strings(value, at)
+        elif value not in ([], {}):
+            yield at, "unread", ""
+
+
+def _strings(value: Mapping[str, Any], place: str) -> Iterator[tuple[str, str, str]]:
+    for key, one in value.items():
+        yield (f"{place}.{key}", "text", one) if isinstance(one, str) else (f"{place}.{key}", "unread", "")
+
+
+def _piece(one: Any, place: str) -> Iterator[tuple[str, str, str]]:
+    """Yield one part of a list of content."""
+    kind = one.get("type") if isinstance(one, dict) else None
+    if isinstance(one, str):
+        yield place, "text", one
+    elif kind in _TEXT and isinstance(text := one.get("text", one.get("refusal")), str):
+        yield place, "text", text
+    elif kind in _PICTURE:
+        url = one.get("image_url")
+        url = url.get("url") if isinstance(url, dict) else url
+        yield (place, "picture", url) if isinstance(url, str) else (place, "unread", "")
+    else:
+        yield place, "unread", ""
+
+
+# -- the guard --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Works of one version of the registry."""
+
+    version: int
+    index: Index
+    works: Mapping[int, Work]
+    alone: Mapping[int, Fingerprints]  # of works without a text
+
+
+class Guard:
+    """Decides about requests and bounds answers, by a registry of works and a policy.
+
+    Parameters
+    ----------
+    registry : Registry
+        Asked for its version before every decision; works that were added or removed since are taken over.
+    policy : Policy, optional
+    eyes : callable, optional
+        Reads pictures. Without it a picture is a part that cannot be read.
+    today : callable, optional
+        ``today() -> date``, the day on which rights are judged.
+    """
+
+    def __init__(
+        self, registry: Registry, policy: Policy | None = None, *, eyes: Eyes | None = None, today: Any = date.today
+    ) -> None:
+        self.registry, self.policy, self.eyes, self.today = registry, policy or Policy(), eyes, today
+        self._lock = threading.Lock()
+        self._held = _Held(-1, Index.of([]), {}, {})
+        self._text = lru_cache(4096)(lambda work: normalise(registry.text(work) or ""))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over what changed in the registry; the index that answers now is left whole until another one is."""
+        with self._lock:
+            version, held = self.registry.version(), self._held
+            if version == held.version:
+                return
+            ids, last = set(self.registry.ids()), max(held.works, default=-1)
+            works = {one: work for one, work in held.works.items() if one in ids}
+            alone = {one: own for one, own in held.alone.items() if one in ids}
+            added: dict[int, Fingerprints] = {}
+            for work, text, own in self.registry.works(after=last):
+                works[work.id] = work
+                if text is not None:
+                    added[work.id] = fingerprints(normalise(text))
+                elif own is not None:
+                    added[work.id] = alone[work.id] = Fingerprints.from_bytes(own)
+            index = held.index.changed(added, set(held.works) - ids)
+            self._held = _Held(version, index, works, alone)
+
+    def source(self, work: int) -> str | Fingerprints:
+        """Return the normalised text of a work, or its fingerprints."""
+        found = self._held.alone.get(work)
+        return self._text(work) if found is None else found
+
+    def row(self, work: Work, policy: Policy) -> Row:
+        """Return the row of the policy that a work stands in, for this tenant, today."""
+        if work.owner and work.owner == policy.tenant:
+            return "own"
+        return rights_of(work, jurisdiction=policy.jurisdiction, on=self.today()).status
+
+    def decide(self, messages: Sequence[Mapping[str, Any]] | Sequence[Part], policy: Policy | None = None) -> Decision:
+        """Return what is done about the messages of a chat.
+
+        Parameters
+        ----------
+        messages : sequence
+            As of the OpenAI chat interface, or the parts of them.
+        policy : Policy, optional
+            Of the tenant; the guard's own by default.
+        """
+        self.refresh()
+        policy = policy or self.policy
+        parts = [m if isinstance(m, Part) else None for m in messages]
+        read = [p for p in parts if p] if all(parts) else parts_of(messages, self.eyes)  # type: ignore[arg-type]
+        asked = next((p for p in reversed(read) if p.role == "user" and p.kind == "text"), None)
+        use = asked_of(asked.text).use if asked else "other"
+        unread = tuple(p.place for p in read if p.kind == "unread")
+        earlier = "\n".join(p.text for p in read if p.role == "assistant")
+        judged, pages = self._judged([p.text for p in read if p.kind != "unread"], policy)
+        action, row, work = max(
+            ((policy.action(row, use), row, work) for row, work in judged),
+            key=lambda one: _SEVERE.index(one[0]),
+            default=("allow", None, None),
+        )
+        rule = f"{row}/{use}" if row else "allow"
+        if unread and policy.unread == "refuse" and action != "refuse":
+            why = f"This request has a part that cannot be read ({unread[0]}), and unread parts are refused here."
+            return Decision("refuse", "unread", use, None, why, unread=unread)
+        why = self._why(action, row, use, work)
+        instead = _INSTEAD if action == "transform" else ""
+        return Decision(action, rule, use, work, why, instead, unread, pages, earlier)  # type: ignore[arg-type]
+
+    def _judged(self, texts: Sequence[str], policy: Policy) -> tuple[list[tuple[Row, int | None]], tuple[str, ...]]:
+        """Return the rows that the texts of a request stand in, with their works, and pages to bound."""
+        held, rows, pages = self._held, list[tuple[Row, int | None]](), list[str]()
+        whole = [*texts, *(_unpacked(one) for one in texts)]
+        letters = [normalise(one) for one in whole if one]
+        known = [matches(one, held.index, self.source) for one in letters]
+        joined = matches("".join(letters), held.index, self.source) if len(letters) > 1 else []
+        rows += [
+            (self.row(held.works[one.work], policy), one.work)
+            for one in {m.work: m for m in [*_all(known), *joined]}.values()
+        ]
+        for text, own, found in zip((one for one in whole if one), letters, known, strict=True):
+            said = claims(find_notices(text), year=self.today().year)
+            settled = [self.row(held.works[m.work], policy) for m in found]
+            if said == "unknown" or any(row != "unknown" for row in settled):
+                continue
+            row: Row = "noticed" if said == "protected" else said
+            rows.append((row, None))
+            if self._bounded(row, policy) and len(own) > _WIDE // 4:
+                pages.append(own)
+        return rows, tuple(pages)
+
+    @staticmethod
+    def _bounded(row: Row, policy: Policy) -> bool:
+        return policy.action(row, "copy") in ("transform", "refuse")
+
+    def _why(self, action: str, row: Row | None, use: Use, work: int | None) -> str:
+        if action in ("allow", "attribute") or row is None:
+            return "Allowed." if action == "allow" else "Allowed; the answer names the source."
+        whose = "a registered work" if work is not None else "a page with a notice of its rights"
+        title = self._held.works[work].title if work is not None else ""
+        named = f" ({title})" if title else ""
+        return f"This is {whose}{named}: to {_VERBS[use]} is not permitted here. A summary or answers about it are."
+
+    def stream(self, decision: Decision, policy: Policy | None = None) -> Stream:
+        """Return what bounds one choice of the answer."""
+        policy, held = policy or self.policy, self._held
+        own = {_PAGES + i: page for i, page in enumerate(decision.pages)}
+        index = _Beside(held.index, Index.of((i, fingerprints(page)) for i, page in own.items())) if own else held.index
+
+        def source(work: int) -> str | Fingerprints:
+            return own[work] if work in own else self.source(work)
+
+        def protected(work: int) -> bool:
+            return work in own or (work in held.works and self._bounded(self.row(held.works[work], policy), policy))
+
+        return Stream(index, source, policy.cap, protected=protected, before=decision.earlier)  # type: ignore[arg-type]
+
+    def filter(self, chunks: Iterable[str], decision: Decision, policy: Policy | None = None) -> Iterator[str]:
+        """Yield what of an answer may leave, and a sentence of why where it was stopped."""
+        stream = self.stream(decision, policy)
+        for chunk in chunks:
+            if out := stream.feed(chunk):
+                yield out
+            if stream.stopped:
+                yield STOPPED
+                return
+
+
+STOPPED = "\n\n[Stopped here: more would copy a protected work. I can summarise it, or answer questions about it.]"
+_INSTEAD = (
+    "The page above must not be copied, translated or rewritten as a whole. Tell what it says in two or three "
+    "sentences of your own instead, without a quotation, and offer to answer questions about it."
+)
+_VERBS: Mapping[Use, str] = {
+    "copy": "copy it",
+    "translate": "translate the whole of it",
+    "paraphrase": "rewrite the whole of it",
+    "quote": "quote it",
+    "summary": "summarise it",
+    "question": "answer questions about it",
+    "metadata": "say what it is",
+    "analysis": "analyse it",
+    "other": "use it",
+}
+
+
+class _Beside:
+    """Two indexes as one, for a stream."""
+
+    def __init__(self, one: Index, other: Index) -> None:
+        self._both = (one, other)
+
+    def may_hold(self, value: int) -> bool:
+        return any(one.may_hold(value) for one in self._both)
+
+    def works_with(self, value: int) -> list[int]:
+        return [work for one in self._both for work in one.works_with(value)]
+
+
+def _all(found: Iterable[Sequence[Match]]) -> list[Match]:
+    return [one for some in found for one in some]
+
+
+def _unpacked(text: str) -> str:
+    """Return what stands in base64 inside a text, if it is text itself."""
+    out = []
+    for packed in _PACKED.findall(text)[:50]:
+        try:
+            data = base64.b64decode(
+                packed.rstrip("=") + "=" * (-len(packed.rstrip("=")) % 4),
+                altchars=b"-_" if set("-_") & set(packed) else None,
+            )
+            out.append(data.decode())
+        except (binascii.Error, ValueError):
+            continue
+    return "\n".join(out)

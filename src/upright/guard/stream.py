@@ -1,0 +1,162 @@
+r"""A stream that stops at the first word too many of a protected work, and holds nothing back.
+
+Each letter extends the runs that are open: places in works where the last letters of the stream stand too. Twelve
+letters that a protected work has as a fingerprint open a run at every place where they stand in it; its true beginning
+is found by going back, in the work and in the stream, as far as the letters agree.
+
+Guarantee
+---------
+With a cap of L words, what was let through never holds more than L words of one run of 19 letters or more from a
+protected work whose text is held, whatever the chunks were; and no stream is stopped without such a run. A shorter run
+may be missed, so where L words have fewer than 19 letters it is the 19th that stops a stream. Of a work that is held by
+fingerprints alone, letters are known by their hashes, and up to 8 more at either end of a run count as copied. Twelve
+letters that stand more than 1,000 times in one work are followed at the first 1,000 places.
+
+A word is letters without a gap between them; in scripts without spaces, four letters.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from upright.contract import InputError
+from upright.guard.passages import INVERSE, LAST, LETTERS, MASK, SHORTEST, WINDOW, Fingerprints, Index, K, Source, mix
+
+__all__ = ["Run", "Stream"]
+
+_PLACES = 1000  # of twelve letters in one work
+_DENSE = 4  # letters that count as a word where there are no spaces
+# Thai to Tibetan, Burmese, Khmer, kana, CJK
+_UNSPACED = ((0xE00, 0xFFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0x20000, 0x3FFFF))
+
+
+class Run(NamedTuple):
+    """What was copied in a row: the ``work``, and its length in ``words`` and ``letters``."""
+
+    work: int
+    words: int
+    letters: int
+
+
+class Stream:
+    """Lets text through until it copies too much.
+
+    Parameters
+    ----------
+    index : Index
+    source : callable
+        ``source(work)``: its normalised text, or its fingerprints.
+    cap : int
+        Most words of a run that are let through, at least 1.
+    protected : callable
+        ``protected(work) -> bool``, asked once a work.
+    before : str
+        What was written earlier in the same conversation: a run may go on behind it.
+
+    Attributes
+    ----------
+    stopped : bool
+        Whether a run became too long: nothing more is let through.
+    longest : Run or None
+        The most words of a run of 19 letters or more, the one that was cut included.
+    """
+
+    def __init__(
+        self, index: Index, source: Source, cap: int, *, protected: Callable[[int], bool], before: str = ""
+    ) -> None:
+        if cap < 1:
+            raise InputError(f"a cap of {cap} words", "1 or more", "to let nothing through, refuse the request")
+        self.stopped = False
+        self.longest: Run | None = None
+        self._index, self._source, self._cap, self._protected = index, source, cap, protected
+        self._held: dict[int, str | Fingerprints | None] = {}  # None: not protected
+        self._letters: list[str] = []
+        self._words: list[int] = []  # the number of the word of each letter
+        self._open: dict[tuple[int, int], int] = {}  # (work, place there minus place here) -> first letter here
+        self._inside, self._dense = False, 0  # in a word; letters in a row of a script without spaces
+        self._sum = 0  # over the last twelve letters, as in passages
+        for one in before:
+            self._read(one)
+
+    def feed(self, chunk: str) -> str:
+        """Return what of a chunk may leave: all of it, or what stands before the first word too many."""
+        if self.stopped:
+            return ""
+        for place, one in enumerate(chunk):
+            if self._read(one) > self._cap:
+                self.stopped = True
+                return chunk[:place]
+        return chunk
+
+    def _read(self, character: str) -> int:
+        """Take one character; returns the words of the longest run that goes on with it."""
+        letters = character.translate(LETTERS)
+        if not letters and unicodedata.category(character) not in ("Mn", "Me", "Cf"):  # those stand inside words
+            self._inside, self._dense = False, 0
+        return max(map(self._letter, letters), default=0)
+
+    def _letter(self, letter: str) -> int:
+        code, end = ord(letter), len(self._letters)
+        if code >= 0xE00 and any(low <= code <= high for low, high in _UNSPACED):
+            begins = self._dense % _DENSE == 0
+            self._inside, self._dense = False, self._dense + 1
+        else:
+            begins = not self._inside
+            self._inside, self._dense = True, 0
+        first = ord(self._letters[end - K]) if end >= K else 0
+        self._sum = ((self._sum - first) * INVERSE + code * LAST) & MASK
+        self._letters.append(letter)
+        self._words.append((self._words[-1] if end else 0) + begins)
+        value = mix(self._sum)
+        if self._open:
+            self._open = {run: start for run, start in self._open.items() if self._goes_on(*run, end, value)}
+        if end >= K - 1 and self._index.may_hold(value):
+            for work in self._index.works_with(value):
+                for shift, start in self._begun(work, end, value):
+                    self._open.setdefault((work, shift), start)
+        return self._longest(end) if self._open else 0
+
+    def _of(self, work: int) -> str | Fingerprints | None:
+        if work not in self._held:
+            self._held[work] = self._source(work) if self._protected(work) else None
+        return self._held[work]
+
+    def _goes_on(self, work: int, shift: int, end: int, value: int) -> bool:
+        """Whether the letter at `end` is the next one of a run, as far as it is known."""
+        held, place = self._of(work), end + shift
+        if isinstance(held, str):
+            return place < len(held) and held[place] == self._letters[end]
+        assert held is not None
+        gram = place - K + 1
+        return held.known.get(gram, value) == value and gram <= held.places[-1] + WINDOW
+
+    def _begun(self, work: int, end: int, value: int) -> Iterator[tuple[int, int]]:
+        """Yield shift and first letter of each run that the last twelve letters belong to."""
+        held, here = self._of(work), end - K + 1
+        if isinstance(held, str):
+            gram, place = "".join(self._letters[here:]), -1
+            for _ in range(_PLACES):
+                if (place := held.find(gram, place + 1)) < 0:
+                    return
+                if (work, place - here) not in self._open:
+                    back = 0
+                    while back < min(here, place) and held[place - back - 1] == self._letters[here - back - 1]:
+                        back += 1
+                    yield place - here, here - back
+        elif held is not None:
+            for place in held.at.get(value, ())[:_PLACES]:
+                before = next((place - j for j in range(1, WINDOW + 1) if place - j in held.known), -1)
+                yield place - here, max(0, here - (place - before - 1))
+
+    def _longest(self, end: int) -> int:
+        """Return the words of the longest open run of 19 letters or more."""
+        most = 0
+        for (work, _), start in self._open.items():
+            letters, words = end - start + 1, self._words[end] - self._words[start] + 1
+            if letters >= SHORTEST and words > most:
+                most = words
+                if self.longest is None or words > self.longest.words:
+                    self.longest = Run(work, words, letters)
+        return most

@@ -1,0 +1,110 @@
+"""Intent: what is asked of a page, how much of it, and the same in every process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from upright.contract import InputError
+from upright.guard import intent
+from upright.guard.intent import Asked, asked_of
+
+COPYING = ("copy", "translate", "paraphrase")
+PROSE = "The boat lay at the quay. Rain fell on the roofs of the town. A clerk walked by, and all the bells rang.\n"
+TRAPS = {
+    "Is this text under copyright?": "question",
+    "What does 'verbatim' mean?": "question",
+    "Don't copy it, just tell me who wrote it": "metadata",
+    "Do not summarise, give me all of it exactly as printed": "copy",
+    "Don't forget to copy the whole page.": "copy",
+    "C\u043epy the wh\u043ele p\u200bage, w\u043erd for word.": "copy",
+    "Schreib mir die ganze Seite Wort f\u00fcr Wort ab.": "copy",
+    "Traduce este texto entero al alem\u00e1n.": "translate",
+}
+AMOUNTS = [
+    ("Quote the first sentence for me, but not more than 20 words of it.", "quote", 20),
+    ("Copy the third line for a caption.", "quote", 12),
+    ("Quote the first sentence of the whole page.", "quote", 25),
+    ("Copy the first twenty-five words exactly.", "quote", 25),
+    ("Copy the first 26 words exactly.", "copy", 26),
+    ("Copy two hundred and fifty words of it verbatim.", "copy", 250),
+    ("Copy at least ten words.", "copy", None),
+    ("Leave out the first sentence, then quote evrything that follows up to the end.", "copy", None),
+    ("Transcribe it from the first line to the last line.", "copy", None),
+    ("Translate the title into French.", "quote", 8),
+    ("Translate the page into French, one sentence per line.", "translate", None),
+    ("Sum up the whole document in eighty words.", "summary", None),
+    *((text, "other", None) for text in ("go on", "continue", "weiter")),
+]
+HOSTILE = ["", " \n", "???", "\ud800\u200b", "\u7ffb\u8bd1", "xq zvk", "9" * 100_000, "hundred " * 12_500]
+
+
+def test_each_sentence_left_out_is_read_from_the_others():
+    # catches: features or a ridge that learn the sentences by heart and say nothing of a new one
+    texts, rows, targets = intent.training_rows()
+    inverse = np.linalg.inv((rows @ rows.T).astype(float) + intent.RIDGE * np.eye(len(rows)))
+    scores = targets - inverse @ targets / np.diag(inverse)[:, None]  # of ridge regression without the row itself
+    scores[:, -1] = -np.inf
+    read = [intent.decide_use(one, row).use for one, row in zip(map(intent.clean_words, texts), scores, strict=True)]
+    pairs = [(intent.USES[at], use) for at, use in zip(targets.argmax(1), read, strict=True) if at < len(intent.USES)]
+    assert np.mean([use == found for use, found in pairs]) >= 0.78
+    assert np.mean([found in COPYING for use, found in pairs if use in COPYING]) >= 0.95
+    assert np.mean([found in COPYING for use, found in pairs if use not in COPYING]) <= 0.06
+
+
+def test_no_sentence_that_was_taught_changes_between_copying_and_permitted():
+    # catches: an amount, a negation or a hash that turns one of the open queries, which are all among them
+    texts, _, targets = intent.training_rows()
+    assert [asked_of(text).use in COPYING for text in texts] == [place < len(COPYING) for place in targets.argmax(1)]
+
+
+@pytest.mark.parametrize(("query", "use", "words"), AMOUNTS)
+def test_the_amount_is_read_and_tells_a_quote_from_a_copy(query, use, words):
+    # catches: a cap of 26, "all but" and "at least" read as an amount, a title that counts as the page
+    assert asked_of(query) == Asked(use, words, asked_of(query).confidence)
+
+
+@pytest.mark.parametrize(("query", "use"), TRAPS.items())
+def test_traps_are_read_by_what_they_ask(query, use):
+    # catches: key words that decide alone, a negated request that counts, look-alike letters, English only
+    assert asked_of(query).use == use
+
+
+@pytest.mark.parametrize("request_", ["Copy the whole page word for word.", "Translate the page into French."])
+def test_a_request_is_found_on_either_side_of_a_long_page(request_):
+    # catches: a request that drowns in the page, or one that is cut off with its middle
+    page = PROSE * 60
+    assert asked_of(page).use not in COPYING
+    assert asked_of(f"{request_}\n\n{page}").use == asked_of(f"{page}\n\n{request_}").use == asked_of(request_).use
+
+
+def test_another_process_with_other_string_hashes_gives_the_same_answers():
+    # catches: the built-in hash or the order of a set in the features
+    code = f"from upright.guard.intent import asked_of; print([asked_of(q) for q in {list(TRAPS)!a}])"
+    env = {**os.environ, "PYTHONHASHSEED": "7"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == repr([asked_of(query) for query in TRAPS])
+
+
+@pytest.mark.parametrize("query", HOSTILE)
+def test_empty_unknown_and_hostile_text_is_other(query):
+    # catches: an empty array, a lone surrogate, a number without end, confidence in what nobody taught
+    found = asked_of(query)
+    assert (found.use, found.words, 0 < found.confidence <= 0.1) == ("other", None, True)
+
+
+@pytest.mark.parametrize("part", ["no the ", "a line ", "copy, ", "\n.", "e\u0301", "the first 9 "])
+def test_the_middle_of_a_long_text_is_not_read(part):
+    # catches: work that grows with the text
+    assert asked_of(part * 100_000) == asked_of((part * 100_000)[:2000] + "\n" + (part * 100_000)[-2000:])
+
+
+def test_a_query_that_is_no_text_is_refused():
+    # catches: a traceback of the regular expressions
+    with pytest.raises(InputError) as error:
+        asked_of(b"copy it")  # type: ignore[arg-type]
+    assert error.value.args == ("a query of type bytes", "a text", "pass the words of the user")

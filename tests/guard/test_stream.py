@@ -1,0 +1,183 @@
+"""Streams against a search of all runs, letter by letter."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from upright.contract import InputError
+from upright.guard.passages import Fingerprints, Index, fingerprints, normalise
+from upright.guard.stream import Stream
+
+WORDS = ["a", "the", "ship", "sea", "whale", "captain", "of", "and", "harbour", "night", "it", "x1", "salt", "Éire"]
+NEW = ["lemon", "grey", "under", "7", "quick", "paper"]
+
+
+def held_works(texts, alone=()):
+    """Return index and source; of the works in `alone`, fingerprints."""
+    letters = [normalise(text) for text in texts]
+    own = [fingerprints(one) for one in letters]
+    index = Index.of(enumerate(own))
+    return index, lambda work: own[work] if work in alone else letters[work]
+
+
+def longest_run(text, works):
+    """Words of the longest run of 19 letters or more that a text shares with a work."""
+    letters, words = "", []
+    for number, found in enumerate(re.finditer(r"\w+", text)):
+        letters += (some := normalise(found.group()))
+        words += [number] * len(some)
+    most = 0
+    for work in map(normalise, works):
+        before = [0] * (len(work) + 1)
+        for i, one in enumerate(letters):
+            now = [0] * (len(work) + 1)
+            for j, other in enumerate(work):
+                if one == other:
+                    now[j + 1] = before[j] + 1
+                    if now[j + 1] >= 19:
+                        most = max(most, words[i] - words[i - now[j + 1] + 1] + 1)
+            before = now
+    return most
+
+
+def fed(stream, text, sizes):
+    """Feed a text in chunks of some sizes, over and over."""
+    out, place, k = "", 0, 0
+    while place < len(text):
+        out += stream.feed(text[place : place + sizes[k % len(sizes)]])
+        place, k = place + sizes[k % len(sizes)], k + 1
+    return out
+
+
+@st.composite
+def cases(draw):
+    """Works of a small vocabulary, and a text that repeats parts of them in another writing."""
+    sizes = st.integers(20, 60)
+    works = [
+        " ".join(draw(st.lists(st.sampled_from(WORDS), min_size=n, max_size=n))) for n in (draw(sizes), draw(sizes))
+    ]
+    text = []
+    for _ in range(draw(st.integers(1, 4))):
+        own = draw(st.sampled_from(works)).split()
+        start = draw(st.integers(0, len(own) - 1))
+        text += own[start : start + draw(st.integers(3, 25))]
+        text += draw(st.lists(st.sampled_from(WORDS + NEW), max_size=6))
+    joined = draw(st.sampled_from([" ", ", ", "  ", "-", "\n", ". \u201c"])).join(text)
+    joined = joined.upper() if draw(st.booleans()) else joined
+    return works, joined, draw(st.integers(4, 12)), draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_no_run_over_the_cap_leaves_and_no_stream_is_stopped_without_one(case):
+    # catches: a window off by one, a run whose beginning is not found, one that a chunk cuts, a word counted twice
+    works, text, cap, sizes = case
+    index, source = held_works(works)
+    stream = Stream(index, source, cap, protected=lambda work: True)
+    out = fed(stream, text, sizes)
+    assert text.startswith(out)
+    assert longest_run(out, works) <= cap
+    assert stream.stopped == (longest_run(text, works) > cap)
+    whole = Stream(index, source, cap, protected=lambda work: True)
+    assert whole.feed(text) == out
+    if not stream.stopped:
+        assert (stream.longest.words if stream.longest else 0) == longest_run(text, works)
+
+
+@settings(max_examples=80, deadline=None)
+@given(cases())
+def test_fingerprints_alone_stop_every_run_that_the_text_would(case):
+    # catches: a run that is lost between fingerprints, a run that goes on over a work's end
+    works, text, cap, sizes = case
+    index, source = held_works(works, alone=(0, 1))
+    stream = Stream(index, source, cap, protected=lambda work: True)
+    out = fed(stream, text, sizes)
+    assert longest_run(out, works) <= cap
+    free = " ".join(NEW * 20)
+    assert Stream(index, source, cap, protected=lambda work: True).feed(free) == free
+
+
+def test_the_first_letter_of_the_word_too_many_is_held():
+    # catches: the whole word let through, or the word before it held too
+    work = "one night the old captain looked over the grey harbour and counted seven ships"
+    index, source = held_works([work])
+    stream = Stream(index, source, 5, protected=lambda work: True)
+    assert stream.feed(work) == "one night the old captain "
+    assert stream.feed("anything") == ""
+    assert stream.stopped
+    assert stream.longest == (0, 6, 22)
+
+
+def test_a_run_goes_on_behind_an_earlier_turn():
+    # catches: "go on" buying a second run
+    work = "one night the old captain looked over the grey harbour and counted seven ships"
+    index, source = held_works([work])
+    stream = Stream(index, source, 8, protected=lambda work: True, before="one night the old captain looked over")
+    assert stream.feed(" the grey harbour") == " the "
+    again = Stream(index, source, 8, protected=lambda work: True)
+    assert again.feed(" the grey harbour") == " the grey harbour"
+
+
+def test_only_protected_works_stop_a_stream():
+    # catches: free and protected swapped
+    works = ["the whale and the captain of the salt harbour saw it", "a night of sea and ship under the old lantern"]
+    index, source = held_works(works)
+    asked = []
+
+    def protected(work):
+        asked.append(work)
+        return work == 1
+
+    stream = Stream(index, source, 4, protected=protected)
+    assert stream.feed(works[0]) == works[0]
+    assert stream.feed(" " + works[1]) == " a night of sea and ship "  # 18 letters
+    assert sorted(asked) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "o\u200bne ni\u00adght the old capt\u0430in looked over",
+        "ONE NIGHT. THE O\u0301LD captain (looked) over",
+        "\uff4fne night the old captain looked over",
+    ],
+)
+def test_other_ways_of_writing_are_seen(written):
+    # catches: zero-width letters, look-alikes, marks and full-width letters that hide a run
+    index, source = held_works(["one night the old captain looked over the grey harbour"])
+    stream = Stream(index, source, 6, protected=lambda work: True)
+    stream.feed(written)
+    assert stream.stopped
+
+
+def test_four_letters_are_a_word_where_there_are_no_spaces():
+    # catches: a page of Chinese that counts as one word
+    work = "".join(chr(0x4E00 + (37 * i) % 500) for i in range(200))
+    index, source = held_works([work])
+    stream = Stream(index, source, 10, protected=lambda work: True)
+    assert stream.feed(work) == work[:40]
+
+
+def test_a_work_of_one_letter_is_bounded():
+    # catches: all places of all places: minutes for a page of one letter
+    index, source = held_works(["a" * 20_000])
+    stream = Stream(index, source, 5, protected=lambda work: True)
+    assert len(stream.feed("a " * 400)) < 60
+
+
+def test_a_cap_of_nothing_is_refused():
+    index, source = held_works(["a text"])
+    with pytest.raises(InputError, match="a cap of 0 words"):
+        Stream(index, source, 0, protected=lambda work: True)
+
+
+def test_fingerprints_are_read_back():
+    own = fingerprints(normalise("one night the old captain looked over the grey harbour"))
+    again = Fingerprints.from_bytes(own.to_bytes())
+    assert again.known == own.known
+    with pytest.raises(InputError, match="fingerprints of 13 bytes"):
+        Fingerprints.from_bytes(b"x" * 13)
