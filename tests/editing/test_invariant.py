@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch.func import functional_call
@@ -12,9 +14,9 @@ pytest.importorskip("transformers")
 
 import edit_sample
 from upright.contract import InputError
-from upright.editing import invariant
+from upright.editing import flags, invariant
 from upright.editing.edits import Editable, base_checksum
-from upright.editing.environments import EditRequest, environments
+from upright.editing.environments import EditRequest, Environments, environments
 from upright.editing.invariant import odedit
 from upright.editing.layers import sites
 from upright.editing.prompts import Question, encode
@@ -143,6 +145,26 @@ def test_the_base_is_read_once_and_a_step_is_one_pass_for_each_kind():
     model.register_forward_hook(lambda *_: calls.append(1))
     odedit(model, tokenizer, edit_sample.given(), steps=5, target=1.0)
     assert len(calls) == 1 + 6
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_pictures_are_looked_at_once_and_the_edit_is_the_same(small_world, monkeypatch):
+    # catches: features of other pictures, a tower that is read in every step, a method that stays replaced
+    world, model, processor = small_world
+    draw = np.random.default_rng(0)
+    asked = flags.questions(world, draw, "capital", image=True, held_out=False, of=world.countries[:3])
+    wanted = dataclasses.replace(asked[0], answer="Rio")
+    given = Environments({"edit": (wanted,), "unrelated_image": tuple(asked[1:])}, {})
+    looks, made = [], []
+    hook = model.model.vision_tower.register_forward_hook(lambda *_: looks.append(len(made)))
+    made.append(odedit(model, processor, given, steps=3, target=1.0, seed=1).edit.factors)
+    assert "get_image_features" not in vars(model.model)
+    monkeypatch.setattr(invariant, "_pictures_once", lambda _: contextlib.nullcontext())
+    made.append(odedit(model, processor, given, steps=3, target=1.0, seed=1).edit.factors)
+    hook.remove()
+    assert looks.count(1) - looks.count(0) == 4  # the base and three more passes
+    for site, pair in made[0].items():
+        assert all(torch.equal(a, b) for a, b in zip(pair, made[1][site], strict=True))
 
 
 def test_where_it_ends():

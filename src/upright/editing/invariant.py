@@ -128,7 +128,7 @@ def odedit(
     kept = [i for i, name in enumerate(names) if name in _KEPT]
     trace, good, bandwidths = list[dict[str, float]](), list[Tensor](), None
     delta = 0.0 if paper else tv + math.log(-math.expm1(-tv)) if tv else -math.inf  # a learned lambda: softplus(delta)
-    with _frozen(model), evaluating(model):
+    with _frozen(model), evaluating(model), _pictures_once(model):
         risks = _Risks(model, {name: known[name] for name in names}, pad)
         with editable.hooked(model):
             for step in range(steps + 1):
@@ -218,6 +218,31 @@ def _frozen(model: Any) -> Iterator[None]:
     finally:
         for p in asking:
             p.requires_grad_(True)
+
+
+@contextmanager
+def _pictures_once(model: Any) -> Iterator[None]:
+    """Keep what a model sees in the same pictures: an edit changes no layer before the decoder."""
+    inner, seen = getattr(model, "model", model), list[tuple[Any, Any]]()
+    if (look := getattr(inner, "get_image_features", None)) is None:
+        yield
+        return
+
+    def features(*args: Any, **more: Any) -> Any:
+        pictures = args[0] if args else more.get("pixel_values")
+        for one, found in seen:
+            if one is pictures:  # the same tensor, as of the step before
+                return found
+        found = look(*args, **more)
+        if len(seen) < 2:
+            seen.append((pictures, found))
+        return found
+
+    inner.get_image_features = features
+    try:
+        yield
+    finally:
+        del inner.get_image_features
 
 
 @dataclass(frozen=True, eq=False)

@@ -114,9 +114,7 @@ def _arm_lines(summary: Mapping[str, Any], width: int) -> list[str]:
         rows = []
         for arm in summary["arms"]:
             own = [found.get((arm["name"], *cell)) for cell in cells]
-            counts = dict.fromkeys(
-                "0" if x is None else str(x["n_units"]) for x in own
-            )  # of each column, if they differ
+            counts = dict.fromkeys(str(x["n_units"] if x else 0) for x in own)  # of each column where they differ
             rows.append([arm["name"], *map(_value, own), "/".join(counts)])
         shown = _lines(["arm", *(_heading(*cell) for cell in cells), "n"], rows, None, numbers=True)
         if len(cells) < 3 or max(map(len, shown)) <= width:
