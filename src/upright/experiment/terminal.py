@@ -102,19 +102,13 @@ def _arm_lines(summary: Mapping[str, Any], width: int) -> list[str]:
     primary = verdict.get("primary") or (gaps or [levels[0]["statistic"]])[0]
     cost = verdict.get("cost_statistic") or levels[0]["statistic"]
     found = {(x["arm"], x["statistic"], x["group"]): x for x in levels}
-    cells = list(
-        dict.fromkeys(
-            (x["statistic"], x["group"])
-            for w in (primary, cost)
-            for x in levels
-            if f"{x['statistic']}={x['group']}" == w or x["statistic"] == w
-        )
-    )
+    keys = [(w, x["statistic"], x["group"]) for w in (primary, cost) for x in levels]
+    cells = list(dict.fromkeys((name, group) for w, name, group in keys if w in (name, f"{name}={group}")))
     while True:
         rows = []
         for arm in summary["arms"]:
             own = [found.get((arm["name"], *cell)) for cell in cells]
-            counts = dict.fromkeys(str(x["n_units"] if x else 0) for x in own)  # of each column where they differ
+            counts = dict.fromkeys(str(x["n_units"] if x else 0) for x in own)
             rows.append([arm["name"], *map(_value, own), "/".join(counts)])
         shown = _lines(["arm", *(_heading(*cell) for cell in cells), "n"], rows, None, numbers=True)
         if len(cells) < 3 or max(map(len, shown)) <= width:
