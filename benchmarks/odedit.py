@@ -30,6 +30,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import io
 import json
 import os
@@ -202,6 +204,8 @@ def measure_slope(world: World, edits: int) -> float | None:
     for _ in range(edits):
         with applied(world.model, made):
             made.append(world.edit("odedit", steps=2))
+        gc.collect()
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # what was freed and not given back is no growth
         seen.append(float(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
     own = sum(t.numel() * t.element_size() for some in made[0].factors.values() for t in some)
     return float(theilslopes(seen[edits // 5 :])[0]) / own
