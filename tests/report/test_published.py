@@ -30,6 +30,7 @@ LESS = {
     "mrd-forgetting-jensun": _SHORT,
     "odedit-flags-lora": {"Pictures of six edits"},  # pictures are not published
     "odedit-flags-gated": {"Pictures of six edits"},
+    "odedit-smollm2": {"Pictures of six edits"},
     "mrd-forgetting-smollm2-npo": _SHORT | {"Concentration of the draws", "Ranking over the scorings"},  # scored once
 }
 
