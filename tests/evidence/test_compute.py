@@ -11,7 +11,15 @@ import pytest
 from upright.contract import Arm, InputError, Metric, UnitScores
 from upright.evidence import statistics
 from upright.evidence.bootstrap import Bootstrap
-from upright.evidence.compute import _beside_rivals, _simultaneous, evidence, level_of, pair_levels, said_again
+from upright.evidence.compute import (
+    _beside_rivals,
+    _simultaneous,
+    difference_of,
+    evidence,
+    level_of,
+    pair_levels,
+    said_again,
+)
 from upright.evidence.records import Difference
 from upright.evidence.statistics import parse
 from upright.evidence.units import Block, Units
@@ -221,3 +229,17 @@ def test_no_end_of_a_gap_lies_beyond_what_its_metric_can_be():
     about = {"arm": "yours", "groups": ["a", "b"], "metrics": [Metric("mrr")], "grouping": "g"}
     (level,) = pair_levels(wide, **about, sizes={("mrr", "a"): 6, ("mrr", "b"): 6})
     assert -1.0 <= level.low < level.high == 1.0
+
+
+def test_no_end_of_a_difference_of_means_lies_beyond_what_can_be() -> None:
+    # catches: "at best 1.006 better" of a score from 0 to 1
+    blocks = [
+        Block("r", arm, 0, UnitScores("user", range(4), {"m": values}))
+        for arm, values in (("none", [0.0, 0, 0, 0.2]), ("mine", [1.0, 1, 1, 0.2]))
+    ]
+    boot = Bootstrap(Units(blocks), 500)
+    found = difference_of(parse("mean:m", boot, {"m": Metric("m")}), "mine", Arm("none", "baseline"), None)
+    assert found.value == pytest.approx(0.75)
+    assert found.high == 1.0
+    free = difference_of(parse("mean:m", boot, {"m": Metric("m", high=9.0)}), "mine", Arm("none", "baseline"), None)
+    assert free.high > 1.0

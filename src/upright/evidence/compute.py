@@ -244,6 +244,9 @@ def difference_of(one: Statistic, remedy: str, arm: Arm, cell: str | None) -> Di
     """Return a cell of a statistic of the remedy minus that of another arm."""
     change = _change(one, remedy, arm.name, cell)
     low, high = change.interval()
+    if one.name == "mean":  # no two means are further apart than their metric is wide
+        span = one.about.high - one.about.low
+        low, high = (float(np.clip(end, -span, span)) for end in (low, high))
     found = Difference(
         statistic=one.text if cell is None else f"{one.text}={cell}",
         label=one.label(cell),

@@ -417,7 +417,7 @@ def verdict(
     steps = [f"Take {names[name]} rather than {title}." for name in better[:1] if seeds >= SEEDS]
     steps += list(lacking.values()) or [advice[word]] * (not (better and works))
     steps += [f"Run {name} too." for name in idle if word == "undecided" and not lacking]
-    steps += [f"{names[name]} is simpler, and not shown to be worse." for name in alike]
+    steps += [f"{names[name][:1].upper()}{names[name][1:]} is simpler, and not shown to be worse." for name in alike]
     if works and not lacking:
         left = f"{_number(run.after.value, margin)} is left, beyond chance: do not call it gone."
         steps += [left] * run.beyond + ["Compare it with a rival."] * (not pairs)
