@@ -20,7 +20,9 @@ def _change(one: str, other: str) -> str:
 
 
 def _why(found: Mapping[str, Any]) -> list[str]:
-    return [f"  because {reason}" for reason in found["reasons"]]
+    lost = found["settings"]["editor"] != "gated" and any(one.startswith("locality 0") for one in found["reasons"])
+    gate = ["  try --editor gated, which is on only where the prompt is like this one"] * lost
+    return [*(f"  because {reason}" for reason in found["reasons"]), *gate]
 
 
 def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[str]:

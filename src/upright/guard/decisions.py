@@ -37,9 +37,11 @@ __all__ = ["Decision", "Guard", "Part", "parts_of"]
 _SEVERE: tuple[Action, ...] = ("allow", "attribute", "transform", "refuse")
 _PAGES = 1 << 23  # ids from here on: pages of the request that are bounded as works are
 _TEXT = ("text", "input_text", "output_text", "refusal", "summary_text", "reasoning_text")
+_IDS = ("role", "type", "id", "name", "tool_call_id", "call_id", "status", "phase")
 _PICTURE = ("image_url", "input_image")
 _PACKED = re.compile(r"[A-Za-z0-9+/_-]{40,}={0,2}")  # may be base64
-_WIDE = 400  # letters of the user's own words beside a page that may still be a question
+_SHORT = 100  # letters below which a text with a notice is no page
+_NAME = 64  # most characters of an id or a name; more of them are read as text
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,16 @@ Eyes = Callable[[str], str]
 """Returns the text of the picture at a ``data:`` URL, or raises `InputError`."""
 
 
-def parts_of(messages: Sequence[Mapping[str, Any]], eyes: Eyes | None = None) -> list[Part]:
+def parts_of(messages: Sequence[Any], eyes: Eyes | None = None) -> list[Part]:
     """Return every piece of the messages of a chat in order, tool calls and earlier answers with them.
 
     What is neither text nor a picture that can be read becomes a part of kind ``unread``: nothing is passed over.
     """
     found = []
     for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            got = f"messages[{i}] of type {type(message).__name__}"
+            raise InputError(got, "a mapping with role and content", "send messages as of the OpenAI chat interface")
         role = str(message.get("role", message.get("type", "user")))
         for place, kind, value in _pieces(message, f"messages[{i}]"):
             if kind == "picture" and eyes is not None:
@@ -126,7 +131,7 @@ def _pieces(message: Mapping[str, Any], place: str) -> Iterator[tuple[str, str, 
     """Yield place, kind and content of what one message holds."""
     for key, value in message.items():
         at = f"{place}.{key}"
-        if value is None or key in ("role", "type", "id", "name", "tool_call_id", "call_id", "status", "phase"):
+        if value is None or (key in _IDS and isinstance(value, str) and len(value) <= _NAME):
             continue
         if key in ("content", "output", "summary") and isinstance(value, list):
             for j, one in enumerate(value):
@@ -279,7 +284,7 @@ class Guard:
                 continue
             row: Row = "noticed" if said == "protected" else said
             rows.append((row, None))
-            if self._bounded(row, policy) and len(own) > _WIDE // 4:
+            if self._bounded(row, policy) and len(own) > _SHORT:
                 pages.append(own)
         return rows, tuple(pages)
 
@@ -358,7 +363,7 @@ def _all(found: Iterable[Sequence[Match]]) -> list[Match]:
 def _unpacked(text: str) -> str:
     """Return what stands in base64 inside a text, if it is text itself."""
     out = []
-    for packed in _PACKED.findall(text)[:50]:
+    for packed in _PACKED.findall(text):
         try:
             data = base64.b64decode(
                 packed.rstrip("=") + "=" * (-len(packed.rstrip("=")) % 4),
