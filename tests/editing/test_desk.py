@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import errno
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -22,7 +23,7 @@ from upright.contract import InputError
 pytest.importorskip("transformers")
 
 import edit_world as w
-from upright.editing import desk, edits
+from upright.editing import desk, edits, pages
 from upright.editing.prompts import Question, encode, read
 from upright.ledger import Ledger
 from upright.models.hub import load_editable
@@ -68,6 +69,58 @@ def refused(call, got, accepted, todo):
     with pytest.raises(InputError) as caught:
         call()
     assert (caught.value.got, caught.value.accepted, caught.value.todo) == (got, accepted, todo)
+
+
+def test_the_headline_is_of_the_model_that_one_ends_up_with(world, tmp_path):
+    """Catches counts of the turn of each edit, before the next one took its answer away."""
+    from upright.editing import environments, measures
+
+    found = start(tmp_path / "desk", world, "two.jsonl")
+    at = desk.Opened(tmp_path / "desk", world / "model")
+    given = {
+        one.id: environments.environments(one)
+        for one in environments.read_requests(world / "two.jsonl", text_only=True)
+    }
+    was = measures.before(at.model, at.processor, given)
+    seen = [measures.measure(at.model, at.processor, was)]
+    with edits.applied(at.model, list(at.some(None).values())):
+        seen.append(measures.measure(at.model, at.processor, was))
+    assert (found["right"], found["of"]) == ([int(one.written.sum()) for one in seen], len(seen[0].edit))
+    assert found["right"][0] < found["right"][1]
+    lines = pages.apply_page(found).splitlines()
+    assert lines[0].startswith(
+        f"Of {found['of']} answers, written out, {found['right'][0]} are as wanted without edits"
+    )
+    again = start(tmp_path / "desk", world, "two.jsonl")
+    assert not pages.apply_page(again).startswith("Of ")  # nothing was to do, and nothing is counted
+
+
+def test_a_target_that_the_model_gave_without_the_edit_names_the_undo(world, own, monkeypatch):
+    """Catches "leave the request out" while an edit is in force, by which the model answers another thing."""
+    at, back, first = desk.Opened(own, world / "model"), own.parent / "back.jsonl", names(own)[0]
+    w.write(back, {**w.MALI, "target": "Rome"})
+    monkeypatch.setattr("upright.editing.measures.present", lambda *_: {"mali": "Rome"})
+    got = f"request mali with the target 'Rome', which the model answers already without edit {first}"
+    call = functools.partial(desk.apply, at, back, settings=w.FAST, replaces=True)
+    refused(call, got, "an answer that it does not give yet", f"upright edit revert {first}")
+
+
+@pytest.mark.parametrize(("editor", "reason", "said"), [
+    ("lora", "locality 0.00, the budget is 0.70", True), ("gated", "locality 0.00, the budget is 0.70", False),
+    ("lora", "reliability 0.00, the budget is 1.00", False), ("lora", "locality not measured", False)])  # fmt: skip
+def test_an_edit_that_answers_everything_is_told_of_the_gate(editor, reason, said):
+    """Catches a rejection without a way on, and the same advice for what it does not mend."""
+    row = {
+        "edit": "a",
+        "line": 1,
+        "time": "t",
+        "facts": {"prompt": "p", "target": "t"},
+        "scores": {"before": {}, "after": {}},
+    }
+    shown = pages.show_page(
+        row | {"verdict": "rejected", "state": "rejected", "reasons": [reason], "settings": {"editor": editor}}
+    )
+    assert ("try --editor gated" in shown) is said
 
 
 # -- the whole way --------------------------------------------------------------------------------------------------

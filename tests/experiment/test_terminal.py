@@ -83,6 +83,14 @@ def test_a_run_shows_arms_by_primary_and_cost():
     ]
 
 
+def test_columns_of_other_units_have_their_own_numbers():
+    # catches: the number of retained answers beside the accuracy of pairs
+    summary = run_summary()
+    for row in summary["evidence"]["levels"]:
+        row["n_units"] = 116 if row["statistic"].startswith("abs_gap") else 66
+    assert [line.split()[-1] for line in levels_table(summary).splitlines()[1:]] == ["116/66", "116/66"]
+
+
 def test_without_a_verdict_the_gap_and_the_first_level_are_shown():
     # catches a KeyError where there was nothing to compare
     summary = run_summary()

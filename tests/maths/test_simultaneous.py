@@ -277,3 +277,10 @@ def test_a_place_without_a_group_is_compared_in_silence():
     hits = (rng.random(300) < 0.4).astype(float)[None, :, None]
     found = compare_groups(hits, group[None], np.arange(300), 3, rng=rng, place=place[None], draws=99)
     assert [np.isnan(found.low[k]) for k, one in enumerate(found.of) if one[0] == 2] == [False, True, True]
+
+
+def test_where_all_rates_are_one_a_gap_of_nothing_is_not_detectable():
+    # catches: "smallest detectable 0.000" beside an interval of plus and minus a third
+    value, group = np.ones((1, 16, 1)), np.repeat([0, 1], 8)[None]
+    found = compare_groups(value, group, np.arange(16), 2, rng=np.random.default_rng(0))
+    assert found.detectable[0] > found.high[0] > 0.1

@@ -247,7 +247,7 @@ class Guard:
         self.refresh()
         policy = policy or self.policy
         parts = [m if isinstance(m, Part) else None for m in messages]
-        read = [p for p in parts if p] if all(parts) else parts_of(messages, self.eyes)  # type: ignore[arg-type]
+        read = [p for p in parts if p] if all(parts) else parts_of(messages, self.eyes)
         asked = next((p for p in reversed(read) if p.role == "user" and p.kind == "text"), None)
         use = asked_of(asked.text).use if asked else "other"
         unread = tuple(p.place for p in read if p.kind == "unread")
