@@ -68,7 +68,7 @@ def test_unknown_keys_may_be_refused_and_without_tenants_there_are_none(tmp_path
         ("version = 1\ncapp = 5", "policy.toml: capp, which is no key", "write cap"),
         ("version = 1\ncap = 0", "policy.toml: cap = 0", "to let no word through, refuse the use"),
         ("version = 1\ncap = true", "policy.toml: cap = True", "to let no word through, refuse the use"),
-        ("version = 1\nfull = 'drop'", "policy.toml: full = 'drop'", "choose one of them"),
+        ("version = 1\nunread = 'drop'", "policy.toml: unread = 'drop'", "choose one of them"),
         ("version = 1\nrights = 3", "policy.toml: rights, which is no table", "write it in square brackets"),
         ("version = 1\n[rights.protectd]", "policy.toml: rights.protectd, which is no key", "write protected"),
         ("version = 1\n[rights.protected]\ncopying='allow'", "rights.protected.copying, which is no key", "write copy"),

@@ -294,7 +294,7 @@ class Guard:
 
     def _why(self, action: str, row: Row | None, use: Use, work: int | None) -> str:
         if action in ("allow", "attribute") or row is None:
-            return "Allowed." if action == "allow" else "Allowed; the answer names the source."
+            return "Allowed." if action == "allow" else "Allowed where the answer names the source."
         whose = "a registered work" if work is not None else "a page with a notice of its rights"
         title = self._held.works[work].title if work is not None else ""
         named = f" ({title})" if title else ""

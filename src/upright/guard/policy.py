@@ -5,8 +5,6 @@
     cap = 25                   # most words in a row of a protected work that an answer may hold
     unread = "refuse"          # a part that cannot be read: "refuse", or "pass" it on, recorded as unread
     unknown_key = "strict"     # a key that no tenant has: "strict", or "refuse"
-    audit = "behind"           # an answer leaves while its record is in a queue: "behind"; once it is on disk: "before"
-    full = "wait"              # a full queue of records: "wait", or "refuse"
 
     [rights.protected]         # a row; what is not said stays as in the table below
     quote = "allow"
@@ -31,8 +29,8 @@ own              allow       allow       allow
 ===============  ==========  ==========  =====================================
 
 *noticed*: in no registry, and the page itself claims rights. *own*: the registry gives the work to this tenant.
-*transform*: the model is asked for a summary in place of what was asked. *attribute*: the answer names the work.
-*strict* is this table with ``refuse`` for ``transform``. Whatever is let through, the cap bounds what an answer may
+*transform*: the model is asked for a summary in place of what was asked. *attribute*: allowed where the answer names
+the work. *strict* is this table with ``refuse`` for ``transform``. Whatever is let through, the cap bounds what an answer may
 hold in a row of a work whose row says ``transform`` or ``refuse`` for a copy.
 """
 
@@ -66,8 +64,6 @@ _MEANT: Mapping[Row, tuple[Action, Action]] = {
 _CHOICES = {
     "unread": ("refuse", "pass"),
     "unknown_key": ("strict", "refuse"),
-    "audit": ("behind", "before"),
-    "full": ("wait", "refuse"),
 }
 _CAP = 100_000
 
@@ -100,8 +96,6 @@ class Policy:
     cap: int = 25
     unread: str = "refuse"
     unknown_key: str = "strict"
-    audit: str = "behind"
-    full: str = "wait"
     table: Mapping[tuple[Row, Use], Action] = field(default_factory=_table)
     tenants: Mapping[str, Policy] = field(default_factory=dict)
 

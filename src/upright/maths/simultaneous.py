@@ -466,9 +466,8 @@ def compare_groups(
     ]
     p = np.where(judged.ravel(), p, 1.0)
     ends = reach_zero(low.ravel(), high.ravel(), p)
-    reach = np.where(
-        error < ROUNDING, (high - low) / 2 / critical, error
-    )  # no error is seen where all rates are 0 or 1
+    # where all rates are 0 or 1 no error is seen, and the interval alone says how far one may reach
+    reach = np.where(error < ROUNDING, (high - low) / 2 / critical, error)
     detectable = np.where(judged, (critical + POWER) * reach, np.inf).ravel()
     most = np.abs(averaged).max(2, initial=0.0)
     return Comparisons(of, value.ravel(), *ends, p, score.ravel(), detectable, critical, sizes, most)

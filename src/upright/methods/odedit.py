@@ -56,8 +56,8 @@ Choice of settings
 ------------------
 Eight validation edits, half corrections and half counterfactuals, of two worlds that no result uses; +-0.1 is noise.
 Edit scores: re-phrasings and KL 0.93, 0.74 and 0.70 at rates of 1e-2, 2e-2 and 3e-2 (the target alone 0.76 and 0.54);
-with `tv` 0.1, `generality` of 0.1, 0.3 and 1: 0.91, 0.85 and 0.79; lambda learned from
-0.1 on: as fixed; KL times 3: no change; as printed: 0.70. Without the environment ``same_image`` 0.93, but
+with `tv` 0.1, `generality` of 0.1, 0.3 and 1: 0.91, 0.85 and 0.79; lambda learned from 0.1 on: as fixed; KL times 3: no
+change; as printed: 0.70. Without the environment ``same_image`` 0.93, but
 0.50 in place of 1.00 there. ODEdit was not better than re-phrasings and KL in any of them.
 """
 
