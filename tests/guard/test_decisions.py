@@ -68,6 +68,17 @@ def test_a_page_in_no_registry_is_judged_by_its_notice_and_bounded(registry):
     assert "".join(guard.filter([OTHER], found)) == OTHER
 
 
+def test_what_was_written_before_counts(registry):
+    # catches: "go on" that buys a second run
+    registry.add(Work(0, declared="protected"), PAGE)
+    guard, cut = guard_of(registry), PAGE.index("them were empty")
+    said = {"role": "assistant", "content": PAGE[:cut]}
+    decision = guard.decide([*asked(SUM, PAGE), said, *asked("go on")])
+    assert "".join(guard.filter([PAGE[cut:]], decision)).split("\n")[0] == "them were empty. "
+    alone = "".join(guard.filter([PAGE[cut : cut + 60]], guard.decide(asked(SUM, PAGE))))
+    assert alone == PAGE[cut : cut + 60]
+
+
 def test_the_owner_may_copy_its_own_text(registry):
     registry.add(Work(0, declared="protected", owner="press"), PAGE)
     guard, owner = guard_of(registry), Policy(tenant="press")
@@ -96,7 +107,7 @@ def test_a_change_of_the_registry_is_taken_over_before_the_next_decision(registr
 PLACES = {
     "user text": [{"role": "user", "content": PAGE}, {"role": "user", "content": COPY}],
     "part": asked(COPY, PAGE),
-    "split over parts": asked(COPY, PAGE[:110], PAGE[110:220], PAGE[220:]),
+    "split over parts": asked(COPY, *(PAGE[i : i + 30] for i in range(0, len(PAGE), 30))),
     "split over messages": [*({"role": "user", "content": PAGE[i : i + 110]} for i in (0, 110, 220)), *asked(COPY)],
     "system": [{"role": "system", "content": PAGE}, *asked(COPY)],
     "tool": [{"role": "tool", "tool_call_id": "x", "content": PAGE}, *asked(COPY)],

@@ -101,6 +101,17 @@ def test_fingerprints_alone_stop_every_run_that_the_text_would(case):
     assert Stream(index, source, cap, protected=lambda work: True).feed(free) == free
 
 
+def test_fingerprints_alone_end_a_run_where_the_letters_end():
+    # catches: a run of a work without its text that never ends, so that whatever follows is stopped
+    work = "one night the old captain looked over the grey harbour and counted seven ships that lay there in the rain"
+    index, source = held_works([work], alone=(0,))
+    for words in (6, 7, 8):
+        text = " ".join([*work.split()[:words], *(NEW * 5)])
+        stream = Stream(index, source, 12, protected=lambda work: True)
+        assert stream.feed(text) == text
+        assert stream.longest.words >= words
+
+
 def test_the_first_letter_of_the_word_too_many_is_held():
     # catches: the whole word let through, or the word before it held too
     work = "one night the old captain looked over the grey harbour and counted seven ships"
