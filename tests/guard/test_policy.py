@@ -53,6 +53,22 @@ key = "{other.upper()}"
     assert strict.action("protected", "quote") == "attribute"  # what the file loosened is not for everybody
 
 
+def test_when_an_answer_may_leave_is_a_tenants_and_what_a_full_queue_does_is_everybodys(tmp_path):
+    # catches a default that waits for the disk, a tenant's word that is not heard, an unknown key less strict
+    key = hashlib.sha256(b"secret").hexdigest()
+    assert (read_policy().audit, read_policy().full) == ("behind", "wait")
+    policy = read_policy(written(tmp_path / "policy.toml", f"""
+version = 1
+full = "refuse"
+[tenants.a]
+key = "{key}"
+audit = "before"
+"""))  # fmt: skip
+    assert (policy.audit, policy.full) == ("behind", "refuse")
+    assert (policy.for_key("secret").audit, policy.for_key("secret").full) == ("before", "refuse")
+    assert policy.for_key("nobody").audit == "before"
+
+
 def test_unknown_keys_may_be_refused_and_without_tenants_there_are_none(tmp_path):
     key = hashlib.sha256(b"secret").hexdigest()
     text = f'version = 1\nunknown_key = "refuse"\n[tenants.a]\nkey = "{key}"\n'
@@ -69,6 +85,9 @@ def test_unknown_keys_may_be_refused_and_without_tenants_there_are_none(tmp_path
         ("version = 1\ncap = 0", "policy.toml: cap = 0", "to let no word through, refuse the use"),
         ("version = 1\ncap = true", "policy.toml: cap = True", "to let no word through, refuse the use"),
         ("version = 1\nunread = 'drop'", "policy.toml: unread = 'drop'", "choose one of them"),
+        ("version = 1\naudit = 'after'", "policy.toml: audit = 'after'", "choose one of them"),
+        ("version = 1\nfull = 'drop'", "policy.toml: full = 'drop'", "choose one of them"),
+        ("version = 1\n[tenants.a]\nfull = 'wait'", "tenants.a: full, which is for all", "write it at the head"),
         ("version = 1\nrights = 3", "policy.toml: rights, which is no table", "write it in square brackets"),
         ("version = 1\n[rights.protectd]", "policy.toml: rights.protectd, which is no key", "write protected"),
         ("version = 1\n[rights.protected]\ncopying='allow'", "rights.protected.copying, which is no key", "write copy"),

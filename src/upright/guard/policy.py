@@ -5,6 +5,8 @@
     cap = 25                   # most words in a row of a protected work that an answer may hold
     unread = "refuse"          # a part that cannot be read: "refuse", or "pass" it on, recorded as unread
     unknown_key = "strict"     # a key that no tenant has: "strict", or "refuse"
+    audit = "behind"           # an answer leaves once its line of the record is queued: "behind"; on disk: "before"
+    full = "wait"              # a record whose queue is full: "wait" for it, or "refuse"; one for all tenants
 
     [rights.protected]         # a row; what is not said stays as in the table below
     quote = "allow"
@@ -64,7 +66,10 @@ _MEANT: Mapping[Row, tuple[Action, Action]] = {
 _CHOICES = {
     "unread": ("refuse", "pass"),
     "unknown_key": ("strict", "refuse"),
+    "audit": ("behind", "before"),
+    "full": ("wait", "refuse"),
 }
+_WHOLE = ("unknown_key", "full")  # what a tenant cannot have for itself
 _CAP = 100_000
 
 
@@ -96,6 +101,8 @@ class Policy:
     cap: int = 25
     unread: str = "refuse"
     unknown_key: str = "strict"
+    audit: str = "behind"
+    full: str = "wait"
     table: Mapping[tuple[Row, Use], Action] = field(default_factory=_table)
     tenants: Mapping[str, Policy] = field(default_factory=dict)
 
@@ -114,7 +121,8 @@ class Policy:
         if found is None and self.unknown_key == "strict":
             table = {cell: "refuse" if action == "transform" else action for cell, action in _table().items()}
             cap = min(one.cap for one in (self, *self.tenants.values()))
-            return replace(self, table=table, cap=cap, unread="refuse", tenants={})
+            audit = "before" if any(one.audit == "before" for one in (self, *self.tenants.values())) else "behind"
+            return replace(self, table=table, cap=cap, unread="refuse", audit=audit, tenants={})
         return found
 
 
@@ -145,6 +153,9 @@ def read_policy(path: Path | None = None) -> Policy:
     for name, own in _mapping(given, f"{path.name}: tenants").items():
         where = f"{path.name}: tenants.{name}"
         own = dict(_mapping(own, where))
+        if whole_alone := [key for key in _WHOLE if key in own]:
+            todo = "write it at the head of the file"
+            raise InputError(f"{where}: {whole_alone[0]}, which is for all tenants", "a tenant's own keys", todo)
         key = own.pop("key", None)
         if not isinstance(key, str) or len(key) != 64 or set(key.lower()) - set("0123456789abcdef"):
             todo = "write the output of: printf %s KEY | sha256sum"
