@@ -284,3 +284,14 @@ def test_where_all_rates_are_one_a_gap_of_nothing_is_not_detectable():
     value, group = np.ones((1, 16, 1)), np.repeat([0, 1], 8)[None]
     found = compare_groups(value, group, np.arange(16), 2, rng=np.random.default_rng(0))
     assert found.detectable[0] > found.high[0] > 0.1
+
+
+def test_a_group_without_a_value_of_a_metric_that_is_equal_for_all_is_not_judged():
+    # catches: nothing divided by nobody, a NaN error that turns a whole comparison into none
+    group = np.repeat(np.arange(3), 8)
+    values = np.zeros((1, 24, 2))
+    values[0, :, 0] = np.arange(24) % 2
+    values[0, group == 2, 1] = np.nan
+    found = compare_groups(values, group[None], np.arange(24), 3, rng=np.random.default_rng(0), draws=200)
+    assert np.isfinite(found.value[np.isfinite(found.detectable)]).all()
+    assert not (found.p < 1).any()

@@ -372,8 +372,9 @@ class _Moves:
         square = (parts * parts).sum(0)  # (K, M)
         if not self.whole:
             return np.asarray(np.sqrt(square))
-        with np.errstate(divide="ignore"):
-            return np.asarray(np.sqrt((1 / self.size[i] + 1 / self.size[j]) * square / max(len(self.label) - 1, 1)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            apart = 1 / self.size[i] + 1 / self.size[j]  # infinite for a group that is not here, also of equal values
+            return np.sqrt(np.where(np.isinf(apart), np.inf, apart * square / max(len(self.label) - 1, 1)))
 
 
 def compare_groups(
