@@ -22,6 +22,7 @@ MODULES = {
     "Membership of forgotten samples": "upright.metrics.membership",
     "Preference pairs": "upright.metrics.alignment",
     "Edits": "upright.metrics.editing",
+    "Copied pages": "upright.metrics.overlap",
 }
 HEAD = """# Metrics
 
