@@ -103,7 +103,9 @@ def plural(n: int, word: str) -> str:
 
 
 def name_of(file: Any) -> str:
-    """Return the name of a file, or what a data frame is called."""
+    """Return the name of a file, an address as it is, or what a data frame is called."""
+    if isinstance(file, str) and file.startswith(("http://", "https://")):
+        return file
     return Path(file).name if isinstance(file, str | Path) else "the data frame"
 
 
