@@ -95,6 +95,7 @@ def test_a_change_of_the_registry_is_taken_over_before_the_next_decision(registr
     number = other.add(Work(0, declared="protected"), PAGE)
     assert guard.decide(asked(COPY, PAGE)).action == "transform"
     other.remove(number)
+    assert guard.decide(asked(COPY, PAGE), refresh=False).action == "transform"  # a server asks beside its requests
     assert guard.decide(asked(COPY, PAGE)).action == "allow"
     alone = fingerprints(normalise(PAGE)).to_bytes()
     other.add(Work(0, declared="protected"), None, fingerprints=alone)
@@ -135,6 +136,13 @@ PLACES = {
     "name": [{"role": "user", "name": PAGE, "content": COPY}],
     "the last of many": asked(COPY, " ".join(["A" * 44] * 60 + [base64.b64encode(PAGE.encode()).decode()])),
     "base64": asked(COPY, base64.b64encode(PAGE.encode()).decode()),
+    "escapes": [
+        {
+            "role": "assistant",
+            "tool_calls": [{"function": {"arguments": "".join(f"\\u{ord(one):04X}" for one in PAGE)}}],
+        },
+        *asked(COPY),
+    ],
     "zero width": asked(COPY, "\u200b".join(PAGE)),
     "look-alikes": asked(COPY, PAGE.replace("a", "\u0430").replace("e", "\u0435")),
 }
@@ -203,3 +211,17 @@ def test_what_is_no_message_is_refused_in_three_parts(registry):
     with pytest.raises(InputError, match=r"messages\[1\] of type str") as caught:
         guard_of(registry).decide([{"role": "user", "content": SUM}, "a text"])
     assert caught.value.accepted == "a mapping with role and content"
+
+
+def test_a_notice_in_the_users_words_is_about_the_page_beside_them(registry):
+    # catches: a notice that is taken for a page, so that a free page is refused, or a noticed one leaves unbounded
+    registry.add(Work(0, "The Ferry", declared="public domain"), OTHER)
+    guard, query = guard_of(registry), f"\u00a9 2019 Mill House. All rights reserved.\n{COPY}"
+    assert guard.decide(asked(query, OTHER)).action == "allow"
+    found = guard.decide(asked(query, PAGE))
+    assert (found.rule, found.pages) == ("noticed/copy", (normalise(PAGE),))
+    assert guard.decide(asked(query, OTHER, PAGE)).pages == (normalise(PAGE),)
+    alone = guard.decide(asked(f"{query}\n\n{PAGE}"))
+    assert (alone.rule, len(alone.pages)) == ("noticed/copy", 1)
+    long = guard.decide(asked(f"{query}\n\n{PAGE} {PAGE[::-1]}", OTHER))  # a page that was pasted behind the words
+    assert (long.rule, len(long.pages)) == ("noticed/copy", 1)

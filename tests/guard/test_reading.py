@@ -176,6 +176,14 @@ def test_the_same_bytes_are_read_once_until_others_push_them_out(engine):
     assert reads == [1, 2, 2, 3, 3, 4]
 
 
+def test_what_was_read_for_one_is_not_kept_for_another(engine):
+    # catches: a tenant that learns, by the time it takes, that another has sent the same picture
+    log = engine("echo words")
+    with Reader() as reader:
+        assert [reader.read(PAGES[0], whose) for whose in ("a", "a", "b", "", "b")] == ["words"] * 5
+    assert len(log()) == 3
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_callers_share_a_reading_and_few_engines_run_at_once(engine, workers):
     # catches: two engines for the same bytes, more engines than workers

@@ -21,6 +21,7 @@ from upright import __version__
 from upright.cli.audit import AuditGroup
 from upright.cli.edit import edit_app
 from upright.cli.forget import forget_app
+from upright.cli.guard import guard_app
 from upright.cli.options import RunCommand, explain, read_settings, settings_text
 from upright.contract import InputError
 from upright.evidence.gate import check_syntax, example
@@ -46,6 +47,7 @@ app.add_typer(audit_app, name="audit")
 app.add_typer(runs_app, name="runs")
 app.add_typer(forget_app, name="forget")
 app.add_typer(edit_app, name="edit")
+app.add_typer(guard_app, name="guard")
 
 LONGEST = 60  # letters of a word in a sentence on the terminal; JSON and the page hold it whole
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

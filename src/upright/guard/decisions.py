@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,7 +41,9 @@ _TEXT = ("text", "input_text", "output_text", "refusal", "summary_text", "reason
 _IDS = ("role", "type", "id", "name", "tool_call_id", "call_id", "status", "phase")
 _PICTURE = ("image_url", "input_image")
 _PACKED = re.compile(r"[A-Za-z0-9+/_-]{40,}={0,2}")  # may be base64
+_ESCAPED = re.compile(r"(?:\\u[0-9a-fA-F]{4})+|\\.")
 _SHORT = 100  # letters below which a text with a notice is no page
+_WORDS = 600  # letters up to which the last words of the user are no page where another one is shown
 _NAME = 64  # most characters of an id or a name; more of them are read as text
 
 
@@ -137,7 +140,7 @@ def _pieces(message: Mapping[str, Any], place: str) -> Iterator[tuple[str, str, 
             for j, one in enumerate(value):
                 yield from _piece(one, f"{at}[{j}]")
         elif isinstance(value, str):
-            yield at, "text", value
+            yield at, "text", _plain(value) if key == "arguments" else value
         elif key == "tool_calls" and isinstance(value, list):
             for j, one in enumerate(value):
                 told = one.get("function", one.get("custom")) if isinstance(one, dict) else None
@@ -150,7 +153,19 @@ def _pieces(message: Mapping[str, Any], place: str) -> Iterator[tuple[str, str, 
 
 def _strings(value: Mapping[str, Any], place: str) -> Iterator[tuple[str, str, str]]:
     for key, one in value.items():
-        yield (f"{place}.{key}", "text", one) if isinstance(one, str) else (f"{place}.{key}", "unread", "")
+        yield (f"{place}.{key}", "text", _plain(one)) if isinstance(one, str) else (f"{place}.{key}", "unread", "")
+
+
+def _plain(arguments: str) -> str:
+    """Return the arguments of a call with the letters that JSON escapes in them."""
+
+    def letter(found: re.Match[str]) -> str:
+        try:
+            return str(json.loads(f'"{found[0]}"'))
+        except ValueError:
+            return found[0]
+
+    return _ESCAPED.sub(letter, arguments) if "\\" in arguments else arguments
 
 
 def _piece(one: Any, place: str) -> Iterator[tuple[str, str, str]]:
@@ -187,7 +202,7 @@ class Guard:
     Parameters
     ----------
     registry : Registry
-        Asked for its version before every decision; works that were added or removed since are taken over.
+        Asked for its version before a decision; works that were added or removed since are taken over.
     policy : Policy, optional
     eyes : callable, optional
         Reads pictures. Without it a picture is a part that cannot be read.
@@ -234,7 +249,13 @@ class Guard:
             return "own"
         return rights_of(work, jurisdiction=policy.jurisdiction, on=self.today()).status
 
-    def decide(self, messages: Sequence[Mapping[str, Any]] | Sequence[Part], policy: Policy | None = None) -> Decision:
+    def decide(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Part],
+        policy: Policy | None = None,
+        *,
+        refresh: bool = True,
+    ) -> Decision:
         """Return what is done about the messages of a chat.
 
         Parameters
@@ -243,8 +264,11 @@ class Guard:
             As of the OpenAI chat interface, or the parts of them.
         policy : Policy, optional
             Of the tenant; the guard's own by default.
+        refresh : bool
+            Whether the registry is asked for changes first; a server does so beside its requests.
         """
-        self.refresh()
+        if refresh:
+            self.refresh()
         policy = policy or self.policy
         parts = [m if isinstance(m, Part) else None for m in messages]
         read = [p for p in parts if p] if all(parts) else parts_of(messages, self.eyes)
@@ -252,7 +276,9 @@ class Guard:
         use = asked_of(asked.text).use if asked else "other"
         unread = tuple(p.place for p in read if p.kind == "unread")
         earlier = "\n".join(p.text for p in read if p.role == "assistant")
-        judged, pages = self._judged([p.text for p in read if p.kind != "unread"], policy)
+        legible = [p for p in read if p.kind != "unread"]
+        place = next((i for i, p in enumerate(legible) if p is asked), None)
+        judged, pages = self._judged([p.text for p in legible], place, policy)
         action, row, work = max(
             ((policy.action(row, use), row, work) for row, work in judged),
             key=lambda one: _SEVERE.index(one[0]),
@@ -266,27 +292,39 @@ class Guard:
         instead = _INSTEAD if action == "transform" else ""
         return Decision(action, rule, use, work, why, instead, unread, pages, earlier)  # type: ignore[arg-type]
 
-    def _judged(self, texts: Sequence[str], policy: Policy) -> tuple[list[tuple[Row, int | None]], tuple[str, ...]]:
-        """Return the rows that the texts of a request stand in, with their works, and pages to bound."""
+    def _judged(
+        self, texts: Sequence[str], asked: int | None, policy: Policy
+    ) -> tuple[list[tuple[Row, int | None]], tuple[str, ...]]:
+        """Return the rows that the texts of a request stand in, with their works, and pages to bound.
+
+        A notice in the user's own words (the text at `asked`) is about the pages beside them that no registry settles.
+        """
         held, rows, pages = self._held, list[tuple[Row, int | None]](), list[str]()
-        whole = [*texts, *(_unpacked(one) for one in texts)]
-        letters = [normalise(one) for one in whole if one]
+        whole = [(one, i == asked) for i, one in enumerate(texts)] + [(_unpacked(one), False) for one in texts]
+        whole = [(one, words) for one, words in whole if one]
+        letters = [normalise(one) for one, _ in whole]
         known = [matches(one, held.index, self.source) for one in letters]
         joined = matches("".join(letters), held.index, self.source) if len(letters) > 1 else []
         rows += [
             (self.row(held.works[one.work], policy), one.work)
             for one in {m.work: m for m in [*_all(known), *joined]}.values()
         ]
-        for text, own, found in zip((one for one in whole if one), letters, known, strict=True):
+        settled = [any(self.row(held.works[m.work], policy) != "unknown" for m in found) for found in known]
+        shown = [
+            i for i, (own, (_, words)) in enumerate(zip(letters, whole, strict=True)) if not words and len(own) > _SHORT
+        ]
+        for i, (text, words) in enumerate(whole):
             said = claims(find_notices(text), year=self.today().year)
-            settled = [self.row(held.works[m.work], policy) for m in found]
-            if said == "unknown" or any(row != "unknown" for row in settled):
+            if said == "unknown" or settled[i]:
                 continue
-            row: Row = "noticed" if said == "protected" else said
-            rows.append((row, None))
-            if self._bounded(row, policy) and len(own) > _SHORT:
-                pages.append(own)
-        return rows, tuple(pages)
+            beside = words and bool(shown) and len(letters[i]) <= _WORDS
+            about = [one for one in shown if not settled[one]] if beside else [i]
+            if about:
+                row: Row = "noticed" if said == "protected" else said
+                rows.append((row, None))
+                if self._bounded(row, policy):
+                    pages += [letters[one] for one in about if len(letters[one]) > _SHORT]
+        return rows, tuple(dict.fromkeys(pages))
 
     @staticmethod
     def _bounded(row: Row, policy: Policy) -> bool:
@@ -296,7 +334,8 @@ class Guard:
         if action in ("allow", "attribute") or row is None:
             return "Allowed." if action == "allow" else "Allowed where the answer names the source."
         whose = "a registered work" if work is not None else "a page with a notice of its rights"
-        title = self._held.works[work].title if work is not None else ""
+        known = self._held.works.get(work) if work is not None else None  # None too where it was removed just now
+        title = known.title if known else ""
         named = f" ({title})" if title else ""
         return f"This is {whose}{named}: to {_VERBS[use]} is not permitted here. A summary or answers about it are."
 

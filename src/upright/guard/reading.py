@@ -140,8 +140,8 @@ def default_engine() -> Literal["tesseract", "rapidocr"] | None:
 class Reader(AbstractContextManager["Reader"]):
     """Read pictures: at most `workers` at once, each by a process of one thread that ends within `timeout` seconds.
 
-    The same bytes are read once; `cache` texts are kept by SHA-256, the least recently used goes first. A call takes at
-    most twice `timeout`, its wait for its turn included. An `InputError` where no engine is found.
+    The same bytes are read once for each `whose`; `cache` texts are kept by SHA-256, the least recently used go first.
+    A call takes at most twice `timeout`, its wait for its turn included. An `InputError` where no engine is found.
     """
 
     def __init__(
@@ -154,11 +154,14 @@ class Reader(AbstractContextManager["Reader"]):
             raise InputError(f"no program that reads pictures ({engine})", "tesseract or rapidocr", _INSTALL)
         self._command, self._caps, self._cache, self._limit = command, caps, cache, timeout
         self._pool, self._lock, self._closed = ThreadPoolExecutor(workers), threading.Lock(), False
-        self._texts: OrderedDict[bytes, Future[str]] = OrderedDict()
+        self._texts: OrderedDict[tuple[str, bytes], Future[str]] = OrderedDict()
 
-    def read(self, data: bytes) -> str:
-        """Return the text in a picture, empty where there is none; an `InputError` where it is not read in time."""
-        key = hashlib.sha256(data).digest()
+    def read(self, data: bytes, whose: str = "") -> str:
+        """Return the text in a picture, empty where there is none; an `InputError` where it is not read in time.
+
+        What was read for one tenant, `whose`, is not kept for another: not even the time it takes tells of it.
+        """
+        key = (whose, hashlib.sha256(data).digest())
         with self._lock:
             if self._closed:
                 raise InputError("a picture for a reader that was closed", "an open one", "make another")
