@@ -212,8 +212,6 @@ def test_a_place_that_is_taken_is_told_and_the_record_is_closed(owl, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("serve", ("serve without --upstream", "a server's address",
-                   "pass --upstream http://127.0.0.1:8000/v1")),
         ("serve --upstream http://127.0.0.1:9/v1 --registry bundled.db",
          ("a registry of a benchmark, whose rights are made up", "a registry of your own",
           "name another registry, or allow it to try the guard")),

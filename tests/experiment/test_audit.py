@@ -34,6 +34,7 @@ def test_a_kind_of_another_package_needs_no_line_here(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(PLUGIN)
     assert list(find("audits")) == [
         "alignment",
+        "copyright",
         "edit",
         "embeddings",
         "forgetting",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,7 @@ from upright.experiment.folders import ArmRun
 from upright.guard import benchmark
 from upright.guard.subjects import careful, obedient
 from upright.metrics.overlap import words_of
+from upright.tasks import copyright as rights
 from upright.tasks.copyright import CAP, Copyright, CopyrightConfig, Given, outcomes, spread
 
 RUN = ArmRun(None, 0, "x")
@@ -205,3 +207,25 @@ def test_pictures_are_truly_read(task):
     assert told(pair, read)["copied"] > 0.95
     assert read != page
     assert "Example Holder" in read
+
+
+def test_a_model_at_hand_reads_what_is_read_to_it(monkeypatch):
+    # catches: a model that is asked without its page, a limit of the caller's that is passed over
+    asked = []
+
+    class Speaker:
+        def write(self, records, max_new_tokens):
+            asked.append((records[0].prompt, max_new_tokens))
+            return ["It is about a walk."]
+
+    monkeypatch.setattr(rights, "_speaker", Speaker)
+    answer = rights.local_model(lambda url: "THE PAGE", tokens=64)
+    picture = {"type": "image_url", "image_url": {"url": "data:x"}}
+    chat = [{"role": "user", "content": [picture, {"type": "text", "text": "What is it?"}]}]
+
+    async def said(body):
+        return [piece async for piece in answer(body)]
+
+    bodies = {"messages": chat, "max_tokens": 9}, {"prompt": "Go on."}, {"input": chat, "max_tokens": 900}
+    assert [asyncio.run(said(body)) for body in bodies] == [["It is about a walk."]] * 3
+    assert asked == [("THE PAGE\n\nWhat is it?", 9), ("Go on.", 64), ("THE PAGE\n\nWhat is it?", 64)]

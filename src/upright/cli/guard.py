@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from upright.cli.options import say, sharing
-from upright.contract import InputError
 from upright.lazy import LazyModule
 
 if TYPE_CHECKING:
     from upright.guard import benchmark, desk, server
+    from upright.tasks import copyright
 else:
     benchmark = LazyModule("upright.guard.benchmark")
     desk = LazyModule("upright.guard.desk")
     server = LazyModule("upright.guard.server")
+    copyright = LazyModule("upright.tasks.copyright")
 
 __all__ = ["guard_app"]
 
@@ -60,14 +61,13 @@ def serve(
     allow: Annotated[list[str] | None, typer.Option(help="Host from which pictures are fetched; repeatable.")] = None,
     **given: Any,
 ) -> None:
-    """Stand in front of a server, as an address for its clients, until stopped."""
-    if upstream is None:
-        raise InputError("serve without --upstream", "a server's address", "pass --upstream http://127.0.0.1:8000/v1")
+    """Stand in front of a server, or of SmolLM2, as an address for clients, until stopped."""
     options = server.Options(host=host, port=port, allow=tuple(allow or ()))
     with desk.opened(given["registry"], given["policy"], record=record, days=days) as (guard, kept, reader):
         if reader is None:
             typer.echo("no program that reads pictures is here: they are parts that cannot be read", err=True)
-        server.serve(server.make_app(guard, upstream, record=kept, reader=reader, options=options), options)
+        answer = upstream or copyright.local_model(desk.eyes_of(reader))
+        server.serve(server.make_app(guard, answer, record=kept, reader=reader, options=options), options)
 
 
 @guard_app.command()

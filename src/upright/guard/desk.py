@@ -13,12 +13,11 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from upright.contract import InputError
-from upright.guard.decisions import Guard
+from upright.guard.decisions import Eyes, Guard
 from upright.guard.imports import read_works
 from upright.guard.passages import fingerprints, normalise
 from upright.guard.policy import read_policy
@@ -29,8 +28,8 @@ from upright.guard.rights import Work
 from upright.ledger import Ledger
 
 __all__ = [
-    "add", "audit", "audit_page", "check", "check_page", "import_page", "import_works", "open_registry", "opened",
-    "remove", "search", "search_page", "stats", "stats_page",
+    "add", "audit", "audit_page", "check", "check_page", "eyes_of", "import_page", "import_works", "open_registry",
+    "opened", "remove", "search", "search_page", "stats", "stats_page",
 ]  # fmt: skip
 
 _MOST = 32 << 20  # bytes of a file that is read whole
@@ -83,7 +82,7 @@ def check(path: Path, asked: str, *, registry: str | None, policy: Path | None) 
         eyes = None
         if default_engine() if request else picture:
             reader = stack.enter_context(Reader())
-            eyes = partial(_seen, reader)
+            eyes = eyes_of(reader)
         if request:
             messages = _messages(path.name, text)
         else:
@@ -97,8 +96,9 @@ def check(path: Path, asked: str, *, registry: str | None, policy: Path | None) 
     }  # fmt: skip
 
 
-def _seen(reader: Reader, url: str) -> str:
-    return reader.read(decode_data_url(url, Caps()))
+def eyes_of(reader: Reader | None) -> Eyes | None:
+    """Return what reads the picture at a ``data:`` URL, None without a reader."""
+    return None if reader is None else lambda url: reader.read(decode_data_url(url, Caps()))
 
 
 def check_page(found: Mapping[str, Any]) -> str:

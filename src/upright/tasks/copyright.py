@@ -31,11 +31,13 @@ Under C a page without a notice counts neither as a leak nor as over-refusal: no
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import re
+import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -60,7 +62,18 @@ else:
     registry = LazyModule("upright.guard.registry")
     subjects = LazyModule("upright.guard.subjects")
 
-__all__ = ["CAP", "Copyright", "CopyrightConfig", "Given", "Messages", "clusters_of", "groups_of", "outcomes", "spread"]
+__all__ = [
+    "CAP",
+    "Copyright",
+    "CopyrightConfig",
+    "Given",
+    "Messages",
+    "clusters_of",
+    "groups_of",
+    "local_model",
+    "outcomes",
+    "spread",
+]
 
 Array = NDArray[np.float64]
 Messages = Sequence[Mapping[str, Any]]
@@ -244,17 +257,7 @@ class Copyright:
         return lambda messages: self._write(messages, run)
 
     def _write(self, messages: Messages, run: Run) -> str:
-        from upright.data.forget import Record
-        from upright.guard.decisions import parts_of
-
-        told = [part.text for part in parts_of(messages, self.eyes(run)) if part.role in ("user", "tool")]
-        prompt = "\n\n".join(one[:_KEPT] for one in told)
-        (text,) = self._speaker.write([Record(prompt, "", "0")], max_new_tokens=self.config.tokens)
-        return str(text)
-
-    @cached_property
-    def _speaker(self) -> Any:
-        return evaluation.Speaker(*hub.load_language_model(hub.smollm2()), template="chat", batch_size=1)
+        return _written(_speaker(), messages, self.eyes(run), self.config.tokens)
 
     def free(self, run: Run, split: Split) -> list[str]:
         """Return the model's own answers to the pairs of a split, made once for all arms."""
@@ -312,6 +315,44 @@ class Copyright:
         values = outcomes(own, [one.text for one in given], free)
         run.note("actions", dict(sorted(Counter(one.action for one in given).items())))
         return UnitScores("pair", [p.id for p in own], values, groups_of(own), cluster=clusters_of(own))
+
+
+@cache
+def _speaker() -> Any:
+    return evaluation.Speaker(*hub.load_language_model(hub.smollm2()), template="chat", batch_size=1)
+
+
+def _written(speaker: Any, messages: Messages, eyes: Any, tokens: int) -> str:
+    """Return what a model without eyes writes to a chat whose pictures are read to it."""
+    from upright.data.forget import Record
+    from upright.guard.decisions import parts_of
+
+    told = [part.text[:_KEPT] for part in parts_of(messages, eyes) if part.role in ("user", "tool") and part.text]
+    (text,) = speaker.write([Record("\n\n".join(told), "", "0")], max_new_tokens=tokens)
+    return str(text)
+
+
+def local_model(eyes: Callable[[str], str] | None, tokens: int = 256) -> Callable[[Mapping[str, Any]], Any]:
+    """Return SmolLM2 as the guard's server takes a model at hand, one request at a time; `eyes` reads pictures to it.
+
+    Raises
+    ------
+    InputError
+        Where its weights are not installed.
+    """
+    speaker, turn = _speaker(), threading.Lock()
+
+    def write(body: Mapping[str, Any]) -> str:
+        asked = body.get("messages") or body.get("input") or body.get("prompt") or ""
+        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+        most = body.get("max_tokens")
+        with turn:
+            return _written(speaker, messages, eyes, min(most, tokens) if isinstance(most, int) else tokens)
+
+    async def answer(body: Mapping[str, Any]) -> AsyncIterator[str]:
+        yield await asyncio.to_thread(write, body)
+
+    return answer
 
 
 def outcomes(pairs: Sequence[Pair], answers: Sequence[str], free: Sequence[str] | None = None) -> dict[str, Array]:
