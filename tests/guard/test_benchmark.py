@@ -207,3 +207,12 @@ def test_the_packed_file_is_small_and_made_again_byte_for_byte(tmp_path):
     maker["pack"](shelf, tmp_path / "pages.zip")
     assert (tmp_path / "pages.zip").read_bytes() == maker["PACKED"].read_bytes()
     assert len(maker["PACKED"].read_bytes()) <= 130_000
+
+
+def test_further_works_hold_no_passage_of_a_page():
+    # catches: made works that copy a free page, so that the guard is blamed for seeing it
+    pages = " ".join(" ".join(words_of(page.text)) for page in bench.pages())
+    made = [words_of(text) for _, text in bench.more_works(300)]
+    runs = [" ".join(one[i : i + 15]) for one in made for i in range(len(one) - 14)]
+    assert not [run for run in runs if run in pages]
+    assert len({text for _, text in bench.more_works(300)}) == 300

@@ -208,29 +208,29 @@ def registered(which: Literal["A", "B"]) -> list[tuple[Work, str]]:
 
 
 @lru_cache(1)
-def _followers() -> dict[str, list[str]]:
-    """Return which words follow each word of the pages."""
+def _words() -> tuple[list[str], dict[str, list[str]]]:
+    """Return the words of the pages in order, and those that follow each of them."""
     words = [word for page in pages() for word in page.text.split()]
-    found: dict[str, list[str]] = {}
-    for one, after in zip(words, words[1:] + words[:1], strict=True):
-        found.setdefault(one, []).append(after)
-    return found
+    after: dict[str, list[str]] = {}
+    for one, other in zip(words, words[1:] + words[:1], strict=True):
+        after.setdefault(one, []).append(other)
+    return words, after
 
 
 def more_works(n: int) -> list[tuple[Work, str]]:
-    """Return n further protected works of 250 words: a word follows another as often as it does in the pages.
+    """Return n further protected works of 250 words, each drawn, by turns at random, from the pages or after the last.
 
-    They share their phrases with the pages, so that a match by chance is likelier than with other books.
+    They share words and phrases with the pages, so that a match by chance is likelier than with other books, and no
+    passage of them.
     """
-    after, found = _followers(), list[tuple[Work, str]]()
-    first = sorted(after)
+    (words, after), found = _words(), list[tuple[Work, str]]()
     for i in range(n):
         draws = np.random.default_rng(stream(0, "more", i)).integers(1 << 30, size=250).tolist()
-        words = [first[draws[0] % len(first)]]
-        for draw in draws[1:]:
-            own = after[words[-1]]
-            words.append(own[draw % len(own)])
-        found.append((Work(0, f"Made text {i}", "Example Holder", declared="protected"), " ".join(words)))
+        text: list[str] = []
+        for draw in draws:
+            own = after[text[-1]] if text and draw % 2 else words
+            text.append(own[draw // 2 % len(own)])
+        found.append((Work(0, f"Made text {i}", "Example Holder", declared="protected"), " ".join(text)))
     return found
 
 
