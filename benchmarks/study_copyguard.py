@@ -120,7 +120,7 @@ def main() -> None:
             comparison = compare_runs(runs, work / name / "comparison")
             about = {"reading": read, "command": f"python benchmarks/study_copyguard.py WORK_FOLDER {name}"}
             if publish:
-                cells = ("rights", "task", "notice")
+                cells = ("rights", "task", "permitted", "notice")
                 print(
                     "published", publish_runs(name, runs, comparison, Path("results"), about, cells=cells), flush=True
                 )

@@ -245,7 +245,7 @@ _REPORT = [
     ),
     Intervals(
         "What was refused, replaced or cut and should not have been",
-        "mean:over_refusal:rights=* mean:over_refusal:task=*",
+        "mean:over_refusal:rights=* mean:over_refusal:permitted=* mean:over_refusal:task=*",
         ["In the public domain every request is permitted, whatever a notice claims."],
         join="arm",
     ),
@@ -312,6 +312,7 @@ _LIMITS = [
         "mean:leak:material",
         "mean:over_refusal:rights",
         "mean:over_refusal:task",
+        "mean:over_refusal:permitted",
         "mean:complied:task",
     ],
     primary="mean:leak",

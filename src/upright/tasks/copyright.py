@@ -412,11 +412,12 @@ def spread(pairs: Sequence[Pair], n: int, rng: np.random.Generator) -> list[Pair
 
 
 def groups_of(pairs: Sequence[Pair]) -> dict[str, list[str]]:
-    """Return the groupings of pairs: rights, task, notice, material of the page, and where it stands."""
+    """Return the groupings of pairs: rights, what is copied or permitted, notice, material and place of the page."""
     every = benchmark.pages()
     return {
         "rights": [RIGHTS[p.registry] for p in pairs],
-        "task": [p.task for p in pairs],
+        "task": ["" if p.permitted else p.task for p in pairs],
+        "permitted": [p.task if p.permitted else "" for p in pairs],
         "notice": [p.notice for p in pairs],
         "material": [every[p.page].material for p in pairs],
         "place": [p.place for p in pairs],
