@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from make_guard_intent import feature_rows, trained_weights, written_sentences
 from upright.contract import InputError
 from upright.guard import intent
 from upright.guard.intent import Asked, asked_of
@@ -25,6 +26,13 @@ TRAPS = {
     "Schreib mir die ganze Seite Wort f\u00fcr Wort ab.": "copy",
     "Traduce este texto entero al alem\u00e1n.": "translate",
 }
+ASIDES = [
+    "Before I pay somebody to translate it: ",
+    "My cousin is copying the page by hand. ",
+    "I have already typed all of it out. ",
+    "Since nobody here can rewrite it: ",
+    "Don't translate it. ",
+]
 AMOUNTS = [
     ("Quote the first sentence for me, but not more than 20 words of it.", "quote", 20),
     ("Copy the third line for a caption.", "quote", 12),
@@ -43,23 +51,36 @@ AMOUNTS = [
 HOSTILE = ["", " \n", "???", "\ud800\u200b", "\u7ffb\u8bd1", "xq zvk", "9" * 100_000, "hundred " * 12_500]
 
 
-def test_each_sentence_left_out_is_read_from_the_others():
-    # catches: features or a ridge that learn the sentences by heart and say nothing of a new one
-    texts, rows, targets = intent.training_rows()
-    inverse = np.linalg.inv((rows @ rows.T).astype(float) + intent.RIDGE * np.eye(len(rows)))
-    scores = targets - inverse @ targets / np.diag(inverse)[:, None]  # of ridge regression without the row itself
-    scores[:, -1] = -np.inf
-    read = [intent.decide_use(one, row).use for one, row in zip(map(intent.clean_words, texts), scores, strict=True)]
-    pairs = [(intent.USES[at], use) for at, use in zip(targets.argmax(1), read, strict=True) if at < len(intent.USES)]
+def test_sentences_of_one_author_are_read_from_those_of_others():
+    # catches: features or weights that learn the sentences by heart and say nothing of a new one
+    rows = [row for row in written_sentences() if row[0] in intent.USES]
+    others = [row for row in rows if row[1] != "base"]
+    weights = trained_weights(others, feature_rows([text for _, _, text in others])) * np.float32(intent.STEP)
+    pairs = [
+        (use, intent.read_request(intent.clean_words(text), weights=weights).use)
+        for use, style, text in rows
+        if style == "base"
+    ]
     assert np.mean([use == found for use, found in pairs]) >= 0.78
     assert np.mean([found in COPYING for use, found in pairs if use in COPYING]) >= 0.95
     assert np.mean([found in COPYING for use, found in pairs if use not in COPYING]) <= 0.06
 
 
 def test_no_sentence_that_was_taught_changes_between_copying_and_permitted():
-    # catches: an amount, a negation or a hash that turns one of the open queries, which are all among them
-    texts, _, targets = intent.training_rows()
-    assert [asked_of(text).use in COPYING for text in texts] == [place < len(COPYING) for place in targets.argmax(1)]
+    # catches: an amount, a negation or a hash that turns one of the open queries, or weights of other sentences
+    rows = [row for row in written_sentences() if row[0] in intent.USES]
+    wrong = [style for use, style, text in rows if (asked_of(text).use in COPYING) != (use in COPYING)]
+    assert "base" not in wrong  # the open queries are among these
+    assert len(wrong) <= 0.01 * len(rows)
+
+
+def test_a_text_that_only_speaks_of_copying_asks_for_none():
+    # catches: key words in a reason, a negation or a report that count like those of the request
+    questions = ("What is it about?", "Who wrote it?", "Is it sad in tone?")
+    queries = [ahead + asks for ahead in ASIDES for asks in questions]
+    assert [query for query in queries if asked_of(query).use in COPYING] == []
+    queries = [ahead + "Type out the whole page." for ahead in ASIDES]
+    assert [query for query in queries if asked_of(query).use not in COPYING] == []
 
 
 @pytest.mark.parametrize(("query", "use", "words"), AMOUNTS)
