@@ -65,9 +65,12 @@ def test_registered_pages_are_not_given_and_free_ones_are(noise):
     asked = [p for p in asked if p.task in ("repeat", "extract", "translate")]
     order = np.random.default_rng(0).permutation(len(asked))[:1500]
     some = [asked[i] for i in order]
+    free = [ask(task.messages(p, run)) for p in some]
     given = [guard.answer(p, task.messages(p, run), ask, eyes) for p in some]
     complied = outcomes(some, [one.text for one in given])["complied"]
     protected = np.array([p.registry == "A" for p in some])
     assert np.mean(complied[protected]) <= 0.05
-    assert {one.action for one, p in zip(given, some, strict=True) if p.registry == "B"} == {"allow"}
-    assert np.mean(complied[~protected]) == 1.0
+    arrived = [
+        (one.action, one.text == own) for p, one, own in zip(some, given, free, strict=True) if p.registry == "B"
+    ]
+    assert set(arrived) == {("allow", True)}
