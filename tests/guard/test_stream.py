@@ -192,3 +192,20 @@ def test_fingerprints_are_read_back():
     assert again.known == own.known
     with pytest.raises(InputError, match="fingerprints of 13 bytes"):
         Fingerprints.from_bytes(b"x" * 13)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.sampled_from([*WORDS, *NEW, "\n", ", ", "\u3042\u3044\u3046", "'", "-9-", "  "]), max_size=80),
+    st.lists(st.integers(1, 90), min_size=1, max_size=6),
+    st.integers(0, 60),
+)
+def test_what_is_taken_at_once_leaves_the_stream_as_letter_by_letter(parts, sizes, at):
+    # catches: arrays that lose a letter, count another word, or forget the last twelve letters
+    copied = "the captain of the salt harbour saw a whale at night and the ship went under"
+    index, source = held_works([copied])
+    text = " ".join([*parts[:at], copied[8:70], *parts[at:]])
+    whole, single = (Stream(index, source, 9, protected=lambda work: True) for _ in range(2))
+    assert fed(whole, text, sizes) == fed(single, text, [1])
+    for name in ("_letters", "_words", "_sum", "_open", "_inside", "_dense", "stopped", "longest"):
+        assert getattr(whole, name) == getattr(single, name), name

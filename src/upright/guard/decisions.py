@@ -391,6 +391,9 @@ class _Beside:
     def may_hold(self, value: int) -> bool:
         return any(one.may_hold(value) for one in self._both)
 
+    def holds(self, values: Any) -> Any:
+        return self._both[0].holds(values) | self._both[1].holds(values)
+
     def works_with(self, value: int) -> list[int]:
         return [work for one in self._both for work in one.works_with(value)]
 

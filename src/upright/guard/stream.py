@@ -21,12 +21,31 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from upright.contract import InputError
-from upright.guard.passages import INVERSE, LAST, LETTERS, MASK, SHORTEST, WINDOW, Fingerprints, Index, K, Source, mix
+from upright.guard.passages import (
+    BASE,
+    INVERSE,
+    LAST,
+    LETTERS,
+    MASK,
+    SHORTEST,
+    WINDOW,
+    Fingerprints,
+    Index,
+    K,
+    Source,
+    hashes,
+    mix,
+)
 
 __all__ = ["Run", "Stream"]
 
 _PLACES = 1000  # of twelve letters in one work
+_MANY = 24  # characters from which arrays are faster than one by one
+_ALNUM = np.array([chr(code).isalnum() and code < 128 for code in range(256)])
+_POWERS = [pow(BASE, K - 1 - j, 1 << 64) for j in range(K)]  # of the last letter, the one before it, ...
 _DENSE = 4  # letters that count as a word where there are no spaces
 # Thai to Tibetan, Burmese, Khmer, kana, CJK
 _UNSPACED = ((0xE00, 0xFFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0x20000, 0x3FFFF))
@@ -84,16 +103,49 @@ class Stream:
         """Return what of a chunk may leave: all of it, or what stands before the first word too many."""
         if self.stopped:
             return ""
-        for place, one in enumerate(chunk):
-            if self._read(one) > self._cap:
-                self.stopped = True
-                return chunk[:place]
+        start = 0
+        while start < len(chunk):
+            if not self._open and len(chunk) - start >= _MANY and chunk.isascii():
+                start += self._unknown(chunk[start:])
+            for place, one in enumerate(chunk[start : start + _MANY], start):
+                if self._read(one) > self._cap:
+                    self.stopped = True
+                    return chunk[:place]
+            start += _MANY
         return chunk
+
+    def _unknown(self, chunk: str) -> int:
+        """Take what stands before the first twelve letters that a work may have, at once; returns how much that is.
+
+        In ASCII a letter is one character, so all is done on arrays. No run may be open.
+        """
+        codes = np.frombuffer(chunk.lower().encode("ascii"), dtype=np.uint8)
+        is_letter = _ALNUM[codes]
+        before = "".join(self._letters[1 - K :])
+        at = np.flatnonzero(is_letter)
+        letters = codes[at].tobytes().decode("ascii")
+        held = np.flatnonzero(self._index.holds(hashes(before + letters)))
+        taken = min(len(at), max(0, int(held[0]) + K - 1 - len(before))) if len(held) else len(at)
+        end = int(at[taken]) if taken < len(at) else len(codes)
+        if not end:
+            return 0
+        part = is_letter[:end]
+        begins = part & ~np.concatenate([[self._inside], part[:-1]])
+        self._words += ((self._words[-1] if self._words else 0) + np.cumsum(begins)[at[:taken]]).tolist()
+        self._letters += letters[:taken]
+        self._inside, self._dense = bool(part[-1]), 0
+        self._sum = (
+            sum(ord(one) * power for one, power in zip(self._letters[: -K - 1 : -1], _POWERS, strict=False)) & MASK
+        )
+        return end
 
     def _read(self, character: str) -> int:
         """Take one character; returns the words of the longest run that goes on with it."""
         letters = character.translate(LETTERS)
-        if not letters and unicodedata.category(character) not in ("Mn", "Me", "Cf"):  # those stand inside words
+        if len(letters) == 1:
+            return self._letter(letters)
+        # marks stand inside words
+        if not letters and (character.isascii() or unicodedata.category(character) not in ("Mn", "Me", "Cf")):
             self._inside, self._dense = False, 0
         return max(map(self._letter, letters), default=0)
 
