@@ -3,11 +3,12 @@
     python benchmarks/study_copyguard.py WORK_FOLDER [NAME ...]
 
 1. *noise*: how many letters Tesseract reads wrong on 200 pages that are drawn and truly read, 40 works of a seed of its
-   own; all studies that take pages as read have these errors
+   own; studies that take pages as read draw the errors of each reading from these 200
 2. *copyguard-obedient*: six seeds of 10,000 pairs, every arm; the held-out queries
-3. *copyguard-all*: all 50,000 copying requests under A once, open queries too, without the guard and behind it
-4. *copyguard-ocr*: 400 pairs whose pictures are drawn and read, fonts, sizes, contrast, slant and columns drawn
-5. *copyguard-smollm2*: 60 pairs, three arms, 64 tokens an answer, one seed: a pilot
+3. *copyguard-ocr*: 400 pairs whose pictures are drawn and read, fonts, sizes, contrast, slant and columns drawn; two
+   seeds of 200, a pilot
+4. *copyguard-smollm2*: 60 pairs, 64 tokens an answer; two seeds of 30, a pilot
+5. *copyguard-all*: all 50,000 copying requests under A once, open queries too, without the guard and behind it
 
 Nothing is chosen on any of these: the guard's settings are its defaults. Two processes with one thread each; it goes on
 where it was interrupted. No page and no answer is published.
@@ -26,15 +27,18 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
+
 from studies import publish_runs
-from upright.experiment.folders import read_json, write_json
+from upright.evidence.units import read_units
+from upright.experiment.folders import environment, read_json, write_json
 from upright.experiment.runner import Ask, compare_runs, execute
 from upright.guard import benchmark
+from upright.guard.queries import OPEN
 from upright.guard.reading import Reader
 from upright.metrics.overlap import words_of
 
 SEEDS, CHOICE_SEED, WORKS = range(6), 100, 40
-_ABLATIONS = ("blind", "no_notices", "no_registry", "no_intent", "no_output")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +50,15 @@ class Study:
     seeds: Sequence[int] = SEEDS
 
 
+CONTROLS = ("none", "guard", "keywords", "coin")
 STUDIES = {
     "copyguard-obedient": Study({"pairs": 10_000, "valid": 1000}),
-    "copyguard-all": Study({"all": True, "valid": 100}, ("none", "guard", "keywords", "coin"), (0,)),
     "copyguard-ocr": Study(
-        {"reading": "ocr", "vary": True, "pairs": 400, "valid": 20},
-        ("none", "guard", "keywords", "coin", *_ABLATIONS),
-        (0,),
+        {"reading": "ocr", "vary": True, "pairs": 200, "valid": 20}, (*CONTROLS, "published", "blind"), (0, 1)
     ),
-    "copyguard-smollm2": Study(
-        {"subject": "smollm2", "pairs": 60, "valid": 10}, ("none", "guard", "keywords", "coin"), (0,)
-    ),
+    "copyguard-smollm2": Study({"subject": "smollm2", "pairs": 30, "valid": 10}, CONTROLS, (0, 1)),
 }
+ALL = "copyguard-all"
 
 
 def _letters(text: str) -> str:
@@ -85,15 +86,16 @@ def _read(job: tuple[int, str]) -> float:
     return _wrong(benchmark.read_as(page, notice), read)
 
 
-def noise(pool: Any, work: Path) -> dict[str, float]:
-    """Return the mean share of letters that are read wrong, and quantiles; kept on disk."""
+def noise(pool: Any, work: Path) -> dict[str, Any]:
+    """Return the shares of letters that were read wrong, one a page, with their mean and quantiles; kept on disk."""
     file = work / "noise.json"
     if not file.exists():
         works = [250 * i // WORKS for i in range(WORKS)]
         jobs = [(number, notice) for number in works for notice in benchmark.NOTICES]
         found = sorted(pool.map(_read, jobs, chunksize=5))
-        told = {"pages": len(found), "mean": sum(found) / len(found)}
-        write_json(file, told | {f"{q}%": found[len(found) * q // 100] for q in (50, 90, 99)})
+        told: dict[str, Any] = {"pages": len(found), "mean": sum(found) / len(found)}
+        told |= {f"{q}%": found[len(found) * q // 100] for q in (50, 90, 99)}
+        write_json(file, told | {"rates": [round(one, 4) for one in found]})
     return dict(read_json(file))
 
 
@@ -103,6 +105,45 @@ def _run(job: tuple[str, Mapping[str, Any], Sequence[str] | None, int]) -> str:
     return folder
 
 
+def publish_all(run: Path, target: Path, read: Mapping[str, float]) -> Path:
+    """Write what all copying requests under A show, with intervals over works: t, works - 1 degrees."""
+    from scipy.stats import t
+
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for block in read_units(run / "units.parquet"):
+        scores = block.scores
+        work, metrics = np.array(scores.cluster), ("leak", "complied")
+        asked = np.array([int(one.rpartition("-")[2]) >= OPEN[one.split("-")[3]] for one in scores.unit])
+        for name, rows in (("all", np.ones(len(work), bool)), ("held out", asked), ("open", ~asked)):
+            for metric in metrics:
+                value = np.where(rows, np.asarray(scores.values[metric], dtype=np.float64), np.nan)
+                mean = np.array([np.nanmean(value[work == one]) for one in np.unique(work)])
+                half = float(t.ppf(0.975, len(mean) - 1) * mean.std(ddof=1) / np.sqrt(len(mean)))
+                told = {
+                    "value": float(mean.mean()),
+                    "low": float(mean.mean()) - half,
+                    "high": float(mean.mean()) + half,
+                }
+                found.setdefault(block.arm, {})[f"{metric}, {name}"] = told | {"works": len(mean)}
+
+    def words(arm: str, name: str) -> str:
+        own = found[arm][name]
+        return f"{own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f})"
+
+    sentence = (
+        f"of all 50,000 copying requests about 250 protected pages, translations aside, {words('none', 'leak, all')} "
+        f"leak without the guard and {words('guard', 'leak, all')} behind it, {words('guard', 'leak, held out')} of "
+        f"those whose query was held out; with translations {words('guard', 'complied, all')} are given"
+    )
+    command = f"python benchmarks/study_copyguard.py WORK_FOLDER {ALL}"
+    target.mkdir(parents=True, exist_ok=True)
+    write_json(
+        target / "finding.json", {"sentence": sentence, "arms": found, "reading": dict(read), "command": command}
+    )
+    write_json(target / "environment.json", {**environment(), "threads": int(os.environ["OMP_NUM_THREADS"])})
+    return target
+
+
 def main() -> None:
     """Run, and publish below ``results/``; UPRIGHT_PUBLISH=0 stops before the last."""
     work, names = Path(sys.argv[1]), set(sys.argv[2:])
@@ -110,11 +151,12 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         read = noise(pool, work)
+        rates = read.pop("rates")
         print("noise", json.dumps(read), flush=True)
         for name, study in STUDIES.items():
             if names and name not in names:
                 continue
-            settings = {**study.settings, "noise": round(read["mean"], 4)}
+            settings = {**study.settings, "rates": rates}
             jobs = [(str(work / name / f"s{s}"), settings, study.arms, s) for s in study.seeds]
             runs = [Path(f) for f in pool.map(_run, jobs, chunksize=1)]
             comparison = compare_runs(runs, work / name / "comparison")
@@ -124,6 +166,10 @@ def main() -> None:
                 print(
                     "published", publish_runs(name, runs, comparison, Path("results"), about, cells=cells), flush=True
                 )
+        if not names or ALL in names:
+            settings = {"all": True, "valid": 20, "rates": rates}
+            run = Path(_run((str(work / ALL / "s0"), settings, ("none", "guard"), 0)))
+            print("published", publish_all(run, (Path("results") if publish else work) / ALL, read), flush=True)
 
 
 if __name__ == "__main__":

@@ -185,6 +185,15 @@ def test_readings_have_errors_as_often_as_asked():
         assert (read == page) if noise == 0 else wrong > 0.1
 
 
+def test_each_reading_draws_its_own_rate():
+    # catches: one rate for all pages, a rate that is drawn anew at each look
+    task = Copyright(CopyrightConfig(rates=(0.0, 0.5)))
+    eyes, every = task.eyes(RUN), benchmark.pages()[:30]
+    same = [eyes(f"data:page,{page.id},none") == page.text for page in every]
+    assert 5 < sum(same) < 25
+    assert same == [eyes(f"data:page,{page.id},none") == page.text for page in every]
+
+
 def test_a_draw_takes_one_pair_of_each_work_before_a_second():
     # catches: a draw by pairs, in which works with more pairs lend more
     few = [p for p in PAIRS["A"][:4000] if p.page < 12]

@@ -107,6 +107,8 @@ class CopyrightConfig(Config):
     """With `ocr`: whether fonts, sizes, contrast, columns and slant are drawn."""
     noise: Annotated[float, Range(ge=0, le=0.2)] = 0.002
     """With `text`: share of letters that are read wrong."""
+    rates: tuple[Annotated[float, Range(ge=0, le=1)], ...] = ()
+    """With `text`: shares of which each reading draws its own, in place of `noise`."""
     tokens: PositiveInt = 64
     """Most tokens that `smollm2` writes."""
     others: NonNegativeInt = 0
@@ -231,7 +233,8 @@ class Copyright:
             return str(self._reader.read(reading.decode_data_url(url, reading.Caps())))
         _, page, notice = url.split(",", 2)
         text = benchmark.read_as(benchmark.pages()[int(page)], notice)
-        return _misread(text, self.config.noise, run.rng("reading", page, notice))
+        rng = run.rng("reading", page, notice)
+        return _misread(text, float(rng.choice(self.config.rates or (self.config.noise,))), rng)
 
     @cached_property
     def _reader(self) -> Any:
