@@ -76,12 +76,13 @@ class Record(AbstractContextManager["Record"]):
         self._thread = threading.Thread(target=self._work, name="guard-record", daemon=True)
         self._thread.start()
 
-    def write(self, body: Mapping[str, Any]) -> Future[None]:
+    def write(self, body: Mapping[str, Any], *, wait: bool = True) -> Future[None]:
         """Queue a decision; the future is done after the fsync that holds its line.
 
+        Without `wait` a full queue is told at once, whatever `full` says: for whoever must not stand still.
         `InputError` for a body that is no JSON or over 1 MiB, and after `close`; `Full`, also of the future.
         """
-        return self._queue("decision", body, self._full == "wait")
+        return self._queue("decision", body, wait and self._full == "wait")
 
     def digest(self, tenant: str, text: str) -> str:
         """Return the first 32 hex digits of HMAC-SHA-256(key of the tenant, text): nothing to guess at without it."""

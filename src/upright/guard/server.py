@@ -51,6 +51,7 @@ from upright.guard.decisions import STOPPED, Decision, Guard, Part, parts_of
 from upright.guard.intent import asked_of
 from upright.guard.policy import Policy
 from upright.guard.reading import Caps, decode_data_url
+from upright.guard.record import Full
 from upright.guard.shapes import KINDS, Bound, Kind, Made, known
 
 if TYPE_CHECKING:
@@ -417,7 +418,10 @@ class _Server:
             else:
                 text = "\n".join(one.text for one in case.parts)
                 line |= case.told() | {"input": self.record.digest(case.policy.tenant, text)}
-            done = self.record.write(line)
+            try:
+                done = self.record.write(line, wait=False)
+            except Full:  # it waits, or says again that it does not, in a thread: others are answered meanwhile
+                done = await self.aside(True, self.record.write, line)
             if case.policy.audit == "before":
                 await asyncio.wrap_future(done)
         except InputError as error:

@@ -324,7 +324,7 @@ _LIMITS = [
     report=_REPORT,
     limits=_LIMITS,
     demo={
-        "data": "free pages",
+        "data": "pages",
         "settings": {"pairs": 200, "valid": 40, "works": 60},
         "arms": ["none", "guard", "keywords", "coin", "published"],
     },

@@ -90,6 +90,8 @@ _KEPT = 8000  # characters of a page that a model reads
 class CopyrightConfig(Config):
     """Pairs, the model that is asked, and how it reads."""
 
+    data: Literal["pages"] = "pages"
+    """The bundled pages."""
     subject: Literal["obedient", "careful", "smollm2"] = "obedient"
     """Who answers: `obedient` does what it is asked (the planted signal), `careful` refuses everything, `smollm2` is
     SmolLM2-135M-Instruct behind a reader of pictures."""
