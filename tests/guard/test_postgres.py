@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pwd
 import shutil
 import subprocess
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fake_upstream import LET, PAGE, Upstream, post, running
 from upright.contract import InputError
+from upright.guard.decisions import STOPPED, Guard
 from upright.guard.registry import Registry
 from upright.guard.rights import Work
+from upright.guard.server import make_app
 
 DATES = {"died": 1900, "published": 1890, "corporate": True, "noticed": False, "government": True, "until": 2030}
 WORK = Work(0, "Grey Ärmel", "Cy & Co", ("Ann Ö", "Bo"), country="GB", declared="protected", owner="tenant", **DATES)
@@ -155,3 +160,28 @@ def test_a_connection_that_broke_is_made_anew(new_database):
         with pytest.raises(InputError, match="the PostgreSQL registry that cannot be used"):
             registry.version()
         assert registry.version() == 1
+
+
+def test_a_work_added_through_one_replica_stops_a_copy_through_another_and_a_removed_one_lets_it_pass(place):
+    # catches: a replica that reads the registry at its start alone, one that keeps a work that is gone
+    upstream, hello = Upstream(), {"model": "fake", "messages": [{"role": "user", "content": "Hello."}]}
+    upstream.says(PAGE)
+
+    def said(address):
+        return json.loads(post(address, "/v1/chat/completions", hello)[2])["choices"][0]["message"]["content"]
+
+    def both_say(text):
+        end = time.monotonic() + 2  # what the guard promises, four times what it waits between looks
+        while [said(other), said(one)] != [text, text]:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    with ExitStack() as stack:
+        to = stack.enter_context(running(upstream.app))
+        here, there = (stack.enter_context(closing(Registry(place))) for _ in range(2))
+        one, other = (stack.enter_context(running(make_app(Guard(registry), to))) for registry in (here, there))
+        assert [said(one), said(other)] == [PAGE, PAGE]
+        work = here.add(Work(0, declared="protected"), PAGE)
+        both_say(LET + STOPPED)
+        there.remove(work)
+        both_say(PAGE)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import itertools
 import json
 import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from shutil import which
@@ -32,6 +35,7 @@ from upright.guard.record import Full, Record, verify
 from upright.guard.registry import Registry
 from upright.guard.rights import Work
 from upright.guard.server import Options, make_app, serve
+from upright.ledger import Ledger
 
 CHAT, HELLO = "/v1/chat/completions", {"model": "fake", "messages": [{"role": "user", "content": "Hello."}]}
 LOAD = "load the picture yourself, and send it as a data: URL"
@@ -276,6 +280,36 @@ def test_a_client_that_goes_closes_the_upstream(start, upstream, stream):
     assert upstream.closed.wait(10)
 
 
+def test_a_client_that_reads_slowly_holds_up_itself_and_the_upstream_alone(start, upstream):
+    # catches: an answer that is heaped up for whoever does not take it, one that is cut short, a guard that waits
+    usage = {f"{'x' * 100}{i}": i for i in range(200)}
+    many = sse([{"object": "chat.completion.chunk", "choices": [], "usage": usage}], done=False) * 1500  # 33 MB
+    upstream.chunks, sent = [*upstream.chunks[:3], *many, *upstream.chunks[3:]], []
+    upstream.stream = lambda stream=upstream.stream: counted(stream(), sent)
+    address, body = start(), json.dumps(HELLO | {"stream": True})
+    lines = f"POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+    with closing(socket.create_connection(address.removeprefix("http://").split(":"))) as line:
+        line.sendall(lines.encode())
+        assert line.recv(100).startswith(b"HTTP/1.1 200 ")
+        before = -1
+        while len(sent) > before:
+            before = len(sent)
+            time.sleep(0.3)
+        assert len(sent) < len(many)
+        assert get(address, "/healthz")[0] == 200
+        raw = b""
+        while not raw.endswith(b"0\r\n\r\n"):
+            raw = raw[-(1 << 14) :] + line.recv(1 << 16)
+    assert len(sent) == len(upstream.chunks)
+    assert raw.endswith(b'"finish_reason":"stop"}]}\n\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n')
+
+
+async def counted(pieces, seen):
+    async for one in pieces:
+        seen.append(len(one))
+        yield one
+
+
 def test_a_stream_that_is_stopped_closes_the_upstream(start, upstream):
     upstream.says(PAGE)
     upstream.chunks = [*upstream.chunks[:-2], 30.0]
@@ -388,6 +422,34 @@ def test_metrics_count_and_name_nobody(start, upstream):
     )
 
 
+def test_names_of_works_reach_no_header(start):
+    # catches: a title or a holder that writes headers, or events, of its own
+    odd = "The Bell\r\nx-evil: 1\r\n\r\ndata: evil"
+    for work in (Work(0, odd), Work(0, "", odd), Work(0, owner=odd), Work(0, licence=odd), Work(0, authors=(odd,))):
+        with pytest.raises(InputError) as error:
+            start.registry.add(work, None)
+        assert error.value.args == ("a work with the character U+000D", "what prints", "take it out")
+    start.registry._run("UPDATE guard_works SET title = ?, holder = ?", odd, odd)  # by another program
+    address, copies = start(), f"{COPY}\n{PAGE}"
+    why = f"This is a registered work ({odd}): to copy it is not permitted here. A summary or answers about it are."
+    bodies = {
+        CHAT: {"messages": [{"role": "user", "content": copies}]},
+        "/v1/completions": {"prompt": copies},
+        "/v1/responses": {"input": copies},
+        "/beta/litellm_basic_guardrail_api": {"input_type": "request", "texts": [copies]},
+    }
+    plain = {"date", "server", "content-type", "content-length", "cache-control", "x-accel-buffering"}
+    for (path, body), stream in itertools.product(bodies.items(), (False, True)):
+        status, headers, raw = post(address, path, body | {"stream": stream})
+        told = [headers.pop(f"x-guard-{one}") for one in ("decision", "rule", "work")]
+        assert (status, told) == (200, ["refuse", "protected/copy", "0"])
+        assert re.fullmatch("[0-9a-f]{32}", id := headers.pop("x-guard-id"))
+        assert set(headers) <= plain
+        assert json.dumps(why)[1:-1].encode() in raw
+        assert not re.search(rb"^(x-evil|data: evil)", raw, re.MULTILINE)
+        assert json.loads(get(address, f"/guard/explain/{id}")[2])["why"] == why
+
+
 # -- the record -------------------------------------------------------------------------------------------------------
 
 
@@ -433,11 +495,36 @@ def test_a_full_record_refuses(start):
         def digest(self, tenant, text):
             return "0"
 
-        def write(self, body):
+        def write(self, body, *, wait=True):
             raise Full("a record with 5 lines that wait for the disk", "fewer", "try again later")
 
     words = "a record with 5 lines that wait for the disk; accepted: fewer; to do: try again later"
     assert message(post(start(record=Filled()), CHAT, HELLO)) == (503, words)
+
+
+def test_a_record_that_waits_for_its_disk_holds_up_only_those_it_writes_down(start, tmp_path, monkeypatch):
+    # catches: a full queue that is waited for where every request is answered; a line that is lost on the way
+    disk, written, put = threading.Event(), [], Ledger.append_many
+
+    def slow(self, kind, bodies):
+        disk.wait(10)
+        written.append(kind)
+        return put(self, kind, bodies)
+
+    with Record(tmp_path / "record", most=1) as record, ThreadPoolExecutor(4) as pool:
+        address = start(record=record)
+        monkeypatch.setattr(Ledger, "append_many", slow)
+        waiting = [pool.submit(post, address, CHAT, HELLO) for _ in range(4)]  # one on disk, one queued, two wait
+        try:
+            while b'guard_decision_total{of="chat/completions allow"} 4' not in get(address, "/metrics")[2]:
+                time.sleep(0.01)
+            assert get(address, "/healthz")[2] == b'{"status":"ok"}'
+            assert written == []
+            assert sum(one.done() for one in waiting) <= 2
+        finally:
+            disk.set()
+        assert [one.result()[0] for one in waiting] == [200] * 4
+    assert len([one for one in lines(tmp_path / "record") if one["kind"] == "decision"]) == 4
 
 
 # -- what is let through ----------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ class CopyGuardConfig(Config):
     """Whether pictures are read."""
     notices: bool = True
     """Whether notices count."""
-    works: bool = True
+    registry: bool = True
     """Whether the registry is asked."""
     intent: bool = True
     """Whether a request is judged; without it answers alone are bounded."""
@@ -141,7 +141,7 @@ def _ours(t: Any, config: CopyGuardConfig) -> Guarded:
     free = [cell for cell in table.table if config.policy == "allow" or (cell[0] == "noticed" and not config.notices)]
     table = dataclasses.replace(table, table={**table.table, **dict.fromkeys(free, "allow")}, unread="pass")
     nothing = registry.Registry(":memory:")
-    guards = {name: decisions.Guard(one if config.works else nothing, table) for name, one in t.registries.items()}
+    guards = {name: decisions.Guard(one if config.registry else nothing, table) for name, one in t.registries.items()}
 
     def decide(pair: Any, messages: Messages, eyes: Any) -> tuple[str, Messages, Callable[[str], str]]:
         guard = guards[pair.registry]
@@ -294,7 +294,7 @@ _LIMITS = [
         Arm("published", "rival", {"guard": "published"}, "the published guard, rebuilt"),
         Arm("blind", "rival", {"pictures": False}, "pictures not read"),
         Arm("no_notices", "rival", {"notices": False}, "without notices"),
-        Arm("no_registry", "rival", {"works": False}, "without the registry"),
+        Arm("no_registry", "rival", {"registry": False}, "without the registry"),
         Arm("no_intent", "rival", {"intent": False}, "answers bounded alone"),
         Arm("no_output", "rival", {"output": False}, "requests judged alone"),
     ],
