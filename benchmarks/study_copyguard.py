@@ -4,7 +4,7 @@
 
 1. *noise*: how many letters Tesseract reads wrong on 200 pages that are drawn and truly read, 40 works of a seed of its
    own; studies that take pages as read draw the errors of each reading from these 200
-2. *copyguard-obedient*: six seeds of 10,000 pairs, every arm; the held-out queries
+2. *copyguard-obedient*: six seeds of 4,000 pairs, every arm; the held-out queries
 3. *copyguard-ocr*: 400 pairs whose pictures are drawn and read, fonts, sizes, contrast, slant and columns drawn; two
    seeds of 200, a pilot
 4. *copyguard-smollm2*: 60 pairs, 64 tokens an answer; two seeds of 30, a pilot
@@ -51,8 +51,9 @@ class Study:
 
 
 CONTROLS = ("none", "guard", "keywords", "coin")
+OTHERS = 1000  # further protected works, so that a free page may be taken for one of them
 STUDIES = {
-    "copyguard-obedient": Study({"pairs": 10_000, "valid": 1000}),
+    "copyguard-obedient": Study({"pairs": 4000, "valid": 1000}),
     "copyguard-ocr": Study(
         {"reading": "ocr", "vary": True, "pairs": 200, "valid": 20}, (*CONTROLS, "published", "blind"), (0, 1)
     ),
@@ -106,7 +107,7 @@ def _run(job: tuple[str, Mapping[str, Any], Sequence[str] | None, int]) -> str:
 
 
 def publish_all(run: Path, target: Path, read: Mapping[str, float]) -> Path:
-    """Write what all copying requests under A show, with intervals over works: t, works - 1 degrees."""
+    """Write what all copying requests under A show, with intervals over works: t, or 3 / works where all are alike."""
     from scipy.stats import t
 
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -156,7 +157,7 @@ def main() -> None:
         for name, study in STUDIES.items():
             if names and name not in names:
                 continue
-            settings = {**study.settings, "rates": rates}
+            settings = {**study.settings, "rates": rates, "others": OTHERS}
             jobs = [(str(work / name / f"s{s}"), settings, study.arms, s) for s in study.seeds]
             runs = [Path(f) for f in pool.map(_run, jobs, chunksize=1)]
             comparison = compare_runs(runs, work / name / "comparison")
@@ -167,7 +168,7 @@ def main() -> None:
                     "published", publish_runs(name, runs, comparison, Path("results"), about, cells=cells), flush=True
                 )
         if not names or ALL in names:
-            settings = {"all": True, "valid": 20, "rates": rates}
+            settings = {"all": True, "valid": 20, "rates": rates, "others": OTHERS}
             run = Path(_run((str(work / ALL / "s0"), settings, ("none", "guard"), 0)))
             print("published", publish_all(run, (Path("results") if publish else work) / ALL, read), flush=True)
 

@@ -225,3 +225,81 @@ def test_a_notice_in_the_users_words_is_about_the_page_beside_them(registry):
     assert (alone.rule, len(alone.pages)) == ("noticed/copy", 1)
     long = guard.decide(asked(f"{query}\n\n{PAGE} {PAGE[::-1]}", OTHER))  # a page that was pasted behind the words
     assert (long.rule, len(long.pages)) == ("noticed/copy", 1)
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        asked(PAGE, "Translate the page into French."),
+        [{"role": "user", "content": "Translate the page into French."}, {"role": "user", "content": PAGE}],
+        [
+            *asked("Translate the page into French.", PAGE),
+            {"role": "assistant", "content": "Shall I?"},
+            {"role": "user", "content": "Yes, please do."},
+        ],
+        [
+            {"role": "system", "content": "Translate whatever the user shows into French, in full."},
+            {"role": "user", "content": PAGE},
+        ],
+        [
+            {"role": "user", "content": "Hello."},
+            {"role": "user", "content": f"{PAGE}\n\nTranslate the page into French."},
+        ],
+    ],
+    ids=["before the page", "a message before", "a turn before", "by the system", "behind the page"],
+)
+def test_what_is_asked_is_found_wherever_it_stands(registry, chat):
+    # catches: a request that is read off the last text alone, though that is the page
+    registry.add(Work(0, "The Bell", declared="protected"), PAGE)
+    assert guard_of(registry).decide(chat).rule == "protected/translate"
+
+
+def test_what_was_asked_and_answered_before_asks_for_nothing(registry):
+    # catches: one request that makes all later ones of a chat copies
+    registry.add(Work(0, "The Bell", declared="protected"), PAGE)
+    chat = [
+        *asked("Translate the page into French.", PAGE),
+        {"role": "assistant", "content": "I would rather not."},
+        {"role": "user", "content": SUM},
+    ]
+    assert guard_of(registry).decide(chat).rule == "protected/summary"
+
+
+def test_what_is_free_is_free_in_an_edition_of_it(registry):
+    # catches: a free page that is refused, or cut, because a protected work holds the same words
+    registry.add(Work(0, "The Bell", declared="public domain"), PAGE)
+    registry.add(Work(0, "The Bell, with an essay", declared="protected"), f"{OTHER} {PAGE} {OTHER[::-1]}")
+    guard = guard_of(registry)
+    found = guard.decide(asked(COPY, PAGE))
+    assert (found.action, found.work) == ("allow", 0)
+    assert "".join(guard.filter([PAGE], found)) == PAGE
+    essay = guard.decide(asked(COPY, OTHER))
+    assert essay.action == "transform"
+    assert STOPPED in "".join(guard.filter([OTHER], essay))
+
+
+def test_an_epigraph_frees_no_page(registry):
+    # catches: a page whose notice is passed over because thirty of its words are a free work's
+    registry.add(Work(0, "The Ferry", declared="public domain"), OTHER)
+    page = f"{OTHER[:190]}\n\n{PAGE}\n\n\u00a9 2019 Mill House. All rights reserved."
+    found = guard_of(registry).decide(asked(COPY, page))
+    assert found.rule == "noticed/copy"
+    assert len(found.pages) == 1
+
+
+@pytest.mark.parametrize("role", ["user", "tool", "system", "assistant"])
+def test_a_notice_by_itself_is_about_pages_that_no_work_covers(registry, role):
+    # catches: a free page that is refused for a footer, a system prompt that is bounded in place of the page
+    registry.add(Work(0, "The Ferry", declared="public domain"), OTHER)
+    guard, notice = guard_of(registry), {"role": role, "content": "\u00a9 2019 Mill House. All rights reserved."}
+    assert guard.decide([notice, *asked(COPY, OTHER)]).action == "allow"
+    assert guard.decide([notice, *asked(COPY, PAGE)]).pages == (normalise(PAGE),)
+    assert guard.decide([notice, {"role": "user", "content": "Translate: I would like a coffee."}]).action == "allow"
+
+
+def test_a_licence_of_the_pictures_frees_no_page(registry):
+    # catches: "CC BY" anywhere on a page that goes before its own reservation
+    page = f"\u00a9 2019 Mill House. All rights reserved.\n\n{PAGE}\n\nPicture of the mill: CC BY 4.0"
+    assert guard_of(registry).decide(asked(COPY, page)).rule == "noticed/copy"
+    own = f"{PAGE}\n\n\u00a9 2019 Mill House, CC BY 4.0"
+    assert guard_of(registry).decide(asked(COPY, own)).rule == "open licence/copy"

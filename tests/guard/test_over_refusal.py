@@ -68,8 +68,10 @@ def test_registered_pages_are_not_given_and_free_ones_are(noise):
     free = [ask(task.messages(p, run)) for p in some]
     given = [guard.answer(p, task.messages(p, run), ask, eyes) for p in some]
     complied = outcomes(some, [one.text for one in given])["complied"]
-    protected = np.array([p.registry == "A" for p in some])
-    assert np.mean(complied[protected]) <= 0.05
+    for name in ("repeat", "extract", "translate"):
+        own = [i for i, p in enumerate(some) if (p.registry, p.task) == ("A", name)]
+        assert np.mean(complied[own]) <= 0.05, name
+        assert np.mean([given[i].text != free[i] for i in own]) >= 0.95, name  # noise alone does not stop a copy
     arrived = [
         (one.action, one.text == own) for p, one, own in zip(some, given, free, strict=True) if p.registry == "B"
     ]

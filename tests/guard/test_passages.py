@@ -147,7 +147,7 @@ def test_equal_hashes_are_no_match_where_letters_differ():
     # catches: a work that is named by its hashes alone though its text is there
     letters = normalise(generated(0))
     index = Index.of([(0, fingerprints(letters)), (1, fingerprints(letters))])
-    assert matches(letters, index, lambda work: letters if work else "z" * 500) == [Match(1, 1.0)]
+    assert matches(letters, index, lambda work: letters if work else "z" * 500) == [Match(1, 1.0, 1.0)]
     alone = matches(letters, index, lambda work: letters if work else Fingerprints(*np.zeros((2, 0), np.uint64)))
     assert [one.work for one in alone] == [0, 1]
 
@@ -166,3 +166,16 @@ def test_unrelated_english_pages_name_no_work():
     ]
     assert len(named) > 250
     assert sum(named) <= 3
+
+
+def test_an_epigraph_covers_little_of_a_text_and_a_badly_read_page_all_of_it():
+    # catches: thirty words of a free work that settle the rights of the page below them
+    work, other = generated(0), generated(1)
+    letters = normalise(work)
+    index = Index.of([(0, fingerprints(letters))])
+    (epigraph,) = matches(normalise(work[:200] + other[:1000]), index, lambda _: letters)
+    assert epigraph.cover <= 0.25
+    rng = np.random.default_rng(0)
+    noisy = "".join("x" if rng.random() < 0.08 else one for one in letters)
+    (page,) = matches(noisy, index, lambda _: letters)
+    assert page.cover == 1.0

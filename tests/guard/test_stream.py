@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -209,3 +210,39 @@ def test_what_is_taken_at_once_leaves_the_stream_as_letter_by_letter(parts, size
     assert fed(whole, text, sizes) == fed(single, text, [1])
     for name in ("_letters", "_words", "_sum", "_open", "_inside", "_dense", "stopped", "longest"):
         assert getattr(whole, name) == getattr(single, name), name
+
+
+@pytest.mark.parametrize("between", ["", "\u200b"])
+def test_words_that_are_run_together_count_by_their_letters(between):
+    # catches: a page that leaves whole as one word of a thousand letters
+    work = " ".join(f"{word}s under the moon" for word in WORDS * 4)
+    index, source = held_works([work])
+    stream = Stream(index, source, 25, protected=lambda work: True)
+    out = stream.feed(between.join(work.split()))
+    assert stream.stopped
+    assert len(normalise(out)) <= 8 * 26
+
+
+def test_a_copy_with_errors_ends_and_two_quotations_do_not():
+    # catches: noise that hides a page, a permitted quotation that counts as one
+    rng = np.random.default_rng(0)
+    vocabulary = ["".join(map(chr, rng.integers(97, 123, rng.integers(3, 8)))) for _ in range(400)]
+    work, other = (" ".join(rng.choice(vocabulary, 250)) for _ in range(2))
+    index, source = held_works([work])
+
+    def fed_to(text, **more):
+        stream = Stream(index, source, 25, protected=lambda work: True, alike=0.4, **more)
+        return stream, fed(stream, text, [1, 30, 7])
+
+    noisy = "".join("x" if rng.random() < 0.05 else one for one in work)
+    stream, out = fed_to(noisy)
+    assert stream.stopped
+    assert len(out.split()) <= 100
+    single = Stream(index, source, 25, protected=lambda work: True, alike=0.4)
+    assert fed(single, noisy, [1]) == out
+    words, quiet = work.split(), other.split()
+    quoted = " ".join([*words[:20], *quiet[:60], *words[100:120], *quiet[60:]])
+    assert fed_to(quoted)[1] == quoted
+    assert not fed_to(other)[0].stopped
+    free = Stream(index, source, 25, protected=lambda work: False, alike=0.4)
+    assert free.feed(noisy) == noisy

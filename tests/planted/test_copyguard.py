@@ -10,6 +10,7 @@ from upright.contract import UnitScores
 from upright.evidence.bootstrap import Bootstrap
 from upright.evidence.statistics import parse
 from upright.evidence.units import Block, Units
+from upright.experiment.folders import ArmRun
 from upright.guard import benchmark, decisions, passages, shapes, stream
 from upright.guard.registry import Registry
 from upright.metrics.overlap import longest_run
@@ -66,17 +67,25 @@ def no_chunk_leaves_that_goes_over_the_cap():
         assert longest_run("".join(guard.filter(chunks, decision)), page.text) <= 25
 
 
+class Copies:
+    """Gives half of the works whole, whatever is asked."""
+
+    def answer(self, pair, messages, ask, eyes):
+        return rights.Given(benchmark.pages()[pair.page].text if pair.page % 2 else "Fine.")
+
+
 def pairs_of_one_work_are_one_piece_of_evidence():
     # copies of pairs inside their works leave the interval as it was
-    pairs = [p for p in benchmark.pairs("A") if p.page < 12 and p.task == "repeat" and p.notice == "none"]
-    leak = np.array([float(p.page % 2) for p in pairs])
+    task = rights.Copyright(rights.CopyrightConfig(pairs=200, valid=20, works=20))
+    task.open_test()
+    own = task.score(Copies(), "test", ArmRun(None, 0, "x"))
     ends = []
     for times in (1, 8):
-        unit = [f"{p.id}/{i}" for i in range(times) for p in pairs]
-        cluster = rights.clusters_of(pairs) * times
-        scores = UnitScores("pair", unit, {"leak": np.tile(leak, times)}, cluster=cluster)
+        unit = [f"{one}/{i}" for i in range(times) for one in own.unit]
+        values = {"leak": np.tile(own.values["leak"], times)}
+        scores = UnitScores("pair", unit, values, cluster=[*own.cluster] * times)
         boot = Bootstrap(Units([Block("", "a", 0, scores)]), draws=400, seed=0)
-        ends.append(parse("mean:leak", boot, rights.Copyright.metrics_of({})).draws("a", None).interval())
+        ends.append(parse("mean:leak", boot, task.metrics).draws("a", None).interval())
     width = [high - low for low, high in ends]
     assert abs(width[0] - width[1]) < 0.1 * width[0]
 

@@ -43,7 +43,9 @@ _PICTURE = ("image_url", "input_image")
 _PACKED = re.compile(r"[A-Za-z0-9+/_-]{40,}={0,2}")  # may be base64
 _ESCAPED = re.compile(r"(?:\\u[0-9a-fA-F]{4})+|\\.")
 _SHORT = 100  # letters below which a text with a notice is no page
-_WORDS = 600  # letters up to which the last words of the user are no page where another one is shown
+_WORDS = 600  # letters up to which words of the user are no page where another text is shown
+_ALIKE = 0.4  # of an answer's last hundred words, what may stand in a work in pieces
+_COVERED, _EQUAL = 0.75, 0.1  # of a page, what a work covers that settles its rights; of a share, what is no more
 _NAME = 64  # most characters of an id or a name; more of them are read as text
 
 
@@ -183,6 +185,28 @@ def _piece(one: Any, place: str) -> Iterator[tuple[str, str, str]]:
         yield place, "unread", ""
 
 
+def _uses(parts: Sequence[Part], pages: Mapping[int, Sequence[str]]) -> list[Use]:
+    """Return what is asked: by all that the user says since the last answer, else before, else by the system.
+
+    Of a text by the place of its part in `pages`, what stands in these works word for word asks for nothing.
+    """
+    said = [(i, p) for i, p in enumerate(parts) if p.kind == "text" and p.text.strip()]
+    last = max((i for i, p in said if p.role == "assistant"), default=-1)
+    turns = [[(i, p) for i, p in said if p.role == "user" and (i > last) is now] for now in (True, False)]
+    for turn in (*turns, [(i, p) for i, p in said if p.role in ("system", "developer")]):
+        rest = [_beside_pages(p.text, pages[i]) if i in pages else p.text for i, p in turn]
+        uses = list(dict.fromkeys(asked_of(one).use for one in rest if one.strip()))
+        if set(uses) - {"other"}:
+            return [use for use in uses if use != "other"]
+    return ["other"]
+
+
+def _beside_pages(text: str, pages: Sequence[str]) -> str:
+    """Return the sentences of a text that stand in none of some normalised pages."""
+    pieces = re.split(r"(?<=[.!?])\s+|[\n\r]+", text)
+    return " ".join(one for one in pieces if not any(normalise(one) in page for page in pages))
+
+
 # -- the guard --------------------------------------------------------------------------------------------------------
 
 
@@ -273,16 +297,14 @@ class Guard:
         parts = [m if isinstance(m, Part) else None for m in messages]
         read = [p for p in parts if p] if all(parts) else parts_of(messages, self.eyes)
         asked = next((p for p in reversed(read) if p.role == "user" and p.kind == "text"), None)
-        use = asked_of(asked.text).use if asked else "other"
         unread = tuple(p.place for p in read if p.kind == "unread")
         earlier = "\n".join(p.text for p in read if p.role == "assistant")
-        legible = [p for p in read if p.kind != "unread"]
-        place = next((i for i, p in enumerate(legible) if p is asked), None)
-        judged, pages = self._judged([p.text for p in legible], place, policy)
-        action, row, work = max(
-            ((policy.action(row, use), row, work) for row, work in judged),
+        judged, pages, known = self._judged(read, asked, policy)
+        uses = _uses(read, known)
+        action, row, work, use = max(
+            ((policy.action(row, use), row, work, use) for row, work in judged for use in uses),
             key=lambda one: _SEVERE.index(one[0]),
-            default=("allow", None, None),
+            default=("allow", None, None, uses[0]),
         )
         rule = f"{row}/{use}" if row else "allow"
         if unread and policy.unread == "refuse" and action != "refuse":
@@ -293,38 +315,51 @@ class Guard:
         return Decision(action, rule, use, work, why, instead, unread, pages, earlier)  # type: ignore[arg-type]
 
     def _judged(
-        self, texts: Sequence[str], asked: int | None, policy: Policy
-    ) -> tuple[list[tuple[Row, int | None]], tuple[str, ...]]:
-        """Return the rows that the texts of a request stand in, with their works, and pages to bound.
+        self, parts: Sequence[Part], asked: Part | None, policy: Policy
+    ) -> tuple[list[tuple[Row, int | None]], tuple[str, ...], dict[int, list[str]]]:
+        """Return the rows that the texts of a request stand in, with their works, pages to bound, and known texts.
 
-        A notice in the user's own words (the text at `asked`) is about the pages beside them that no registry settles.
+        A page is a longer text of the user or of a tool. A work that is free here goes before protected ones that hold
+        no more of the same page, such as an edition of it. A notice outside of pages, as in the user's own words, is
+        about those that no work covers.
         """
         held, rows, pages = self._held, list[tuple[Row, int | None]](), list[str]()
-        whole = [(one, i == asked) for i, one in enumerate(texts)] + [(_unpacked(one), False) for one in texts]
-        whole = [(one, words) for one, words in whole if one]
-        letters = [normalise(one) for one, _ in whole]
+        whole = [(one.text, one, i) for i, one in enumerate(parts)]
+        whole += [(_unpacked(one.text), one, i) for i, one in enumerate(parts)]
+        whole = [one for one in whole if one[0]]
+        letters = [normalise(text) for text, *_ in whole]
         known = [matches(one, held.index, self.source) for one in letters]
         joined = matches("".join(letters), held.index, self.source) if len(letters) > 1 else []
-        rows += [
-            (self.row(held.works[one.work], policy), one.work)
-            for one in {m.work: m for m in [*_all(known), *joined]}.values()
+        for found in [*known, joined]:
+            own = [(self.row(held.works[one.work], policy), one) for one in found]
+            free = max((one.share for row, one in own if not self._bounded(row, policy)), default=0.0)
+            rows += [(row, one.work) for row, one in own if not self._bounded(row, policy) or one.share > free + _EQUAL]
+        settled = [
+            any(one.cover >= _COVERED and self.row(held.works[one.work], policy) != "unknown" for one in found)
+            for found in known
         ]
-        settled = [any(self.row(held.works[m.work], policy) != "unknown" for m in found) for found in known]
         shown = [
-            i for i, (own, (_, words)) in enumerate(zip(letters, whole, strict=True)) if not words and len(own) > _SHORT
-        ]
-        for i, (text, words) in enumerate(whole):
+            i for i, (own, (_, one, _)) in enumerate(zip(letters, whole, strict=True))
+            if len(own) > _SHORT and one.role in ("user", "tool")
+        ]  # fmt: skip
+        words = {i for i in shown if whole[i][1] is asked and len(letters[i]) <= _WORDS}
+        pages_at = [i for i in shown if i not in words] or shown
+        for i, (text, *_) in enumerate(whole):
             said = claims(find_notices(text), year=self.today().year)
             if said == "unknown" or settled[i]:
                 continue
-            beside = words and bool(shown) and len(letters[i]) <= _WORDS
-            about = [one for one in shown if not settled[one]] if beside else [i]
+            about = [i] if i in pages_at else [one for one in pages_at if not settled[one]]
             if about:
                 row: Row = "noticed" if said == "protected" else said
                 rows.append((row, None))
                 if self._bounded(row, policy):
-                    pages += [letters[one] for one in about if len(letters[one]) > _SHORT]
-        return rows, tuple(dict.fromkeys(pages))
+                    pages += [letters[one] for one in (*about, *words)]
+        texts = {
+            place: [held_text for one in found if isinstance(held_text := self.source(one.work), str)]
+            for (_, _, place), found in zip(whole, known, strict=True)
+            if found
+        }
+        return rows, tuple(dict.fromkeys(pages)), texts
 
     @staticmethod
     def _bounded(row: Row, policy: Policy) -> bool:
@@ -351,7 +386,7 @@ class Guard:
         def protected(work: int) -> bool:
             return work in own or (work in held.works and self._bounded(self.row(held.works[work], policy), policy))
 
-        return Stream(index, source, policy.cap, protected=protected, before=decision.earlier)  # type: ignore[arg-type]
+        return Stream(index, source, policy.cap, protected=protected, before=decision.earlier, alike=_ALIKE)  # type: ignore[arg-type]
 
     def filter(self, chunks: Iterable[str], decision: Decision, policy: Policy | None = None) -> Iterator[str]:
         """Yield what of an answer may leave, and a sentence of why where it was stopped."""

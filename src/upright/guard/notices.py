@@ -26,6 +26,7 @@ __all__ = ["Notice", "claims", "find_notices"]
 _KEYS = ("copyright", "copyrighted", "rights", "allrights", "reserved", "public", "domain")
 _SURE = 0.9  # confidence for each repaired letter
 _LIST = 4000  # characters after a "(b)" in which a "(c)" is the next item
+_BESIDE = 120  # letters between a claim and a licence that is given of the same
 _NEAR = 80  # most characters between a claim and a reservation that belongs to it
 _LETTER = r"[\w|!$\u00ad\u200b-\u200d\u2060\ufeff]"  # with what OCR makes of one, and with signs that are not drawn
 _SIGN = r"(?:[©ⓒⒸ]|&copy;|(?<!\d\s)\(\s?[cC©]\s?\))"
@@ -189,12 +190,20 @@ def find_notices(text: str) -> list[Notice]:
 def claims(notices: Sequence[Notice], *, year: int) -> Status:
     """Return what a page says of itself in a year.
 
-    An open licence that is named goes before all, a claim or reservation before a dedication without a name. A notice
-    whose youngest year is more than 95 years before `year` claims nothing.
+    An open licence goes before a claim or reservation within `_BESIDE` letters of it, these before a licence elsewhere
+    on the page, such as that of its pictures, and before a dedication without a name. A notice whose youngest year is
+    more than 95 years before `year` claims nothing.
     """
-    asked = [licence_conditions(one.licence) for one in notices if one.licence]
-    if opened := [one for one in asked if one is not None]:
-        return "open licence" if any(opened) else "public domain"
-    if any(one.kind in ("copyright", "reserved") and max(one.years, default=year) >= year - 95 for one in notices):
+    said = [
+        one for one in notices if one.kind in ("copyright", "reserved") and max(one.years, default=year) >= year - 95
+    ]
+    opened = [(one, asked) for one in notices if one.licence and (asked := licence_conditions(one.licence)) is not None]
+    apart = [
+        one for one in said
+        if not any(max(one.span[0] - free.span[1], free.span[0] - one.span[1]) <= _BESIDE for free, _ in opened)
+    ]  # fmt: skip
+    if opened and not apart:
+        return "open licence" if any(asked for _, asked in opened) else "public domain"
+    if said:
         return "protected"
     return "public domain" if any(one.kind == "public domain" for one in notices) else "unknown"

@@ -268,10 +268,14 @@ class Match:
     work : int
     share : float
         Of the fingerprints of the text, those that the work has, letter by letter where its text is held; in (0, 1].
+    cover : float
+        Of eight equal parts of the text, those in which such a fingerprint stands: an epigraph covers one or two,
+        however well it is read, and a whole page all of them, however badly.
     """
 
     work: int
     share: float
+    cover: float
 
 
 def matches(letters: str, index: Index, source: Source, *, most: int = 5) -> list[Match]:
@@ -300,11 +304,13 @@ def matches(letters: str, index: Index, source: Source, *, most: int = 5) -> lis
     for work, count in counts[:most]:
         if count < least * n:
             break
-        text = source(work)
+        text, places = source(work), own.places.tolist()
         if isinstance(text, str):
-            count = len(
-                {letters[place : place + K] for place in own.places.tolist() if letters[place : place + K] in text}
-            )
+            places = [place for place in places if letters[place : place + K] in text]
+            count = len({letters[place : place + K] for place in places})
+        else:
+            places = [place for place, one in zip(places, own.hashes.tolist(), strict=True) if one in text.at]
         if count >= least * n:
-            found.append(Match(work, min(1.0, count / n)))
+            cover = len({8 * place // len(letters) for place in places}) / 8
+            found.append(Match(work, min(1.0, count / n), cover))
     return sorted(found, key=lambda one: (-one.share, one.work))

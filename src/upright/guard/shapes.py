@@ -127,7 +127,7 @@ class Bound:
             return ""
         out = self._cut_json(stream, (choice, lane), text) if lane == "call" else stream.feed(text)
         if stream.stopped:
-            self.words = max(self.words, stream.longest.words if stream.longest else 0)
+            self.words = max(self.words, stream.longest.words if stream.longest else 1)
             if lane in ("text", "call"):
                 self._over.add(choice)
         return out

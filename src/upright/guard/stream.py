@@ -12,12 +12,15 @@ may be missed, so where L words have fewer than 19 letters it is the 19th that s
 fingerprints alone, letters are known by their hashes, and up to 8 more at either end of a run count as copied. Twelve
 letters that stand more than 1,000 times in one work are followed at the first 1,000 places.
 
-A word is letters without a gap between them; in scripts without spaces, four letters.
+What a work holds that is not protected, in the same letters, is free, whoever else holds it. A word is letters without
+a gap between them; in scripts without spaces, four letters; and eight letters are a word where gaps were left out.
 """
 
 from __future__ import annotations
 
+import math
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -47,6 +50,7 @@ _MANY = 24  # characters from which arrays are faster than one by one
 _ALNUM = np.array([chr(code).isalnum() and code < 128 for code in range(256)])
 _POWERS = [pow(BASE, K - 1 - j, 1 << 64) for j in range(K)]  # of the last letter, the one before it, ...
 _DENSE = 4  # letters that count as a word where there are no spaces
+_LETTERS = 8  # letters that count as a word where spaces were left out
 # Thai to Tibetan, Burmese, Khmer, kana, CJK
 _UNSPACED = ((0xE00, 0xFFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0x20000, 0x3FFFF))
 
@@ -73,17 +77,27 @@ class Stream:
         ``protected(work) -> bool``, asked once a work.
     before : str
         What was written earlier in the same conversation: a run may go on behind it.
+    alike : float
+        Share of the last 20 times `cap` letters, 200 at least, that may stand in a work in pieces: above it a copy with
+        errors, or a few exchanged words, ends too. 0 leaves it at runs.
 
     Attributes
     ----------
     stopped : bool
-        Whether a run became too long: nothing more is let through.
+        Whether a run became too long, or the text too like a work: nothing more is let through.
     longest : Run or None
         The most words of a run of 19 letters or more, the one that was cut included.
     """
 
     def __init__(
-        self, index: Index, source: Source, cap: int, *, protected: Callable[[int], bool], before: str = ""
+        self,
+        index: Index,
+        source: Source,
+        cap: int,
+        *,
+        protected: Callable[[int], bool],
+        before: str = "",
+        alike: float = 0.0,
     ) -> None:
         if cap < 1:
             raise InputError(f"a cap of {cap} words", "1 or more", "to let nothing through, refuse the request")
@@ -96,6 +110,9 @@ class Stream:
         self._open: dict[tuple[int, int], int] = {}  # (work, place there minus place here) -> first letter here
         self._inside, self._dense = False, 0  # in a word; letters in a row of a script without spaces
         self._sum = 0  # over the last twelve letters, as in passages
+        self._window = max(200, 20 * cap)
+        self._most = alike * self._window / (0.5 * (WINDOW + 1)) if alike else math.inf  # fingerprints of that share
+        self._hits: dict[int, deque[int]] = {}  # letters at which fingerprints of each work ended, within the window
         for one in before:
             self._read(one)
 
@@ -145,7 +162,7 @@ class Stream:
         if len(letters) == 1:
             return self._letter(letters)
         # marks stand inside words
-        if not letters and (character.isascii() or unicodedata.category(character) not in ("Mn", "Me", "Cf")):
+        if not letters and (character.isascii() or unicodedata.category(character) not in ("Mn", "Mc", "Me", "Cf")):
             self._inside, self._dense = False, 0
         return max(map(self._letter, letters), default=0)
 
@@ -165,10 +182,23 @@ class Stream:
         if self._open:
             self._open = {run: start for run, start in self._open.items() if self._goes_on(*run, end, value)}
         if end >= K - 1 and self._index.may_hold(value):
-            for work in self._index.works_with(value):
+            for work in (works := self._index.works_with(value)):
                 for shift, start in self._begun(work, end, value):
                     self._open.setdefault((work, shift), start)
+            if works and self._is_alike(works, end):
+                return self._cap + 1
         return self._longest(end) if self._open else 0
+
+    def _is_alike(self, works: list[int], end: int) -> bool:
+        """Whether one of some works, that has the last twelve letters, has too many of the letters before them."""
+        for work in works if self._most < math.inf else ():
+            own = self._hits.setdefault(work, deque())
+            own.append(end)
+            while own[0] <= end - self._window:
+                own.popleft()
+        many = [work for work in works if len(self._hits.get(work, ())) > self._most and self._of(work) is not None]
+        free = max((len(own) for work, own in self._hits.items() if many and self._of(work) is None), default=0)
+        return any(len(self._hits[work]) > free for work in many)
 
     def _of(self, work: int) -> str | Fingerprints | None:
         if work not in self._held:
@@ -206,9 +236,20 @@ class Stream:
         """Return the words of the longest open run of 19 letters or more."""
         most = 0
         for (work, _), start in self._open.items():
-            letters, words = end - start + 1, self._words[end] - self._words[start] + 1
-            if letters >= SHORTEST and words > most:
+            letters = end - start + 1
+            words = max(self._words[end] - self._words[start] + 1, letters // _LETTERS)
+            if letters >= SHORTEST and words > most and not (words > self._cap and self._is_free(start, end)):
                 most = words
                 if self.longest is None or words > self.longest.words:
                     self.longest = Run(work, words, letters)
         return most
+
+    def _is_free(self, start: int, end: int) -> bool:
+        """Whether a work that is not protected holds a run too: what is free stays free in an edition of it."""
+        run = "".join(self._letters[start : end + 1])
+        value = hashes(run)
+        for one in value[self._index.holds(value)].tolist():
+            for work in self._index.works_with(one):
+                if self._of(work) is None and isinstance(text := self._source(work), str) and run in text:
+                    return True
+        return False

@@ -45,6 +45,7 @@ METRICS: Mapping[str, Metric] = {
 
 # Thai to Tibetan, Burmese, Khmer, kana and CJK: written without spaces
 _DENSE = r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
+_LETTERS, _WINDOW = 8, 96  # letters of a word where spaces were left out; in a row that are looked for
 _WORD = re.compile(rf"[{_DENSE}]{{1,4}}|[^\W_{_DENSE}]+")
 
 
@@ -76,19 +77,36 @@ def words_of(text: str) -> list[str]:
 def longest_run(answer: str, page: str) -> int:
     """Return the most words of `page` in a row that stand in a row in `answer`, at least 0.
 
-    It takes as many steps as there are pairs of equal words. An `InputError` when one of the two is no text.
+    Eight letters in a row count as a word where spaces were left out. It takes as many steps as there are pairs of
+    equal words. An `InputError` when one of the two is no text.
 
     >>> longest_run("He said: the lamp was lit, and left.", "The lamp was lit; the soup was thin.")
     4
     """
     places: dict[str, list[int]] = {}
-    for place, word in enumerate(words_of(page)):
+    whole, said = words_of(page), words_of(answer)
+    for place, word in enumerate(whole):
         places.setdefault(word, []).append(place)
-    best, ended = 0, dict[int, int]()  # the length of the run that ends at each place
-    for word in words_of(answer):
+    best, ended = _joined("".join(said), "".join(whole)), dict[int, int]()  # the length of the run that ends there
+    for word in said:
         ended = {place: ended.get(place - 1, 0) + 1 for place in places.get(word, ())}
         if ended:
             best = max(best, *ended.values())
+    return best
+
+
+def _joined(said: str, page: str) -> int:
+    """Return the words that the longest run of letters comes to, found where it has some 18 of them."""
+    best = 0
+    for start in range(0, len(said) - _WINDOW + 1, _WINDOW // 2):
+        place = page.find(said[start : start + _WINDOW])
+        if place >= 0:
+            left, right = 0, _WINDOW
+            while min(start, place) > left and said[start - left - 1] == page[place - left - 1]:
+                left += 1
+            while max(start - len(said), place - len(page)) + right < 0 and said[start + right] == page[place + right]:
+                right += 1
+            best = max(best, (left + right) // _LETTERS)
     return best
 
 

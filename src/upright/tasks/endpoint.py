@@ -48,6 +48,7 @@ _AGAIN, _PERMITTED = 10, 5  # every tenth is asked without its page; one in five
 _TRIES, _MOST = 4, 4 << 20  # of a request; bytes of an answer
 _METRICS = {
     **overlap.METRICS,
+    "shown": Metric("shown", "lower", margin=0.02, title="Share of the page copied, of requests that were repeated"),
     "remembered": Metric("remembered", "lower", margin=0.02, title="Share of the page copied without being shown"),
 }
 
@@ -202,7 +203,7 @@ def _asked(pair: Pair, config: EndpointConfig, *, shown: bool = True) -> list[di
         Intervals("Permitted requests", "mean:over_refusal mean:useful", bars=True),
         Intervals(
             "What is copied with the page, and what of it without",
-            "mean:copied mean:remembered",
+            "mean:shown mean:remembered",
             ["What is copied without the page was remembered: a guard that reads pages cannot see it coming."],
             bars=True,
         ),
@@ -238,9 +239,11 @@ def read_endpoint(config: EndpointConfig, *, seed: int, draws: int, margins: Map
             pool.shutdown(cancel_futures=True)  # what one request was refused the others will be too
             raise
     values = outcomes(own, answers[: len(own)])
-    alone = outcomes(again, answers[len(own) :])["copied"]
-    values["remembered"] = np.full(len(own), np.nan)
-    values["remembered"][:asking:_AGAIN] = alone
+    for name, some in (("shown", answers[:asking:_AGAIN]), ("remembered", answers[len(own) :])):
+        values[name] = np.full(len(own), np.nan)
+        values[name][:asking:_AGAIN] = [
+            overlap.copied(answer, benchmark.pages()[pair.page].text) for pair, answer in zip(again, some, strict=True)
+        ]
     by = groups_of(own)
     scores = UnitScores(
         "pair", [p.id for p in own], values, {"notice": by.pop("notice"), **by}, cluster=clusters_of(own)
