@@ -35,7 +35,7 @@ D2. Notices are read by a grammar with years and licences, not by three phrases;
     nothing.
 D3. Risk is a linear classifier with a grammar of amounts in place of keywords with scores.
 D4. The answer is checked, which the published guard does not do; nothing of it is held back. It also ends where two
-    fifths of its last hundred words stand in a protected work in pieces: a copy with errors, or with a few words exchanged.
+    fifths of its last hundred words stand in a protected work in pieces: a copy with errors, or some words exchanged.
 D5. A notice in the query is read as one on the page is. The published code is handed the benchmark's own text.
 D6. ``published`` is rebuilt from the description alone: phrases of a notice, a look-up that takes what is unknown for
     protected, key words with scores of 0.5, 0.2 and -0.1, a block from 0.5 on and a reminder from 0.2 on.
