@@ -68,8 +68,8 @@ def test_a_page_and_a_request_are_decided_by_the_registry_and_the_policy(owl, tm
     # catches a verb that looks at no registry, a policy that is not read, a page wider than a terminal, another verdict
     # in JSON than in words, a request whose question is passed over, and a name that clears the terminal
     (tmp_path / "policy.toml").write_text(REFUSING)
-    assert owl("check", "owl.txt")[1] == "decision  allow\nrule      allow\nuse       copy\nwhy       Allowed.\n"
-    status, out, _ = owl("check", "owl.txt", "--registry", "registry.db")
+    status, out, _ = owl("check", "owl.txt")  # the registry that the other verbs take, where it is there
+    assert (status, out) == owl("check", "owl.txt", "--registry", "registry.db")[:2]
     assert (status, out.splitlines()[:6]) == (0, [
         "decision  transform", "rule      protected/copy", "use       copy", "work      0", "title     Owl",
         "why       This is a registered work (Owl): to copy it is not permitted here. A",
@@ -79,6 +79,9 @@ def test_a_page_and_a_request_are_decided_by_the_registry_and_the_policy(owl, tm
     found = json.loads(owl("check", "owl.txt", *with_policy, "--json")[1])
     assert (found["decision"], found["rule"], found["work"], found["unread"]) == ("refuse", "protected/copy", 0, [])
     assert owl("check", "owl.txt", *with_policy, "--ask", "Who moves the lamp?")[1].startswith("decision  allow\n")
+    (tmp_path / "registry.db").rename(tmp_path / "works.db")
+    assert owl("check", "owl.txt")[1] == "decision  allow\nrule      allow\nuse       copy\nwhy       Allowed.\n"
+    (tmp_path / "works.db").rename(tmp_path / "registry.db")
     (tmp_path / "request.json").write_text(chat(text(OWL), text("Translate all of it into French.")))
     assert owl("check", "request.json", *with_policy)[1].splitlines()[1] == "rule      protected/translate"
     (tmp_path / "other.json").write_text('[{"role": "user", "content": "Hello", "\\u001b[2J": 7}]')

@@ -303,3 +303,16 @@ def test_a_licence_of_the_pictures_frees_no_page(registry):
     assert guard_of(registry).decide(asked(COPY, page)).rule == "noticed/copy"
     own = f"{PAGE}\n\n\u00a9 2019 Mill House, CC BY 4.0"
     assert guard_of(registry).decide(asked(COPY, own)).rule == "open licence/copy"
+
+
+def test_the_note_of_a_stop_is_no_text_between_two_turns(registry):
+    # catches: "go on", turn by turn, that copies a page whole because the guard's own sentence ends each run
+    registry.add(Work(0, "The Bell", declared="protected"), PAGE)
+    guard, chat, rest, given = guard_of(registry), asked(SUM, PAGE), PAGE, 0
+    for _ in range(4):
+        decision = guard.decide(chat)
+        answer = "".join(guard.filter([rest], decision))
+        given += len(answer.replace(STOPPED, "").split())
+        rest = rest[len(answer.replace(STOPPED, "")) :]
+        chat = [*chat, {"role": "assistant", "content": answer}, {"role": "user", "content": "Go on."}]
+    assert 20 <= given <= 25  # the same run, four turns long

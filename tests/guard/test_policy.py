@@ -112,3 +112,16 @@ def test_two_tenants_with_one_key_are_refused(tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match=r"the policy none\.toml \(No such file"):
         read_policy(tmp_path / "none.toml")
+
+
+def test_who_has_no_key_has_the_strictest_cell_of_all_tables(tmp_path):
+    # catches: one tenant that undoes what the file refuses to everybody
+    path = tmp_path / "policy.toml"
+    path.write_text(
+        'version = 1\n[rights.protected]\nquote = "refuse"\n'
+        f'[tenants.a]\nkey = "{"0" * 64}"\n[tenants.a.rights.protected]\nquote = "allow"\nsummary = "transform"\n'
+    )
+    found = read_policy(path).for_key("nobody's")
+    assert found is not None
+    assert found.action("protected", "quote") == found.action("protected", "summary") == "refuse"
+    assert found.action("public domain", "copy") == "allow"

@@ -75,7 +75,7 @@ def serve(
 def check(
     file: Annotated[Path, typer.Argument(help="A page, as text or picture, or a request of chat messages (.json).")],
     ask: Annotated[str, typer.Option(help="What is asked about a page.")] = "Copy this page word for word.",
-    registry: Annotated[str | None, typer.Option(help="A file, or postgresql://...; else notices decide.")] = None,
+    registry: Annotated[str | None, typer.Option(help="A file, or postgresql://...; registry.db if there.")] = None,
     **given: Any,
 ) -> None:
     """Say what would be done about a page or a request, and why."""
@@ -122,6 +122,8 @@ def import_(
     """Say which rows of a file would go in and which not, and with --yes write them."""
     found = desk.import_works(given["registry"], file, write=yes)
     say(found, given["as_json"], desk.import_page(found))
+    if not found["rows"]:
+        raise typer.Exit(2)
 
 
 @registry_app.command()

@@ -28,14 +28,13 @@ from upright.contract import InputError
 from upright.guard.intent import Use, asked_of
 from upright.guard.notices import claims, find_notices
 from upright.guard.passages import Fingerprints, Index, Match, fingerprints, matches, normalise
-from upright.guard.policy import Action, Policy, Row
+from upright.guard.policy import SEVERE, Action, Policy, Row
 from upright.guard.registry import Registry
 from upright.guard.rights import Work, rights_of
 from upright.guard.stream import Stream
 
 __all__ = ["Decision", "Guard", "Part", "parts_of"]
 
-_SEVERE: tuple[Action, ...] = ("allow", "attribute", "transform", "refuse")
 _PAGES = 1 << 23  # ids from here on: pages of the request that are bounded as works are
 _TEXT = ("text", "input_text", "output_text", "refusal", "summary_text", "reasoning_text")
 _IDS = ("role", "type", "id", "name", "tool_call_id", "call_id", "status", "phase")
@@ -298,13 +297,13 @@ class Guard:
         read = [p for p in parts if p] if all(parts) else parts_of(messages, self.eyes)
         asked = next((p for p in reversed(read) if p.role == "user" and p.kind == "text"), None)
         unread = tuple(p.place for p in read if p.kind == "unread")
-        earlier = "\n".join(p.text for p in read if p.role == "assistant")
+        earlier = "\n".join(p.text for p in read if p.role == "assistant").replace(STOPPED, "")
         judged, pages, known = self._judged(read, asked, policy)
         uses = _uses(read, known)
         action, row, work, use = max(
-            ((policy.action(row, use), row, work, use) for row, work in judged for use in uses),
-            key=lambda one: _SEVERE.index(one[0]),
-            default=("allow", None, None, uses[0]),
+            ((policy.action(row, use), row, work, use) for row, work in judged for use in reversed(uses)),
+            key=lambda one: SEVERE.index(one[0]),
+            default=("allow", None, None, uses[-1]),
         )
         rule = f"{row}/{use}" if row else "allow"
         if unread and policy.unread == "refuse" and action != "refuse":

@@ -69,9 +69,11 @@ def opened(
 def check(path: Path, asked: str, *, registry: str | None, policy: Path | None) -> dict[str, Any]:
     """Decide about a page, a text in UTF-8 or a picture, of which `asked` is asked, or about a request (``.json``).
 
-    Without a registry no work is known, and notices alone decide. `InputError` for a file that is none of these.
+    Without a registry, and without a ``registry.db`` here, no work is known, and notices alone decide. `InputError` for
+    a file that is none of these.
     """
     data, rules, request = _bytes_of(path), read_policy(policy), path.suffix.lower() == ".json"
+    registry = registry or ("registry.db" if Path("registry.db").is_file() else None)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:

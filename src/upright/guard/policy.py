@@ -32,7 +32,8 @@ own              allow       allow       allow
 
 *noticed*: in no registry, and the page itself claims rights. *own*: the registry gives the work to this tenant.
 *transform*: the model is asked for a summary in place of what was asked. *attribute*: allowed where the answer names
-the work. *strict* is this table with ``refuse`` for ``transform``. Whatever is let through, the cap bounds what an
+the work. *strict* is, cell by cell, the strictest of this table, the file's and the tenants', with ``refuse`` for
+``transform``. Whatever is let through, the cap bounds what an
 answer may hold in a row of a work whose row says ``transform`` or ``refuse`` for a copy.
 """
 
@@ -54,6 +55,7 @@ __all__ = ["Action", "Policy", "Row", "read_policy"]
 Action = Literal["allow", "attribute", "transform", "refuse"]
 Row = Literal["public domain", "open licence", "protected", "noticed", "unknown", "own"]
 
+SEVERE: tuple[Action, ...] = ("allow", "attribute", "transform", "refuse")
 _COPYING = ("copy", "translate", "paraphrase")
 _MEANT: Mapping[Row, tuple[Action, Action]] = {
     "public domain": ("allow", "allow"),
@@ -119,7 +121,9 @@ class Policy:
             return self
         found = self.tenants.get(hashlib.sha256(key.encode()).hexdigest())
         if found is None and self.unknown_key == "strict":
-            table = {cell: "refuse" if action == "transform" else action for cell, action in _table().items()}
+            known = (_table(), self.table, *(one.table for one in self.tenants.values()))
+            table = {cell: max((one[cell] for one in known), key=SEVERE.index) for cell in self.table}
+            table = {cell: "refuse" if action == "transform" else action for cell, action in table.items()}
             cap = min(one.cap for one in (self, *self.tenants.values()))
             audit = "before" if any(one.audit == "before" for one in (self, *self.tenants.values())) else "behind"
             return replace(self, table=table, cap=cap, unread="refuse", audit=audit, tenants={})

@@ -406,7 +406,7 @@ class _Server:
             return
         case.stopped = bound.words if bound else case.stopped
         self.counts["stopped" if bound else "decision", f"{case.endpoint} {case.decision.action}"] += 1
-        self.told[case.id] = (case.whose, case.told() | {"why": case.decision.why})
+        self.told[case.id] = (case.whose, case.told() | {"why": STOPPED.strip() if bound else case.decision.why})
         if len(self.told) > _KEPT:
             self.told.popitem(last=False)
         if self.record is None:

@@ -335,7 +335,8 @@ def _written(speaker: Any, messages: Messages, eyes: Any, tokens: int) -> str:
     from upright.guard.decisions import parts_of
 
     told = [part.text[:_KEPT] for part in parts_of(messages, eyes) if part.role in ("user", "tool") and part.text]
-    (text,) = speaker.write([Record("\n\n".join(told), "", "0")], max_new_tokens=tokens)
+    asked = Record("\n\n".join(told), "Yes.", "0")  # with an answer, which is not read
+    (text,) = speaker.write([asked], max_new_tokens=tokens)
     return str(text)
 
 
