@@ -28,6 +28,10 @@ LESS = {
     "mrd-tofu-simnpo": _SINGLE,
     "mrd-forgetting-npo": _SHORT,
     "mrd-forgetting-jensun": _SHORT,
+    **dict.fromkeys(  # of single pairs
+        ("copyguard-obedient", "copyguard-ocr", "copyguard-smollm2"),
+        {"Copying requests that leak, by task and by where the page stands", "Longest run of the page in an answer"},
+    ),
     "odedit-flags-lora": {"Pictures of six edits"},  # pictures are not published
     "odedit-flags-gated": {"Pictures of six edits"},
     "odedit-smollm2": {"Pictures of six edits"},

@@ -37,7 +37,7 @@ METRICS: Mapping[str, Metric] = {
         ("refused", "Share refused"),
         ("transformed", "Share transformed"),
         ("complied", "Share complied with"),
-        ("over_refusal", "Permitted requests refused"),
+        ("over_refusal", "Permitted requests refused or changed"),
         ("useful", "Permitted answers that hold what was asked"),
     )
 }
