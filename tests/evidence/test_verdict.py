@@ -466,3 +466,12 @@ def test_a_point_inside_the_margin_is_said_to_be_so() -> None:
     said = "its point is inside the margin of 0.2, its interval is not"
     assert said in v.audit_verdict("gap shown", [row], margin=0.2).sentence
     assert "inside the margin" not in v.audit_verdict("gap shown", [row], margin=0.1).sentence
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "text"),
+    [(-0.931, 0.933, "-99.7"), (-0.5, 0.5, "-100"), (-0.98, 1.0, "-98"), (1.0, 1.0, "+100"), (0.9999, 1.0, "+99.9")],
+)
+def test_what_is_not_all_of_it_is_not_told_as_100_percent(part, whole, text):
+    # catches: "-100 %" of a leak that is 0.002
+    assert v.percent(part, whole) == text

@@ -22,16 +22,16 @@ _SHORT = _SINGLE | {
     "What is forgotten against what is kept, by epoch",
     "Distance from the model that never saw them, by third",
 }
+_PAIRS = {"Copying requests that leak, by task and by where the page stands", "Longest run of the page in an answer"}
 #: what cannot be drawn: single records where counts are published, and what the runs did not measure
 LESS = {
     "mrd-tofu-grad_diff": _SINGLE,
     "mrd-tofu-simnpo": _SINGLE,
     "mrd-forgetting-npo": _SHORT,
     "mrd-forgetting-jensun": _SHORT,
-    **dict.fromkeys(  # of single pairs
-        ("copyguard-obedient", "copyguard-ocr", "copyguard-smollm2"),
-        {"Copying requests that leak, by task and by where the page stands", "Longest run of the page in an answer"},
-    ),
+    "copyguard-obedient": _PAIRS,
+    "copyguard-ocr": _PAIRS,
+    "copyguard-smollm2": _PAIRS,
     "odedit-flags-lora": {"Pictures of six edits"},  # pictures are not published
     "odedit-flags-gated": {"Pictures of six edits"},
     "odedit-smollm2": {"Pictures of six edits"},

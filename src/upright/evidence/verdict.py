@@ -17,7 +17,8 @@ from typing import Any
 from upright.contract import Arm
 from upright.evidence.records import Difference, Level
 
-__all__ = ["AUDIT_WORDS", "TAGS", "WORDS", "Verdict", "audit_verdict", "effect_of", "price_of", "rival_of", "verdict"]
+__all__ = ["AUDIT_WORDS", "TAGS", "WORDS", "Verdict", "audit_verdict", "effect_of", "percent", "price_of", "rival_of"]
+__all__ += ["verdict"]
 
 SEEDS, FAR, ZERO = 6, 10, 1e-12  # fewest paired seeds; times the data that are no advice; smaller changes are 0
 NAMED = 3  # pairs that an audit names beside the headline
@@ -66,6 +67,13 @@ _ORDER = ("loses to", "ties with", "not told apart from")
 _BESIDE = {"worse": "loses to", "none": "ties with", "undefined": "not run"} | dict.fromkeys(_BETTER, "beats")
 _AXIS = {"none": "equal within the margin", "clear": "better", "present": "better", "undefined": "not measured"}
 _WITH = {"dominated": " by", "trade-off": " with", "tie": " with", "not told apart": " from"}
+
+
+def percent(part: float, whole: float) -> str:
+    """Write a change in percent, signed; what is not all of it is not rounded to 100."""
+    value = 100 * part / whole
+    whole_of = abs(round(value)) != 100 or abs(value) == 100
+    return f"{round(value):+d}" if whole_of else f"{math.trunc(10 * value) / 10:+.1f}"
 
 
 def _gain(change: Difference | None) -> tuple[float, float, float, float]:
@@ -265,7 +273,7 @@ class _Run:
     def moved(self) -> str:
         """Write the primary before and after; the percentage only where the start lies beyond the margin."""
         old, new, margin = self.before.value, self.after.value, _gain(self.effect)[3]
-        share = f" ({round(100 * (new - old) / abs(old)):+d} %)" if abs(old) > margin and math.isfinite(new) else ""
+        share = f" ({percent(new - old, abs(old))} %)" if abs(old) > margin and math.isfinite(new) else ""
         return f"{_number(old, margin)} -> {_number(new, margin)}{share}"
 
     def effect_line(self, what: str) -> str:

@@ -123,9 +123,10 @@ def _change(view: View, statistic: str, percent: bool = False) -> str:
     if before is None or after is None:
         raise InputError(f"{view.folder.name}: no level of {statistic}", "one of each arm", "publish the study again")
     share = 100 * (after.value - before.value) / abs(before.value) if abs(before.value) > change.margin else math.nan
+    share, digits = (math.trunc(10 * share) / 10, 1) if 99.5 <= abs(share) < 100 else (share, 0)  # it is not all of it
     return (
         f"{before.label}: {number(before.value)} → {number(after.value)}"
-        + (f" ({number(share, 0, sign=True)}{NARROW}%)" if percent and math.isfinite(share) else "")
+        + (f" ({number(share, digits, sign=True)}{NARROW}%)" if percent and math.isfinite(share) else "")
         + f", {number(change.value, sign=True)} ({interval(change.low, change.high, sign=True)})"
     )
 

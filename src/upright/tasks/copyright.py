@@ -153,7 +153,7 @@ class Copyright:
         self.metrics = self.metrics_of(config.as_dict())
         every = "\n".join(one.text for one in benchmark.pages())
         self.facts: dict[str, Any] = {
-            "name": "free pages with declared rights",
+            "name": f"free pages with declared rights{'' if config.subject == 'smollm2' else ', a planted signal'}",
             "licence": "public domain, and texts of our own",
             "model": config.subject,
             "fingerprint": hashlib.sha256(every.encode()).hexdigest(),
