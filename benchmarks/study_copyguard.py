@@ -33,6 +33,7 @@ from studies import publish_runs
 from upright.evidence.units import read_units
 from upright.experiment.folders import environment, read_json, write_json
 from upright.experiment.runner import Ask, compare_runs, execute
+from upright.experiment.summary import read_summary
 from upright.guard import benchmark
 from upright.guard.queries import OPEN
 from upright.guard.reading import Reader
@@ -106,6 +107,36 @@ def _run(job: tuple[str, Mapping[str, Any], Sequence[str] | None, int]) -> str:
     return folder
 
 
+def _words(own: Mapping[str, float]) -> str:
+    """Write a level; where all are alike an interval over draws has no width, and the number of pairs says more."""
+    if own["low"] == own["high"]:
+        return f"{round(own['value'] * own['n_units'])} of {own['n_units']} pairs"
+    return f"{own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f})"
+
+
+def publish_pilot(comparison: Path, target: Path, study: Study, about: Mapping[str, Any]) -> Path:
+    """Write what too few seeds show, which decides nothing: levels of every arm over all pairs."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in read_summary(comparison).row()["evidence"]["levels"]:
+        if row["group"] is None:
+            told = {name: row[name] for name in ("value", "low", "high", "n_units")}
+            found.setdefault(row["arm"], {})[row["metric"]] = told
+
+    pairs, what = len(study.seeds) * study.settings["pairs"], study.settings
+    subject = "SmolLM2-135M-Instruct, which reads what was read in the picture," if "subject" in what else "a model"
+    how = "" if "subject" in what else ", with pictures that are drawn and read by Tesseract"
+    none, guard = found["none"], found["guard"]
+    sentence = (
+        f"a pilot of {pairs} pairs{how}: {subject} copies {_words(none['leak'])} of protected pages without the guard "
+        f"and {_words(guard['leak'])} behind it; permitted requests refused or changed {_words(none['over_refusal'])} "
+        f"and {_words(guard['over_refusal'])}"
+    )
+    target.mkdir(parents=True, exist_ok=True)
+    write_json(target / "finding.json", {"sentence": sentence, "arms": found, "seeds": list(study.seeds), **about})
+    write_json(target / "environment.json", {**environment(), "threads": int(os.environ["OMP_NUM_THREADS"])})
+    return target
+
+
 def publish_all(run: Path, target: Path, read: Mapping[str, float]) -> Path:
     """Write what all copying requests under A show, with intervals over works: t, or 3 / works where all are alike."""
     from scipy.stats import t
@@ -127,14 +158,11 @@ def publish_all(run: Path, target: Path, read: Mapping[str, float]) -> Path:
                 }
                 found.setdefault(block.arm, {})[f"{metric}, {name}"] = told | {"works": len(mean)}
 
-    def words(arm: str, name: str) -> str:
-        own = found[arm][name]
-        return f"{own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f})"
-
+    none, guard = found["none"], found["guard"]
     sentence = (
-        f"of all 50,000 copying requests about 250 protected pages, translations aside, {words('none', 'leak, all')} "
-        f"leak without the guard and {words('guard', 'leak, all')} behind it, {words('guard', 'leak, held out')} of "
-        f"those whose query was held out; with translations {words('guard', 'complied, all')} are given"
+        f"of all 50,000 copying requests about 250 protected pages, translations aside, {_words(none['leak, all'])} leak "
+        f"without the guard and {_words(guard['leak, all'])} behind it, {_words(guard['leak, held out'])} of those whose "
+        f"query was held out; with translations {_words(guard['complied, all'])} are given"
     )
     command = f"python benchmarks/study_copyguard.py WORK_FOLDER {ALL}"
     target.mkdir(parents=True, exist_ok=True)
@@ -149,6 +177,7 @@ def main() -> None:
     """Run, and publish below ``results/``; UPRIGHT_PUBLISH=0 stops before the last."""
     work, names = Path(sys.argv[1]), set(sys.argv[2:])
     publish = os.environ.get("UPRIGHT_PUBLISH", "1") == "1"
+    target = Path("results") if publish else work / "published"
     work.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         read = noise(pool, work)
@@ -162,15 +191,15 @@ def main() -> None:
             runs = [Path(f) for f in pool.map(_run, jobs, chunksize=1)]
             comparison = compare_runs(runs, work / name / "comparison")
             about = {"reading": read, "command": f"python benchmarks/study_copyguard.py WORK_FOLDER {name}"}
-            if publish:
+            if len(study.seeds) < len(SEEDS):
+                print("published", publish_pilot(comparison, target / name, study, about), flush=True)
+            elif publish:
                 cells = ("rights", "task", "permitted", "notice")
-                print(
-                    "published", publish_runs(name, runs, comparison, Path("results"), about, cells=cells), flush=True
-                )
+                print("published", publish_runs(name, runs, comparison, target, about, cells=cells), flush=True)
         if not names or ALL in names:
             settings = {"all": True, "valid": 20, "rates": rates, "others": OTHERS}
             run = Path(_run((str(work / ALL / "s0"), settings, ("none", "guard"), 0)))
-            print("published", publish_all(run, (Path("results") if publish else work) / ALL, read), flush=True)
+            print("published", publish_all(run, target / ALL, read), flush=True)
 
 
 if __name__ == "__main__":

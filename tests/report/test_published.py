@@ -30,8 +30,6 @@ LESS = {
     "mrd-forgetting-npo": _SHORT,
     "mrd-forgetting-jensun": _SHORT,
     "copyguard-obedient": _PAIRS,
-    "copyguard-ocr": _PAIRS,
-    "copyguard-smollm2": _PAIRS,
     "odedit-flags-lora": {"Pictures of six edits"},  # pictures are not published
     "odedit-flags-gated": {"Pictures of six edits"},
     "odedit-smollm2": {"Pictures of six edits"},
