@@ -138,7 +138,7 @@ def publish_pilot(comparison: Path, target: Path, study: Study, about: Mapping[s
 
 
 def publish_all(run: Path, target: Path, read: Mapping[str, float]) -> Path:
-    """Write what all copying requests under A show, with intervals over works: t, or 3 / works where all are alike."""
+    """Write what all copying requests under A show, with intervals over works: t, works - 1 degrees."""
     from scipy.stats import t
 
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -148,21 +148,18 @@ def publish_all(run: Path, target: Path, read: Mapping[str, float]) -> Path:
         asked = np.array([int(one.rpartition("-")[2]) >= OPEN[one.split("-")[3]] for one in scores.unit])
         for name, rows in (("all", np.ones(len(work), bool)), ("held out", asked), ("open", ~asked)):
             for metric in metrics:
-                value = np.where(rows, np.asarray(scores.values[metric], dtype=np.float64), np.nan)
-                mean = np.array([np.nanmean(value[work == one]) for one in np.unique(work)])
+                own = np.where(rows, np.asarray(scores.values[metric], dtype=np.float64), np.nan)
+                mean = np.array([np.nanmean(own[work == one]) for one in np.unique(work)])
                 half = float(t.ppf(0.975, len(mean) - 1) * mean.std(ddof=1) / np.sqrt(len(mean)))
-                told = {
-                    "value": float(mean.mean()),
-                    "low": float(mean.mean()) - half,
-                    "high": float(mean.mean()) + half,
-                }
-                found.setdefault(block.arm, {})[f"{metric}, {name}"] = told | {"works": len(mean)}
+                value = float(mean.mean())
+                told = {"value": value, "low": value - half, "high": value + half, "n_units": int(rows.sum())}
+                found.setdefault(block.arm, {})[f"{metric}, {name}"] = told
 
     none, guard = found["none"], found["guard"]
     sentence = (
-        f"of all 50,000 copying requests about 250 protected pages, translations aside, {_words(none['leak, all'])} leak "
-        f"without the guard and {_words(guard['leak, all'])} behind it, {_words(guard['leak, held out'])} of those whose "
-        f"query was held out; with translations {_words(guard['complied, all'])} are given"
+        f"of all 50,000 copying requests about 250 protected pages, translations aside, {_words(none['leak, all'])} "
+        f"leak without the guard and {_words(guard['leak, all'])} behind it, {_words(guard['leak, held out'])} of those "
+        f"whose query was held out; with translations {_words(guard['complied, all'])} are given"
     )
     command = f"python benchmarks/study_copyguard.py WORK_FOLDER {ALL}"
     target.mkdir(parents=True, exist_ok=True)
