@@ -385,7 +385,15 @@ class Guard:
         def protected(work: int) -> bool:
             return work in own or (work in held.works and self._bounded(self.row(held.works[work], policy), policy))
 
-        return Stream(index, source, policy.cap, protected=protected, before=decision.earlier, alike=_ALIKE)  # type: ignore[arg-type]
+        return Stream(
+            index,  # type: ignore[arg-type]
+            source,
+            policy.cap,
+            protected=protected,
+            before=decision.earlier,
+            alike=_ALIKE,
+            alone=held.alone.__contains__,
+        )
 
     def filter(self, chunks: Iterable[str], decision: Decision, policy: Policy | None = None) -> Iterator[str]:
         """Yield what of an answer may leave, and a sentence of why where it was stopped."""

@@ -77,6 +77,8 @@ class Stream:
         ``protected(work) -> bool``, asked once a work.
     before : str
         What was written earlier in the same conversation: a run may go on behind it.
+    alone : callable, optional
+        Whether a work is held by fingerprints; by default its source is looked at, which may be slow.
     alike : float
         Share of the last 20 times `cap` letters, 200 at least, that may stand in a work in pieces: above it a copy with
         errors, or a few exchanged words, ends too. 0 leaves it at runs.
@@ -86,7 +88,8 @@ class Stream:
     stopped : bool
         Whether a run became too long, or the text too like a work: nothing more is let through.
     longest : Run or None
-        The most words of a run of 19 letters or more, the one that was cut included.
+        The most words of a run of 19 letters or more, the one that was cut included; runs far below the cap are not
+        followed.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Stream:
         protected: Callable[[int], bool],
         before: str = "",
         alike: float = 0.0,
+        alone: Callable[[int], bool] | None = None,
     ) -> None:
         if cap < 1:
             raise InputError(f"a cap of {cap} words", "1 or more", "to let nothing through, refuse the request")
@@ -110,6 +114,8 @@ class Stream:
         self._open: dict[tuple[int, int], int] = {}  # (work, place there minus place here) -> first letter here
         self._inside, self._dense = False, 0  # in a word; letters in a row of a script without spaces
         self._sum = 0  # over the last twelve letters, as in passages
+        self._alone = alone or (lambda work: isinstance(self._of(work), Fingerprints))
+        self._chains: dict[int, tuple[int, int]] = {}  # the last letter of each work's chain of fingerprints, the first
         self._window = max(200, 20 * cap)
         self._most = alike * self._window / (0.5 * (WINDOW + 1)) if alike else math.inf  # fingerprints of that share
         self._hits: dict[int, deque[int]] = {}  # letters at which fingerprints of each work ended, within the window
@@ -182,12 +188,27 @@ class Stream:
         if self._open:
             self._open = {run: start for run, start in self._open.items() if self._goes_on(*run, end, value)}
         if end >= K - 1 and self._index.may_hold(value):
-            for work in (works := self._index.works_with(value)):
-                for shift, start in self._begun(work, end, value):
-                    self._open.setdefault((work, shift), start)
-            if works and self._is_alike(works, end):
+            alike = [work for work in self._index.works_with(value) if self._is_near(work, end, value)]
+            if alike and self._is_alike(alike, end):
                 return self._cap + 1
         return self._longest(end) if self._open else 0
+
+    def _is_near(self, work: int, end: int, value: int) -> bool:
+        """Follow a work that has the last twelve letters; returns whether it had others not long before.
+
+        A run has a fingerprint in every 19 of its letters, so its fingerprints follow one another within 8 letters.
+        Until these come near the cap, with the 18 letters before the first and the 8 to come, no run is looked for:
+        most works have such letters by chance, once.
+        """
+        last, first = self._chains.get(work, (-self._window, end))
+        first = first if end - last <= WINDOW else end
+        self._chains[work] = (end, first)
+        begun = max(0, first - SHORTEST + 1)
+        words = max(self._words[end] - self._words[begun] + 1, (end - begun + 1) // _LETTERS + 1) + WINDOW
+        if words > self._cap or self._alone(work):  # of those the letters before are not known later
+            for shift, start in self._begun(work, end, value):
+                self._open.setdefault((work, shift), start)
+        return end - last <= self._window // 4
 
     def _is_alike(self, works: list[int], end: int) -> bool:
         """Whether one of some works, that has the last twelve letters, has too many of the letters before them."""
