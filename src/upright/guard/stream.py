@@ -46,6 +46,7 @@ from upright.guard.passages import (
 __all__ = ["Run", "Stream"]
 
 _PLACES = 1000  # of twelve letters in one work
+_SMALL = 12  # words; up to this cap every run is followed from its first fingerprint
 _MANY = 24  # characters from which arrays are faster than one by one
 _ALNUM = np.array([chr(code).isalnum() and code < 128 for code in range(256)])
 _POWERS = [pow(BASE, K - 1 - j, 1 << 64) for j in range(K)]  # of the last letter, the one before it, ...
@@ -88,8 +89,8 @@ class Stream:
     stopped : bool
         Whether a run became too long, or the text too like a work: nothing more is let through.
     longest : Run or None
-        The most words of a run of 19 letters or more, the one that was cut included; runs far below the cap are not
-        followed.
+        The most words of a run of 19 letters or more, the one that was cut included; with a cap above 12, runs far
+        below it are not followed.
     """
 
     def __init__(
@@ -205,7 +206,8 @@ class Stream:
         self._chains[work] = (end, first)
         begun = max(0, first - SHORTEST + 1)
         words = max(self._words[end] - self._words[begun] + 1, (end - begun + 1) // _LETTERS + 1) + WINDOW
-        if words > self._cap or self._alone(work):  # of those the letters before are not known later
+        # of works held by fingerprints the letters before are not known later
+        if words > self._cap or self._cap <= _SMALL or self._alone(work):
             for shift, start in self._begun(work, end, value):
                 self._open.setdefault((work, shift), start)
         return end - last <= self._window // 4
