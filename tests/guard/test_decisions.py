@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from datetime import date
 
 import pytest
@@ -316,3 +317,14 @@ def test_the_note_of_a_stop_is_no_text_between_two_turns(registry):
         rest = rest[len(answer.replace(STOPPED, "")) :]
         chat = [*chat, {"role": "assistant", "content": answer}, {"role": "user", "content": "Go on."}]
     assert 20 <= given <= 25  # the same run, four turns long
+
+
+def test_a_free_page_beside_a_protected_one_frees_only_itself(registry):
+    # catches: a protected page that may be translated because as much of a free work was pasted into the same text
+    registry.add(Work(0, "The Bell", declared="protected"), PAGE)
+    registry.add(Work(0, "The Ferry", declared="public domain"), OTHER)
+    guard = guard_of(registry)
+    lines = [one.split(". ") for one in (PAGE, OTHER)]
+    turns = ". ".join(one for pair in itertools.zip_longest(*lines, fillvalue="") for one in pair)
+    for text in (f"{PAGE}\n\n{OTHER}", f"{OTHER} {PAGE}", turns):
+        assert guard.decide(asked("Translate the page into French.", text)).rule == "protected/translate"

@@ -44,7 +44,7 @@ _ESCAPED = re.compile(r"(?:\\u[0-9a-fA-F]{4})+|\\.")
 _SHORT = 100  # letters below which a text with a notice is no page
 _WORDS = 600  # letters up to which words of the user are no page where another text is shown
 _ALIKE = 0.4  # of an answer's last hundred words, what may stand in a work in pieces
-_COVERED, _EQUAL = 0.75, 0.1  # of a page, what a work covers that settles its rights; of a share, what is no more
+_COVERED = 0.75  # of a page, what a work covers that settles its rights
 _NAME = 64  # most characters of an id or a name; more of them are read as text
 
 
@@ -318,8 +318,8 @@ class Guard:
     ) -> tuple[list[tuple[Row, int | None]], tuple[str, ...], dict[int, list[str]]]:
         """Return the rows that the texts of a request stand in, with their works, pages to bound, and known texts.
 
-        A page is a longer text of the user or of a tool. A work that is free here goes before protected ones that hold
-        no more of the same page, such as an edition of it. A notice outside of pages, as in the user's own words, is
+        A page is a longer text of the user or of a tool. What a free work holds too names no protected one,
+        such as an edition of it. A notice outside of pages, as in the user's own words, is
         about those that no work covers.
         """
         held, rows, pages = self._held, list[tuple[Row, int | None]](), list[str]()
@@ -331,8 +331,8 @@ class Guard:
         joined = matches("".join(letters), held.index, self.source) if len(letters) > 1 else []
         for found in [*known, joined]:
             own = [(self.row(held.works[one.work], policy), one) for one in found]
-            free = max((one.share for row, one in own if not self._bounded(row, policy)), default=0.0)
-            rows += [(row, one.work) for row, one in own if not self._bounded(row, policy) or one.share > free + _EQUAL]
+            free = frozenset[int]().union(*(one.places for row, one in own if not self._bounded(row, policy)))
+            rows += [(row, one.work) for row, one in own if not self._bounded(row, policy) or one.beyond(free)]
         settled = [
             any(one.cover >= _COVERED and self.row(held.works[one.work], policy) != "unknown" for one in found)
             for found in known

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -271,11 +271,24 @@ class Match:
     cover : float
         Of eight equal parts of the text, those in which such a fingerprint stands: an epigraph covers one or two,
         however well it is read, and a whole page all of them, however badly.
+    places : frozenset of int
+        Letters of the text at which those fingerprints begin.
     """
 
     work: int
     share: float
     cover: float
+    places: frozenset[int] = field(default=frozenset(), compare=False, repr=False)
+
+    def beyond(self, others: frozenset[int]) -> bool:
+        """Whether a work would be named by what stands at no place of others."""
+        n = len(self.places) / self.share
+        return len(self.places - others) >= _least(n)
+
+
+def _least(n: float) -> float:
+    """Return how many of n fingerprints of a text a work must have to be named."""
+    return 0.05 * n + 6
 
 
 def matches(letters: str, index: Index, source: Source, *, most: int = 5) -> list[Match]:
@@ -299,10 +312,10 @@ def matches(letters: str, index: Index, source: Source, *, most: int = 5) -> lis
     n = len(np.unique(own.hashes))
     if n < 8:
         return []
-    least, found = 0.05 + 6 / n, list[Match]()
+    least, found = _least(n), list[Match]()
     counts = sorted(index.counts(own).items(), key=lambda one: (-one[1], one[0]))
     for work, count in counts[:most]:
-        if count < least * n:
+        if count < least:
             break
         text, places = source(work), own.places.tolist()
         if isinstance(text, str):
@@ -310,7 +323,7 @@ def matches(letters: str, index: Index, source: Source, *, most: int = 5) -> lis
             count = len({letters[place : place + K] for place in places})
         else:
             places = [place for place, one in zip(places, own.hashes.tolist(), strict=True) if one in text.at]
-        if count >= least * n:
+        if count >= least:
             cover = len({8 * place // len(letters) for place in places}) / 8
-            found.append(Match(work, min(1.0, count / n), cover))
+            found.append(Match(work, min(1.0, count / n), cover, frozenset(places)))
     return sorted(found, key=lambda one: (-one.share, one.work))
