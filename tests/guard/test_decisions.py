@@ -328,3 +328,16 @@ def test_a_free_page_beside_a_protected_one_frees_only_itself(registry):
     turns = ". ".join(one for pair in itertools.zip_longest(*lines, fillvalue="") for one in pair)
     for text in (f"{PAGE}\n\n{OTHER}", f"{OTHER} {PAGE}", turns):
         assert guard.decide(asked("Translate the page into French.", text)).rule == "protected/translate"
+
+
+def test_a_request_that_would_stay_beside_the_other_question_is_refused(registry):
+    # catches: "summarise it" behind a "translate it" that the model still reads
+    registry.add(Work(0, "The Bell", declared="protected"), PAGE)
+    guard, words = guard_of(registry), "Translate the page into French."
+    assert guard.decide(asked(words, PAGE)).action == "transform"
+    assert guard.decide(asked("Thanks a lot.", words, PAGE)).action == "refuse"
+    assert guard.decide(asked(PAGE, words)).action == "refuse"
+    system = {"role": "system", "content": "Translate whatever the user shows into French, in full."}
+    assert guard.decide([system, *asked("Here it is.", PAGE)]).action == "refuse"
+    before = [*asked(words, PAGE), {"role": "assistant", "content": "Shall I?"}]
+    assert guard.decide([*before, {"role": "user", "content": "Yes, please do."}]).action == "transform"

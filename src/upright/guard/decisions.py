@@ -33,7 +33,7 @@ from upright.guard.registry import Registry
 from upright.guard.rights import Work, rights_of
 from upright.guard.stream import Stream
 
-__all__ = ["Decision", "Guard", "Part", "parts_of"]
+__all__ = ["Decision", "Guard", "Part", "parts_of", "put_instead"]
 
 _PAGES = 1 << 23  # ids from here on: pages of the request that are bounded as works are
 _TEXT = ("text", "input_text", "output_text", "refusal", "summary_text", "reasoning_text")
@@ -184,20 +184,35 @@ def _piece(one: Any, place: str) -> Iterator[tuple[str, str, str]]:
         yield place, "unread", ""
 
 
-def _uses(parts: Sequence[Part], pages: Mapping[int, Sequence[str]]) -> list[Use]:
-    """Return what is asked: by all that the user says since the last answer, else before, else by the system.
+def put_instead(messages: list[Any], instead: str) -> bool:
+    """Put another question in place of the last text of the user, in the messages themselves; whether there was one."""
+    for message in reversed(messages):
+        content: Any = message.get("content") if message.get("role") == "user" else None
+        if isinstance(content, str):
+            message["content"] = instead
+            return True
+        for i, one in reversed(list(enumerate(content if isinstance(content, list) else ()))):
+            if isinstance(one, str) or (isinstance(one, dict) and one.get("type") in ("text", "input_text")):
+                content[i] = instead if isinstance(one, str) else one | {"text": instead}
+                return True
+    return False
 
-    Of a text by the place of its part in `pages`, what stands in these works word for word asks for nothing.
+
+def _uses(parts: Sequence[Part], pages: Mapping[int, Sequence[str]]) -> tuple[dict[int, Use], bool]:
+    """Return what is asked, by the places of parts, and whether it was asked before the last answer.
+
+    It is what the user says since the last answer, else before, else the system. Of a text by the place of its part in
+    `pages`, what stands in these works word for word asks for nothing.
     """
     said = [(i, p) for i, p in enumerate(parts) if p.kind == "text" and p.text.strip()]
     last = max((i for i, p in said if p.role == "assistant"), default=-1)
     turns = [[(i, p) for i, p in said if p.role == "user" and (i > last) is now] for now in (True, False)]
-    for turn in (*turns, [(i, p) for i, p in said if p.role in ("system", "developer")]):
-        rest = [_beside_pages(p.text, pages[i]) if i in pages else p.text for i, p in turn]
-        uses = list(dict.fromkeys(asked_of(one).use for one in rest if one.strip()))
-        if set(uses) - {"other"}:
-            return [use for use in uses if use != "other"]
-    return ["other"]
+    for number, turn in enumerate((*turns, [(i, p) for i, p in said if p.role in ("system", "developer")])):
+        rest = {i: _beside_pages(p.text, pages[i]) if i in pages else p.text for i, p in turn}
+        uses = {i: asked_of(one).use for i, one in rest.items() if one.strip()}
+        if set(uses.values()) - {"other"}:
+            return {i: use for i, use in uses.items() if use != "other"}, number == 1
+    return {-1: "other"}, False
 
 
 def _beside_pages(text: str, pages: Sequence[str]) -> str:
@@ -299,12 +314,15 @@ class Guard:
         unread = tuple(p.place for p in read if p.kind == "unread")
         earlier = "\n".join(p.text for p in read if p.role == "assistant").replace(STOPPED, "")
         judged, pages, known = self._judged(read, asked, policy)
-        uses = _uses(read, known)
+        uses, before = _uses(read, known)
         action, row, work, use = max(
-            ((policy.action(row, use), row, work, use) for row, work in judged for use in reversed(uses)),
+            ((policy.action(row, use), row, work, use) for row, work in judged for use in reversed(uses.values())),
             key=lambda one: SEVERE.index(one[0]),
-            default=("allow", None, None, uses[-1]),
+            default=("allow", None, None, [*uses.values()][-1]),
         )
+        apart = [use for i, use in uses.items() if i < 0 or read[i] is not asked]
+        if row and action == "transform" and not before and any(policy.action(row, use) == action for use in apart):
+            action = "refuse"  # another text, which would stay, asks for it
         rule = f"{row}/{use}" if row else "allow"
         if unread and policy.unread == "refuse" and action != "refuse":
             why = f"This request has a part that cannot be read ({unread[0]}), and unread parts are refused here."
@@ -354,9 +372,9 @@ class Guard:
                 if self._bounded(row, policy):
                     pages += [letters[one] for one in (*about, *words)]
         texts = {
-            place: [held_text for one in found if isinstance(held_text := self.source(one.work), str)]
+            place: [held_text for one in (*found, *joined) if isinstance(held_text := self.source(one.work), str)]
             for (_, _, place), found in zip(whole, known, strict=True)
-            if found
+            if found or joined
         }
         return rows, tuple(dict.fromkeys(pages)), texts
 
@@ -366,7 +384,7 @@ class Guard:
 
     def _why(self, action: str, row: Row | None, use: Use, work: int | None) -> str:
         if action in ("allow", "attribute") or row is None:
-            return "Allowed." if action == "allow" else "Allowed where the answer names the source."
+            return "Allowed." if action == "allow" else "Allowed; whoever shows the answer is to name the source."
         whose = "a registered work" if work is not None else "a page with a notice of its rights"
         known = self._held.works.get(work) if work is not None else None  # None too where it was removed just now
         title = known.title if known else ""

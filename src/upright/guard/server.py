@@ -23,6 +23,7 @@ import asyncio
 import base64
 import hashlib
 import ipaddress
+import logging
 import re
 import secrets
 import socket
@@ -47,7 +48,7 @@ from starlette.types import Send
 from yarl import URL
 
 from upright.contract import Config, InputError, PositiveFloat, PositiveInt, Range
-from upright.guard.decisions import STOPPED, Decision, Guard, Part, parts_of
+from upright.guard.decisions import STOPPED, Decision, Guard, Part, parts_of, put_instead
 from upright.guard.intent import asked_of
 from upright.guard.policy import Policy
 from upright.guard.reading import Caps, decode_data_url
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Options", "make_app", "serve"]
 
+_log = logging.getLogger(__name__)
 Answer = Callable[[Mapping[str, Any]], AsyncIterator[str]]
 """A model at hand: gets the body of a request, yields pieces of text."""
 
@@ -67,7 +69,6 @@ Events = AsyncGenerator[list[dict[str, Any]], None]
 T = TypeVar("T")
 _ASKED: Mapping[Kind, str] = {"chat": "messages", "completion": "prompt", "response": "input"}
 _UNSEEN = ("previous_response_id", "conversation", "audio", "web_search_options", "prompt_embeds")
-_TEXT = ("text", "input_text")
 _LONG = 100  # characters of a text in which a page may stand
 _AT_ONCE = 1 << 16  # bytes of a request or an answer that is judged without a thread
 _CHOICES, _SEEN, _KEPT = 128, 100, 10_000  # most choices of an answer, pictures of a request, explanations
@@ -229,20 +230,6 @@ def _asked(parts: list[Part]) -> Part | None:
     return asked if stays else None
 
 
-def _put(messages: list[Any], instead: str) -> bool:
-    """Put another question in place of the last one."""
-    for message in reversed(messages):
-        content: Any = message.get("content") if message.get("role") == "user" else None
-        if isinstance(content, str):
-            message["content"] = instead
-            return True
-        for i, one in reversed(list(enumerate(content if isinstance(content, list) else ()))):
-            if isinstance(one, str) or (isinstance(one, dict) and one.get("type") in _TEXT):
-                content[i] = instead if isinstance(one, str) else one | {"text": instead}
-                return True
-    return False
-
-
 def _is_public(address: str) -> bool:
     """Whether an address, and any that is wrapped in it, is out on the internet; True of a name."""
     try:
@@ -303,12 +290,18 @@ class _Server:
 
     async def poll(self) -> None:
         """Take over changes of the registry: it is never in the way of a request."""
+        away = False
         while True:
             await asyncio.sleep(_POLL)
             try:
                 await asyncio.to_thread(self.guard.refresh)  # not behind pictures that are read
-            except Exception:
+            except Exception as error:  # the works that are known stay; it is tried again, and told when it begins
+                if not away:
+                    _log.warning("the registry cannot be asked for changes: %s", error)
                 self.counts["registry", "unreachable"] += 1
+                away = True
+            else:
+                away = False
 
     def caught(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Answer every error in OpenAI's shape."""
@@ -464,7 +457,7 @@ class _Server:
         choices = n * each or 1
         await self.judge(case, messages, list(_beside(kind, body)))
         if case.decision.action == "transform":
-            if kind == "completion" or not _asked(case.parts) or not _put(messages, case.decision.instead):
+            if kind == "completion" or not _asked(case.parts) or not put_instead(messages, case.decision.instead):
                 case.decision = replace(case.decision, action="refuse")
             elif isinstance(body[_ASKED[kind]], str):
                 body[_ASKED[kind]] = messages

@@ -51,6 +51,7 @@ Of step 6, with its conditions: `upright.guard.stream`. None for what is reworde
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
@@ -62,12 +63,10 @@ from upright.lazy import LazyModule
 from upright.tasks.copyright import CAP, Given, Messages
 
 if TYPE_CHECKING:
-    from upright.guard import decisions, notices, passages, policy, registry
+    from upright.guard import decisions, policy, registry
     from upright.guard.decisions import Decision, Guard
 else:
     decisions = LazyModule("upright.guard.decisions")
-    notices = LazyModule("upright.guard.notices")
-    passages = LazyModule("upright.guard.passages")
     policy = LazyModule("upright.guard.policy")
     registry = LazyModule("upright.guard.registry")
 
@@ -161,14 +160,9 @@ def _bounded(guard: Guard, decision: Decision) -> Callable[[str], str]:
 
 def _instead(messages: Messages, text: str) -> Messages:
     """Return a chat whose last request is another one; the page stays."""
-    last = max(i for i, one in enumerate(messages) if one.get("role") == "user")
-    content = messages[last]["content"]
-    if isinstance(content, list):
-        kept = [part for part in content if part.get("type") not in ("text", "input_text")]
-        content = [*kept, {"type": "text", "text": text}]
-    else:
-        content = text
-    return [*messages[:last], {**messages[last], "content": content}, *messages[last + 1 :]]
+    changed = copy.deepcopy([*messages])
+    decisions.put_instead(changed, text)
+    return changed
 
 
 def _texts(messages: Messages, eyes: Any) -> tuple[list[str], str]:
