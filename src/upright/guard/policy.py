@@ -31,10 +31,10 @@ own              allow       allow       allow
 ===============  ==========  ==========  =====================================
 
 *noticed*: in no registry, and the page itself claims rights. *own*: the registry gives the work to this tenant.
-*transform*: the model is asked for a summary in place of what was asked. *attribute*: allowed, and told to
-whoever asked, who is to name the work: the answer is not changed. *strict* is, cell by cell, the strictest of this table, the file's and the tenants', with ``refuse`` for
-``transform``. Whatever is let through, the cap bounds what an
-answer may hold in a row of a work whose row says ``transform`` or ``refuse`` for a copy.
+*transform*: the model is asked for a summary in place of what was asked. *attribute*: allowed, and whoever shows the
+answer is to name the work; the answer is not changed. *strict* is, cell by cell, the strictest of this table, the
+file's and the tenants', with ``refuse`` for ``transform``. Whatever is let through, the cap bounds what an answer may
+hold in a row of a work whose row says ``transform`` or ``refuse`` for a copy.
 """
 
 from __future__ import annotations

@@ -290,18 +290,14 @@ class _Server:
 
     async def poll(self) -> None:
         """Take over changes of the registry: it is never in the way of a request."""
-        away = False
         while True:
             await asyncio.sleep(_POLL)
             try:
                 await asyncio.to_thread(self.guard.refresh)  # not behind pictures that are read
-            except Exception as error:  # the works that are known stay; it is tried again, and told when it begins
-                if not away:
+            except Exception as error:  # the works that are known stay; it is tried again, and told now and then
+                if self.counts["registry", "unreachable"] % 1000 == 0:
                     _log.warning("the registry cannot be asked for changes: %s", error)
                 self.counts["registry", "unreachable"] += 1
-                away = True
-            else:
-                away = False
 
     def caught(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Answer every error in OpenAI's shape."""
