@@ -13,8 +13,9 @@ import pytest
 pytest.importorskip("transformers")
 
 import edit_world as w
-from upright import cli
 from upright.ledger import Ledger
+
+DESK = "edit"
 
 
 @pytest.fixture(scope="module")
@@ -23,25 +24,6 @@ def world(tmp_path_factory):
     w.text_folder(home / "model")
     w.write(home / "two.jsonl", w.MALI, {**w.TOGO, "prompt": "Name the capital of Togo, please, the one of today"})
     return home
-
-
-@pytest.fixture
-def upright(tmp_path, monkeypatch, capfd):
-    """Run the command line in this process, in an empty folder; returns status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["upright", "edit", *map(str, words)])
-        capfd.readouterr()
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = end.code or 0
-        else:
-            status = 0
-        return status, *capfd.readouterr()
-
-    return run
 
 
 def test_the_whole_way_of_an_edit(world, upright, tmp_path):

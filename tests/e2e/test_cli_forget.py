@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import desk_world
-from upright import cli
 from upright.data.forget import read_records
 from upright.language import desk
 from upright.language.disk import Request
 from upright.language.evaluation import Speaker
 from upright.models.hub import load_language_model
+
+DESK = "forget"
 
 QUICK = ["--learning-rate", "1e-3", "--epochs", "2", "--no-rouge", "--utility-floor", "0.5"]
 
@@ -28,25 +29,6 @@ QUICK = ["--learning-rate", "1e-3", "--epochs", "2", "--no-rouge", "--utility-fl
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return desk_world.world_of(tmp_path_factory)
-
-
-@pytest.fixture
-def upright(tmp_path, monkeypatch, capfd):
-    """Run the command line in this process, in an empty folder; returns status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["upright", "forget", *map(str, words)])
-        capfd.readouterr()
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = end.code or 0
-        else:
-            status = 0
-        return status, *capfd.readouterr()
-
-    return run
 
 
 def test_the_whole_way_of_a_request(world, upright, tmp_path):

@@ -13,13 +13,14 @@ import urllib.request
 
 import pytest
 
-from upright import cli
 from upright.guard import benchmark
 from upright.guard.pages import draw_page, encode_page
 from upright.guard.reading import default_engine
 from upright.guard.record import Record
 from upright.guard.registry import Registry
 from upright.ledger import Ledger
+
+DESK = "guard"
 
 OWL = (
     "The owl of the north wing counts the shelves at night, and whoever leaves a lamp burning finds it moved by "
@@ -28,24 +29,9 @@ OWL = (
 REFUSING = 'version = 1\n[rights.protected]\ncopy = "refuse"\n'
 
 
-@pytest.fixture
-def upright(tmp_path, monkeypatch, capfd):
-    """Run the command line in this process, in a folder with a page; returns status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def page(tmp_path):
     (tmp_path / "owl.txt").write_text(OWL)
-
-    def run(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["upright", "guard", *map(str, words)])
-        capfd.readouterr()
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = end.code or 0
-        else:
-            status = 0
-        return status, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture
