@@ -123,6 +123,9 @@ def test_an_import_is_a_dry_run_until_it_is_told_to_write(upright, tmp_path):
     found = json.loads(upright("registry", "import", "list.csv", "--json")[1])
     assert (found["rows"], found["written"], found["refused"][0]["place"]) == (2, False, "list.csv line 3")
     assert json.loads(upright("registry", "stats", "--json")[1])["works"] == 2
+    (tmp_path / "none.csv").write_text("title,published\nA,31 February\n")
+    status, out, _ = upright("registry", "import", "none.csv", "--yes")
+    assert (status, out.splitlines()[-1]) == (2, "0 works would go in, 1 rows refused; nothing was written")
 
 
 def test_a_record_is_verified(upright, tmp_path):

@@ -341,3 +341,14 @@ def test_a_request_that_would_stay_beside_the_other_question_is_refused(registry
     assert guard.decide([system, *asked("Here it is.", PAGE)]).action == "refuse"
     before = [*asked(words, PAGE), {"role": "assistant", "content": "Shall I?"}]
     assert guard.decide([*before, {"role": "user", "content": "Yes, please do."}]).action == "transform"
+
+
+def test_a_long_system_prompt_is_no_page_and_a_page_in_the_users_words_is_bounded_too(registry):
+    # catches: a system prompt that is bounded in place of the page, a noticed page beside another one that is not
+    guard, notice = guard_of(registry), "\u00a9 2019 Mill House. All rights reserved."
+    system = {"role": "system", "content": f"{notice} {OTHER}"}
+    assert guard.decide([system, *asked(COPY, PAGE)]).pages == (normalise(PAGE),)
+    tool = {"role": "tool", "content": OTHER, "tool_call_id": "1"}
+    own = f"{PAGE}\n{notice}\n{COPY}"
+    found = guard.decide([tool, {"role": "user", "content": own}])
+    assert set(found.pages) == {normalise(OTHER), normalise(own)}

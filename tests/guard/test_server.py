@@ -687,3 +687,13 @@ def test_the_server_starts_without_heavy_packages(tmp_path):
     call = [sys.executable, "-c", START, str(tmp_path / "r")]
     done = subprocess.run(call, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ('{"status":"ok"}\n[]\n', "")
+
+
+def test_an_answer_that_was_stopped_is_explained_by_its_stop(start, upstream):
+    # catches: "Allowed." as the reason of an answer that ends in the middle
+    upstream.says(PAGE)
+    address = start()
+    _, headers, body = post(address, CHAT, asked(PAGE, SUM))
+    assert STOPPED.strip() in json.loads(body)["choices"][0]["message"]["content"]
+    found = json.loads(get(address, f"/guard/explain/{headers['x-guard-id']}")[2])
+    assert (found["action"], found["stopped"] > 25, found["why"]) == ("allow", True, STOPPED.strip())

@@ -246,3 +246,38 @@ def test_a_copy_with_errors_ends_and_two_quotations_do_not():
     assert not fed_to(other)[0].stopped
     free = Stream(index, source, 25, protected=lambda work: False, alike=0.4)
     assert free.feed(noisy) == noisy
+
+
+def test_a_short_run_is_known_too_where_the_cap_is_small():
+    # catches: runs that are looked for only near the cap, so that none below it is told
+    work = "a a a a captain captain whale the a a a a a a a a a a a a"
+    index, source = held_works([work])
+    for sizes in ([1], [30]):
+        stream = Stream(index, source, 10, protected=lambda work: True)
+        assert fed(stream, "captain captain whale", sizes) == "captain captain whale"
+        assert (stream.longest.work, stream.longest.words) == (0, 3)
+
+
+def test_a_run_of_fingerprints_alone_is_followed_from_its_beginning_under_any_cap():
+    # catches: a run whose first words are lost, because it was looked for late and its letters are not held
+    rng = np.random.default_rng(3)
+    work = " ".join("".join(map(chr, rng.integers(97, 123, rng.integers(3, 8)))) for _ in range(120))
+    index, source = held_works([work], alone=(0,))
+    for cap in (13, 25, 40):
+        stream = Stream(index, source, cap, protected=lambda work: True)
+        out = fed(stream, " ".join(work.split()[11:]), [1])
+        assert cap - 4 <= len(out.split()) <= cap, cap  # up to 8 letters before count as copied
+
+
+def test_what_ends_for_its_likeness_alone_is_noted(tmp_path):
+    # catches: an answer that was cut without a line in the record, since no run of it was long
+    from upright.guard.shapes import Bound
+
+    rng = np.random.default_rng(4)
+    work = " ".join("".join(map(chr, rng.integers(97, 123, rng.integers(3, 8)))) for _ in range(250))
+    letters = iter(range(10**6))
+    broken = "".join("z" if one != " " and next(letters) % 17 == 16 else one for one in work)
+    index, source = held_works([work])
+    bound = Bound("chat", lambda: Stream(index, source, 25, protected=lambda work: True, alike=0.2))
+    assert len(bound.cut(0, "text", broken)) < len(broken)
+    assert bound.words >= 1

@@ -99,3 +99,13 @@ def test_the_french_answers_among_those_that_were_labelled_are_found() -> None:
     assert not is_french(
         "Lyon Bordeaux Paris Marseille Lille la Ciotat Nantes Brest Tours Nice Dijon Metz Pau Sens Foix"
     )
+
+
+@pytest.mark.parametrize("between", ["", "-", "\u200b"])
+def test_a_page_whose_spaces_were_left_out_is_a_run_of_its_letters(between: str) -> None:
+    # catches: a page that is copied whole as one word, and counts as nothing
+    page = " ".join(f"word{i}is said but once" for i in range(60))
+    joined = between.join(page.split()) if between != "-" else "".join(page.split())
+    letters = len("".join(words_of(page)))
+    assert longest_run(f"Here: {joined}.", page) >= letters // 8 - 1
+    assert longest_run(joined[:150], page) <= 150 // 8  # a short piece is not looked for

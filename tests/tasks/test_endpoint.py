@@ -159,3 +159,41 @@ def test_the_report_names_the_address_that_was_asked(tmp_path):
     run = json.loads((found.folder / "run.json").read_text())
     assert f"upright audit copyright {address}" in run["command"]
     assert fail_if(found.summary, '"mean:leak" > 0.02')
+
+
+def test_what_is_remembered_is_told_beyond_what_any_text_shares_with_a_page(tmp_path):
+    # catches: the common words of any answer that read as memory
+    every = " ".join(page.text for page in benchmark.pages()[200:203])
+
+    def fluent(messages, eyes):
+        return every
+
+    with serving(fluent) as (address, _):
+        scores = values(audit(address, tmp_path))
+    assert abs(np.nanmean(scores.values["remembered"])) < 0.1
+    assert np.nanmean(scores.values["copied"]) > 0.2
+
+
+def test_requests_keep_the_rate(monkeypatch):
+    # catches: an address that is flooded
+    from upright.tasks import endpoint
+
+    slept = []
+    monkeypatch.setattr(endpoint.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(endpoint.time, "sleep", slept.append)
+    client = endpoint._Client(endpoint.EndpointConfig(endpoint="http://127.0.0.1:9/v1", model="x", rate=2.0))
+    for more in (0.0, 0.0, 3.0):
+        client._wait(more)
+    assert slept == [0.5, 1.0, 4.5]
+
+
+def test_a_key_that_was_named_and_is_not_set_is_told(tmp_path, monkeypatch):
+    # catches: an audit that goes on without its key, and is told 401 later
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(InputError) as error:
+        audit("http://127.0.0.1:9/v1", tmp_path, model="x", key="NO_SUCH_KEY")
+    assert error.value.args == (
+        "key='NO_SUCH_KEY', which is not set",
+        "a variable of the environment",
+        "export NO_SUCH_KEY, or name another one",
+    )

@@ -91,7 +91,7 @@ class _Client:
         self._file = None if config.answers is None else Path(config.answers)
         self._known = _kept(self._file)
         if config.key != _KEY and config.key not in os.environ:
-            todo = f"export {config.key}, or leave --key out"
+            todo = f"export {config.key}, or name another one"
             raise InputError(f"--key {config.key}, which is not set", "a variable of the environment", todo)
         self.model = config.model or self._first()
 
