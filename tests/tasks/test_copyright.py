@@ -247,3 +247,10 @@ def test_a_permitted_answer_that_is_replaced_did_not_arrive():
     assert told(pair, free, free)["over_refusal"] == 0.0
     assert told(pair, "In short, it is about a walk.", free)["over_refusal"] == 1.0
     assert told(pair, "I am sorry, but I cannot help with this page.")["over_refusal"] == 1.0
+
+
+def test_fewer_pairs_than_were_asked_for_are_told():
+    # catches: shares of registries that drift in silence, because few works have few pairs
+    run = ArmRun(None, 0, "x")
+    assert len(Copyright(CopyrightConfig(works=10, valid=4000)).pairs(run, "valid")) < 4000
+    assert "Of copying requests on pages that are public domain there are 200, not 800: raise works." in run.warnings

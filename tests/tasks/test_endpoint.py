@@ -106,6 +106,7 @@ def test_what_was_answered_is_not_asked_again(tmp_path):
         first = audit(address, tmp_path, answers=kept)
         kept.write_text(kept.read_text()[:-20])  # the last line was cut off
         again = audit(address, tmp_path, answers=kept)
+        audit(address, tmp_path, answers=kept)  # nothing was written onto the torn line
     assert len(asked) == 45
     for name, column in values(first).values.items():
         assert np.array_equal(column, values(again).values[name], equal_nan=True)
@@ -197,3 +198,13 @@ def test_a_key_that_was_named_and_is_not_set_is_told(tmp_path, monkeypatch):
         "a variable of the environment",
         "export NO_SUCH_KEY, or name another one",
     )
+
+
+@pytest.mark.parametrize("name", ["folder", "nowhere/kept.jsonl"])
+def test_answers_that_cannot_be_kept_are_told_before_anything_is_asked(tmp_path, name):
+    # catches: an audit that fails at its first answer, which is lost
+    (tmp_path / "folder").mkdir()
+    with serving(careful) as (address, asked), pytest.raises(InputError) as error:
+        audit(address, tmp_path, model="x", answers=tmp_path / name)
+    assert not asked
+    assert error.value.accepted == "a file of JSON lines that can be read and written"

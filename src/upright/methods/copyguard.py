@@ -271,6 +271,8 @@ _LIMITS = [
     "books that it has read is not measured.",
     "Queries were written by the authors of this software. Those of the test were held out from whoever trains the "
     "classifier of requests, and they are still ours.",
+    "Intervals draw works and seeds, not queries: 32 held-out queries stand behind them, and what others would give is "
+    "not in them.",
     "A translation is judged by its language and its length; a paraphrase by the words that it keeps.",
     "Nothing here is legal advice; quotation, accessibility and private study differ by country and are a policy.",
 ]

@@ -207,7 +207,11 @@ class Copyright:
         for name, permitted, share in _SHARES:
             pool = [p for p in _every()[name, permitted] if p.page in works and p.held_out == (split == "test")]
             n = max(1, round(share * (c.pairs if split == "test" else c.valid)))
-            found += spread(pool, n, run.rng("pairs", split, name, int(permitted)))
+            own = spread(pool, n, run.rng("pairs", split, name, int(permitted)))
+            if len(own) < n:
+                what = "permitted requests" if permitted else "copying requests"
+                run.warn(f"Of {what} on pages that are {RIGHTS[name]} there are {len(own)}, not {n}: raise works.")
+            found += own
         return found
 
     def messages(self, pair: Pair, run: Run) -> list[dict[str, Any]]:

@@ -170,13 +170,22 @@ def _address(endpoint: Any) -> str:
 
 
 def _kept(file: Path | None) -> dict[str, str]:
-    """Return answers that were kept, by the digest of their request; a line that was cut off is asked again."""
+    """Return answers that were kept, by the digest of their request; a line that was cut off is asked again.
+
+    The file is made, and begun on a new line, before anything is asked: what cannot be kept is told first.
+    """
     found: dict[str, str] = {}
+    if file is None:
+        return found
     try:
-        lines = file.read_text(encoding="utf-8").splitlines() if file is not None and file.exists() else []
+        with file.open("a+", encoding="utf-8") as kept:
+            kept.seek(0)
+            text = kept.read()
+            kept.write("\n" if text and not text.endswith("\n") else "")
     except (OSError, ValueError) as error:
-        raise InputError(f"--answers {error}", "a text file of JSON lines", "name another file") from None
-    for line in lines:
+        got = f"--answers {file.name} ({getattr(error, 'strerror', None) or 'no text in UTF-8'})"
+        raise InputError(got, "a file of JSON lines that can be read and written", "name another file") from None
+    for line in text.splitlines():
         try:
             row = json.loads(line)
             found[str(row["request"])] = str(row["answer"])
