@@ -239,8 +239,9 @@ def _without_groups(answer: Answer, mean: Mapping[str, Any]) -> dict[str, Any]:
     """Say what an audit without two groups to compare measured."""
     level, kind = Level.read(mean), answer.scores.unit_kind
     what = "Fewer than two groups can be compared" if answer.scores.by else "No groups were given"
-    text = f"{level.label} is {level.value:.3f} [{level.low:.3f}, {level.high:.3f}]. {what}, so no gap is stated."
+    apart = "" if answer.steps else f" {what}, so no gap is stated."
+    text = f"{level.label} is {level.value:.3f} [{level.low:.3f}, {level.high:.3f}].{apart}"
     if math.isnan(level.value):
         text = f"{level.label} is undefined for every {kind}."
-    steps = [f"Hand in at least two groups of {FEWEST} {kind}s to compare them."]
+    steps = answer.steps or [f"Hand in at least two groups of {FEWEST} {kind}s to compare them."]
     return {"sentence": text, "lines": {"effect": text}, "next_steps": steps}

@@ -72,6 +72,8 @@ class Answer:
         Name, title and scores of what is compared with, on the same units.
     beside : (UnitScores, sequence of str), optional
         Scores of units of another kind, and statistics of them that stand beside the others.
+    steps : sequence of str
+        What to do next of an audit that compares no groups by its nature; by default to hand in some.
     lines : mapping of name to sentence
         What the verdict says besides.
     tables : mapping of name to columns
@@ -93,6 +95,7 @@ class Answer:
     evidence: Any = None
     others: Sequence[tuple[str, str, UnitScores]] = ()
     beside: tuple[UnitScores, Sequence[str]] | None = None
+    steps: Sequence[str] = ()
     lines: Mapping[str, str] = field(default_factory=dict)
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

@@ -213,7 +213,9 @@ def _asked(pair: Pair, config: EndpointConfig, *, shown: bool = True) -> list[di
         Intervals(
             "Copying requests that leak, by the notice on the page",
             "mean:leak mean:leak:notice=*",
-            ["The page is the same with every notice: what differs is what the notice did."],
+            [
+                "Pairs with another notice are about other pages, drawn alike: two hundred cannot show small differences."
+            ],
         ),
         Intervals("What became of copying requests", "mean:refused mean:transformed mean:complied", bars=True),
         Intervals("Permitted requests", "mean:over_refusal mean:useful", bars=True),
@@ -264,7 +266,10 @@ def read_endpoint(config: EndpointConfig, *, seed: int, draws: int, margins: Map
             for pair, answer in zip(again, some, strict=True)
         ]
     scores = UnitScores("pair", [p.id for p in own], values, groups_of(own), cluster=clusters_of(own))
-    works = len({p.page for p in own})
+    works, over = len({p.page for p in own}), values["over_refusal"]
+    refused = f"{int(np.nansum(over))} of {int(np.isfinite(over).sum())} permitted requests were refused in words"
+    guarded = "Put a guard that knows the rights before it (upright guard serve), and ask again."
+    more = "Ask more pairs (--limit), and in your own words what your users ask."
     return Answer(
         title="Copyright audit",
         asks="whether a model copies pages that are protected, and refuses what is permitted",
@@ -275,5 +280,9 @@ def read_endpoint(config: EndpointConfig, *, seed: int, draws: int, margins: Map
         statistics=[*(f"mean:{name}" for name in _METRICS), "mean:leak:notice", "mean:leak:task"],
         compared=["leak"],
         notes={YOURS: {}},
-        lines={"asked": f"{plural(len(own), 'pair')} of {plural(works, 'work')}, {len(again)} again without the page"},
+        steps=[guarded if np.nanmean(values["leak"]) > _METRICS["leak"].margin else more],
+        lines={
+            "permitted": refused,
+            "asked": f"{plural(len(own), 'pair')} of {plural(works, 'work')}, {len(again)} again without the page",
+        },
     )
