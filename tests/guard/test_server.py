@@ -697,3 +697,17 @@ def test_an_answer_that_was_stopped_is_explained_by_its_stop(start, upstream):
     assert STOPPED.strip() in json.loads(body)["choices"][0]["message"]["content"]
     found = json.loads(get(address, f"/guard/explain/{headers['x-guard-id']}")[2])
     assert (found["action"], found["stopped"] > 25, found["why"]) == ("allow", True, STOPPED.strip())
+
+
+def test_what_nobody_foresaw_is_logged_by_its_place_and_without_a_word_of_the_client(start, monkeypatch, caplog):
+    # catches: a failure that leaves no trace, or one whose trace holds what a user wrote
+    def broken(self, *args, **more):
+        raise ValueError(f"about {SUM}")
+
+    monkeypatch.setattr(Guard, "decide", broken)
+    status, _, body = post(start(), CHAT, asked(PAGE, SUM))
+    assert (status, json.loads(body)["error"]["message"]) == (500, "the guard failed")
+    told = [one.getMessage() for one in caplog.records if one.name == "upright.guard.server"]
+    assert len(told) == 1
+    assert re.fullmatch(r"ValueError at test_server\.py:\d+", told[0])
+    assert SUM not in caplog.text

@@ -27,6 +27,7 @@ import logging
 import re
 import secrets
 import socket
+import traceback
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -118,10 +119,14 @@ class _Refused(Exception):
 
 
 def _shaped(error: Exception, status: int) -> _Refused:
-    """Return an error as it is told; nothing of one that nobody foresaw: it may hold what the client wrote."""
+    """Return an error as it is told; of one that nobody foresaw its place alone: it may hold what the client wrote."""
     if isinstance(error, InputError):
         return _Refused(status, _words(error))
-    return error if isinstance(error, _Refused) else _Refused(500, "the guard failed")
+    if isinstance(error, _Refused):
+        return error
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    _log.error("%s at %s:%s", type(error).__name__, Path(place.filename).name, place.lineno)
+    return _Refused(500, "the guard failed")
 
 
 @dataclass

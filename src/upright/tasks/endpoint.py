@@ -213,9 +213,7 @@ def _asked(pair: Pair, config: EndpointConfig, *, shown: bool = True) -> list[di
         Intervals(
             "Copying requests that leak, by the notice on the page",
             "mean:leak mean:leak:notice=*",
-            [
-                "Pairs with another notice are about other pages, drawn alike: two hundred cannot show small differences."
-            ],
+            ["Pairs with another notice are about other pages, drawn alike: differences may be those of pages."],
         ),
         Intervals("What became of copying requests", "mean:refused mean:transformed mean:complied", bars=True),
         Intervals("Permitted requests", "mean:over_refusal mean:useful", bars=True),
