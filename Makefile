@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(PY) || python3 -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^pip==' constraints.txt)"
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) --editable '.[fairness,federated,tracking,llm,editing,guard,guard-postgres]' --group test
+	$(PIP) --editable '.[fairness,federated,tracking,llm,editing,guard,guard-postgres,video,video-diffusers]' --group test
 	touch $@
 
 lint: $(STAMP)

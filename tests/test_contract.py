@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upright.contract import Arm, Config, InputError, PositiveInt, Range, accepted, method, spec_of, stream
+from upright.contract import Arm, Config, InputError, MethodSpec, PositiveInt, Range, accepted, method, spec_of, stream
 
 
 class Sample(Config):
@@ -128,3 +128,29 @@ def test_a_marked_function_stays_itself_and_an_unmarked_one_is_no_method():
     assert spec_of(f).arm("placebo").name == "p"
     with pytest.raises(TypeError, match="not a method"):
         spec_of(lambda: None)
+
+
+VARIED = MethodSpec(
+    "m",
+    task="x:Y",
+    config=Config,
+    title="M",
+    mends="",
+    neutral=[{}],
+    arms=[Arm("a", "baseline"), Arm("b", "remedy"), Arm("c", "trivial"), Arm("d", "placebo")],
+    statistics=["mean:x", "mean:y"],
+    primary="mean:x",
+    cost="mean:y",
+    variants={"future=withheld": {"primary": "mean:y", "cost": "mean:x"}},
+)
+
+
+def test_a_variant_replaces_what_it_names_and_nothing_else():
+    # catches: a verdict on the primary of the other question, or arms that vanish with it
+    found = VARIED.under({"size": 3, "future": "withheld"})
+    assert (found.primary, found.cost, found.arms, found.name) == ("mean:y", "mean:x", VARIED.arms, "m")
+
+
+def test_other_settings_leave_the_declaration_as_it_is():
+    # catches: a variant that is taken where its setting has another value
+    assert VARIED.under({"future": "known"}) == VARIED.under({}) == VARIED

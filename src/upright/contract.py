@@ -408,14 +408,14 @@ class MethodSpec:
         Settings under which `upright check` runs the method in seconds.
     sweep : mapping of one field to values
         Strengths that ``--sweep`` adds to every arm but the baseline, so that a report draws fronts.
-    report : sequence of upright.declare.Block
-        What a report shows; the first that draws a plot stands beside the verdict.
+    report : sequence of upright.declare.Block, the first that draws a plot standing beside the verdict
     limits : sequence of str
         What a result does not say, in sentences.
     demo : mapping
         ``data``, ``settings``, ``arms`` and published ``study`` of its part in `upright demo`; none: not shown.
     export : mapping of kind to ``write(task, config, parts, seed, folder)``
         For `upright export RUN kind`: takes the parts that training kept of the remedy elsewhere.
+    variants : mapping of ``setting=value`` of the task to what is declared instead where it holds
     run : callable
         The marked function.
 
@@ -444,6 +444,7 @@ class MethodSpec:
     limits: Sequence[str] = ()
     demo: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     export: Mapping[str, Callable[..., None]] = dataclasses.field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     run: Callable[..., Any] = lambda task, config, run: None
 
     def __post_init__(self) -> None:
@@ -460,6 +461,11 @@ class MethodSpec:
         """Mark a function."""
         f.__upright__ = dataclasses.replace(self, run=f)  # type: ignore[attr-defined]
         return f
+
+    def under(self, task: Mapping[str, Any]) -> MethodSpec:
+        """Return what is declared under settings of the task."""
+        own = next((self.variants[x] for x in (f"{k}={v}" for k, v in task.items()) if x in self.variants), {})
+        return dataclasses.replace(self, **own)
 
     def arm(self, role: str) -> Arm:
         """Return the first arm with a role."""

@@ -35,7 +35,7 @@ from upright.contract import InputError, stream
 from upright.editing.environments import EditRequest, image_view
 from upright.editing.prompts import EncodedQuestion, Question, collate, encode, read
 from upright.language.logprobs import IGNORE
-from upright.language.pretraining import cached
+from upright.models.hub import cached
 from upright.models.tiny import tiny_llava, tiny_tokenizer, transformers
 
 __all__ = ["FACTS", "Fact", "World", "accuracy", "flag", "questions", "requests", "teach", "wordings", "world"]

@@ -236,9 +236,10 @@ def execute(
         For Ctrl-C after the folder was made.
     """
     spec = load_method(ask.method)
+    config, task_config = resolve(spec, ask.settings, ask.preset, ask.data)
+    spec = spec.under(task_config.as_dict())
     _require_arms(spec, ask.arms)
     require_margins(ask.margins, spec.statistics, spec.primary)
-    config, task_config = resolve(spec, ask.settings, ask.preset, ask.data)
     require_folder(out if folder is None else folder)
     path = folder or new_folder(out, ask.method, str(getattr(task_config, "data", "task")), ask.seed)
     asked, file, new = ask.row(config, task_config), path / "config.json", not path.exists()
@@ -437,9 +438,9 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
     asked = [Ask.read(f) for f in folders]
     first = summaries[0]
     _require_alike(folders, asked, [{"data": x.data, "arms": [arm.name for arm in x.arms]} for x in summaries])
-    spec = load_method(first.method)
     blocks = [b for f in folders for b in read_units(f / "units.parquet")]
     resolved = read_json(folders[0] / "config.json")["resolved"]["task"]
+    spec = load_method(first.method).under(resolved)
     metrics: Mapping[str, Any] = getattr(load_object(spec.task), "metrics_of", lambda c: {})(resolved)
     out.mkdir(parents=True, exist_ok=True)
     arms = [

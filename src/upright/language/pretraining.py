@@ -8,24 +8,21 @@ norm 1. The order of records is a function of the seed and the epoch alone.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from upright.contract import InputError, stream
-from upright.data.catalogue import cache_dir
 from upright.data.forget import Record
 from upright.language.encoding import Encoded, collate
 from upright.language.sampling import shuffle_order
 
-__all__ = ["cached", "read_passages", "teach"]
+__all__ = ["read_passages", "teach"]
 
 _FOLDER, _ARCHIVES = "public-domain-texts", ("state_union.zip", "inaugural.zip")
 _WORDS, _EVERY = 64, 10  # words of a passage; one speech of ten is held out
@@ -143,17 +140,3 @@ def teach(
             advance(1)
     model.eval()
     return curve
-
-
-def cached(key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what ``make()`` gives, kept in the cache under what it depends on: studies share their models."""
-    name = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:24]
-    path = cache_dir() / "models" / f"taught-{name}.pt"
-    if path.is_file():
-        return dict(torch.load(path, weights_only=True))
-    made = dict(make())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")  # two processes may make the same model at once
-    torch.save(made, part)
-    part.replace(path)
-    return made

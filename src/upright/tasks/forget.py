@@ -328,7 +328,7 @@ class Forget:
                 curve = pretraining.teach(model, encoded, **steps, seed=stream(run.seed, order), advance=advance)
             return {"weights": model.state_dict(), "curve": curve}
 
-        found = run.shared(which, key, lambda: pretraining.cached(key, make) if self._caches else make())
+        found = run.shared(which, key, lambda: hub.cached(key, make) if self._caches else make())
         model.load_state_dict(found["weights"])
 
     def _untaught(self, run: Run, kind: torch.dtype) -> tuple[Any, Any]:
