@@ -26,6 +26,7 @@ _PAIRS = {"Copying requests that leak, by task and by where the page stands", "L
 #: what cannot be drawn: single records where counts are published, and what the runs did not measure
 LESS = {
     "mrd-tofu-grad_diff": _SINGLE,
+    "mrd-tofu-npo": _SINGLE,
     "mrd-tofu-simnpo": _SINGLE,
     "mrd-forgetting-npo": _SHORT,
     "mrd-forgetting-jensun": _SHORT,
