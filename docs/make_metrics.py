@@ -23,6 +23,7 @@ MODULES = {
     "Preference pairs": "upright.metrics.alignment",
     "Edits": "upright.metrics.editing",
     "Copied pages": "upright.metrics.overlap",
+    "Rigid bodies": "upright.metrics.physics",
 }
 HEAD = """# Metrics
 

@@ -400,8 +400,8 @@ class MethodSpec:
         Statistics of `units.parquet` that a report shows, as ``name:metric[:grouping]``.
     primary, cost : str
         The statistic that decides whether the remedy works, and the one that may not get worse.
-    presets : mapping of preset name to mapping with the keys ``method`` and ``task``
-        Sizes: ``quick`` and ``full``.
+    presets : mapping of preset name to mapping with the keys ``method``, ``task`` and perhaps ``arms``
+        Sizes: ``quick`` and ``full``, and the arms where they are not all.
     tune : mapping of field name to candidate values
         Grid on which every arm but the baseline is tuned on validation.
     tiny : mapping

@@ -88,7 +88,6 @@ def test_report_compare_export_and_prune(finished: Path, tmp_path: Path) -> None
         (["audit", "rankin"], "did you mean ranking?"),
         (["audit", "ranking", "a.csv", "--helt-out", "b.csv"], "did you mean --held-out?"),
         (["audit", "ranking"], "see "),
-        (["run", "physrvg"], "planned"),
         (["run"], "give one of the two"),
         (["run", "in_ucds", "--data", "no_such.csv"], "no_such.csv"),
         (["run", "in_ucds", "--data", "synthetic", "--arms", "nobody", "--set", "epochs=1"], "none, in_ucds"),

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 from upright.contract import AuditSpec, InputError, MethodSpec, spec_of
 from upright.experiment.config import suggest
 
-__all__ = ["PLANNED", "declared_of", "find", "load_audit", "load_method", "load_object", "names"]
+__all__ = ["METHODS", "declared_of", "find", "load_audit", "load_method", "load_object", "names"]
 
 S = TypeVar("S", MethodSpec, AuditSpec)
 
 #: what the ten methods mend, and the module that will hold each; the order of the documentation
-PLANNED = {
+METHODS = {
     "eisam": "tail items ignored by LLM-based recommenders",
     "raid": "private attributes readable from user embeddings",
     "in_ucds": "worse lists for inactive users",
@@ -54,12 +54,9 @@ def _package(point: EntryPoint) -> str:
 def names() -> list[dict[str, str]]:
     """List the ten methods and all plugins with their state, importing nothing."""
     installed = find()
-    rows = [
-        {"name": name, "mends": mends, "state": "works" if name in installed else "not yet", "package": "upright"}
-        for name, mends in PLANNED.items()
-    ]
+    rows = [{"name": k, "mends": v, "state": "works", "package": "upright"} for k, v in METHODS.items()]
     for name, point in sorted(installed.items()):
-        if name not in PLANNED:
+        if name not in METHODS:
             rows.append({"name": name, "mends": "", "state": "plugin", "package": _package(point)})
     return rows
 
@@ -80,8 +77,7 @@ def load_method(name: str) -> MethodSpec:
     """
     installed = find()
     if name not in installed:
-        state = "is planned but not built yet" if name in PLANNED else "is not a method"
-        raise InputError(f"method {name!r} {state}", ", ".join(sorted(installed)), suggest(name, sorted(installed)))
+        raise InputError(f"{name!r} is no method", ", ".join(sorted(installed)), suggest(name, sorted(installed)))
     return _loaded(installed[name], MethodSpec, "method")
 
 

@@ -134,7 +134,9 @@ def run_task(
     warnings : list of str
     """
     _require_arms(spec, ask.arms)
+    own = spec.presets[ask.preset].get("arms") if ask.arms is None else None
     chosen, left = _fitting(spec, task, ask.arms)
+    chosen = [arm for arm in chosen if own is None or arm.name in own]
     trained, start = [], time.monotonic()
     arms = [*chosen, *(_swept(spec, config, chosen, ask.arm_settings) if ask.sweep else [])]
     for i, arm in enumerate(arms, start=1):

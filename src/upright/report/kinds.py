@@ -19,6 +19,7 @@ from upright.contract import InputError
 from upright.evidence.records import Difference, Level
 from upright.evidence.units import FEWEST
 from upright.experiment.summary import ArmFacts
+from upright.report.animate import still
 from upright.report.parts import (
     DASH,
     Block,
@@ -735,5 +736,8 @@ def _(block: declare.Picture, view: View, canvas: Canvas) -> Block | None:
     if kind is None or len(data) > MOST_BYTES:
         got = f"picture {name} of {len(data)} bytes"
         raise InputError(got, f"PNG, APNG or WebP of at most {MOST_BYTES} bytes", "keep a smaller one")
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return Image(block.title, source, len(data), tuple(block.reading))
+    quiet = still(data)
+    source, first = (
+        f"data:image/{of};base64,{base64.b64encode(x).decode()}" for of, x in ((kind, data), ("webp", quiet))
+    )
+    return Image(block.title, source, len(data) + len(quiet), tuple(block.reading), first if quiet else "")

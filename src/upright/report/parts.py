@@ -199,12 +199,13 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """A picture inside the page, with its size in bytes."""
+    """A picture inside the page, with its size in bytes, and its first frame where it moves."""
 
     title: str
     source: str
     size: int
     reading: Sequence[str] = ()
+    still: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
