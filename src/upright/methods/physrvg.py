@@ -69,13 +69,12 @@ if TYPE_CHECKING:
     import torch
 
     from upright.maths import policy as grpo
-    from upright.report import animate
+    from upright.video import animate, rewards
     from upright.video import model as models
-    from upright.video import rewards
 else:
     torch = LazyModule("torch")
     grpo = LazyModule("upright.maths.policy")
-    animate = LazyModule("upright.report.animate")
+    animate = LazyModule("upright.video.animate")
     models = LazyModule("upright.video.model")
     rewards = LazyModule("upright.video.rewards")
 
@@ -430,7 +429,12 @@ _FRAMES = {
     "energy": ("Kinetic energy, of that in the context", ["A contact may take some and gives none."]),
 }
 _REPORT = [
-    Front("Offset from the true future, against what happens outside of the bodies"),
+    Front(
+        "Offset from the true future, against clips in which bodies pass into each other",
+        "mean:offset",
+        ["The price, change of the background, is in the table: a renderer can hardly have one."],
+        cost="mean:penetrates",
+    ),
     Picture(
         "Three validation scenes: the truth, the start, and after",
         "futures",

@@ -19,7 +19,6 @@ from upright.contract import InputError
 from upright.evidence.records import Difference, Level
 from upright.evidence.units import FEWEST
 from upright.experiment.summary import ArmFacts
-from upright.report.animate import still
 from upright.report.parts import (
     DASH,
     Block,
@@ -44,6 +43,7 @@ from upright.report.plots import Canvas, Mark, Point, Row, Series, Shade
 from upright.report.read import ArmView, View
 from upright.report.table import Means
 from upright.report.text import ROLES, attack_title, interval, lower, number, percent, plural, shorten, title_of
+from upright.video.animate import still
 
 __all__ = [
     "arm_cell",

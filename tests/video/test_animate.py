@@ -10,12 +10,12 @@ from PIL import Image
 
 from upright import declare
 from upright.contract import InputError
-from upright.report.animate import animate, still
 from upright.report.build import write_page
 from upright.report.kinds import draw
 from upright.report.parts import Page, Section
 from upright.report.plots import Canvas
 from upright.report.read import read_folder
+from upright.video.animate import animate, still
 
 RED, BLUE = (220, 20, 20), (20, 20, 220)
 
