@@ -43,6 +43,7 @@ from upright.video.model import PixelDiT, flow_matching_loss, rollout
 from upright.video.rewards import load_reward
 from upright.video.scenes import simulate
 from upright.video.tracks import meta_of, track_colours
+from upright.video.violations import bench_rewards
 
 SEEDS, CHOICE_SEEDS, RATES = range(6), (100, 101), (2e-5, 5e-5, 2e-4)
 STUDIES: dict[str, dict[str, Any]] = {
@@ -99,11 +100,19 @@ def _run(job: tuple[str, Mapping[str, Any], dict[str, Any], int]) -> str:
     return folder
 
 
-def bench_rewards(target: Path, command: str) -> None:
-    """Publish what the audit of rewards finds on clips of its own seed."""
-    audit = load_object("upright.tasks.reward:bench_table")
-    found = audit(["fixed", "newton", "paper", "official", "pixel_l1"], clips=300, seed=7)
-    _publish(target, {"sentence": found.pop("sentence"), "command": command, **found})
+def bench(target: Path, command: str) -> None:
+    """Publish what five rewards make of violations, harmless edits and cheats."""
+    names = ["fixed", "newton", "paper", "official", "pixel_l1"]
+    rows = bench_rewards([load_reward(name) for name in names], clips=300, seed=7).rows
+    said = []
+    for name in names:
+        own = [row for row in rows if row["reward"] == name]
+        least = min((row for row in own if row.get("bench")), key=lambda row: row["auc"])
+        paid = [row["name"] for row in own if row["what"] == "cheat" and row["earns"] >= -1.0]
+        said.append(
+            f"{name} sees {least['name']} least (AUC {least['auc']:.2f})" + f", pays {', '.join(paid)}" * bool(paid)
+        )
+    _publish(target, {"sentence": "; ".join(said) + ".", "command": command, "clips": 300, "rows": rows})
 
 
 def over_fit(target: Path, command: str) -> None:
@@ -131,8 +140,8 @@ def over_fit(target: Path, command: str) -> None:
     few, rest = values["four_clips"], values["others"]
     sentence = (
         f"A pixel model of {sum(p.numel() for p in policy.parameters()) / 1e6:.1f} million weights that saw four clips "
-        f"{PIXEL_UPDATES:,} times repeats them to {few['offset']:.2f} px and misses others by {rest['offset']:.2f} of 32 "
-        "px: a check of the mechanics, and no result on video models."
+        f"{PIXEL_UPDATES:,} times repeats them to {few['offset']:.2f} px and misses others by {rest['offset']:.2f} px of "
+        "32: a check of the mechanics, and no result on video models."
     )
     _publish(target, {"sentence": sentence, "command": command, "updates": PIXEL_UPDATES, "values": values})
 
@@ -166,7 +175,7 @@ def main(arguments: Sequence[str]) -> None:
         for name, settings in STUDIES.items():
             if not names or name in names:
                 run_study(pool, name, settings, work / name, f"{command} {name}")
-    for name, make in (("physrvg-rewards", bench_rewards), ("physrvg-pixels", over_fit)):
+    for name, make in (("physrvg-rewards", bench), ("physrvg-pixels", over_fit)):
         if not names or name in names:
             make(results / name, f"{command} {name}")
 

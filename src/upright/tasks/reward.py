@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from upright.contract import Arm, Config, File, InputError, Metric, PositiveInt, Range, UnitScores, audit
+from upright.contract import Arm, Config, File, InputError, Metric, Range, UnitScores, audit
 from upright.declare import Intervals, Noted
 from upright.evidence.compute import evidence
 from upright.evidence.units import Block, Units
@@ -44,8 +44,6 @@ class RewardConfig(Config):
     """Height and width."""
     frames: Annotated[int, Range(ge=16, le=120)] = 24
     """Frames of a clip; the first 5 are its context."""
-    worst: PositiveInt = 5
-    """Violations that are named as seen least."""
 
 
 @audit(
@@ -109,11 +107,8 @@ def read_reward(config: RewardConfig, *, seed: int, draws: int, margins: Mapping
     scores = UnitScores("clip", unit, values, {"violation": bench.violation}, cluster=bench.scene)
     metrics = {name: Metric(name, "higher", margin=0.05, low=-1.0, high=2.0, title=f"{name}, AUC") for name in values}
     notes = _notes(bench.rows)
+    told = {name: _told(name, notes) for name in names}
     paid = [f"{row['reward']}: {row['cheat']}" for row in notes["cheats"] if not row["earns"] < -1.0]
-    seen = {row["reward"]: row for row in notes["rewards"]}
-    least = sorted((row["auc"], row["reward"], row["violation"]) for row in notes["sizes"] if row["bench"])
-    blind = "; ".join(f"{reward} {violation} {area:.2f}" for area, reward, violation in least[: config.worst])
-    step = "Train on none of these alone" if paid else "Train on one that sees what matters to you"
     held = evidence(
         Units([Block("audit_reward", YOURS, seed, scores)]),
         arms=[Arm(YOURS, "baseline")],
@@ -122,31 +117,39 @@ def read_reward(config: RewardConfig, *, seed: int, draws: int, margins: Mapping
         draws=draws,
         seed=seed,
     )
-    first = next(iter(values))
-    held["headline"] = min(
-        (row for row in held["levels"] if row["metric"] == first and row.get("group")), key=lambda row: row["value"]
-    )
-    worst = f"{first} sees {held['headline']['group']} least: AUC {held['headline']['value']:.2f}"
-    lines = {
-        "effect": worst,
-        "cheats": f"paid as much as a true clip: {', '.join(paid)}" if paid else "no cheat earns what a true clip does",
-        "seen least": blind,
-    }
-    steps = [f"{step}, and look at its worst clips."]
+    first = names[0]
+    own = [row for row in held["levels"] if row["metric"] == first and row.get("group")]
+    held["headline"] = min(own, key=lambda row: row["value"])
+    lines = {"effect": "; ".join(f"{name} sees {least}" for name, (least, _) in told.items())}
+    lines["cheats"] = f"paid as much as a true clip: {', '.join(paid)}" if paid else "none earns what a true clip does"
+    lines |= {name: text for name, (_, text) in told.items()}
+    steps = ["Train on none that pays a cheat." if paid else "Train on one that sees what matters to you."]
     said = audit_verdict("gap shown", [], margin={}, too_small=[], unit="clip").row()
-    primary = held["headline"]["statistic"]
-    held["verdict"] = said | {"primary": primary, "sentence": f"{worst}.", "lines": lines, "next_steps": steps}
+    held["verdict"] = said | {"primary": f"mean:{first}", "lines": lines, "next_steps": steps}
+    held["verdict"]["sentence"] = f"{lines['effect']}; cheats: {lines['cheats']}."
     return Answer(
-        title=f"Audit of {plural(len(seen), 'reward')} of video generators",
-        arm_title="your rewards" if len(seen) > 1 else next(iter(seen)),
+        title=f"Audit of {plural(len(names), 'reward')} of video generators",
+        arm_title="your rewards" if len(names) > 1 else names[0],
         asks="whether a reward prefers clips that keep the laws of mechanics, and what else it pays for",
-        data={"name": "simulated clips", "clips": config.clips, "violations": len(kinds), "rewards": list(seen)},
+        data={"name": "simulated clips", "clips": config.clips, "violations": len(kinds), "rewards": names},
         scores=scores,
         metrics=metrics,
-        compared=[next(iter(values))],
+        compared=[first],
         evidence=held,
         notes={YOURS: notes},
     )
+
+
+def _told(name: str, notes: Mapping[str, list[dict[str, Any]]]) -> tuple[str, str]:
+    """Say which violation a reward sees least, and in a line what cheats earn and what it costs."""
+    seen = [row for row in notes["sizes"] if row["reward"] == name and row["bench"]]
+    least = min(seen, key=lambda row: row["auc"])
+    (facts,) = [row for row in notes["rewards"] if row["reward"] == name]
+    earned = ", ".join(f"{row['cheat']} {row['earns']:+.1f}" for row in notes["cheats"] if row["reward"] == name)
+    share = sum(row["auc"] >= 0.95 for row in seen)
+    text = f"AUC 0.95 or more on {share} of {len(seen)} violations; cheats earn, in noise floors: {earned}; "
+    text += f"{facts['ms']:.1f} CPU ms a clip"
+    return "every violation" if least["auc"] > 0.995 else f"{least['violation']} least (AUC {least['auc']:.2f})", text
 
 
 def _notes(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
