@@ -140,8 +140,8 @@ def over_fit(target: Path, command: str) -> None:
     few, rest = values["four_clips"], values["others"]
     sentence = (
         f"A pixel model of {sum(p.numel() for p in policy.parameters()) / 1e6:.1f} million weights that saw four clips "
-        f"{PIXEL_UPDATES:,} times repeats them to {few['offset']:.2f} px and misses others by {rest['offset']:.2f} px of "
-        "32: a check of the mechanics, and no result on video models."
+        f"{PIXEL_UPDATES:,} times repeats them to {few['offset']:.2f} px, and misses others by {rest['offset']:.2f} px "
+        "of 32: a check of the mechanics, and no result on video models."
     )
     _publish(target, {"sentence": sentence, "command": command, "updates": PIXEL_UPDATES, "values": values})
 
