@@ -27,7 +27,7 @@ from typing import Any, Literal
 from upright.contract import InputError
 from upright.guard.intent import Use, asked_of
 from upright.guard.notices import claims, find_notices
-from upright.guard.passages import Fingerprints, Index, Match, fingerprints, matches, normalise
+from upright.guard.passages import Fingerprints, Index, fingerprints, matches, normalise
 from upright.guard.policy import SEVERE, Action, Policy, Row
 from upright.guard.registry import Registry
 from upright.guard.rights import Work, rights_of
@@ -451,15 +451,11 @@ class _Beside:
     def may_hold(self, value: int) -> bool:
         return any(one.may_hold(value) for one in self._both)
 
-    def holds(self, values: Any) -> Any:
-        return self._both[0].holds(values) | self._both[1].holds(values)
+    def may_hold_each(self, values: Any) -> Any:
+        return self._both[0].may_hold_each(values) | self._both[1].may_hold_each(values)
 
     def works_with(self, value: int) -> list[int]:
         return [work for one in self._both for work in one.works_with(value)]
-
-
-def _all(found: Iterable[Sequence[Match]]) -> list[Match]:
-    return [one for some in found for one in some]
 
 
 def _unpacked(text: str) -> str:

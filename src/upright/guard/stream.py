@@ -19,6 +19,7 @@ a gap between them; in scripts without spaces, four letters; and eight letters a
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ __all__ = ["Run", "Stream"]
 _PLACES = 1000  # of twelve letters in one work
 _SMALL = 12  # words; up to this cap every run is followed from its first fingerprint
 _MANY = 24  # characters from which arrays are faster than one by one
+_ASCII = re.compile(f"[\x00-\x7f]{{{_MANY},}}")
 _ALNUM = np.array([chr(code).isalnum() and code < 128 for code in range(256)])
 _POWERS = [pow(BASE, K - 1 - j, 1 << 64) for j in range(K)]  # of the last letter, the one before it, ...
 _DENSE = 4  # letters that count as a word where there are no spaces
@@ -120,108 +122,114 @@ class Stream:
         self._window = max(200, 20 * cap)
         self._most = alike * self._window / (0.5 * (WINDOW + 1)) if alike else math.inf  # fingerprints of that share
         self._hits: dict[int, deque[int]] = {}  # letters at which fingerprints of each work ended, within the window
-        for one in before:
-            self._read(one)
+        for _ in self._too_many(before):
+            pass
 
     def feed(self, chunk: str) -> str:
         """Return what of a chunk may leave: all of it, or what stands before the first word too many."""
         if self.stopped:
             return ""
-        start = 0
-        while start < len(chunk):
-            if not self._open and len(chunk) - start >= _MANY and chunk.isascii():
-                start += self._unknown(chunk[start:])
-            for place, one in enumerate(chunk[start : start + _MANY], start):
-                if self._read(one) > self._cap:
-                    self.stopped = True
-                    return chunk[:place]
-            start += _MANY
+        for place in self._too_many(chunk):
+            self.stopped = True
+            return chunk[:place]
         return chunk
 
-    def _unknown(self, chunk: str) -> int:
-        """Take what stands before the first twelve letters that a work may have, at once; returns how much that is.
+    def _too_many(self, text: str) -> Iterator[int]:
+        """Take a text; yields the place of each character with which a run is too long, or the text too like a work."""
+        letters, words, may_hold, start = self._letters, self._words, self._index.may_hold, 0
+        while start < len(text):
+            if not self._open and len(text) - start >= _MANY and (piece := _ASCII.match(text, start)):
+                taken, over = self._until_open(piece[0])
+                start += taken
+                if over:
+                    yield start - 1
+            for place, one in enumerate(text[start : start + _MANY], start):
+                found, most = LETTERS[ord(one)], 0
+                # marks stand inside words
+                if found is None and (one.isascii() or unicodedata.category(one) not in ("Mn", "Mc", "Me", "Cf")):
+                    self._inside, self._dense = False, 0
+                for letter in found or "":
+                    code, end, begins = ord(letter), len(letters), not self._inside
+                    if code >= 0xE00 and any(low <= code <= high for low, high in _UNSPACED):
+                        begins = self._dense % _DENSE == 0
+                        self._inside, self._dense = False, self._dense + 1
+                    else:
+                        self._inside, self._dense = True, 0
+                    first = ord(letters[-K]) if end >= K else 0
+                    self._sum = ((self._sum - first) * INVERSE + code * LAST) & MASK
+                    letters.append(letter)
+                    words.append((words[-1] if end else 0) + begins)
+                    value = mix(self._sum)
+                    if self._open:
+                        self._open = {run: at for run, at in self._open.items() if self._goes_on(*run, end, value)}
+                    if end >= K - 1 and may_hold(value) and self._is_alike(end, value):
+                        most = self._cap + 1
+                    elif self._open:
+                        most = max(most, self._longest(end))
+                if most > self._cap:
+                    yield place
+            start += _MANY
 
-        In ASCII a letter is one character, so all is done on arrays. No run may be open.
+    def _until_open(self, text: str) -> tuple[int, bool]:
+        """Take ASCII, where a letter is one character, on arrays up to the letter that opens a run; none may be open.
+
+        Returns how much that is, and whether it is too much.
         """
-        codes = np.frombuffer(chunk.lower().encode("ascii"), dtype=np.uint8)
+        codes = np.frombuffer(text.lower().encode(), dtype=np.uint8)
         is_letter = _ALNUM[codes]
-        before = "".join(self._letters[1 - K :])
-        at = np.flatnonzero(is_letter)
-        letters = codes[at].tobytes().decode("ascii")
-        held = np.flatnonzero(self._index.holds(hashes(before + letters)))
-        taken = min(len(at), max(0, int(held[0]) + K - 1 - len(before))) if len(held) else len(at)
-        end = int(at[taken]) if taken < len(at) else len(codes)
-        if not end:
-            return 0
-        part = is_letter[:end]
-        begins = part & ~np.concatenate([[self._inside], part[:-1]])
-        self._words += ((self._words[-1] if self._words else 0) + np.cumsum(begins)[at[:taken]]).tolist()
-        self._letters += letters[:taken]
-        self._inside, self._dense = bool(part[-1]), 0
+        at, n = np.flatnonzero(is_letter), len(self._letters)
+        before, letters = "".join(self._letters[1 - K :]), codes[at].tobytes().decode()
+        value = hashes(before + letters)
+        begins = is_letter & ~np.concatenate([[self._inside], is_letter[:-1]])
+        self._words += ((self._words[-1] if n else 0) + np.cumsum(begins)[at]).tolist()
+        self._letters += letters
+        taken, over = len(text), False
+        for one in np.flatnonzero(self._index.may_hold_each(value)).tolist():
+            end = n - len(before) + one + K - 1
+            if (over := self._is_alike(end, int(value[one]))) or self._open:
+                over = over or self._longest(end) > self._cap
+                taken = int(at[end - n]) + 1
+                del self._letters[end + 1 :], self._words[end + 1 :]
+                break
+        self._inside, self._dense = bool(is_letter[taken - 1]), 0
         self._sum = (
             sum(ord(one) * power for one, power in zip(self._letters[: -K - 1 : -1], _POWERS, strict=False)) & MASK
         )
-        return end
+        return taken, over
 
-    def _read(self, character: str) -> int:
-        """Take one character; returns the words of the longest run that goes on with it."""
-        letters = character.translate(LETTERS)
-        if len(letters) == 1:
-            return self._letter(letters)
-        # marks stand inside words
-        if not letters and (character.isascii() or unicodedata.category(character) not in ("Mn", "Mc", "Me", "Cf")):
-            self._inside, self._dense = False, 0
-        return max(map(self._letter, letters), default=0)
-
-    def _letter(self, letter: str) -> int:
-        code, end = ord(letter), len(self._letters)
-        if code >= 0xE00 and any(low <= code <= high for low, high in _UNSPACED):
-            begins = self._dense % _DENSE == 0
-            self._inside, self._dense = False, self._dense + 1
-        else:
-            begins = not self._inside
-            self._inside, self._dense = True, 0
-        first = ord(self._letters[end - K]) if end >= K else 0
-        self._sum = ((self._sum - first) * INVERSE + code * LAST) & MASK
-        self._letters.append(letter)
-        self._words.append((self._words[-1] if end else 0) + begins)
-        value = mix(self._sum)
-        if self._open:
-            self._open = {run: start for run, start in self._open.items() if self._goes_on(*run, end, value)}
-        if end >= K - 1 and self._index.may_hold(value):
-            alike = [work for work in self._index.works_with(value) if self._is_near(work, end, value)]
-            if alike and self._is_alike(alike, end):
-                return self._cap + 1
-        return self._longest(end) if self._open else 0
-
-    def _is_near(self, work: int, end: int, value: int) -> bool:
-        """Follow a work that has the last twelve letters; returns whether it had others not long before.
+    def _is_alike(self, end: int, value: int) -> bool:
+        """Follow the works that have the last twelve letters; returns whether one has too many of those before them.
 
         A run has a fingerprint in every 19 of its letters, so its fingerprints follow one another within 8 letters.
         Until these come near the cap, with the 18 letters before the first and the 8 to come, no run is looked for:
-        most works have such letters by chance, once.
+        most works have such letters by chance, once, and are not counted.
         """
-        last, first = self._chains.get(work, (-self._window, end))
-        first = first if end - last <= WINDOW else end
-        self._chains[work] = (end, first)
-        begun = max(0, first - SHORTEST + 1)
-        words = max(self._words[end] - self._words[begun] + 1, (end - begun + 1) // _LETTERS + 1) + WINDOW
-        # of works held by fingerprints the letters before are not known later
-        if words > self._cap or self._cap <= _SMALL or self._alone(work):
-            for shift, start in self._begun(work, end, value):
-                self._open.setdefault((work, shift), start)
-        return end - last <= self._window // 4
-
-    def _is_alike(self, works: list[int], end: int) -> bool:
-        """Whether one of some works, that has the last twelve letters, has too many of the letters before them."""
-        for work in works if self._most < math.inf else ():
-            own = self._hits.setdefault(work, deque())
-            own.append(end)
-            while own[0] <= end - self._window:
-                own.popleft()
-        many = [work for work in works if len(self._hits.get(work, ())) > self._most and self._of(work) is not None]
-        free = max((len(own) for work, own in self._hits.items() if many and self._of(work) is None), default=0)
+        many, single = list[int](), self._words_since(end, end)
+        for work in self._index.works_with(value):
+            last, first = self._chains.get(work, (-self._window, end))
+            first = first if end - last <= WINDOW else end
+            self._chains[work] = (end, first)
+            words = single if first == end else self._words_since(first, end)
+            # of works held by fingerprints the letters before are not known later
+            if words > self._cap or self._cap <= _SMALL or self._alone(work):
+                for shift, start in self._begun(work, end, value):
+                    self._open.setdefault((work, shift), start)
+            if end - last <= self._window // 4 and self._most < math.inf:
+                own = self._hits.setdefault(work, deque())
+                own.append(end)
+                while own[0] <= end - self._window:
+                    own.popleft()
+                if len(own) > self._most and self._of(work) is not None:
+                    many.append(work)
+        if not many:
+            return False
+        free = max((len(own) for work, own in self._hits.items() if self._of(work) is None), default=0)
         return any(len(self._hits[work]) > free for work in many)
+
+    def _words_since(self, first: int, end: int) -> int:
+        """Return how many words a run may have whose first fingerprint ended at one letter, and its last at another."""
+        begun = max(0, first - SHORTEST + 1)
+        return max(self._words[end] - self._words[begun] + 1, (end - begun + 1) // _LETTERS + 1) + WINDOW
 
     def _of(self, work: int) -> str | Fingerprints | None:
         if work not in self._held:
@@ -241,7 +249,7 @@ class Stream:
         """Yield shift and first letter of each run that the last twelve letters belong to."""
         held, here = self._of(work), end - K + 1
         if isinstance(held, str):
-            gram, place = "".join(self._letters[here:]), -1
+            gram, place = "".join(self._letters[here : end + 1]), -1
             for _ in range(_PLACES):
                 if (place := held.find(gram, place + 1)) < 0:
                     return
@@ -271,7 +279,7 @@ class Stream:
         """Whether a work that is not protected holds a run too: what is free stays free in an edition of it."""
         run = "".join(self._letters[start : end + 1])
         value = hashes(run)
-        for one in value[self._index.holds(value)].tolist():
+        for one in value[self._index.may_hold_each(value)].tolist():
             for work in self._index.works_with(one):
                 if self._of(work) is None and isinstance(text := self._source(work), str) and run in text:
                     return True
