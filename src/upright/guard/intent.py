@@ -16,9 +16,11 @@ can be in the answer.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations, pairwise
+from itertools import combinations, groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, get_args
 from zlib import crc32, decompress
@@ -48,11 +50,19 @@ _GROUPS, _CLAUSES = (
         re.split(r"(?:^|\n)(\w+)=", one) for one in (_BUNDLED / "intent.txt").read_text().strip().split("\n\n")[1:]
     )
 )
-_KEY = re.compile(rf"\b(?:{'|'.join(f'(?P<{name}>{words})' for name, words in _GROUPS.items())})")
-_MARKS = [
-    (re.compile(_CLAUSES[name]), mark)
-    for name, mark in zip(("question", "told", "reason", "negated"), "?~~-", strict=True)
+_BRACKETS = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"  # with others inside them
+_BEGINS = re.compile(r"(?:\(\?<![^)]*\)|\^)?(?:\(\?:([^()]*)\)(\??))?(.*)")
+_KEYS = [  # group, expression, and with what it may begin: each word of a first bracket, or none of them
+    (name, one, tuple(part + rest for part in f"{parts}{maybe and '|'}".split("|")))
+    for name, words in _GROUPS.items()
+    for one in re.findall(f"(?:[^|()]|{_BRACKETS})+", words)
+    for parts, maybe, rest in _BEGINS.findall(one)[:1]
 ]
+_LETTER = np.array(  # of a letter with 0 to 4 behind it
+    [[crc32(bytes([one, *bytes(n)])) ^ crc32(bytes(n)) for one in range(128)] for n in range(5)], np.uint32
+)
+_WORDS = re.compile(r"\b[a-z][a-z ]")
+_MARKS = list(zip(map(re.compile, _CLAUSES.values()), "?~~-", strict=True))  # question, told, reason, negated
 _ASIDE = {"keep", "skip", "bit", "obj", "short", "part", "fact", "judge", "ask"}  # groups that no copying needs
 _TOKEN = re.compile(r"[,.;:!?\n()]+|[^\s,.;:!?()\"#-&*+\-/<=>@\[-`{-~«»“”„–—…¿¡]+")
 _TO_DO = re.compile(
@@ -95,7 +105,7 @@ class Asked:
 
 def clean_words(text: str) -> str:
     """Return folded words (`passages.LETTERS`), and ``, . ?`` between clauses."""
-    tokens = _TOKEN.findall(re.sub(r"(?<=\d)[,.](?=\d{3})", "", text))
+    tokens = _TOKEN.findall(re.sub(r"[,.](?<=\d.)(?=\d{3})", "", text))
     words = (
         one.translate(LETTERS) or ("?" if "?" in one else "." if re.search("[.!\n]", one) else ",") for one in tokens
     )
@@ -112,6 +122,37 @@ def clause_marks(cleaned: str) -> str:
     return marks
 
 
+@lru_cache(1 << 10)
+def _key(head: str) -> Callable[[str, int], re.Match[str] | None] | None:
+    """Return what finds the key words that begin with two characters, None where none does."""
+    own = [(name, one) for name, one, starts in _KEYS if any(start.startswith(head) for start in starts)]
+    groups = (f"(?P<{name}>{'|'.join(one for _, one in same)})" for name, same in groupby(own, key=itemgetter(0)))
+    return re.compile("|".join(groups)).match if own else None
+
+
+def _keys(cleaned: str) -> Iterator[tuple[int, str]]:
+    """Yield where each key word begins, and its group."""
+    end = 0
+    for word in _WORDS.finditer(cleaned):
+        if (key := _key(word[0])) and (at := word.start()) >= end and (found := key(cleaned, at)):
+            end = found.end()
+            yield at, found.lastgroup or ""
+
+
+def _crc(texts: Iterable[str]) -> NDArray[np.uint32]:
+    return np.array([crc32(one.encode("utf-8", "replace")) for one in texts], np.uint32)
+
+
+def _grams(letters: str) -> NDArray[np.uint32]:
+    """Return the CRC-32 of threes to fives of letters; it is linear: that of ASCII is put together from letters'."""
+    if not letters.isascii():
+        return _crc(letters[i : i + n] for n in (3, 4, 5) for i in range(len(letters) - n + 1))
+    parts, found = _LETTER[:, np.frombuffer(letters.encode(), np.uint8)], list[NDArray[np.uint32]]()
+    for part in parts:
+        found.append(part[: max(0, len(part) - len(found))] ^ found[-1][1:] if found else part)
+    return np.concatenate(found[2:])
+
+
 Amount = tuple[int | None, bool, bool]
 Features = tuple[NDArray[np.int64], NDArray[np.float64], Amount]
 
@@ -119,34 +160,30 @@ Features = tuple[NDArray[np.int64], NDArray[np.float64], Amount]
 def request_features(cleaned: str) -> Features:
     """Return the buckets of a query and their values, each of shape (n,), and its `stated_words`."""
     marks = clause_marks(cleaned)
-    amount = stated_words("".join(one for one, mark in zip(cleaned, marks, strict=True) if mark != "-" or one == " "))
-    row, main = ["^"], [" "]
-    for found in re.finditer(r"\S+", cleaned):
-        word, mark = found.group(), marks[found.start()].strip()
+    kept = (one for one, mark in zip(cleaned, marks, strict=True) if mark != "-" or one == " ")
+    amount = stated_words("".join(kept) if "-" in marks else cleaned)
+    row, main, at = ["^"], [" "], 0
+    for word in cleaned.split(" "):
+        mark, at = marks[at : at + 1].strip(), at + len(word) + 1
+        if not word:
+            continue
         main += [word] if mark in "?" and word not in ",.?" else []
         row.append("^" if word in ",." else word if word == "?" else mark + word)
     letters = " ".join([*main, " "])
     asked = [one.lstrip("?") if len(one) > 1 else one for one in row]
-    keys = [marks[found.start()].strip() + (found.lastgroup or "") for found in _KEY.finditer(cleaned)]
+    keys = [marks[at].strip() + name for at, name in _keys(cleaned)]
     groups, ends = sorted(set(keys)), ["^", *keys, "$"]
     size = "=none" if amount[0] is None else "=small" if amount[0] <= QUOTE else "=big"
     sizes = [size, "=whole"] if amount[1] else [size]
-    kinds = (
-        [letters[i : i + n] for n in (3, 4, 5) for i in range(len(letters) - n + 1)],
-        [*row, *asked, *map(" ".join, pairwise([*row, "^"])), *map(" ".join, pairwise([*asked, "^"]))],
-        [*ends, *map(" ".join, pairwise(ends)), *map(" ".join, zip(ends, ends[1:], ends[2:], strict=False))]
-        + [f"{one}&{other}" for one, other in combinations(groups, 2)]
-        + [one + other for one in sizes for other in ["", *groups]],
-    )
-    places, values, start = list[int](), list[float](), 0
-    for kind, width, norm in zip(kinds, SIZES, NORMS, strict=True):
-        own = {crc32(one.encode("utf-8", "replace")) % width + start for one in kind}
-        places, values, start = (
-            places + sorted(own),
-            values + [norm / max(len(own), 1) ** 0.5] * len(own),
-            start + width,
-        )
-    return np.array(places, np.int64), np.array(values), amount
+    words = [*row, *asked, *map(" ".join, pairwise([*row, "^"])), *map(" ".join, pairwise([*asked, "^"]))]
+    keyed = [*ends, *map(" ".join, pairwise(ends)), *map(" ".join, zip(ends, ends[1:], ends[2:], strict=False))]
+    keyed += [*map("&".join, combinations(groups, 2)), *(one + other for one in sizes for other in ["", *groups])]
+    has, values, start = np.zeros(sum(SIZES), np.bool_), list[NDArray[np.float64]](), 0
+    for kind, width, norm in zip((_grams(letters), _crc(words), _crc(keyed)), SIZES, NORMS, strict=True):
+        has[start + kind % width] = True
+        n = int(np.count_nonzero(has[start : (start := start + width)]))
+        values.append(np.full(n, norm / max(n, 1) ** 0.5))
+    return np.flatnonzero(has), np.concatenate(values), amount
 
 
 @lru_cache(1)
@@ -163,12 +200,8 @@ def stated_words(cleaned: str) -> Amount:
         unit = _UNITS.get(word.removesuffix("s"))
         if unit is None or _NO_PART.match(" ".join(words[i + 1 : i + 3])):
             continue
-        end = i - (
-            i > 0
-            and not words[i - 1].isdecimal()
-            and not _SOME.fullmatch(words[i - 1])
-            and words[i - 1] not in _NO_KIND
-        )  # before an adjective
+        before = words[i - 1] if i else "each"
+        end = i - (not (before.isdecimal() or before in _NO_KIND or _SOME.fullmatch(before)))  # before an adjective
         first, number = end, 0
         while first and words[first - 1].isdecimal():
             first -= 1
@@ -183,7 +216,7 @@ def stated_words(cleaned: str) -> Amount:
                 counted |= number > 0
             words[start : i + 1] = ["#"] * (i + 1 - start)
     rest = re.sub("(?:# )+(?:of (?:the|this) (?:whole|entire|full|complete))?", "# ", " ".join([*words, ""]))
-    whole = _WHOLE.search(rest) or any(found["whole"] for found in _KEY.finditer(rest))
+    whole = _WHOLE.search(rest) or any(name == "whole" for _, name in _keys(rest))
     return sums[1] or sums[0] or None, bool(whole and not _BOUND.search(rest)), counted
 
 
@@ -229,7 +262,7 @@ def asked_of(query: str) -> Asked:
     alone, found = len(pieces) == 1, [Asked("other", None, 0.001)]
     for place, cleaned in enumerate(map(clean_words, pieces)):
         inside = 0 < place < len(pieces) - 1
-        needed = 0 if alone else 2 if inside else 1
-        if cleaned.strip(" ,.?") and len({key.lastgroup for key in _KEY.finditer(cleaned)} - _ASIDE) >= needed:
+        needed = 2 if inside else 1
+        if cleaned.strip(" ,.?") and (alone or len({name for _, name in _keys(cleaned)} - _ASIDE) >= needed):
             found.append(read_request(cleaned, alone=alone, likely=INNER if inside else LIKELY))
     return max(found, key=lambda one: (one.use in USES[:3], one.use != "other", one.confidence))

@@ -67,6 +67,7 @@ _LICENCE = re.compile(
         (?P<last>{_SHORT})(?!-)(?:\s(?P<more>{_LETTER}{{5,9}}+))?)(?!\w)""",
     re.VERBOSE,
 )
+_FREE = re.compile("CC|Apache|BSD|MPL|Mozilla|GPL|MIT|ISC|Unlicense|(?i:creative|gnu)")  # in each licence one of them
 _NEXT = re.compile(rf"[\s-]{{1,3}}({_LETTER}{{5,12}})(?!\w)")
 _ALL = re.compile(r"(?<!\S)\W?(?i:(?P<no>no)|(?P<all>all|some)|a[l1|!i]{1,2}|\w[l1|!]{2}|a\w[l1|!])\s{1,3}\Z")
 _DEDICATED = re.compile(r"(?i:(?:in|into|to)\s{1,3}the|\b(?:is|are|an?)|[:=])\s{1,3}\Z")
@@ -161,7 +162,7 @@ def _claim(text: str, mark: re.Match[str], repairs: int, listed: bool, limit: in
 
 def find_notices(text: str) -> list[Notice]:
     """Return the notices of a text in the order of their spans; a reservation near a claim is part of it."""
-    found, marks, item = list(map(_licence, _LICENCE.finditer(text))), [], -_LIST
+    found, marks, item = list(map(_licence, _LICENCE.finditer(text) if _FREE.search(text) else ())), [], -_LIST
     for mark in _MARK.finditer(text):
         repairs, key = _key(mark["word"]) if mark["word"] else (int(bool(mark["like"])), "copyright")
         if mark["item"]:
