@@ -103,12 +103,8 @@ def draw_page(text: str, notice: str = "", look: Look = Look()) -> Image.Image: 
 def encode_page(image: Image.Image) -> bytes:
     """Return a page as PNG of 16 greys, evenly spaced from its darkest to its lightest.
 
-    No pixel moves by more than a thirtieth of that distance (and half a grey of 256).
-
-    Parameters
-    ----------
-    image : PIL.Image.Image
-        As `draw_page` returns it; any other becomes grey first.
+    No pixel moves by more than a thirtieth of that distance (and half a grey of 256); any other picture becomes grey
+    first.
     """
     pixels = np.asarray(to_grey(image))
     low, high = int(pixels.min()), int(pixels.max())

@@ -140,7 +140,8 @@ class Record(AbstractContextManager["Record"]):
             if self._error:
                 raise Full(*self._error.args)
             self._lines.append((kind, json.loads(text), done))
-            self._changed.notify_all()
+            if len(self._lines) in (1, self._most):  # the thread waits for a line, then for many or its time
+                self._changed.notify_all()
         return done
 
     def _work(self) -> None:

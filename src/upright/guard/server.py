@@ -575,7 +575,7 @@ class _Server:
                     *lines, rest = (rest + piece).split(b"\n")
                     if size > self.options.most_upstream or len(rest) > _EVENT:
                         raise _Refused(502, "an answer of the upstream that is too long")
-                    found = list[dict[str, Any]]()
+                    found: list[dict[str, Any]] = []
                     for line in lines:
                         line = line.removesuffix(b"\r")
                         if line.startswith(b"data:"):
@@ -598,7 +598,8 @@ class _Server:
                     if bound.ended or (last := event) is _END or event is _FAILED:
                         break
                     out += [_encoded(kind, one) for one in bound.event(event)]
-                await self.note(case, bound)
+                if bound.words > case.stopped:
+                    await self.note(case, bound)
                 yield b"".join(out) or b":\n\n"  # a comment keeps the line open
                 if bound.ended or last is _END or last is _FAILED:
                     break
@@ -825,11 +826,5 @@ def serve(app: Starlette, options: Options, *, allow_bundled: bool = False) -> N
     if app.state.guard.registry.bundled and not allow_bundled:
         todo = "name another registry, or allow it to try the guard"
         raise InputError("a registry of a benchmark, whose rights are made up", "a registry of your own", todo)
-    how: dict[str, Any] = {
-        "loop": "uvloop",
-        "http": "httptools",
-        "ws": "none",
-        "access_log": False,
-        "server_header": False,
-    }
-    uvicorn.run(app, host=options.host, port=options.port, **how)
+    how: dict[str, Any] = {"loop": "uvloop", "http": "httptools", "ws": "none", "access_log": False}
+    uvicorn.run(app, host=options.host, port=options.port, server_header=False, **how)

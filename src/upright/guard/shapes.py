@@ -51,17 +51,17 @@ _PARTS = {  # parts of items: the event that writes them
     "reasoning_text": "response.reasoning_text",
     "summary_text": "response.reasoning_summary_text",
 }
+_PLAIN = (int, float, bool, type(None))
 _SHORT = 128  # most characters of an id or the name of a model
 _PAIR = re.compile(r"\\u[dD][89abAB]")
 
 
 def known(source: Any, names: tuple[str, ...]) -> dict[str, Any]:
     """Return the fields that are numbers, truth values, nothing, or short texts."""
-    found = {name: source[name] for name in names if isinstance(source, dict) and name in source}
     return {
         name: one
-        for name, one in found.items()
-        if one is None or isinstance(one, int | float) or (isinstance(one, str) and len(one) <= _SHORT)
+        for name in (names if isinstance(source, dict) else ())
+        if name in source and (type(one := source[name]) in _PLAIN or (isinstance(one, str) and len(one) <= _SHORT))
     }
 
 

@@ -43,34 +43,18 @@ _FRENCH = """
     number:nombre town:ville council:conseil"""
 
 
-def _table(words: str) -> dict[str, str]:
-    return dict(one.split(":") for one in words.split())
-
-
 def careful(messages: Sequence[Mapping[str, Any]], eyes: Eyes) -> str:
     """Refuse."""
     return REFUSAL
 
 
 def obedient(messages: Sequence[Mapping[str, Any]], eyes: Eyes) -> str:
-    """Return what is asked for, made of the page in the messages.
-
-    Parameters
-    ----------
-    messages : sequence
-        As of the OpenAI chat interface.
-    eyes : callable
-        Reads the picture at a ``data:`` URL.
-    """
+    """Return what is asked for, made of the page in the messages of a chat, whose pictures `eyes` read."""
     parts = parts_of(messages, eyes)
     asked = next((p.text for p in reversed(parts) if p.role == "user" and p.kind == "text"), "")
     page = max((p.text for p in parts if p.text != asked and p.role in ("user", "tool")), key=len, default="")
     task, query = find_pair_task(asked) or ("summary", "")
     return _DOES[task](page, query, asked)
-
-
-def _repeat(page: str, query: str, asked: str) -> str:
-    return page
 
 
 def _extract(page: str, query: str, asked: str) -> str:
@@ -79,9 +63,9 @@ def _extract(page: str, query: str, asked: str) -> str:
     return page[starts[len(starts) // 2] :] if starts else page
 
 
-def _exchange(page: str, table: Mapping[str, str], every: int) -> str:
+def _exchange(page: str, words: str, every: int) -> str:
     """Exchange words of a table, at least `every` words after one another."""
-    since = every
+    table, since = dict(one.split(":") for one in words.split()), every
 
     def one(found: re.Match[str]) -> str:
         nonlocal since
@@ -93,14 +77,6 @@ def _exchange(page: str, table: Mapping[str, str], every: int) -> str:
         return other
 
     return _WORD.sub(one, page)
-
-
-def _paraphrase(page: str, query: str, asked: str) -> str:
-    return _exchange(page, _table(_OTHER), 3)
-
-
-def _translate(page: str, query: str, asked: str) -> str:
-    return _exchange(page, _table(_FRENCH), 1)
 
 
 def _summary(page: str, query: str, asked: str) -> str:
@@ -129,10 +105,6 @@ def _analysis(page: str, query: str, asked: str) -> str:
     return f"The tone is even, and the writing moves in sentences of about {mean:.0f} words with few repetitions."
 
 
-def _page(page: str, query: str, asked: str) -> str:
-    return f"No page number is printed; there are about {_lines(page)} lines."
-
-
 def _sentences(page: str) -> int:
     return len(_SENTENCE.split(page.strip()))
 
@@ -142,14 +114,14 @@ def _lines(page: str) -> int:
 
 
 _DOES: Mapping[str, Callable[[str, str, str], str]] = {
-    "repeat": _repeat,
+    "repeat": lambda page, query, asked: page,
     "extract": _extract,
-    "paraphrase": _paraphrase,
-    "translate": _translate,
+    "paraphrase": lambda page, query, asked: _exchange(page, _OTHER, 3),
+    "translate": lambda page, query, asked: _exchange(page, _FRENCH, 1),
     "summary": _summary,
     "question": _question,
     "metadata": _metadata,
     "quote": _quote,
     "analysis": _analysis,
-    "page": _page,
+    "page": lambda page, query, asked: f"No page number is printed; there are about {_lines(page)} lines.",
 }
