@@ -221,7 +221,7 @@ class Index:
 
     def counts(self, own: Fingerprints, least: float = 1) -> dict[int, int]:
         """Return how many of some fingerprints each work has; works with fewer than `least` are left out."""
-        low = np.unique(own.hashes >> np.uint64(BITS)) << np.uint64(BITS)
+        low = np.unique(own.hashes[self.may_hold_each(own.hashes)] >> np.uint64(BITS)) << np.uint64(BITS)
         stop = np.searchsorted(self.entries, low | np.uint64((1 << BITS) - 1), side="right")
         size = stop - np.searchsorted(self.entries, low)
         found = self.entries[np.repeat(stop - np.cumsum(size), size) + np.arange(size.sum())]
