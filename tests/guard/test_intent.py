@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -109,6 +111,17 @@ def test_another_process_with_other_string_hashes_gives_the_same_answers():
     env = {**os.environ, "PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == repr([asked_of(query) for query in TRAPS])
+
+
+def test_what_is_looked_up_is_what_a_plain_search_finds():
+    # catches: a key word whose beginning is no two characters, check sums of letters put together in another order
+    groups = "|".join(f"(?P<{name}>{words})" for name, words in intent._GROUPS.items())
+    for *_, text in written_sentences():
+        cleaned = intent.clean_words(text)
+        plain = re.finditer(rf"\b(?:{groups})", cleaned)
+        assert list(intent._keys(cleaned)) == [(found.start(), found.lastgroup) for found in plain]
+        sums = [crc32(cleaned[i : i + n].encode()) for n in (3, 4, 5) for i in range(len(cleaned) - n + 1)]
+        assert intent._grams(cleaned).tolist() == sums
 
 
 @pytest.mark.parametrize("query", HOSTILE)

@@ -340,9 +340,8 @@ def write_benchmark(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"a folder that cannot be written ({error.strerror})", "one that can", "name another"
-        ) from None
+        got = f"a folder that cannot be written ({error.strerror})"
+        raise InputError(got, "one that can", "name another") from None
     pictures, named = dict[str, bytes](), dict[tuple[int, str], str]()
     for done, page in enumerate(pages(), 1):
         for notice in (NOTICES[0], *NOTICES[3:]):

@@ -144,9 +144,8 @@ def read_policy(path: Path | None = None) -> Policy:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(
-            f"the policy {path.name} ({error.strerror})", "a file that can be read", "check the path"
-        ) from None
+        got = f"the policy {path.name} ({error.strerror})"
+        raise InputError(got, "a file that can be read", "check the path") from None
     except ValueError as error:
         raise InputError(f"the policy {path.name}, which is no TOML: {error}", "a TOML file", "correct it") from None
     if data.pop("version", None) != 1:
@@ -183,9 +182,8 @@ def _read(base: Policy, data: Mapping[str, Any], where: str) -> Policy:
             accepted = " or ".join(_CHOICES[key])
             raise InputError(f"{where}: {key} = {value!r}", accepted, "choose one of them")
         elif key == "cap" and (type(value) is not int or not 1 <= value <= _CAP):
-            raise InputError(
-                f"{where}: cap = {value!r}", f"1 to {_CAP} words", "to let no word through, refuse the use"
-            )
+            todo = "to let no word through, refuse the use"
+            raise InputError(f"{where}: cap = {value!r}", f"1 to {_CAP} words", todo)
         elif key == "jurisdiction" and not isinstance(value, str):
             raise InputError(f"{where}: jurisdiction = {value!r}", "the code of a country", "write it as a text")
         else:

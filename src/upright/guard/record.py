@@ -230,9 +230,8 @@ def verify(folder: Path, head: str | None = None) -> list[tuple[str, Verificatio
         raise InputError(f"the head {head!r}", "the hash of a line, 64 hex digits", "copy the whole of it")
     found = [(path.name, Ledger(path).verify()) for path in _files(folder)]
     if not found:
-        raise InputError(
-            f"{folder.resolve().name} without a record", "a folder with guard-YYYY-MM.jsonl", "check the path"
-        )
+        got = f"{folder.resolve().name} without a record"
+        raise InputError(got, "a folder with guard-YYYY-MM.jsonl", "check the path")
     if not all(check.intact for _, check in found):
         return found
     gone: set[tuple[Any, Any]] = {(None, GENESIS)}
@@ -279,8 +278,8 @@ def _told(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:  # of whatever kind: in the thread it must reach somebody
         why = "another guard does" if isinstance(error, BlockingIOError) else getattr(error, "strerror", None) or error
-        got, accepted = (
+        got, todo = (
             f"the record {folder.resolve().name} cannot be written to ({why})",
-            "a folder of its own, with room",
+            "free some space, see to its rights",
         )
-        raise Full(got, accepted, "free some space, see to its rights, or name another folder") from None
+        raise Full(got, "a folder of its own, with room", f"{todo}, or name another folder") from None

@@ -192,9 +192,8 @@ class Stream:
                 del self._letters[end + 1 :], self._words[end + 1 :]
                 break
         self._inside, self._dense = bool(is_letter[taken - 1]), 0
-        self._sum = (
-            sum(ord(one) * power for one, power in zip(self._letters[: -K - 1 : -1], _POWERS, strict=False)) & MASK
-        )
+        last = zip(self._letters[: -K - 1 : -1], _POWERS, strict=False)
+        self._sum = sum(ord(one) * power for one, power in last) & MASK
         return taken, over
 
     def _is_alike(self, end: int, value: int) -> bool:
@@ -204,12 +203,13 @@ class Stream:
         Until these come near the cap, with the 18 letters before the first and the 8 to come, no run is looked for:
         most works have such letters by chance, once, and are not counted.
         """
-        many, single = list[int](), self._words_since(end, end)
+        many: list[int] = []
         for work in self._index.works_with(value):
             last, first = self._chains.get(work, (-self._window, end))
             first = first if end - last <= WINDOW else end
             self._chains[work] = (end, first)
-            words = single if first == end else self._words_since(first, end)
+            begun = max(0, first - SHORTEST + 1)
+            words = max(self._words[end] - self._words[begun] + 1, (end - begun + 1) // _LETTERS + 1) + WINDOW
             # of works held by fingerprints the letters before are not known later
             if words > self._cap or self._cap <= _SMALL or self._alone(work):
                 for shift, start in self._begun(work, end, value):
@@ -225,11 +225,6 @@ class Stream:
             return False
         free = max((len(own) for work, own in self._hits.items() if self._of(work) is None), default=0)
         return any(len(self._hits[work]) > free for work in many)
-
-    def _words_since(self, first: int, end: int) -> int:
-        """Return how many words a run may have whose first fingerprint ended at one letter, and its last at another."""
-        begun = max(0, first - SHORTEST + 1)
-        return max(self._words[end] - self._words[begun] + 1, (end - begun + 1) // _LETTERS + 1) + WINDOW
 
     def _of(self, work: int) -> str | Fingerprints | None:
         if work not in self._held:
