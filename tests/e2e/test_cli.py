@@ -140,6 +140,13 @@ def test_settings_are_options_and_stand_in_the_help(tmp_path: Path) -> None:
 def test_doctor_reports_the_interpreter() -> None:
     rows = json.loads(upright("doctor", "--json").stdout)
     assert rows[0] == {"what": "python", "state": "ok", "note": ".".join(map(str, sys.version_info[:3]))}
+    assert {"tesseract, which reads pictures"} <= {row["what"] for row in rows}
+
+
+def test_a_setting_out_of_its_range_is_told_as_an_option() -> None:
+    done = upright("audit", "copyright", "http://127.0.0.1:9/v1", "--limit", "3")
+    assert done.returncode == 2
+    assert "error: --limit = '3'\n" in done.stderr
 
 
 def test_a_gate_fails_with_1(tmp_path: Path) -> None:

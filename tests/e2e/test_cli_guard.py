@@ -193,6 +193,7 @@ def test_a_place_that_is_taken_is_told_and_the_record_is_closed(owl, tmp_path):
         command = [sys.executable, "-m", "upright.cli", "guard", "serve", *words, "--port", str(port)]
         run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 2
+    assert run.stderr.startswith("registry registry.db: works 1; tenants of the policy 0\n")
     assert run.stderr.endswith(
         "error: a server that did not start, as its lines above say\n  accepted: an address that is here and free\n"
         "  to do:    pass another --host or --port\n"

@@ -64,8 +64,6 @@ def serve(
     """Stand in front of a server, or of SmolLM2, as an address for clients, until stopped."""
     options = server.Options(host=host, port=port, allow=tuple(allow or ()))
     with desk.opened(given["registry"], given["policy"], record=record, days=days) as (guard, kept, reader):
-        if reader is None:
-            typer.echo("no program that reads pictures is here: they are parts that cannot be read", err=True)
         answer = upstream or copyright.local_model(desk.eyes_of(reader))
         server.serve(server.make_app(guard, answer, record=kept, reader=reader, options=options), options)
 

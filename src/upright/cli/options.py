@@ -93,8 +93,12 @@ class RunCommand(TyperCommand):
         return f"{text}\n\n{settings_text(tables)}"
 
 
-def explain(error: click.ClickException) -> int:
-    """Print what the parser refused in three parts, with the nearest name, and return the exit status."""
+def explain(error: click.ClickException | InputError) -> int:
+    """Print what was refused in three parts, settings as options, with the nearest name, and return the exit status."""
+    if isinstance(error, InputError):
+        named = re.sub(r"^\w+Config\.(\w+)(?= = )", lambda found: f"--{found[1].replace('_', '-')}", str(error))
+        typer.echo(f"error: {named}", err=True)
+        return 2
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return error.exit_code

@@ -415,11 +415,8 @@ def main() -> None:
     understood.setLevel(logging.INFO)
     try:
         sys.exit(app(standalone_mode=False))
-    except click.ClickException as error:
+    except (click.ClickException, InputError) as error:
         sys.exit(explain(error))
-    except InputError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
         sys.exit(130)

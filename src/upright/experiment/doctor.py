@@ -1,4 +1,4 @@
-"""What is here and what is missing: interpreter, packages by extra, data, cache, browser."""
+"""What is here and what is missing: interpreter, packages by extra, data, cache, tesseract, browser."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ def examine() -> list[dict[str, str]]:
     cache = cache_dir()
     writable = os.access(next(p for p in [cache, *cache.parents] if p.exists()), os.W_OK)
     tell("cache", "writable", "" if writable else "set UPRIGHT_CACHE to a folder that can be written")
+    reads = "" if shutil.which("tesseract") else "apt-get install tesseract-ocr tesseract-ocr-eng"
+    tell("tesseract, which reads pictures", "", reads)
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     tell("browser for tests", "", "" if browser else "apt-get install chromium")
     return rows

@@ -58,7 +58,7 @@ class Registry:
     def __init__(self, place: str | Path, *, bundled: bool = False) -> None:
         self._place, self._lock = str(place), threading.RLock()
         self._remote = self._place.startswith(("postgresql://", "postgres://"))
-        self._name = "the PostgreSQL registry" if self._remote else f"registry {Path(place).name}"  # no password
+        self.name = "the PostgreSQL registry" if self._remote else f"registry {Path(place).name}"  # no password
         self._errors: type[Exception] = sqlite3.Error
         self._db: Any = None
         try:
@@ -155,7 +155,7 @@ class Registry:
                 why = str(error).strip().split("\n")[0]
                 if self._remote and self._db is None:  # the text before may hold a piece of a password
                     why = why.partition(" failed: ")[2] or "the address is not understood"
-                got, todo = f"{self._name} that cannot be used ({why})", "check the place, and who may write there"
+                got, todo = f"{self.name} that cannot be used ({why})", "check the place, and who may write there"
                 raise InputError(got, "a registry that is there and free", todo) from None
 
     def _spelled(self, statement: str) -> str:
@@ -187,7 +187,7 @@ class Registry:
         with self._changing():
             first = self._run("SELECT next_id FROM guard_meta")[0][0]
             if (after := first + len(rows)) > _IDS:
-                raise InputError(f"{self._name} with {after} ids", f"at most {_IDS}", "begin another registry")
+                raise InputError(f"{self.name} with {after} ids", f"at most {_IDS}", "begin another registry")
             self._run("UPDATE guard_meta SET next_id = ?", after)
             values = [(first + i, *row) for i, row in enumerate(rows)]
             self._db.cursor().executemany(self._spelled(_INSERT), values)
@@ -196,7 +196,7 @@ class Registry:
     def _found(self, id: int, columns: str) -> tuple[Any, ...]:
         rows = self._run(f"SELECT {columns} FROM guard_works WHERE id = ?", id) if 0 <= id < _IDS else []
         if not rows:
-            raise InputError(f"work {id}, which is not in {self._name}", "the id of a registered work", "search for it")
+            raise InputError(f"work {id}, which is not in {self.name}", "the id of a registered work", "search for it")
         return rows[0]
 
     def _format(self) -> int:
@@ -217,7 +217,7 @@ class Registry:
                     self._run("INSERT INTO guard_meta VALUES (?, 0, 0, ?)", _FORMAT, int(bundled))
         if (found := self._format()) != _FORMAT:
             what = f"of format {found}" if found > 0 else "which something else made"
-            raise InputError(f"{self._name}, {what}", f"a registry of format {_FORMAT}", "name another place")
+            raise InputError(f"{self.name}, {what}", f"a registry of format {_FORMAT}", "name another place")
         if not self._remote:
             self._run("PRAGMA journal_mode = WAL")
         return bool(self._run("SELECT bundled FROM guard_meta")[0][0])

@@ -27,6 +27,7 @@ import logging
 import re
 import secrets
 import socket
+import sys
 import traceback
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
@@ -685,9 +686,7 @@ class _Server:
         return _json({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
-        lines = []
-        for (name, value), count in sorted(self.counts.items()):
-            lines.append(f'guard_{name}_total{{of="{value}"}} {count}\n')
+        lines = [f'guard_{name}_total{{of="{of}"}} {count}\n' for (name, of), count in sorted(self.counts.items())]
         return Response("".join(lines), media_type="text/plain; version=0.0.4")
 
     async def page(self, request: Request) -> Response:
@@ -811,20 +810,25 @@ def make_app(
         return _json(_Refused(status, "no such path or method here").body(), status)
 
     app = Starlette(routes=routes, lifespan=server.lifespan, exception_handlers={HTTPException: other})
-    app.state.guard = guard
+    app.state.guard, app.state.reads = guard, bool(reader or guard.eyes)
     return app
 
 
 def serve(app: Starlette, options: Options, *, allow_bundled: bool = False) -> None:
-    """Run the server until it is stopped.
+    """Say which works, tenants and pictures the server knows, and run it until it is stopped.
 
     Raises
     ------
     InputError
         For a registry of a benchmark: its holders and dates are made up.
     """
-    if app.state.guard.registry.bundled and not allow_bundled:
+    guard = app.state.guard
+    if guard.registry.bundled and not allow_bundled:
         todo = "name another registry, or allow it to try the guard"
         raise InputError("a registry of a benchmark, whose rights are made up", "a registry of your own", todo)
+    works, tenants = guard.registry.stats()["works"], len(guard.policy.tenants)
+    print(f"{guard.registry.name}: works {works:,}; tenants of the policy {tenants}", file=sys.stderr)
+    if not app.state.reads:
+        print("no program that reads pictures is here: they are parts that cannot be read", file=sys.stderr)
     how: dict[str, Any] = {"loop": "uvloop", "http": "httptools", "ws": "none", "access_log": False}
     uvicorn.run(app, host=options.host, port=options.port, server_header=False, **how)
