@@ -70,6 +70,14 @@ def test_penetration_is_the_deepest_overlap_of_a_generated_frame():
     assert penetration(p, [[2.0, 3.0]], 1)[0] == 0.0
 
 
+def test_bodies_that_change_places_between_two_frames_penetrate():
+    # catches: a leap through each other that no frame shows
+    p = np.zeros((1, 6, 2, 2))
+    p[0, :, 0, 0], p[0, :, 1, 0] = [0, 0, 0, 10, 10, 10], [10, 10, 10, 0, 0, 0]
+    assert penetration(p, [[4.0, 4.0]], 1)[0] == pytest.approx(8.0)
+    assert penetration(p, [[4.0, 4.0]], 4)[0] == 0.0
+
+
 def test_what_is_no_path_is_named():
     # catches: axes in another order read as bodies
     with pytest.raises(InputError) as error:

@@ -6,10 +6,10 @@ Positions are in pixels, shape (..., T, K, 2), frames in time, bodies in order; 
 ==============  =====================================================================================================
 ``offset``      ``mean |p - q|`` over generated frames and bodies, q the true positions: trajectory offset
 ``iou``         mean over generated frames and bodies of ``|A n B| / |A u B|``, A and B the discs at p and q
-``penetrates``  1 where two bodies overlap by more than a pixel in some generated frame
+``penetrates``  1 where two bodies overlap by more than a pixel in a generated frame, or on the straight way to it
 ``momentum``    ``mean_t |sum_k m_k a_k - g sum_k m_k| / sum_k m_k``, a the second difference: px/frame^2
 ``newton``      what exceeds the tolerances of the checks of `upright.video.verifiers`, in multiples of them
-``energy_gain`` largest gain of kinetic energy where bodies meet, as a share of what there was
+``energy_gain`` largest gain of energy by mass over its least so far, by the rms speed: px/frame
 ``lost``        share of generated frames and bodies in which a body is not found
 ``background``  mean absolute change of the picture outside of all bodies, of 1
 ``spread``      ``mean |p - p'|`` between two futures of one context; neither side is better by itself
@@ -39,7 +39,7 @@ METRICS: Mapping[str, Metric] = {
     "penetrates": Metric("penetrates", "lower", margin=0.02, title="Clips in which bodies pass into each other"),
     "momentum": Metric("momentum", "lower", high=_INF, margin=0.01, title="Momentum from nowhere, px/frame^2"),
     "newton": Metric("newton", "lower", high=_INF, margin=0.1, title="Breaks of mechanics, in tolerances"),
-    "energy_gain": Metric("energy_gain", "lower", high=_INF, margin=0.02, title="Energy gained where bodies meet"),
+    "energy_gain": Metric("energy_gain", "lower", high=_INF, margin=0.02, title="Energy from nowhere, px/frame"),
     "lost": Metric("lost", "lower", margin=0.01, title="Bodies lost, share of frames"),
     "background": Metric("background", "lower", margin=0.002, title="Change of the background"),
     "spread": Metric("spread", "higher", high=_INF, margin=0.1, title="Distance of two futures, px"),
@@ -62,10 +62,18 @@ def trajectory_offset(found: Any, true: Any, context: int) -> Array:
 
 
 def penetration(position: Any, radius: Any, context: int) -> Array:
-    """Return the largest overlap of two bodies in a generated frame, px, at least 0, shape (...), radii (..., K)."""
-    p, r = _positions(position, context)[..., context:, :, :], np.asarray(radius, np.float64)
+    """Return the largest overlap of two bodies in a generated frame or on the straight way to it, at least 0.
+
+    In px, shape (...), of positions (..., T, K, 2) and radii (..., K). Between frames bodies could change places.
+    """
+    p, r = _positions(position, context)[..., max(context - 1, 0) :, :, :], np.asarray(radius, np.float64)
     one, other = np.triu_indices(p.shape[-2], 1)
-    apart = np.linalg.norm(p[..., one, :] - p[..., other, :], axis=-1)
+    at = p[..., one, :] - p[..., other, :]
+    way, start = np.diff(at, axis=-3), at[..., :-1, :, :]
+    when = -(start * way).sum(-1) / np.maximum((way * way).sum(-1), 1e-12)
+    near = np.linalg.norm(start + when[..., None] * way, axis=-1)
+    ends = np.linalg.norm(at[..., 1:, :, :], axis=-1)
+    apart = np.where((when > 0.0) & (when < 1.0), np.minimum(near, ends), ends)
     depth = (r[..., one] + r[..., other])[..., None, :] - apart
     return np.asarray(depth.max((-2, -1), initial=0.0))
 

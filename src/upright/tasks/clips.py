@@ -74,7 +74,7 @@ class ClipsConfig(Config):
     future: Literal["known", "withheld"] = "known"
     """Whether post-training knows what happens after the context."""
     model: Literal["small", "medium"] = "medium"
-    """0.13 or 0.39 million weights."""
+    """0.13 or 0.40 million weights."""
     start: Literal["taught", "bundled"] = "taught"
     """`bundled`: a small one that was taught before, by `benchmarks/make_video_start.py`."""
     shared: bool = False

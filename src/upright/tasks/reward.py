@@ -30,7 +30,13 @@ else:
 
 __all__ = ["RewardConfig", "read_reward"]
 
-_SIZES = {"size": "size", "auc": "AUC", "monotone": "rank correlation with size", "clips": "clips"}
+_SIZES = {
+    "size": "size",
+    "auc": "AUC",
+    "harm": "cost, noise floors",
+    "monotone": "rank correlation with size",
+    "clips": "clips",
+}
 
 
 class RewardConfig(Config):
@@ -143,13 +149,14 @@ def read_reward(config: RewardConfig, *, seed: int, draws: int, margins: Mapping
 def _told(name: str, notes: Mapping[str, list[dict[str, Any]]]) -> tuple[str, str]:
     """Say which violation a reward sees least, and in a line what cheats earn and what it costs."""
     seen = [row for row in notes["sizes"] if row["reward"] == name and row["bench"]]
-    least = min(seen, key=lambda row: row["auc"])
+    least = min(seen, key=lambda row: (row["harm"] >= 1.0, row["auc"]))  # what costs less than noise is not seen
     (facts,) = [row for row in notes["rewards"] if row["reward"] == name]
     earned = ", ".join(f"{row['cheat']} {row['earns']:+.1f}" for row in notes["cheats"] if row["reward"] == name)
-    share = sum(row["auc"] >= 0.95 for row in seen)
-    text = f"AUC 0.95 or more on {share} of {len(seen)} violations; cheats earn, in noise floors: {earned}; "
-    text += f"{facts['ms']:.1f} CPU ms a clip"
-    return "every violation" if least["auc"] > 0.995 else f"{least['violation']} least (AUC {least['auc']:.2f})", text
+    share = sum(row["auc"] >= 0.95 and row["harm"] >= 1.0 for row in seen)
+    text = f"AUC of 0.95 and a cost above noise on {share} of {len(seen)} violations; "
+    text += f"cheats earn, in noise floors: {earned}; {facts['ms']:.1f} CPU ms a clip"
+    told = f"{least['violation']} least (AUC {least['auc']:.2f}, at {least['harm']:.1f} noise floors)"
+    return "every violation" if least["auc"] > 0.995 and least["harm"] >= 1.0 else told, text
 
 
 def _notes(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

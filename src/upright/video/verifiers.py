@@ -27,7 +27,8 @@ gravity may come from a ground.
 
 `newton` is the reward without a future: mean over its checks of the mean over frames of what exceeds the tolerance, in
 tolerances, at most 50; a frame in which a thing is lost counts 50 in each check, so that nothing is gained by
-vanishing. What is decided rests on the context alone, so that no future can evade a check.
+vanishing. With known colours, what is decided rests on the context alone, so
+that no future can evade a check; a backdrop that is found from a whole clip can be spoilt by its future.
 
 References: Morpheus, arXiv 2504.02918 (scores from conservation laws); NewtonRewards, arXiv 2512.00425 (constant
 acceleration as a reward). Numerov's weights (1, 10, 1) / 12 for the pendulum: Hairer, Norsett, Wanner, Solving
@@ -66,6 +67,7 @@ TOLERANCES: Mapping[str, float] = {
     "overlap": 0.15,
 }
 _MOST = 50.0  # tolerances that a frame can exceed one by
+_MERGED = 2.5  # px between found things below which their masks may be one
 _NEAR = 0.5  # px between discs below which they may touch
 _KINK = 0.4  # px in D_1 from which a velocity has changed
 _WAY = 4  # frames over which the velocity of the centre of mass is measured
@@ -260,9 +262,15 @@ def _series(x: Tensor) -> Tensor:
     return x.amax(2) if x.shape[2] else x.new_zeros(x.shape[:2])
 
 
+def _gone(motion: _Motion) -> Tensor:
+    """Return where things are lost (B, T, K); where nothing is known of a clip, one at the border may have left."""
+    left = (motion.tracks.border.cumsum(1) > 0) & motion.kind[""][:, None, None]
+    return ~motion.tracks.visible & ~left
+
+
 def _check(motion: _Motion, name: str, series: Tensor, decided: Tensor, scale: Tensor | float = 1.0) -> Check:
     """Return a check, with the series judged from the context on; its unit is that of the tolerance times the scale."""
-    lost = ~motion.tracks.visible.all(2)
+    lost = _gone(motion).any(2)
     lost[:, : motion.context] = False
     judged = series.clone()
     judged[:, : motion.context] = 0.0
@@ -302,15 +310,19 @@ def _energy(motion: _Motion) -> Check:
     velocity, between = p[:, 1:] - p[:, :-1], (p[:, 1:] + p[:, :-1] - pull / 4) / 2  # both at half a frame
     speed = (velocity**2).sum(-1)
     each = speed / 2 - (between * pull).sum(-1)
+
+    def level(whole: Tensor) -> Tensor:
+        total, count = torch.where(whole, (share * each).nan_to_num(0.0).sum(2), 0.0), whole.to(p.dtype)
+        mean, held = total.clone(), count.clone()
+        for k in (1, 2):  # over three intervals, in which the noise of the positions telescopes
+            mean[:, k:] += total[:, :-k]
+            held[:, k:] += count[:, :-k]
+        return torch.where(whole, mean / held.clamp(min=1), torch.inf)
+
+    # the least is that of flights; what rises is looked for at contacts too, where a chord is no faster than its path
     whole = (motion.untouched & ~each.isnan()).all(2)
-    held = whole.to(p.dtype)
-    total = torch.where(whole, (share * each).nan_to_num(0.0).sum(2), 0.0)
-    level, count = total.clone(), held.clone()
-    for k in (1, 2):  # mean over three intervals, in which the noise of the positions telescopes
-        level[:, k:] += total[:, :-k]
-        count[:, k:] += held[:, :-k]
-    level = torch.where(whole, level / count.clamp(min=1), torch.inf)
-    rise = (level[:, 3:] - level.cummin(1).values[:, :-3]).nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
+    rise = level((~each.isnan()).all(2))[:, 3:] - level(whole).cummin(1).values[:, :-3]
+    rise, held = rise.nan_to_num(0.0, 0.0, 0.0).clamp(min=0), whole.to(p.dtype)
     rms = (((share * speed.nan_to_num(0.0)).sum(2) * held).sum(1) / held.sum(1).clamp(min=1)).sqrt()
     series = torch.zeros_like(motion.tracks.background)
     series[:, 4:] = rise / rms.clamp(min=0.1)[:, None]
@@ -466,7 +478,8 @@ def _rigidity(motion: _Motion) -> Check:
     off = (size - size[:, :c].median(1, keepdim=True).values).abs().amax(-1)
     off = torch.where(tracks.visible & ~tracks.border, off, 0.0)
     off[:, :, 1:] *= ~motion.kind["rolling"][:, None, None]  # a mark is too small
-    behind = (motion.apart < -_NEAR) & motion.split[:, None]
+    near = torch.where(motion.kind[""], _MERGED, -_NEAR)[:, None, None]  # of found things the masks join before
+    behind = (motion.apart < near) & motion.split[:, None]
     for one, ends in zip(behind.unbind(2), motion.pair.T.tolist(), strict=True):
         off[:, :, ends] = torch.where(one[..., None], 0.0, off[:, :, ends])
     return _check(motion, "rigidity", _series(off), torch.ones_like(motion.free))
@@ -474,9 +487,7 @@ def _rigidity(motion: _Motion) -> Check:
 
 def _permanence(motion: _Motion) -> Check:
     tracks = motion.tracks
-    gone = (~tracks.visible).float()
-    left = ((tracks.border.cumsum(1) > 0) & motion.kind[""][:, None, None]).float()  # by the border, for all we know
-    series = (gone * (1 - left) + (tracks.pieces - 1).clamp(min=0)).sum(2)
+    series = (_gone(motion).float() + (tracks.pieces - 1).clamp(min=0)).sum(2)
     return _check(motion, "permanence", series, torch.ones_like(motion.free))
 
 
@@ -532,10 +543,12 @@ VERIFIERS: Mapping[str, Callable[[Tracks, Meta], Check]] = {name: _single(name) 
 
 
 def newton(checks: Mapping[str, Check]) -> Tensor:
-    """Return the reward without a future, shape (B,), lower is better: 0 where all is kept, NaN where none is decided.
+    """Return the reward without a future, shape (B,), lower is better: 0 where all is kept.
 
     Equation: mean over the decided checks of `NEWTON` of the mean of ``per_frame`` over the frames after the context.
+    NaN where no check of motion is decided: that nothing overlaps or vanishes is no motion.
     """
     parts = [checks[name] for name in NEWTON]
     over = torch.stack([one.per_frame[:, one.context :].mean(1) for one in parts])
-    return over.sum(0) / torch.stack([one.decided for one in parts]).sum(0)
+    moving = torch.stack([checks[name].decided for name in NEWTON if name not in ("overlap", "permanence")]).any(0)
+    return torch.where(moving, over.sum(0) / torch.stack([one.decided for one in parts]).sum(0), torch.nan)

@@ -27,6 +27,7 @@ and by what cheats earn: the cost of the true clip less that of the cheat, in no
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -430,8 +431,9 @@ class Bench(NamedTuple):
     ----------
     rows : list of dict
         By ``reward``, ``what`` and ``name``. Of a *violation*: ``size``, ``unit``, ``bench``, ``clips``, ``auc``, the
-        share ``undecided`` and ``monotone``; of an *edit* ``shift``, of a *cheat* ``earns``, in noise floors; of a
-        *reward* ``floor``, ``honest``, the mean cost of a true clip, and ``ms``, milliseconds of one CPU a clip.
+        share ``undecided``, ``monotone``, and ``harm``; of an *edit* ``shift``, of a *cheat* ``earns``, these three in
+        noise floors; of a *reward* ``floor``, ``honest``, the mean cost of a true clip, and ``ms``, milliseconds of one
+        CPU a clip.
     scene, violation : list of str
     violated : list of bool
         Of each clip that was violated at the size of the bench, and of each true one that it is compared with.
@@ -505,6 +507,7 @@ def bench_rewards(
                     "clips": len(index),
                     "undecided": float(np.isnan(costs[name]).mean()),
                 }
+                row["harm"] = float(np.nanmean(costs[name] - honest[name][index])) if len(index) else math.nan
                 found.rows.append(row | {"auc": float(auc(both, np.ones(len(both)), violated))})
                 if amount == one.bench:
                     harm[name].append(float(np.nanmean(costs[name] - honest[name][index])))
@@ -516,6 +519,8 @@ def bench_rewards(
         for row in found.rows[-len(names) * len(one.sizes) :]:
             row["monotone"] = _monotone(np.array(one.sizes), paths[row["reward"]])
     floor = {name: max(float(np.nanstd(honest[name])), 0.01 * float(np.nanmean(harm[name])), 1e-9) for name in names}
+    for row in found.rows:
+        row["harm"] /= floor[row["reward"]]
     made_of = {("edit", name): edit(_noise(true, seed), seed) for name, edit in HARMLESS.items()}
     made_of |= {("cheat", name): _noise(cheat(scenes), seed + 1) for name, cheat in CHEATS.items()}
     for (what, name), made in made_of.items():
