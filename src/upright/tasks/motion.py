@@ -164,6 +164,8 @@ def read_motion(config: MotionConfig, *, seed: int, draws: int, margins: Mapping
     names, groups, scenes = ([row[key] for row in own.rows] for key in ("clip", "group", "scene"))
     if undecided := [row["clip"] for row in own.rows if math.isnan(row.get("newton", math.nan))]:
         warnings.append(f"{plural(len(undecided), 'clip')} whose motion cannot be judged: {_some(undecided)}.")
+    if config.truth is not None and (lone := [row["clip"] for row in own.rows if "offset" not in row]):
+        warnings.append(f"{plural(len(lone), 'clip')} without a true one that can be measured: {_some(lone)}.")
     if noted := [f"{row['clip']} ({row['notes']})" for row in own.rows if row["notes"]]:
         warnings.append(f"Read with notes: {_some(noted)}.")
     values = {name: x for name in _METRICS if np.isfinite(x := own.values(name)).any()}
@@ -183,7 +185,7 @@ def read_motion(config: MotionConfig, *, seed: int, draws: int, margins: Mapping
         facts={"protocol": protocol, "left_out": own.left_out, "undecided": len(undecided)},
         notes={YOURS: {"clips": _worst(own)}},
         warnings=warnings,
-        evidence=_judge(scores, there, judged, protocol, draws, seed),
+        evidence=_judge(scores, there, judged, _lines(own, protocol), draws, seed),
         others=[(_OTHER, "the other clips", there)] if there else [],
         tables={"clips": {x: [row.get(x) for row in own.rows] for x in (*_COLUMNS, *values)}, "series": own.series},
     )
@@ -310,13 +312,13 @@ def _verify(found: _Found, some: Sequence[tuple[dict[str, Any], Any]], config: M
     newton, after = verifiers.newton(checks).tolist(), slice(config.context, None)
     for b, (row, _) in enumerate(some):
         told = {law: float(one.excess[b]) for law, one in checks.items() if bool(one.decided[b])}
-        if not told:
+        if not told.keys() - _STILL:  # where nothing can be said of motion, that nothing vanishes is no pass
             continue
         worst = max(told, key=lambda law: told[law])
-        row |= {"law": worst, "excess": told[worst], "frame": int(checks[worst].series[b].argmax())}
+        row |= {"excess": told[worst], "newton": newton[b], "broken": float(told[worst] > 0)}
         row |= {_EXCESS[law]: x for law, x in told.items()}
-        if told.keys() - _STILL:  # where nothing can be said of motion, that nothing vanishes is no pass
-            row |= {"newton": newton[b], "broken": float(told[worst] > 0)}
+        if told[worst] > 0:
+            row |= {"law": worst, "frame": int(checks[worst].series[b].argmax())}
         row |= {"lost": float((~seen.visible[b, after]).double().mean())}
         row |= {"background": float(seen.background[b, after].mean()), "confidence": float(seen.confidence[b].mean())}
         for law in told:
@@ -351,7 +353,7 @@ def _pair(own: _Found, other: _Found, warnings: list[str]) -> None:
 
 
 def _judge(
-    scores: UnitScores, there: UnitScores | None, margins: Mapping[str, float], protocol: Mapping[str, Any], draws: int,
+    scores: UnitScores, there: UnitScores | None, margins: Mapping[str, float], more: Mapping[str, str], draws: int,
     seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Return levels, and the verdict over all laws at once: against other clips, or against such as keep every law."""
@@ -372,7 +374,7 @@ def _judge(
         Level(
             statistic=f"{'change' if there else 'beyond'}:{names[k]}", arm=YOURS, metric=names[k], better="lower",
             label=_METRICS[names[k]].title, group="your clips minus the others" if there else None,
-            n_units=int(np.isfinite(both[:n, k]).sum()), **seen.numbers(k, turn=False),
+            n_units=int(np.isfinite(both[:n, k]).sum()), **_bounded(seen.numbers(k, turn=False), there is None),
         )
         for k in np.argsort(-seen.score, kind="stable").tolist()
         if math.isfinite(seen.value[k])
@@ -384,16 +386,46 @@ def _judge(
         text = f"{mean.label} is {mean.value:.3f}; fewer than {FEWEST} scenes show no more."
         said |= {"sentence": text, "lines": {"effect": text}, "next_steps": [f"Hand in {FEWEST} scenes or more."]}
     first = pairs[0].row() if enough else mean.row()
-    said["lines"] |= {"protocol": "; ".join(f"{name} {value}" for name, value in protocol.items())}
+    if there:
+        text = str(said["sentence"]).replace(f"{first['label']} is ", f"{first['label']} differs by ", 1)
+        said |= {"sentence": text, "lines": {**said["lines"], "effect": text}}
+    if there and said["answer"] == "mend it":
+        less = first["value"] < 0
+        step = "Prefer your clips; an audit without --compare says what they still break."
+        said["next_steps"] = [step if less else "Prefer the other clips, or mend what yours break more."]
+        said["answer"], said["colour"] = ("fine", "good") if less else ("mend it", "bad")
+    said["lines"] |= more
     held["levels"] += [one.row() for one in pairs]
     primary = f"mean:{first['metric']}" if there else first["statistic"]  # which both folders have
     return held | {"headline": first, "verdict": said | {"primary": primary}}
 
 
+def _bounded(numbers: dict[str, Any], alone: bool) -> dict[str, Any]:
+    """Return numbers of an excess, which is never below 0; of a difference as they are."""
+    return numbers | {"low": max(numbers["low"], 0.0)} if alone else numbers
+
+
+def _lines(found: _Found, protocol: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the first screen says beside the verdict: which clips, from which frame on, and what was read."""
+    told = [row for row in _worst(found) if "frame" in row][:3]
+    worst = "; ".join(f"{row['clip']} ({row['law']}, frame {row['frame']})" for row in told)
+    judged = np.isfinite(found.values("broken"))
+    text = f"{int(np.nansum(found.values('broken')))} of {plural(int(judged.sum()), 'clip')} break some law"
+    lines = {"clips": text + f"; most: {worst}" * bool(worst)}
+    if other := int((~judged).sum()):
+        lines["not judged"] = plural(other, "clip")
+    if left := len(found.left_out):
+        lines["left out"] = f"{plural(left, 'clip')} of {left + len(found.rows)}"
+    if np.isfinite(found.values("offset")).any():
+        lines["offset from the true clips"] = f"{np.nanmean(found.values('offset')):.2f} px at {_SIDE} px"
+    return lines | {"protocol": "; ".join(f"{name} {value}" for name, value in protocol.items())}
+
+
 def _worst(found: _Found) -> list[dict[str, Any]]:
     """Return the clips that exceed a tolerance most."""
     told = sorted((row for row in found.rows if "newton" in row), key=lambda row: (-row["excess"], row["clip"]))
-    shown = [{key: row[key] for key in ("clip", "law", "excess", "frame", "newton", "confidence")} for row in told]
+    keys = ("clip", "law", "excess", "frame", "newton", "confidence")
+    shown = [{"law": "none", **{key: row[key] for key in keys if key in row}} for row in told]
     return [{key: x for key, x in row.items() if x == x} for row in shown[:_WORST]]
 
 

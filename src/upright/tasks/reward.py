@@ -148,7 +148,7 @@ def read_reward(config: RewardConfig, *, seed: int, draws: int, margins: Mapping
 
 def _told(name: str, notes: Mapping[str, list[dict[str, Any]]]) -> tuple[str, str]:
     """Say which violation a reward sees least, and in a line what cheats earn and what it costs."""
-    seen = [row for row in notes["sizes"] if row["reward"] == name and row["bench"]]
+    seen = [row for row in notes["sizes"] if row["reward"] == name and row["bench"] and row["clips"]]
     least = min(seen, key=lambda row: (row["harm"] >= 1.0, row["auc"]))  # what costs less than noise is not seen
     (facts,) = [row for row in notes["rewards"] if row["reward"] == name]
     earned = ", ".join(f"{row['cheat']} {row['earns']:+.1f}" for row in notes["cheats"] if row["reward"] == name)

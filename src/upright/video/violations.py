@@ -483,6 +483,10 @@ def bench_rewards(
     )
     every, true, judge = np.arange(len(scenes)), film(scenes), _Judge(rewards, scenes)
     honest = judge.costs(_noise(true, seed), every)
+    for name, cost in honest.items():
+        if np.isnan(cost).all():
+            got = f"reward {name!r}, which measures none of {len(every)} true clips"
+            raise InputError(got, "a number for most of them", "mend the reward")
     found, harm = Bench([], [], [], [], {name: [] for name in names}), {name: list[float]() for name in names}
     for one in VIOLATIONS.values():
         paths = {name: np.full((len(scenes), len(one.sizes)), np.nan) for name in names}
@@ -562,7 +566,13 @@ class _Judge:
             for one in self.rewards:
                 tracked, since = getattr(one, "tracked", False), time.process_time()
                 truth = None if not one.needs_truth else self.truth[rows] if tracked else film(self.scenes[index[part]])
-                value = one.score(tracks if tracked else clips[part], truth, meta).value.numpy()
+                try:
+                    value = np.asarray(one.score(tracks if tracked else clips[part], truth, meta).value, np.float64)
+                except InputError:
+                    raise
+                except Exception as error:  # whatever a stranger's reward raises
+                    got = f"reward {one.name!r} fails: {type(error).__name__}: {error}"
+                    raise InputError(got, "score(clips, truth, meta) -> Scores", "mend the reward") from error
                 out[one.name][part] = value if one.lower_is_better else -value
                 self.seconds[one.name] += time.process_time() - since
         self.count += len(index)
