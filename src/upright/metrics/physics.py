@@ -50,6 +50,10 @@ METRICS: Mapping[str, Metric] = {
 def trajectory_offset(found: Any, true: Any, context: int) -> Array:
     """Return the mean distance over generated frames and bodies, shape (...), of positions (..., T, K, 2).
 
+    >>> true = np.zeros((3, 1, 2))
+    >>> float(trajectory_offset(true + [3.0, 4.0], true, context=1))
+    5.0
+
     Raises
     ------
     InputError

@@ -127,7 +127,8 @@ def rollout(
     Guarantee
     ---------
     `log_probs` of an unchanged policy gives the log-probabilities that are kept here, because latents are rounded to
-    the type of x0 before they are taken. In inference mode too, they can be used with gradients afterwards.
+    the type of x0 before they are taken; with weights in 16 bits in batches of the same size. In inference mode too,
+    they can be used with gradients afterwards.
     """
     _refuse_latents(policy, x0, noise, x0[:, : policy.context], condition)
     _refuse_steps(window, steps)
