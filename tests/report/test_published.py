@@ -31,7 +31,7 @@ LESS = {
     "mrd-forgetting-npo": _SHORT,
     "mrd-forgetting-jensun": _SHORT,
     "copyguard-obedient": _PAIRS,
-    "u2a-smollm2-hh-rlhf-npo": {"Groups of 16 negatives unlearnt alone"},  # nine CPU-minutes each
+    "u2a-smollm2-hh-rlhf-npo": {"Groups of 16 negatives unlearnt alone"},  # not asked for
     "odedit-flags-lora": {"Pictures of six edits"},  # pictures are not published
     "odedit-flags-gated": {"Pictures of six edits"},
     "odedit-smollm2": {"Pictures of six edits"},
