@@ -11,7 +11,7 @@ from upright.contract import AuditSpec, InputError, spec_of
 from upright.evidence.units import read_units
 from upright.experiment.audit import run_audit
 from upright.experiment.summary import read_summary
-from upright.tasks.reward import RewardConfig, read_reward
+from upright.tasks.reward import RewardConfig, auc_by_violation, read_reward
 
 SMALL = {"clips": 24, "pixels": 32, "frames": 16}
 PLUGIN = """
@@ -59,6 +59,14 @@ def test_the_table_has_all_rewards_violations_and_cheats_and_a_gate_asks_the_wor
     by = np.asarray(block.scores.by["violation"])
     assert np.nanmean(np.asarray(block.scores.values["official"])[by == "vanish"]) < 0.8
     assert len(set(block.scores.cluster)) == 24
+
+
+def test_clips_that_could_not_be_measured_take_no_part():
+    # catches: undecided clips ranked as the worst, which halves the AUC of a reward that separates the others
+    cost = np.concatenate([np.full(6, np.nan), np.zeros(6), np.ones(12)])
+    found = auc_by_violation(cost, np.repeat([False, True], 12), np.zeros(24, np.int64))
+    assert np.isnan(found).tolist() == np.isnan(cost).tolist()
+    assert np.nanmean(found) == pytest.approx(1.0)
 
 
 def test_names_that_are_no_rewards_are_refused():

@@ -28,7 +28,7 @@ else:
     rewards = LazyModule("upright.video.rewards")
     violations = LazyModule("upright.video.violations")
 
-__all__ = ["RewardConfig", "read_reward"]
+__all__ = ["RewardConfig", "auc_by_violation", "read_reward"]
 
 _SIZES = {
     "size": "size",
@@ -107,7 +107,7 @@ def read_reward(config: RewardConfig, *, seed: int, draws: int, margins: Mapping
     bench = violations.bench_rewards(chosen, clips=config.clips, seed=seed, size=size, frames=config.frames)
     violated, kinds = np.array(bench.violated), list(violations.VIOLATIONS)
     group = np.array([kinds.index(name) for name in bench.violation])
-    values = {name: auc_values(np.array(cost), violated, group) for name, cost in bench.cost.items()}
+    values = {name: auc_by_violation(np.array(cost), violated, group) for name, cost in bench.cost.items()}
     state = np.where(violated, "violated", "true")
     unit = [f"{scene} {name} {how}" for scene, name, how in zip(bench.scene, bench.violation, state, strict=True)]
     scores = UnitScores("clip", unit, values, {"violation": bench.violation}, cluster=bench.scene)
@@ -144,6 +144,11 @@ def read_reward(config: RewardConfig, *, seed: int, draws: int, margins: Mapping
         evidence=held,
         notes={YOURS: notes},
     )
+
+
+def auc_by_violation(cost: Any, violated: Any, group: Any) -> Any:
+    """Return one value a clip, whose mean over a violation is its AUC; NaN for a clip that could not be measured."""
+    return auc_values(cost, violated, np.where(np.isnan(cost), -1, group))
 
 
 def _told(name: str, notes: Mapping[str, list[dict[str, Any]]]) -> tuple[str, str]:
