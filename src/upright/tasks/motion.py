@@ -318,7 +318,10 @@ def _verify(found: _Found, some: Sequence[tuple[dict[str, Any], Any]], config: M
         row |= {"excess": told[worst], "newton": newton[b], "broken": float(told[worst] > 0)}
         row |= {_EXCESS[law]: x for law, x in told.items()}
         if told[worst] > 0:
-            row |= {"law": worst, "frame": int(checks[worst].series[b].argmax())}
+            judged = checks[worst].series[b, after]
+            row |= {"law": worst}
+            if bool((judged != judged[0]).any()):  # a law of the whole clip has no frame
+                row |= {"frame": config.context + int(judged.argmax())}
         row |= {"lost": float((~seen.visible[b, after]).double().mean())}
         row |= {"background": float(seen.background[b, after].mean()), "confidence": float(seen.confidence[b].mean())}
         for law in told:
@@ -405,10 +408,14 @@ def _bounded(numbers: dict[str, Any], alone: bool) -> dict[str, Any]:
     return numbers | {"low": max(numbers["low"], 0.0)} if alone else numbers
 
 
+def _frame(row: Mapping[str, Any]) -> str:
+    return f", frame {row['frame']}" if "frame" in row else ""
+
+
 def _lines(found: _Found, protocol: Mapping[str, Any]) -> dict[str, str]:
     """Return what the first screen says beside the verdict: which clips, from which frame on, and what was read."""
-    told = [row for row in _worst(found) if "frame" in row][:3]
-    worst = "; ".join(f"{row['clip']} ({row['law']}, frame {row['frame']})" for row in told)
+    told = [row for row in _worst(found) if row["law"] != "none"][:3]
+    worst = "; ".join(f"{row['clip']} ({row['law']}{_frame(row)})" for row in told)
     judged = np.isfinite(found.values("broken"))
     text = f"{int(np.nansum(found.values('broken')))} of {plural(int(judged.sum()), 'clip')} break some law"
     lines = {"clips": text + f"; most: {worst}" * bool(worst)}
