@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from upright.contract import Arm, MethodSpec
+from upright.contract import MethodSpec
 from upright.evidence.compute import evidence, said_again
 from upright.evidence.statistics import computable
 from upright.evidence.units import Block, Units, read_units, write_units
@@ -59,9 +59,11 @@ def computed(folder: Path, summary: Summary, spec: MethodSpec) -> dict[str, Any]
     texts = list(dict.fromkeys(row.statistic for row in summary.evidence.levels))
     if not all(computable(text, units) for text in texts):
         return None
-    swept = [Arm(a.name, "sweep", title=a.title) for a in summary.arms if a.role == "sweep"]
-    return evidence(units, arms=[*spec.arms, *swept], statistics=texts, metrics=task_type.metrics_of(settings),
-                    primary=spec.primary, cost=spec.cost, title=spec.title, unfit=summary.unfit)  # fmt: skip
+    found = evidence(units, arms=spec.arms, statistics=texts, metrics=task_type.metrics_of(settings),
+                     primary=spec.primary, cost=spec.cost, title=spec.title, unfit=summary.unfit)  # fmt: skip
+    swept = {arm.name for arm in summary.arms if arm.role == "sweep"}  # their units are not published
+    found["levels"] += [row for row in summary.evidence.row()["levels"] if row["arm"] in swept]
+    return found
 
 
 def main() -> None:

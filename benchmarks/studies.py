@@ -278,7 +278,8 @@ def publish_runs(
         own = {k: _short(v) for k, v in arm["notes"].items() if arm["role"] != "sweep" or k == "calibration"}
         own = {k: v for k, v in own.items() if arm["role"] != "rival" or k != "trace"}
         arm |= {"notes": {k: v for k, v in own.items() if not (isinstance(v, dict) and "schema" in v)}}
-        arm |= {"curves": curves[arm["name"]]} if arm["role"] != "sweep" and arm["name"] in curves else {}
+        if arm["role"] != "sweep" and arm["name"] in curves:
+            arm["curves"] = _short(curves[arm["name"]], steps=0)
     write_json(target / "summary.json", found, compact=True)
     resolved = read_json(runs[0] / "config.json")["resolved"]
     own = {a["name"]: {**resolved["method"], **a["settings"]} for a in found["arms"]}
@@ -290,7 +291,8 @@ def publish_runs(
     if cells:
         _write_cells(target / "cells.parquet", [b for run in runs for b in read_units(run / "units.parquet")], cells)
         return target
-    blocks = [b for run in runs for b in read_units(run / "units.parquet")]
+    drawn = {arm["name"] for arm in found["arms"] if arm["role"] == "sweep"}  # in fronts alone, which need no units
+    blocks = [b for run in runs for b in read_units(run / "units.parquet") if b.arm not in drawn]
     seen = list(dict.fromkeys(str(u) for b in blocks for u in b.scores.unit))  # seeds may have other units
     order = np.random.default_rng().permutation(len(seen)) if private else np.arange(len(seen))
     number = dict(zip(seen, order.tolist(), strict=True))
@@ -307,15 +309,15 @@ def publish_runs(
     return target
 
 
-def _short(value: Any) -> Any:
-    """Return what is drawn and never tested with four digits in place of nine, and of long traces ten steps."""
+def _short(value: Any, steps: int = 10) -> Any:
+    """Return what is drawn and never tested with four digits in place of nine, and of long traces some steps."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):
-        return {k: _short(v) for k, v in value.items()}
+        return {k: _short(v, steps) for k, v in value.items()}
     if isinstance(value, list):
-        thin = len(value) // 10 if len(value) > 20 and isinstance(value[0], dict) and "step" in value[0] else 1
-        return [_short(v) for v in value[::thin]]
+        long = steps and len(value) > 2 * steps and isinstance(value[0], dict) and "step" in value[0]
+        return [_short(v, steps) for v in value[:: len(value) // steps if long else 1]]
     return value
 
 
