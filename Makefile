@@ -46,7 +46,7 @@ test-minimum: .venv-min/.installed
 	rm -rf .venv-min
 	python3.11 -m venv .venv-min
 	$(MIN) -m pip install --quiet --disable-pip-version-check -c constraints-minimum.txt \
-	  "$$(grep '^torch==' constraints-minimum.txt)" --editable . pytest pytest-timeout pytest-xdist hypothesis scikit-learn fairlearn
+	  "$$(grep '^torch==' constraints-minimum.txt)" --editable '.[video]' pytest pytest-timeout pytest-xdist hypothesis scikit-learn fairlearn
 	touch $@
 
 demo: $(STAMP)

@@ -206,7 +206,8 @@ def test_a_large_picture_is_refused_by_its_header(tmp_path):
 def test_a_header_that_lies_does_not_help(whole, tmp_path):
     # catches: caps that are held to the header alone
     packets(tmp_path / "wide.mkv", [jpeg(64), jpeg(64), jpeg(4096)])
-    assert refused(tmp_path / "wide.mkv")[0] == "wide.mkv: cannot be decoded (ArgumentError)"
+    name = "ArgumentError" if int(av.__version__.partition(".")[0]) >= 17 else "ValueError"  # as PyAV has it
+    assert refused(tmp_path / "wide.mkv")[0] == f"wide.mkv: cannot be decoded ({name})"
     packets(tmp_path / "many.mkv", [jpeg(64)] * 9)
     assert refused(tmp_path / "many.mkv", caps=Caps(frames=8))[0] == "many.mkv: more than 8 frames"
     assert refused(tmp_path / "many.mkv", caps=Caps(seconds=0.4))[0] == "many.mkv: 1 s"

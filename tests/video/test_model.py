@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import sys
 
@@ -14,6 +15,9 @@ from upright.contract import InputError
 from upright.maths.policy import advantages, surrogate
 from upright.video.model import PixelDiT, Taken, TinyWan, Trajectory, flow_matching_loss, log_probs, rollout
 from upright.video.render import draw
+
+needs_diffusers = pytest.mark.skipif(not importlib.util.find_spec("diffusers"), reason="diffusers is not installed")
+WAN = pytest.param(TinyWan, marks=needs_diffusers)
 
 
 class Formula:
@@ -155,7 +159,7 @@ def test_places_are_coded_exactly_and_decoded_by_drawing():
     assert policy.decode(policy.encode(places), radii).shape == (3, 16, 24, 40, 3)
 
 
-@pytest.mark.parametrize("policy", [PixelDiT, TinyWan])
+@pytest.mark.parametrize("policy", [PixelDiT, WAN])
 def test_pixels_are_coded_exactly_frame_by_frame(policy):
     # catches: rows and columns exchanged, a frame that is read in another's latent, bytes that overflow
     policy = policy(size=(16, 32), frames=4, context=2)
@@ -167,7 +171,7 @@ def test_pixels_are_coded_exactly_frame_by_frame(policy):
     assert torch.equal(policy.encode(clips.flip(1)), x.flip(1))
 
 
-@pytest.mark.parametrize("policy", [Trajectory, PixelDiT, TinyWan])
+@pytest.mark.parametrize("policy", [Trajectory, PixelDiT, WAN])
 def test_each_frame_has_its_time_and_a_seed_its_weights(policy):
     # catches: one time for all frames, a global generator that is moved
     state = torch.random.get_rng_state()
@@ -217,6 +221,7 @@ def test_pixel_dit_over_fits_four_clips():
     assert error < still / 3
 
 
+@needs_diffusers
 def test_tiny_wan_takes_a_step_of_mimicry_and_discovery():
     # catches: a timestep a clip, context that is noised, weights without a gradient, inference tensors that are kept
     policy = TinyWan(size=(16, 16), frames=4, context=2)
