@@ -38,11 +38,12 @@ from u2a import timed
 from upright.experiment.folders import ArmRun
 from upright.methods.physrvg import PhysRVGConfig, _Cycle
 from upright.tasks.clips import Clips, ClipsConfig
+from upright.tasks.motion import MotionConfig, _measure
 from upright.video.files import read_clip, write_clip
 from upright.video.model import Trajectory, rollout
 from upright.video.render import film, masks
 from upright.video.scenes import simulate
-from upright.video.tracks import find_objects, meta_of, track_colours
+from upright.video.tracks import meta_of, track_colours
 from upright.video.verifiers import verify
 
 AT_LEAST = {"scenes 32": 300.0, "scenes 64": 100.0}
@@ -104,15 +105,14 @@ def measure_files(clips: int) -> dict[str, float]:
     made = film(simulate("collision", 20, 2, size=(256, 256)))
     spent, held = {"decode": 0.0, "audit": 0.0}, list[float]()
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{i}.mp4" for i in range(len(made))]
-        for path, clip in zip(paths, made, strict=True):
-            write_clip(path, (255 * clip).byte().numpy())
-        for i in range(clips):
-            path, start = paths[i % len(paths)], time.process_time()
-            read_clip(path)
+        for i, clip in enumerate(made):
+            write_clip(Path(folder) / f"{i}.mp4", (255 * clip).byte().numpy())
+        for _ in range(max(2, clips // len(made))):
+            start = time.process_time()
+            for path in Path(folder).iterdir():
+                read_clip(path)
             middle = time.process_time()
-            tracks, meta = find_objects(read_clip(path, size=(64, 64)).frames), meta_of(simulate("fall", 1, 0))
-            verify(tracks, type(meta)())
+            _measure(Path(folder), MotionConfig(folder=folder))
             spent["decode"] += middle - start
             spent["audit"] += time.process_time() - middle
             held.append(resident())

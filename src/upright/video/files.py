@@ -232,11 +232,15 @@ def _video(file: IO[bytes], demuxer: str, caps: Caps, notes: dict[str, bool], ra
         rates += _rate(times, stream.average_rate, notes)
 
 
+# threads for the pixels of one frame take longer to call than to work
+_ALONE: dict[str, Any] = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
+
+
 def _upright(frame: av.VideoFrame, notes: dict[str, bool]) -> Frame:
     """Return the pixels of a frame in RGB as a player turns them."""
     parts = frame.format.components
     clear = any(part.is_alpha for part in parts)
-    pixels: Any = frame.to_ndarray(format="rgba" if clear else "rgb24")
+    pixels: Any = frame.to_ndarray(format="rgba" if clear else "rgb24", **_ALONE)
     if clear and pixels[..., 3].min() < 255:
         notes["alpha dropped"] = False
     if (bits := max(part.bits for part in parts)) > 8:

@@ -19,6 +19,7 @@ Points are (x, y), x to the right and y down, the centre of pixel (row i, column
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -299,10 +300,7 @@ def _count_pieces(
     return centre, pieces
 
 
-_GROUND, _COMMON = (
-    0.7,
-    0.08,
-)  # share of a picture that a few colours must fill to be its backdrop; share of each of them
+_GROUND, _COMMON = 0.7, 0.08  # share of a picture that a few colours must fill to be its backdrop; of each of them
 _CHANGE, _UNLIKE = 0.06, 0.35  # least change of a pixel that is seen; distance between colours that are not one
 _FLOOD = 0.4  # share of changed pixels from which a frame is a cut, or the camera moved
 
@@ -336,7 +334,8 @@ def find_objects(clip: ArrayLike | Tensor, *, context: int = 5, most: int = 4) -
     if not 2 <= context < len(x):
         raise InputError(f"{len(x)} frames, {context} of them context", "2 context frames and one more", "set context")
     back = _find_backdrop(x)
-    change = _apart(x, back)
+    off = np.abs(x - back)
+    change = _largest(off)
     least = max(_CHANGE, 6 * 1.4826 * float(np.median(change)))
     things: list[_Thing] = []
     for t in range(len(x)):
@@ -363,12 +362,14 @@ def find_objects(clip: ArrayLike | Tensor, *, context: int = 5, most: int = 4) -
     visible = table[..., _SURE] > 0
     position = torch.where(visible[..., None], table[..., :2], torch.nan)
     border, pieces = table[..., 5] > 0, table[..., _PIECES].to(torch.int64).clamp(min=1)
-    shade = _outside(torch.as_tensor(np.abs(x - back).mean(-1))[None], table[..., :2], (table[..., 3] + 2) * visible)
+    grey = torch.as_tensor((off[..., 0] + off[..., 1] + off[..., 2]) / 3)[None]
+    shade = _outside(grey, table[..., :2], (table[..., 3] + 2) * visible)
     return Tracks(position, table[..., 2], table[..., 3:5], visible, border, table[..., _SURE], pieces, shade)
 
 
 _SURE, _PIECES = 6, 7  # columns of what is seen of a thing, after x, y, area, two axes and border
 _FAR = 1e6  # cost of what may not be assigned
+_SHAKE, _MOVE = np.eye(4), np.eye(4) + np.eye(4, k=2)
 
 
 class _Part(NamedTuple):
@@ -396,34 +397,43 @@ class _Thing:
         self._write(t, part)
 
     def predict(self) -> None:
-        move = np.eye(4) + np.eye(4, k=2)
-        noise = (0.3 + np.linalg.norm(self.state[2:])) ** 2
-        self.state, self.spread = move @ self.state, move @ self.spread @ move.T + np.diag([0.1, 0.1, noise, noise])
+        noise = (0.3 + math.hypot(*self.state[2:])) ** 2
+        self.state, self.spread = _MOVE @ self.state, _MOVE @ self.spread @ _MOVE.T + _SHAKE * [0.1, 0.1, noise, noise]
+
+    def is_near(self, x: NDArray[np.int64], y: NDArray[np.int64], region: NDArray[np.bool_]) -> bool:
+        """Return whether it is expected less than 1.5 px from a pixel of a region; x and y are its columns and rows."""
+        at, row = self.state[:2].tolist()
+        inside = x[0, 0] - 2 < at < x[0, -1] + 2 and y[0, 0] - 2 < row < y[-1, 0] + 2
+        return inside and bool(np.hypot(x - at, y - row)[region].min() < 1.5)
 
     def resembles(self, part: _Part) -> bool:
-        alike = float(np.linalg.norm(self.part.colour - part.colour)) < _UNLIKE
+        alike = math.dist(self.part.colour, part.colour) < _UNLIKE
         return alike and 0.25 < part.area / self.part.area < 4
 
     def cost(self, part: _Part) -> float:
         """Return distance in deviations, of which 4 are allowed, and how unlike colour and area are."""
         if (part.owner is not None and part.owner is not self) or not self.resembles(part):
             return _FAR
-        off = part.centre - self.state[:2]
-        far = float(np.sqrt(off @ np.linalg.solve(self.spread[:2, :2] + 0.1 * np.eye(2), off)))
-        unlike = float(np.linalg.norm(self.part.colour - part.colour)) / _UNLIKE
-        return _FAR if far > 4 else far + unlike + abs(float(np.log(part.area / self.part.area)))
+        x, y = (part.centre - self.state[:2]).tolist()
+        (a, b), (_, c) = self.spread[:2, :2].tolist()
+        a, c = a + 0.1, c + 0.1
+        far = math.sqrt((c * x * x - 2 * b * x * y + a * y * y) / (a * c - b * b))
+        unlike = math.dist(self.part.colour, part.colour) / _UNLIKE
+        return _FAR if far > 4 else far + unlike + abs(math.log(part.area / self.part.area))
 
     def step(self, t: int, part: _Part | None) -> None:
         if part is None:
             return
-        gain = self.spread[:, :2] @ np.linalg.inv(self.spread[:2, :2] + 0.01 * np.eye(2))
+        (a, b), (_, c) = self.spread[:2, :2].tolist()
+        a, c = a + 0.01, c + 0.01
+        gain = self.spread[:, :2] @ np.array([[c, -b], [-b, a]]) / (a * c - b * b)
         self.state = self.state + gain @ (part.centre - self.state[:2])
         self.spread = self.spread - gain @ self.spread[:2]
         self._write(t, part)
 
     def _write(self, t: int, part: _Part) -> None:
         ratio = part.area / self.part.area
-        unlike = float(np.linalg.norm(self.part.colour - part.colour)) / _UNLIKE
+        unlike = math.dist(self.part.colour, part.colour) / _UNLIKE
         sure = min(ratio, 1 / ratio) * (1 - unlike) * (0.5 if part.border else 1.0)
         self.seen[t] = *part.centre, part.area, *part.axes, part.border, max(sure, 1e-3), 1
 
@@ -434,19 +444,22 @@ def _find_backdrop(x: Pixels) -> Pixels:
     There a pixel of another colour is taken from the frame that is nearest to one of them, and compact parts that are
     never free and do not touch the border are filled in.
     """
-    back: Pixels = np.median(x, 0).astype(np.float32)
+    back: Pixels = np.ascontiguousarray(_middle(x))
     bins = (back * 15.99).astype(np.int64) @ [256, 16, 1]
-    values, counts = np.unique(bins, return_counts=True)
-    common = [np.median(back[bins == v], 0) for v in values[counts > _COMMON * bins.size]]
+    common = [_middle(back[bins == v]) for v in np.flatnonzero(np.bincount(bins.ravel()) > _COMMON * bins.size)]
     if not common:
         return back
-    off = np.min([_apart(x, one) for one in common], 0)
     strange = np.min([_apart(back, one) for one in common], 0) > _CHANGE
     if strange.mean() > 1 - _GROUND:
         return back
-    best = np.take_along_axis(x, off.argmin(0)[None, ..., None], 0)[0]
-    back = np.where((strange & (off.min(0) < _CHANGE))[..., None], best, back)
-    held = (strange & (off.min(0) >= _CHANGE)).astype(np.uint8)
+    pixels = x[:, strange]
+    off = np.min([_apart(pixels, one) for one in common], 0)
+    best, free = np.take_along_axis(pixels, off.argmin(0)[None, :, None], 0)[0], off.min(0) < _CHANGE
+    back[strange] = np.where(free[:, None], best, back[strange])
+    if free.all():
+        return back
+    held = np.zeros(strange.shape, np.uint8)
+    held[strange] = ~free
     _, labels = cv2.connectedComponents(cv2.morphologyEx(held, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)))
     edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     still = cv2.dilate((~np.isin(labels, [0, *edge])).astype(np.uint8), np.ones((5, 5), np.uint8))
@@ -457,47 +470,66 @@ def _find_backdrop(x: Pixels) -> Pixels:
 def _parts(frame: Pixels, change: Pixels, mask: NDArray[np.uint8], things: Sequence[_Thing]) -> list[_Part]:
     """Return the parts of a frame; one in which several things are expected is divided by colour and distance."""
     parts: list[_Part] = []
-    count, labels = cv2.connectedComponents(mask, connectivity=8)
-    i, j = np.indices(mask.shape)
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    height, width = mask.shape
     for label in range(1, count):
-        region = labels == label
-        near = [np.hypot(j - one.state[0], i - one.state[1])[region].min() < 1.5 for one in things]
-        owners = [one for one, is_near in zip(things, near, strict=True) if is_near]
+        left, top, wide, high, _ = boxes[label].tolist()
+        left, top, right, bottom = max(left - 2, 0), max(top - 2, 0), left + wide + 2, top + high + 2
+        box = slice(top, bottom), slice(left, right)  # at least 3 wide: OpenCV takes two columns for points
+        region = labels[box] == label
+        x, y = np.arange(left, left + region.shape[1])[None], np.arange(top, top + region.shape[0])[:, None]
+        owners = [one for one in things if one.is_near(x, y, region)]
+        around = frame[box], change[box], mask[box], (left, top), (width, height)
         if len(owners) < 2:
-            parts.append(_measure(frame, change, region, mask, None))
+            parts.append(_measure(region, *around, None))
             continue
         unlike = [
-            (np.linalg.norm(frame - one.part.colour, axis=-1) / 0.15) ** 2
-            + ((j - one.state[0]) ** 2 + (i - one.state[1]) ** 2) / one.part.radius**2
+            (np.linalg.norm(frame[box] - one.part.colour, axis=-1) / 0.15) ** 2
+            + ((x - one.state[0]) ** 2 + (y - one.state[1]) ** 2) / one.part.radius**2
             for one in owners
         ]
         best = np.argmin(unlike, 0)
-        parts += [_measure(frame, change, region & (best == k), mask, one) for k, one in enumerate(owners)]
+        parts += [_measure(region & (best == k), *around, one) for k, one in enumerate(owners)]
     return [part for part in parts if part.area > max(4.0, 0.003 * mask.size)]
 
 
 def _measure(
-    frame: Pixels, change: Pixels, region: NDArray[np.bool_], mask: NDArray[np.uint8], owner: _Thing | None
-) -> _Part:
-    """Measure a region with the pixels around it: whole inside, at its edge by their change against that inside."""
+    region: NDArray[np.bool_], frame: Pixels, change: Pixels, mask: NDArray[np.uint8],
+    corner: tuple[int, int], size: tuple[int, int], owner: _Thing | None,
+) -> _Part:  # fmt: skip
+    """Measure a region with the pixels around it: whole inside, at its edge by their change against that inside.
+
+    All are cut to a box around it whose corner lies at (x, y) in a picture of that size.
+    """
     if not region.any():
         return _Part(np.zeros(2), 0.0, np.zeros(2), False, np.zeros(3), owner)
     own, square = region.astype(np.uint8), np.ones((3, 3), np.uint8)
     inner = cv2.erode(own, square, borderValue=0) > 0
     inner = inner if inner.any() else region
     rim = (cv2.dilate(own, square) > 0) & ((mask == 0) | region)
-    cover = np.where(inner, 1.0, np.where(rim, change / np.median(change[inner]), 0.0))
+    cover = np.where(inner, 1.0, np.where(rim, change / _middle(change[inner]), 0.0))
     cover = np.clip((cover - _FINE) / (1 - 2 * _FINE), 0, 1)
     sums = cv2.moments(cover.astype(np.float32))
     area, (xx, xy, yy) = sums["m00"], (sums[name] / sums["m00"] for name in ("mu20", "mu11", "mu02"))
-    axes = 2 * np.sqrt(np.linalg.eigvalsh([[xx, xy], [xy, yy]]).clip(min=0))[::-1]
-    border = bool(region[[0, -1]].any() or region[:, [0, -1]].any())
-    centre = np.array([sums["m10"], sums["m01"]]) / area
-    return _Part(centre, area, axes, border, np.median(frame[inner], 0), owner)
+    middle, spread = (xx + yy) / 2, math.hypot((xx - yy) / 2, xy)
+    axes = 2 * np.sqrt(np.array([middle + spread, middle - spread]).clip(min=0))
+    rows, columns = (np.flatnonzero(region.any(i)) + corner[i] for i in (1, 0))
+    border = bool(min(rows[0], columns[0]) == 0 or columns[-1] == size[0] - 1 or rows[-1] == size[1] - 1)
+    centre = np.array([sums["m10"], sums["m01"]]) / area + corner
+    return _Part(centre, area, axes, border, _middle(frame[inner]), owner)
+
+
+def _middle(x: Pixels) -> Any:
+    """Return the median of the first axis; numpy's own takes longer to be called than these few numbers to sort."""
+    n, ordered = len(x), np.sort(np.ascontiguousarray(x.T))
+    return ((ordered[..., (n - 1) // 2] + ordered[..., n // 2]) / 2).T
 
 
 def _apart(x: Pixels, y: Pixels) -> Pixels:
     """Return the largest difference of three colours, shape (...)."""
-    off = np.abs(x - y)
+    return _largest(np.abs(x - y))
+
+
+def _largest(off: Pixels) -> Pixels:
     largest: Pixels = np.maximum(np.maximum(off[..., 0], off[..., 1]), off[..., 2])
     return largest
