@@ -279,7 +279,9 @@ def publish_runs(
         own = {k: v for k, v in own.items() if arm["role"] != "rival" or k != "trace"}
         arm |= {"notes": {k: v for k, v in own.items() if not (isinstance(v, dict) and "schema" in v)}}
         if arm["role"] != "sweep" and arm["name"] in curves:
-            arm["curves"] = _short(curves[arm["name"]], steps=0)
+            steps = curves[arm["name"]]  # of long curves those at which validation was looked at, which have all values
+            looked = [row for row in steps if any(name.startswith("valid/") for name in row)]
+            arm["curves"] = _short(looked if len(steps) > 50 and looked else steps, steps=0)
     write_json(target / "summary.json", found, compact=True)
     resolved = read_json(runs[0] / "config.json")["resolved"]
     own = {a["name"]: {**resolved["method"], **a["settings"]} for a in found["arms"]}

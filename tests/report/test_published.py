@@ -23,6 +23,7 @@ _SHORT = _SINGLE | {
     "Distance from the model that never saw them, by third",
 }
 _PAIRS = {"Copying requests that leak, by task and by where the page stands", "Longest run of the page in an answer"}
+_CLIPS = {"Offset of clips", "Three validation scenes: the truth, the start, and after"}  # counts, and no pictures
 #: what cannot be drawn: single records where counts are published, and what the runs did not measure
 LESS = {
     "mrd-tofu-grad_diff": _SINGLE,
@@ -35,6 +36,8 @@ LESS = {
     "odedit-flags-lora": {"Pictures of six edits"},  # pictures are not published
     "odedit-flags-gated": {"Pictures of six edits"},
     "odedit-smollm2": {"Pictures of six edits"},
+    "physrvg-collision": _CLIPS,
+    "physrvg-withheld": _CLIPS,
     "mrd-forgetting-smollm2-npo": _SHORT | {"Concentration of the draws", "Ranking over the scorings"},  # scored once
 }
 

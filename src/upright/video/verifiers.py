@@ -81,10 +81,7 @@ _MERGED = 2.5  # px between found things below which their masks may be one
 _NEAR = 0.5  # px between discs below which they may touch
 _KINK = 0.4  # px in D_1 from which a velocity has changed
 _WAY = 4  # frames over which the velocity of the centre of mass is measured
-_ALIKE, _STILL = (
-    0.1,
-    0.25,
-)  # px/frame^2 between accelerations that are one; way in the context, in radii, of a thing at rest
+_ALIKE, _STILL = 0.1, 0.25  # px/frame^2 between accelerations that are one; way of a thing at rest, in radii
 _SURE = 0.3  # mean confidence in the context frames below which nothing is decided
 
 
@@ -443,7 +440,7 @@ def _worst_contact(motion: _Motion, name: str, each: Tensor, speed: Tensor, ther
 
 def _pendulum(motion: _Motion) -> Check:
     p, c = motion.tracks.position, motion.context
-    if p.shape[2] < 2:
+    if p.shape[2] < 2 or not bool(motion.kind["pendulum"].any()):
         return _check(motion, "pendulum", torch.zeros_like(motion.tracks.background), torch.zeros_like(motion.free))
     pivot = p[:, :c, 1].mean(1, keepdim=True)
     arm, pull = p[:, :, 0] - pivot, motion.gravity.norm(dim=1).clamp(min=1e-6)
@@ -463,7 +460,7 @@ def _pendulum(motion: _Motion) -> Check:
 
 def _rolling(motion: _Motion) -> Check:
     p = motion.tracks.position
-    if p.shape[2] < 2:
+    if p.shape[2] < 2 or not bool(motion.kind["rolling"].any()):
         return _check(motion, "rolling", torch.zeros_like(motion.tracks.background), torch.zeros_like(motion.free))
     mark = p[:, :, 1] - p[:, :, 0]
     turn = torch.atan2(
