@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -160,6 +161,20 @@ def test_what_cannot_be_measured_is_undecided(scenes, tmp_path):
         run(saved(tmp_path / "still", [still], kind="npy"), tmp_path)
     said = "no clip in still that can be measured: 00.npy: no motion that can be judged"
     assert error.value.args == (said, "clips in which objects move on a background that does not", "hand in others")
+
+
+def test_a_lone_object_is_judged_by_what_needs_no_motion(tmp_path):
+    # catches: one that vanishes and is not judged, a pass in laws of motion that were not, a folder of such that ends
+    scenes = simulate("pendulum", MANY, SEED, size=(64, 64), frames=FRAMES)
+    clips = film(dataclasses.replace(scenes, radius=scenes.radius * [1.0, 0.0])).numpy()
+    clips[0, 12:] = clips[0, :1, :1, :1]
+    result = run(saved(tmp_path / "clips", clips, kind="npy"), tmp_path, fps=15.0)
+    rows, said = clips_of(result), summary_of(result)["evidence"]["verdict"]["lines"]
+    assert [row["broken"] for row in rows.values()] == [1.0] + [0.0] * (MANY - 1)
+    assert rows["00.npy"]["permanence_excess"] == pytest.approx(19)
+    assert not any("newton" in row or "acceleration_excess" in row for row in rows.values())
+    assert said["clips"] == "1 of 8 clips break some law; most: 00.npy (permanence, frame 12)"
+    assert said["judged without laws of motion"] == "8 clips"
 
 
 def test_two_folders_are_compared_clip_by_clip(home, tmp_path, scenes):

@@ -70,7 +70,6 @@ _METRICS = {
     **{name: physics.METRICS[name] for name in ("lost", "background", "offset")},
     "broken": Metric("broken", "lower", margin=0.02, title="Clips that break some law"),
 }
-_STILL = {"rigidity", "permanence", "overlap"}  # laws that say nothing of motion
 _SIDE = 64  # px of the longer side of what is tracked: tolerances were measured there
 _WORST, _NAMED = 10, 20  # clips in the report, and in a message
 _OTHER = "other"
@@ -226,7 +225,7 @@ def _measure(folder: Path, config: MotionConfig) -> _Found:
             shapes.setdefault(tuple(seen.visible.shape), []).append((row, seen))
     for some in shapes.values():
         _verify(found, some, config)
-    if not np.isfinite(found.values("newton")).any():
+    if not np.isfinite(found.values("broken")).any():
         why = found.left_out + [f"{row['clip']}: no motion that can be judged" for row in found.rows]
         got = f"no clip in {folder.name} that can be measured: {_some(why) or 'it holds none'}"
         raise InputError(got, "clips in which objects move on a background that does not", "hand in others")
@@ -310,9 +309,11 @@ def _verify(found: _Found, some: Sequence[tuple[dict[str, Any], Any]], config: M
     gravity = torch.zeros(len(some), 2) if config.gravity == "none" else None
     checks = verifiers.verify(seen, tracks.Meta(config.context, gravity=gravity))
     newton, after = verifiers.newton(checks).tolist(), slice(config.context, None)
+    low, high = seen.position.nan_to_num(math.inf).amin(1), seen.position.nan_to_num(-math.inf).amax(1)
+    way = (high - low).norm(dim=-1).amax(1).tolist()
     for b, (row, _) in enumerate(some):
         told = {law: float(one.excess[b]) for law, one in checks.items() if bool(one.decided[b])}
-        if not told.keys() - _STILL:  # where nothing can be said of motion, that nothing vanishes is no pass
+        if not told or way[b] <= 1:  # where nothing moves, that nothing vanishes is no pass
             continue
         worst = max(told, key=lambda law: told[law])
         row |= {"excess": told[worst], "newton": newton[b], "broken": float(told[worst] > 0)}
@@ -349,7 +350,7 @@ def _pair(own: _Found, other: _Found, warnings: list[str]) -> None:
     if odd := [one["clip"] for (one, _), same in zip(pairs, alike, strict=True) if not all(same)]:
         warnings.append(f"Not compared, being of another rate, length or size: {_some(odd)}.")
     kept = [pair for pair, same in zip(pairs, alike, strict=True) if all(same)]
-    if not any(math.isfinite(one.get("newton", math.nan) + two.get("newton", math.nan)) for one, two in kept):
+    if not any(math.isfinite(one.get("broken", math.nan) + two.get("broken", math.nan)) for one, two in kept):
         got = f"{plural(len(pairs), 'clip')} of the same name, none of which can be compared"
         raise InputError(got, "clips of one rate, length and size, by the same names", "name and save them alike")
     own.rows, other.rows = ([pair[side] for pair in kept] for side in (0, 1))
@@ -362,9 +363,8 @@ def _judge(
     """Return levels, and the verdict over all laws at once: against other clips, or against such as keep every law."""
     blocks = [Block("audit_video", name, seed, one) for name, one in ((YOURS, scores), (_OTHER, there)) if one]
     arms = [Arm(YOURS, "remedy" if there else "baseline"), Arm(_OTHER, "baseline")]
-    statistics = [f"mean:{name}" for name in scores.values] + [f"mean:{x}:group" for x in ("newton", "broken")][
-        : 2 * len(scores.by)
-    ]
+    statistics = [f"mean:{name}" for name in scores.values]
+    statistics += [f"mean:{x}:group" for x in ("newton", "broken") if scores.by and x in scores.values]
     held = evidence(Units(blocks), arms=arms, statistics=statistics, metrics=_METRICS, draws=draws, seed=seed)
     names, n = list(margins), len(scores.unit)
     table = np.stack([scores.values[name] for name in names], -1)
@@ -419,8 +419,8 @@ def _lines(found: _Found, protocol: Mapping[str, Any]) -> dict[str, str]:
     judged = np.isfinite(found.values("broken"))
     text = f"{int(np.nansum(found.values('broken')))} of {plural(int(judged.sum()), 'clip')} break some law"
     lines = {"clips": text + f"; most: {worst}" * bool(worst)}
-    if other := int((~judged).sum()):
-        lines["not judged"] = plural(other, "clip")
+    counts = {"not judged": ~judged, "judged without laws of motion": judged & np.isnan(found.values("newton"))}
+    lines |= {name: plural(int(some.sum()), "clip") for name, some in counts.items() if some.any()}
     if left := len(found.left_out):
         lines["left out"] = f"{plural(left, 'clip')} of {left + len(found.rows)}"
     if np.isfinite(found.values("offset")).any():
@@ -430,7 +430,7 @@ def _lines(found: _Found, protocol: Mapping[str, Any]) -> dict[str, str]:
 
 def _worst(found: _Found) -> list[dict[str, Any]]:
     """Return the clips that exceed a tolerance most."""
-    told = sorted((row for row in found.rows if "newton" in row), key=lambda row: (-row["excess"], row["clip"]))
+    told = sorted((row for row in found.rows if "excess" in row), key=lambda row: (-row["excess"], row["clip"]))
     keys = ("clip", "law", "excess", "frame", "newton", "confidence")
     shown = [{"law": "none", **{key: row[key] for key in keys if key in row}} for row in told]
     return [{key: x for key, x in row.items() if x == x} for row in shown[:_WORST]]

@@ -19,6 +19,7 @@ Points are (x, y), x to the right and y down, the centre of pixel (row i, column
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -103,7 +104,7 @@ class Tracks:
     axes : Tensor, shape (B, T, K, 2)
         Semi-axes in px, the longer first; 0 where lost.
     visible, border : bool Tensor, shape (B, T, K)
-        Whether it was found, and whether its mask touches the border of the picture.
+        Whether it was found, and whether its mask touches the border of the picture (or one that is no thing here).
     confidence : Tensor, shape (B, T, K)
         In [0, 1]: how like itself it looks (area and roundness against its own); half at the border, 0 where lost.
     pieces : int Tensor, shape (B, T, K)
@@ -299,10 +300,7 @@ def _count_pieces(
     return centre, pieces
 
 
-_GROUND, _COMMON = (
-    0.7,
-    0.08,
-)  # share of a picture that a few colours must fill to be its backdrop; share of each of them
+_GROUND, _COMMON = 0.7, 0.08  # share of a picture that a few colours must fill to be its backdrop; of each of them
 _CHANGE, _UNLIKE = 0.06, 0.35  # least change of a pixel that is seen; distance between colours that are not one
 _FLOOD = 0.4  # share of changed pixels from which a frame is a cut, or the camera moved
 
@@ -315,7 +313,8 @@ def find_objects(clip: ArrayLike | Tensor, *, context: int = 5, most: int = 4) -
     clip : array or Tensor, shape (T, H, W, 3)
         float in [0, 1], or uint8.
     context : int
-        Leading frames in which things are born: what is seen in all but one of them.
+        Leading frames in which things are born: what is seen in all but one of them. What comes in over the border
+        later is followed and not returned; a thing that it may touch counts as one at the border from then on.
     most : int
         Number of things that are kept, the largest first.
 
@@ -350,25 +349,26 @@ def find_objects(clip: ArrayLike | Tensor, *, context: int = 5, most: int = 4) -
         for i, one in enumerate(things):
             one.step(t, parts[pairs[i]] if i in pairs else None)
         for j in sorted(set(range(len(parts))) - set(pairs.values())):
-            if t < context:
+            if t < context or parts[j].border:
                 things.append(_Thing(len(x), t, parts[j]))
-            else:
-                like = [one for one in things if one.resembles(parts[j])]
-                if like:
-                    like[0].seen[t, _PIECES] += 1
-    things = [one for one in things if (one.seen[:context, _SURE] > 0).sum() >= context - 1]
-    things = sorted(things, key=lambda one: -one.part.area)[:most]
+            elif like := [one for one in things if one.resembles(parts[j])]:
+                like[0].seen[t, _PIECES] += 1
+    given = [one for one in things if (one.seen[:context, _SURE] > 0).sum() >= context - 1]
+    given = sorted(given, key=lambda one: -one.part.area)[:most]
+    for one, other in itertools.product(given, (one for one in things if one not in given)):
+        one.seen[one.near(other), _BORDER] = 1
+    things = given
     seen = np.stack([one.seen for one in things], 1) if things else np.zeros((len(x), 0, _PIECES + 1))
     table = torch.as_tensor(seen, dtype=torch.float32)[None]
     visible = table[..., _SURE] > 0
     position = torch.where(visible[..., None], table[..., :2], torch.nan)
-    border, pieces = table[..., 5] > 0, table[..., _PIECES].to(torch.int64).clamp(min=1)
+    border, pieces = table[..., _BORDER] > 0, table[..., _PIECES].to(torch.int64).clamp(min=1)
     shade = _outside(torch.as_tensor(np.abs(x - back).mean(-1))[None], table[..., :2], (table[..., 3] + 2) * visible)
     return Tracks(position, table[..., 2], table[..., 3:5], visible, border, table[..., _SURE], pieces, shade)
 
 
-_SURE, _PIECES = 6, 7  # columns of what is seen of a thing, after x, y, area, two axes and border
-_FAR = 1e6  # cost of what may not be assigned
+_BORDER, _SURE, _PIECES = 5, 6, 7  # columns of what is seen of a thing, after x, y, area and two axes
+_FAR, _REACH = 1e6, 1.5  # cost of what may not be assigned; radii within which two may touch before the next frame
 
 
 class _Part(NamedTuple):
@@ -413,9 +413,16 @@ class _Thing:
         unlike = float(np.linalg.norm(self.part.colour - part.colour)) / _UNLIKE
         return _FAR if far > 4 else far + unlike + abs(float(np.log(part.area / self.part.area)))
 
+    def near(self, other: _Thing) -> NDArray[np.bool_]:
+        """Return in which frames both are seen and may touch before the next, shape (T,)."""
+        apart = np.hypot(*(self.seen[:, :2] - other.seen[:, :2]).T)
+        reach = _REACH * (self.seen[:, 3] + other.seen[:, 3])
+        return np.asarray((apart < reach) & (self.seen[:, _SURE] > 0) & (other.seen[:, _SURE] > 0))
+
     def step(self, t: int, part: _Part | None) -> None:
         if part is None:
             return
+        self.part = part if self.part.border else self.part  # what comes in is larger than it seemed
         gain = self.spread[:, :2] @ np.linalg.inv(self.spread[:2, :2] + 0.01 * np.eye(2))
         self.state = self.state + gain @ (part.centre - self.state[:2])
         self.spread = self.spread - gain @ self.spread[:2]
@@ -491,9 +498,9 @@ def _measure(
     sums = cv2.moments(cover.astype(np.float32))
     area, (xx, xy, yy) = sums["m00"], (sums[name] / sums["m00"] for name in ("mu20", "mu11", "mu02"))
     axes = 2 * np.sqrt(np.linalg.eigvalsh([[xx, xy], [xy, yy]]).clip(min=0))[::-1]
-    border = bool(region[[0, -1]].any() or region[:, [0, -1]].any())
+    border = max(cover[[0, -1]].max(), cover[:, [0, -1]].max()) > 0.5  # a codec smears colours farther
     centre = np.array([sums["m10"], sums["m01"]]) / area
-    return _Part(centre, area, axes, border, np.median(frame[inner], 0), owner)
+    return _Part(centre, area, axes, bool(border), np.median(frame[inner], 0), owner)
 
 
 def _apart(x: Pixels, y: Pixels) -> Pixels:
