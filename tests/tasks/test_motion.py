@@ -232,6 +232,18 @@ def test_tracks_may_be_given(scenes, tmp_path, kind):
     assert math.isfinite(level(result, "mean:momentum_excess"))
 
 
+@pytest.mark.parametrize("name", ["tracks.csv", "clips.csv"])
+def test_columns_that_are_lacking_are_to_be_renamed(home, tmp_path, name):
+    # catches: advice to pass an option that this verb does not have
+    (shutil.copytree(home / "true", tmp_path / "clips") / "clips.csv").write_text("file\n00.mp4\n")
+    place = tmp_path / ("clips" if name == "clips.csv" else "") / name
+    place.write_text("name,frame,thing,x,y,radius\n00,0,a,1,2,3\n")
+    with pytest.raises(InputError) as error:
+        run(tmp_path / "clips", tmp_path, **({"tracks": place} if name == "tracks.csv" else {}))
+    lacking = ["file", "object"][: 1 + (name == "tracks.csv")]
+    assert error.value.todo == f"rename columns to {' and '.join(lacking)}"
+
+
 def test_groups_and_scenes_come_from_folders_or_a_table(home, tmp_path):
     # catches: two futures of one scene that count as two, a group that is lost
     for name in ("true", "gone"):

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upright.contract import Arm, Config, File, InputError, Metric, PositiveFloat, Range, UnitScores, audit, stream
-from upright.data.columns import Column, read_columns
+from upright.data.columns import RENAME, Column, read_columns
 from upright.data.formats import open_columns
 from upright.declare import Changes, Intervals, Noted
 from upright.evidence.compute import evidence, margins_of
@@ -241,7 +241,7 @@ def _listed(folder: Path) -> dict[str, dict[str, Any]]:
     """Return group, scene and fps of the files that clips.csv names."""
     if not (folder / "clips.csv").is_file():
         return {}
-    wanted = {"file": Column("id", unique=True), "fps": Column("number", optional=True, missing=True)}
+    wanted = {"file": Column("id", unique=True, option=RENAME), "fps": Column("number", optional=True, missing=True)}
     wanted |= {name: Column("text", optional=True, missing=True) for name in ("group", "scene")}
     table = read_columns(open_columns(folder / "clips.csv"), wanted)
     rows = table.frame.select([name for name in wanted if name in table]).to_dicts()
@@ -254,8 +254,8 @@ def _given(config: MotionConfig) -> Any:
         return None
     if isinstance(config.tracks, str | Path) and Path(config.tracks).is_dir():
         return {_stem(one, config.tracks): one for one in files.list_clips(config.tracks)}
-    wanted = {name: Column("id") for name in ("file", "object")}
-    wanted |= {name: Column("number") for name in ("frame", "x", "y", "radius")}
+    wanted = {name: Column("id", option=RENAME) for name in ("file", "object")}
+    wanted |= {name: Column("number", option=RENAME) for name in ("frame", "x", "y", "radius")}
     table = read_columns(open_columns(config.tracks, argument="tracks"), wanted)
     if len(again := table.repeats("file", "frame", "object")):
         raise table.refuse(again, "an object twice in one frame", "each once", "keep one of them")
