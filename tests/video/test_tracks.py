@@ -144,19 +144,20 @@ def test_bad_clips_are_refused_in_three_parts():
     bad = good.clone()
     bad[0, 3, 4, 5, 1] = torch.nan
     cases = [
-        (good[0], META, "clips of shape (12, 32, 32, 3) and torch.float32"),
+        (good[0], META, "clips of shape (12, 32, 32, 3)"),
         (good, replace(META, colour=None), "a meta without colours or backdrop"),
         (good.repeat(2, 1, 1, 1, 1), META, "2 clips of 32 x 32 with a backdrop of shape (1, 32, 32, 3)"),
-        (bad, META, "clips with NaN, or values far from [0, 1]"),
-        (good * 255, META, "clips with NaN, or values far from [0, 1]"),
+        (bad, META, "clips of float32 with values outside [0, 1] or not finite"),
+        (good * 255, META, "clips of float32 with values outside [0, 1] or not finite"),
+        ((good * 255).long(), META, "clips of int64 with values outside [0, 1] or not finite"),
     ]
     for clips, meta, got in cases:
         with pytest.raises(InputError) as error:
             track_colours(clips, meta)
         assert error.value.got == got
     for clip, context, got in [
-        (good, 5, "clips of shape (1, 1, 12, 32, 32, 3) and torch.float32"),
-        (bad[0], 5, "a clip with NaN, or values beyond [0, 1]"),
+        (good, 5, "clips of shape (1, 1, 12, 32, 32, 3)"),
+        (bad[0], 5, "clips of float32 with values outside [0, 1] or not finite"),
         (good[0, :5], 5, "5 frames, 5 of them context"),
     ]:
         with pytest.raises(InputError) as error:

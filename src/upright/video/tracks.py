@@ -35,7 +35,7 @@ from upright.contract import InputError
 from upright.video.render import backdrop
 from upright.video.scenes import Scenes
 
-__all__ = ["Meta", "Tracks", "find_objects", "meta_of", "track_colours"]
+__all__ = ["Meta", "Tracks", "as_clips", "find_objects", "meta_of", "track_colours"]
 
 Pixels = NDArray[np.float32]
 _COARSE, _FINE = 0.4, 0.05  # coverage below it is noise, above 1 less it is whole: to find a thing, to measure it
@@ -143,7 +143,7 @@ def track_colours(clips: ArrayLike | Tensor, meta: Meta) -> Tracks:
     InputError
         For another shape, values beyond [0, 1] or NaN, and a meta without colours or backdrop, or of another shape.
     """
-    x = _as_clips(clips)
+    x = as_clips(clips)
     n, _, height, width, _ = x.shape
     if meta.colour is None or meta.backdrop is None:
         raise InputError("a meta without colours or backdrop", "both", "pass them, or use find_objects")
@@ -166,8 +166,6 @@ def _track(x: Tensor, meta: Meta) -> Tracks:
     _uncover(cover)
     fine = _stretched(cover, _FINE)
     change = change.abs_().sum(1).reshape(n, frames, height, width).mul_(1 / 3)
-    if not bool(change.mean((2, 3)).le(1.01).all()):
-        raise InputError("clips with NaN, or values far from [0, 1]", "values in [0, 1]", "scale or clamp them first")
     marked = torch.as_tensor(_marks(meta, n))
     if marked.any():
         fine[marked, 0] = (fine[marked, 0] + fine[marked, 1]).clamp_(max=1)
@@ -190,12 +188,25 @@ def _track(x: Tensor, meta: Meta) -> Tracks:
     return Tracks(position, area, axes, visible, border, confidence, pieces, background)
 
 
-def _as_clips(clips: ArrayLike | Tensor) -> Tensor:
-    x = clips if isinstance(clips, Tensor) else torch.as_tensor(np.asarray(clips))
-    if x.ndim != 5 or x.shape[-1] != 3 or 0 in x.shape or not (x.dtype == torch.uint8 or x.is_floating_point()):
-        got = f"clips of shape {tuple(x.shape)} and {x.dtype}"
-        raise InputError(got, "(B, T, H, W, 3), uint8 or float in [0, 1]", "pass whole colour clips")
-    return x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x.detach().to(torch.float32)
+def as_clips(clips: Any, *, frames: int = 1) -> Tensor:
+    """Return clips (B, T, H, W, 3) of at least so many frames, uint8 or float in [0, 1], as float32.
+
+    Raises
+    ------
+    InputError
+        For another shape or type, fewer frames, and values that are not finite or lie outside [0, 1].
+    """
+    array = isinstance(clips, Tensor | np.ndarray)
+    x = torch.as_tensor(clips if array else np.zeros(0)).detach()
+    if x.ndim != 5 or x.shape[-1] != 3 or x.shape[1] < frames or 0 in x.shape:
+        got = f"clips of shape {tuple(x.shape)}" if array else f"a {type(clips).__name__}"
+        raise InputError(got, f"(B, T, H, W, 3) with at least {frames} frames", "add the axes, put colours last")
+    if x.dtype == torch.uint8:
+        return x.float() / 255.0
+    if not (x.is_floating_point() and -0.01 < float(x.min()) <= float(x.max()) < 1.01):  # NaN is in no range
+        got = f"clips of {str(x.dtype).removeprefix('torch.')} with values outside [0, 1] or not finite"
+        raise InputError(got, "float in [0, 1] or uint8", "scale them")
+    return x.float()
 
 
 def _as_numpy(index: Any) -> Any:
@@ -329,9 +340,7 @@ def find_objects(clip: ArrayLike | Tensor, *, context: int = 5, most: int = 4) -
     InputError
         For another shape, values beyond [0, 1] or NaN, and a clip that is not longer than its context.
     """
-    x = _as_clips(torch.as_tensor(np.asarray(clip))[None])[0].numpy()
-    if not (x.min() >= -0.01 and x.max() <= 1.01):
-        raise InputError("a clip with NaN, or values beyond [0, 1]", "values in [0, 1]", "scale or clamp it first")
+    x = as_clips(torch.as_tensor(np.asarray(clip))[None])[0].numpy()
     if not 2 <= context < len(x):
         raise InputError(f"{len(x)} frames, {context} of them context", "2 context frames and one more", "set context")
     back = _find_backdrop(x)
