@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import math
@@ -13,6 +14,7 @@ import sys
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 pytest.importorskip("av")
@@ -107,6 +109,29 @@ def test_the_page_names_what_is_broken_and_loads_nothing(home, tmp_path):
     lost = series.filter((pl.col("clip") == "00.mp4") & (pl.col("law") == "permanence"))
     assert lost["frame"].to_list() == list(range(FRAMES))
     assert lost["excess"][-1] > 0 == lost["excess"][:5].max()
+
+
+def test_the_worst_clips_are_kept_in_motion_unless_they_are_not_to_be(home, tmp_path):
+    # catches: pictures that are kept unasked, clips of another order, rings beside the objects, one that does not move
+    result = run(home / "gone", tmp_path)
+    kept = sorted((result.folder / "artifacts").iterdir())
+    assert [path.name for path in kept] == [f"yours.worst_{i}.webp" for i in range(MANY)]
+    page = build_report(result.folder).read_text(encoding="utf-8")
+    assert page.count("Worst clip ") >= MANY
+    assert all(base64.b64encode(path.read_bytes()).decode() in page for path in kept)
+    first = summary_of(result)["arms"][0]["notes"]["clips"][0]
+    with Image.open(kept[0]) as picture:
+        assert picture.n_frames == FRAMES
+        colours = []
+        for t in (0, first["frame"]):
+            picture.seek(t)
+            colours.append(np.asarray(picture.convert("RGB"), int))
+    red = [((x[..., 0] > 180) & (x[..., 1:] < 110).all(-1)).sum() for x in colours]
+    assert max(path.stat().st_size for path in kept) < 300_000
+    assert red[1] > red[0] + 20
+    none = run(home / "gone", tmp_path / "none", pictures=False)
+    assert not [*(none.folder / "artifacts").iterdir()]
+    assert "Worst clip 1" not in build_report(none.folder).read_text(encoding="utf-8")
 
 
 def test_a_broken_file_is_named_and_the_others_are_measured(home, tmp_path, monkeypatch, capsys):

@@ -189,9 +189,8 @@ class _Cost:
     def score(self, clips: Any, truth: Any = None, meta: Meta | None = None) -> Scores:
         meta = meta or Meta()
         if self.needs_truth and truth is None:
-            raise InputError(
-                f"{self.name} without truth", "true clips, or tracks of them", "pass truth, or take newton"
-            )
+            got = f"{self.name} without truth"
+            raise InputError(got, "true clips, or tracks of them", "pass truth, or take newton")
         own, true = (
             one if one is None or (self.tracked and isinstance(one, Tracks)) else as_clips(one, frames=meta.context + 1)
             for one in (clips, truth if self.needs_truth else None)
@@ -446,17 +445,15 @@ def _climbed(reward: Reward, videos: Any, given: Any, context: int) -> tuple[lis
     clips, truth = _frames(videos), None
     if reward.needs_truth:
         if not isinstance(given, Tensor | np.ndarray) and any(one is None for one in given):
-            raise InputError(
-                f"{reward.name} without truth", "the true clip of each, or its file", "add a field 'truth'"
-            )
+            got = f"{reward.name} without truth"
+            raise InputError(got, "the true clip of each, or its file", "add a field 'truth'")
         truth = _frames([_read(one, clips) if isinstance(one, str | Path) else one for one in given])
     found = reward.score(clips, truth, Meta(context=context))
     value = -found.value if reward.lower_is_better else found.value
     undecided = value.isnan()
     if bool(undecided.all()):
-        raise InputError(
-            f"{len(value)} clips that {reward.name} cannot measure", "clips of moving things", "look at one"
-        )
+        got = f"{len(value)} clips that {reward.name} cannot measure"
+        raise InputError(got, "clips of moving things", "look at one")
     value = torch.where(undecided, value[~undecided].min(), value)
     parts = {name: one.tolist() for name, one in found.parts.items()}
     return value.tolist(), {"undecided": undecided.tolist(), **parts}

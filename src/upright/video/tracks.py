@@ -35,7 +35,7 @@ from upright.contract import InputError
 from upright.video.render import backdrop
 from upright.video.scenes import Scenes
 
-__all__ = ["Meta", "Tracks", "as_clips", "find_objects", "meta_of", "track_colours"]
+__all__ = ["Meta", "Tracks", "as_clips", "find_objects", "meta_of", "ring", "track_colours"]
 
 Pixels = NDArray[np.float32]
 _COARSE, _FINE = 0.4, 0.05  # coverage below it is noise, above 1 less it is whole: to find a thing, to measure it
@@ -374,6 +374,18 @@ def find_objects(clip: ArrayLike | Tensor, *, context: int = 5, most: int = 4) -
     border, pieces = table[..., _BORDER] > 0, table[..., _PIECES].to(torch.int64).clamp(min=1)
     shade = _outside(torch.as_tensor(np.abs(x - back).mean(-1))[None], table[..., :2], (table[..., 3] + 2) * visible)
     return Tracks(position, table[..., 2], table[..., 3:5], visible, border, table[..., _SURE], pieces, shade)
+
+
+def ring(frames: NDArray[np.uint8], tracks: Tracks, red: Sequence[bool], scale: float) -> NDArray[np.uint8]:
+    """Return frames (T, H, W, 3) with rings around the things of one clip, tracked at 1 / scale of their size."""
+    out = frames.copy()
+    place, radius = (tracks.position[0] + 0.5) * scale - 0.5, (tracks.area[0] / torch.pi).sqrt() * scale + 3
+    for t, k in tracks.visible[0].nonzero().tolist():
+        for width, colour in ((4, (0, 0, 0)), (2, (255, 60, 60) if red[t] else (255, 255, 255))):
+            cv2.circle(
+                out[t], place[t, k].round().int().tolist(), round(float(radius[t, k])), colour, width, cv2.LINE_AA
+            )
+    return out
 
 
 _BORDER, _SURE, _PIECES = 5, 6, 7  # columns of what is seen of a thing, after x, y, area and two axes
