@@ -112,7 +112,7 @@ def test_the_page_names_what_is_broken_and_loads_nothing(home, tmp_path):
 
 
 def test_the_worst_clips_are_kept_in_motion_unless_they_are_not_to_be(home, tmp_path):
-    # catches: pictures that are kept unasked, clips of another order, rings beside the objects, one that does not move
+    # catches: pictures that are kept unasked, one that does not move, rings that stay as they are where a law is broken
     result = run(home / "gone", tmp_path)
     kept = sorted((result.folder / "artifacts").iterdir())
     assert [path.name for path in kept] == [f"yours.worst_{i}.webp" for i in range(MANY)]

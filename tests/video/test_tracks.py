@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from upright.contract import InputError
 from upright.video.render import draw, film
 from upright.video.scenes import KINDS, join, simulate
-from upright.video.tracks import Meta, find_objects, meta_of, track_colours
+from upright.video.tracks import Meta, find_objects, meta_of, ring, track_colours
 from upright.video.verifiers import newton, verify
 
 BACK = torch.full((1, 32, 32, 3), 0.9)
@@ -136,6 +136,20 @@ def test_a_meta_is_indexed_as_its_clips_are():
     assert part.kind == ("rolling", "collision")
     assert torch.equal(part.radius, meta.radius[[6, 1]])
     assert meta[torch.arange(8) < 2].kind == ("collision", "collision")
+
+
+def test_a_ring_is_around_its_thing_in_frames_of_another_size():
+    # catches: rows for columns, half a pixel times the scale, a ring over the thing, the colour of another frame
+    places = moving()
+    tracks = track_colours(drawn(places), META)
+    tracks = replace(tracks, visible=tracks.visible & torch.tensor([True, False]))
+    frames = ring(np.zeros((12, 128, 128, 3), np.uint8), tracks, [False] * 11 + [True], 4.0)
+    for t in range(12):
+        y, x = np.nonzero(frames[t, ..., 0] > 128)
+        middle = (places[0, t, 0].numpy() + 0.5) * 4 - 0.5
+        assert np.abs(np.array([x.mean(), y.mean()]) - middle).max() < 0.7
+        assert np.hypot(x - middle[0], y - middle[1]).min() > 4 * 3
+        assert (frames[t, y, x, 2] > 128).all() == (t < 11)
 
 
 def test_bad_clips_are_refused_in_three_parts():
