@@ -164,6 +164,8 @@ PROPOSED = [
     (["sets.inter", "people.csv", "held.csv"], "ranking sets.inter --held-out held.csv --users people.csv"),
     (["a.qrels", "bm25.run"], "ranking bm25.run --held-out a.qrels"),
     (["v.npy", "people.csv", "ids.csv"], "embeddings v.npy --labels people.csv --ids ids.csv"),
+    (["films"], "video films"),
+    (["films", "more"], "video films --compare more"),
     (["shares.csv"], "predictions shares.csv --group region --proba p_low,p_high --label y_true"),
 ]  # fmt: skip
 
@@ -177,6 +179,9 @@ def test_a_look_at_files_proposes_the_command(tmp_path, monkeypatch, files, comm
     np.save("v.npy", np.zeros((2, 2)))
     Path("model").mkdir()
     Path("model", "config.json").write_text("{}")
+    for name in ("films/sub/a.MP4", "more/00/1.png"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).touch()
     command += " --label truth" * ("cases.csv" in files)
     assert (shlex.join(propose(files)[0]), propose(files)[1]) == (f"upright audit {command}", [])
     done = CliRunner().invoke(get_command(app), ["audit", *files])

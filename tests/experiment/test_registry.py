@@ -12,21 +12,11 @@ from upright.experiment import registry
 
 
 @pytest.fixture
-def broken(tmp_path, monkeypatch):
+def broken(install):
     """Plugins whose modules raise, hold no such function, or hold an unmarked one."""
-    (tmp_path / "broken_plugin.py").write_text("raise RuntimeError('planted')\n")
-    (tmp_path / "unmarked_plugin.py").write_text("def run(task, config, run): ...\n")
-    info = tmp_path / "broken_thing-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.4\nName: broken-thing\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[upright.methods]\nraising = broken_plugin:run\nabsent = unmarked_plugin:walk\n"
-        "unmarked = unmarked_plugin:run\ngone = no_such_module:run\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield
-    for name in ("broken_plugin", "unmarked_plugin"):
-        sys.modules.pop(name, None)
+    files = {"broken_plugin": "raise RuntimeError('planted')\n", "unmarked_plugin": "def run(task, config, run): ...\n"}
+    points = ["raising = broken_plugin:run", "absent = unmarked_plugin:walk", "unmarked = unmarked_plugin:run"]
+    install("broken-thing", "methods", [*points, "gone = no_such_module:run"], **files)
 
 
 def test_listing_methods_imports_no_heavy_package_and_no_method():

@@ -45,6 +45,6 @@ def test_a_plugin_cannot_take_the_name_of_a_method(monkeypatch: pytest.MonkeyPat
 
     ours = Named("in_ucds", "upright.methods.in_ucds:run", "upright.methods")
     theirs = Named("in_ucds", "aardvark.thing:run", "upright.methods")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [ours, theirs])
+    monkeypatch.setattr("upright.lazy.entry_points", lambda group: [ours, theirs])
     with pytest.warns(UserWarning, match="aardvark registers 'in_ucds'"):
         assert registry.find()["in_ucds"] is ours

@@ -141,6 +141,24 @@ def test_means_get_the_larger_of_both_errors_and_rates_newcombes_interval():
     assert (rates.low[0], rates.high[0]) == pytest.approx((0, newcombe(10 / 12, 12, 0.4, 10, rates.critical)[1]))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("pair", [True, False])
+def test_a_mean_whose_squares_sum_to_it_is_no_rate(pair):
+    # catches: Newcombe's interval for what is not 0 or 1, and its root of what is below 0 where a rate stands beside
+    rng, n = np.random.default_rng(5), 60
+    cluster = np.tile(np.arange(n), 2) if pair else np.arange(2 * n)
+    group = np.repeat([0, 1], n)[None]
+    odd = np.tile([0.5, (1 + 2**0.5) / 2], n)  # 0.25 + 1.4571 = 0.5 + 1.2071
+    rate, wide = rng.integers(0, 2, 2 * n).astype(float), rng.exponential(np.where(group[0], 3.5, 0.2))
+    table = np.stack([odd, 1e-9 * wide, rate, wide], -1)
+    one, two = (
+        compare_groups(values[None], group, cluster, 2, rng=np.random.default_rng(1))
+        for values in (table, table * [100, 100, 1, 100])
+    )
+    for end in ("low", "high"):
+        assert getattr(two, end) == pytest.approx(getattr(one, end) * [100, 100, 1, 100], rel=1e-6)
+
+
 def test_aucs_get_the_larger_of_the_nulls_and_delongs_error():
     # catches: an error of the null or of the AUC alone, a spread that the interval forgets, an AUC of 1 without a width
     label = np.repeat([1, 0], [8, 60])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import json
 import math
 import re
@@ -12,6 +14,7 @@ import sys
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 pytest.importorskip("av")
@@ -26,7 +29,7 @@ from upright.tasks.motion import LAWS
 from upright.video.files import write_clip
 from upright.video.render import draw, film
 from upright.video.scenes import simulate
-from upright.video.verifiers import VERIFIERS
+from upright.video.verifiers import TOLERANCES
 from upright.video.violations import VIOLATIONS
 
 SEED, MANY, FRAMES = 71, 8, 20  # on which no tolerance was measured
@@ -77,7 +80,7 @@ def home(scenes, tmp_path_factory):
 
 def test_laws_are_those_of_the_verifiers():
     # catches: a law that is checked and not told
-    assert sorted(LAWS) == sorted(VERIFIERS)
+    assert sorted(LAWS) == sorted(TOLERANCES)
 
 
 def test_true_clips_pass_a_gate_and_broken_ones_do_not(home, tmp_path):
@@ -106,6 +109,29 @@ def test_the_page_names_what_is_broken_and_loads_nothing(home, tmp_path):
     lost = series.filter((pl.col("clip") == "00.mp4") & (pl.col("law") == "permanence"))
     assert lost["frame"].to_list() == list(range(FRAMES))
     assert lost["excess"][-1] > 0 == lost["excess"][:5].max()
+
+
+def test_the_worst_clips_are_kept_in_motion_unless_they_are_not_to_be(home, tmp_path):
+    # catches: pictures that are kept unasked, one that does not move, rings that stay as they are where a law is broken
+    result = run(home / "gone", tmp_path)
+    kept = sorted((result.folder / "artifacts").iterdir())
+    assert [path.name for path in kept] == [f"yours.worst_{i}.webp" for i in range(MANY)]
+    page = build_report(result.folder).read_text(encoding="utf-8")
+    assert page.count("Worst clip ") >= MANY
+    assert all(base64.b64encode(path.read_bytes()).decode() in page for path in kept)
+    first = summary_of(result)["arms"][0]["notes"]["clips"][0]
+    with Image.open(kept[0]) as picture:
+        assert picture.n_frames == FRAMES
+        colours = []
+        for t in (0, first["frame"]):
+            picture.seek(t)
+            colours.append(np.asarray(picture.convert("RGB"), int))
+    red = [((x[..., 0] > 180) & (x[..., 1:] < 110).all(-1)).sum() for x in colours]
+    assert max(path.stat().st_size for path in kept) < 300_000
+    assert red[1] > red[0] + 20
+    none = run(home / "gone", tmp_path / "none", pictures=False)
+    assert not [*(none.folder / "artifacts").iterdir()]
+    assert "Worst clip 1" not in build_report(none.folder).read_text(encoding="utf-8")
 
 
 def test_a_broken_file_is_named_and_the_others_are_measured(home, tmp_path, monkeypatch, capsys):
@@ -162,6 +188,20 @@ def test_what_cannot_be_measured_is_undecided(scenes, tmp_path):
     assert error.value.args == (said, "clips in which objects move on a background that does not", "hand in others")
 
 
+def test_a_lone_object_is_judged_by_what_needs_no_motion(tmp_path):
+    # catches: one that vanishes and is not judged, a pass in laws of motion that were not, a folder of such that ends
+    scenes = simulate("pendulum", MANY, SEED, size=(64, 64), frames=FRAMES)
+    clips = film(dataclasses.replace(scenes, radius=scenes.radius * [1.0, 0.0])).numpy()
+    clips[0, 12:] = clips[0, :1, :1, :1]
+    result = run(saved(tmp_path / "clips", clips, kind="npy"), tmp_path, fps=15.0)
+    rows, said = clips_of(result), summary_of(result)["evidence"]["verdict"]["lines"]
+    assert [row["broken"] for row in rows.values()] == [1.0] + [0.0] * (MANY - 1)
+    assert rows["00.npy"]["permanence_excess"] == pytest.approx(19)
+    assert not any("newton" in row or "acceleration_excess" in row for row in rows.values())
+    assert said["clips"] == "1 of 8 clips break some law; most: 00.npy (permanence, frame 12)"
+    assert said["judged without laws of motion"] == "8 clips"
+
+
 def test_two_folders_are_compared_clip_by_clip(home, tmp_path, scenes):
     # catches: a sign, clips that are paired by place, one that has no partner and counts
     saved(tmp_path / "gone", film(scenes)[:1], ["alone"])
@@ -215,6 +255,18 @@ def test_tracks_may_be_given(scenes, tmp_path, kind):
     assert {row["objects"] for row in found.values()} == {2}
     assert level(result, "mean:newton") < 0.2
     assert math.isfinite(level(result, "mean:momentum_excess"))
+
+
+@pytest.mark.parametrize("name", ["tracks.csv", "clips.csv"])
+def test_columns_that_are_lacking_are_to_be_renamed(home, tmp_path, name):
+    # catches: advice to pass an option that this verb does not have
+    (shutil.copytree(home / "true", tmp_path / "clips") / "clips.csv").write_text("file\n00.mp4\n")
+    place = tmp_path / ("clips" if name == "clips.csv" else "") / name
+    place.write_text("name,frame,thing,x,y,radius\n00,0,a,1,2,3\n")
+    with pytest.raises(InputError) as error:
+        run(tmp_path / "clips", tmp_path, **({"tracks": place} if name == "tracks.csv" else {}))
+    lacking = ["file", "object"][: 1 + (name == "tracks.csv")]
+    assert error.value.todo == f"rename columns to {' and '.join(lacking)}"
 
 
 def test_groups_and_scenes_come_from_folders_or_a_table(home, tmp_path):

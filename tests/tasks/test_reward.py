@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 
@@ -14,29 +12,12 @@ from upright.experiment.summary import read_summary
 from upright.tasks.reward import RewardConfig, auc_by_violation, read_reward
 
 SMALL = {"clips": 24, "pixels": 32, "frames": 16}
-PLUGIN = """
-from upright.video.rewards import Scores
-
-class Bright:
-    name, needs_truth, lower_is_better = "bright", False, False
-
-    def score(self, clips, truth=None, meta=None):
-        each = clips.mean((2, 3, 4))
-        return Scores(each.mean(1), each, {}, each[..., None] < 0)
-"""
 
 
 @pytest.fixture
-def audited(tmp_path, monkeypatch):
-    (tmp_path / "bright_reward.py").write_text(PLUGIN)
-    info = tmp_path / "bright_reward-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.4\nName: bright-reward\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[upright.rewards]\nbright = bright_reward:Bright\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+def audited(bright, tmp_path, monkeypatch):
     monkeypatch.setattr("upright.experiment.audit.load_audit", lambda kind: spec_of(read_reward, AuditSpec))
-    yield run_audit("reward", {"names": ("fixed", "official", "bright"), **SMALL}, out=tmp_path / "out", draws=100)
-    sys.modules.pop("bright_reward", None)
+    return run_audit("reward", {"names": ("fixed", "official", "bright"), **SMALL}, out=tmp_path / "out", draws=100)
 
 
 def test_the_table_has_all_rewards_violations_and_cheats_and_a_gate_asks_the_worst(audited):

@@ -18,8 +18,8 @@ from PIL import Image
 from upright.contract import InputError
 from upright.video.files import Caps, list_clips, read_clip, write_clip
 
-KINDS = "mp4, mov, webm, mkv, gif, .npy (T, H, W, 3), or a folder of numbered png or jpg pictures"
-VALUES = "uint8, or floats in [0, 1], of shape (T, H, W, 3)"
+KINDS = "mp4, mov, webm, mkv, gif, .npy (T, H, W, 3) or (T, H, W), or a folder of numbered png or jpg pictures"
+VALUES = "uint8, or floats in [0, 1], of shape (T, H, W, 3), or (T, H, W) where it is grey"
 
 
 def moving(side=32, frames=8):
@@ -147,6 +147,16 @@ def test_frames_are_reduced_by_the_mean_of_areas_and_never_enlarged(tmp_path, se
     assert np.abs(shape - np.maximum(sides * min(1, 4 / sides.max()), 1)).max() <= 0.5
 
 
+@pytest.mark.parametrize("shape", [(6, 8, 12), (6, 8, 12, 1)])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_grey_arrays_are_read_as_equal_channels(tmp_path, shape, kind):
+    # catches: grey that is refused, or is spread over the columns
+    grey = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.save(tmp_path / "a.npy", grey if kind == np.uint8 else np.asfortranarray(grey / 255, kind))
+    found = read_clip(tmp_path / "a.npy").frames
+    assert np.array_equal(found, np.repeat(grey.reshape(6, 8, 12, 1), 3, 3))
+
+
 FIRST, CUT, TYPE = ("no clip by its first bytes", KINDS), ("a file that is cut short", "a whole one"), "an array of "
 BAD = {
     "empty.mp4": (lambda good: b"", "an empty file", KINDS),
@@ -171,6 +181,7 @@ BAD = {
     "bytes.npy": (lambda good: saved(np.full((2, 4, 4, 3), 255.0)), "values from 255 to 255", VALUES),
     "whole.npy": (lambda good: saved(np.zeros((2, 4, 4, 3), int)), f"{TYPE}int64 of shape (2, 4, 4, 3)", VALUES),
     "flat.npy": (lambda good: saved(np.zeros((4, 4, 3), np.uint8)), f"{TYPE}uint8 of shape (4, 4, 3)", VALUES),
+    "first.npy": (lambda good: saved(np.zeros((2, 3, 4, 4))), f"{TYPE}float64 of shape (2, 3, 4, 4)", VALUES),
     "none.npy": (lambda good: saved(np.zeros((0, 4, 4, 3))), f"{TYPE}float64 of shape (0, 4, 4, 3)", VALUES),
     "less.npy": (lambda good: header_of((-9, 4, 4, 3)), f"{TYPE}uint8 of shape (-9, 4, 4, 3)", VALUES),
     "huge.npy": (lambda good: header_of((2**40, 64, 64, 3)), "more than 3,000 frames", "at most 3,000"),

@@ -217,37 +217,21 @@ def test_a_sum_weighs_spreads_inside_groups_and_turns_gains_over(clips, collisio
 
 # -- plug-ins -------------------------------------------------------------------------------------------------------
 
-PLUGIN = """
-from upright.video.rewards import Scores
 
-class Bright:
-    name, needs_truth, lower_is_better = "bright", False, False
-
-    def score(self, clips, truth=None, meta=None):
-        each = clips.mean((2, 3, 4))
-        return Scores(each.mean(1), each, {}, each[..., None] < 0)
-"""
-
-
-@pytest.fixture
-def plugins(tmp_path, monkeypatch):
-    (tmp_path / "bright_things.py").write_text(PLUGIN)
-    info = tmp_path / "bright_things-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.4\nName: bright-things\nVersion: 1.0\n")
-    lines = ["bright = bright_things:Bright", "gone = no_such_module:Reward", "empty = builtins:dict"]
-    (info / "entry_points.txt").write_text("[upright.rewards]\n" + "\n".join(lines) + "\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path
-    sys.modules.pop("bright_things", None)
-
-
-def test_a_plug_in_of_another_package_is_a_reward(plugins, clips):
+def test_a_plug_in_of_another_package_is_a_reward(bright, clips):
     # catches: names that are imported when they are listed, plug-ins that are called otherwise
     assert {"fixed", "bright"} <= set(reward_names())
     assert "bright_things" not in sys.modules
     value = load_reward("bright").score(clips).value
     assert torch.allclose(value, clips.mean((1, 2, 3, 4)))
+
+
+def test_a_plug_in_cannot_take_the_name_of_a_reward_of_ours(install):
+    # catches: a stranger's reward under a known name, without a word
+    install("late-things", "rewards", ["fixed = builtins:dict"])
+    with pytest.warns(UserWarning, match="late-things registers 'fixed', which is one of the rewards of upright"):
+        assert reward_names().count("fixed") == 1
+    assert load_reward("fixed").name == "fixed"
 
 
 @pytest.mark.parametrize(
@@ -267,7 +251,7 @@ def test_a_plug_in_of_another_package_is_a_reward(plugins, clips):
         ),
     ],
 )
-def test_a_reward_that_is_none_is_named(plugins, name, got, accepted):
+def test_a_reward_that_is_none_is_named(bright, name, got, accepted):
     # catches: a stranger's traceback, a missing attribute that is found in the middle of a run
     with pytest.raises(InputError) as error:
         load_reward(name)

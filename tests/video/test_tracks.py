@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from upright.contract import InputError
 from upright.video.render import draw, film
 from upright.video.scenes import KINDS, join, simulate
-from upright.video.tracks import Meta, find_objects, meta_of, track_colours
+from upright.video.tracks import Meta, find_objects, meta_of, ring, track_colours
 from upright.video.verifiers import newton, verify
 
 BACK = torch.full((1, 32, 32, 3), 0.9)
@@ -138,25 +138,40 @@ def test_a_meta_is_indexed_as_its_clips_are():
     assert meta[torch.arange(8) < 2].kind == ("collision", "collision")
 
 
+def test_a_ring_is_around_its_thing_in_frames_of_another_size():
+    # catches: rows for columns, half a pixel times the scale, a ring over the thing, the colour of another frame
+    places = moving()
+    tracks = track_colours(drawn(places), META)
+    tracks = replace(tracks, visible=tracks.visible & torch.tensor([True, False]))
+    frames = ring(np.zeros((12, 128, 128, 3), np.uint8), tracks, [False] * 11 + [True], 4.0)
+    for t in range(12):
+        y, x = np.nonzero(frames[t, ..., 0] > 128)
+        middle = (places[0, t, 0].numpy() + 0.5) * 4 - 0.5
+        assert np.abs(np.array([x.mean(), y.mean()]) - middle).max() < 0.7
+        assert np.hypot(x - middle[0], y - middle[1]).min() > 4 * 3
+        assert (frames[t, y, x, 2] > 128).all() == (t < 11)
+
+
 def test_bad_clips_are_refused_in_three_parts():
     # catches: a bare traceback, NaN that passes for a lost thing, clips of 0 to 255 as floats
     good = drawn(moving())
     bad = good.clone()
     bad[0, 3, 4, 5, 1] = torch.nan
     cases = [
-        (good[0], META, "clips of shape (12, 32, 32, 3) and torch.float32"),
+        (good[0], META, "clips of shape (12, 32, 32, 3)"),
         (good, replace(META, colour=None), "a meta without colours or backdrop"),
         (good.repeat(2, 1, 1, 1, 1), META, "2 clips of 32 x 32 with a backdrop of shape (1, 32, 32, 3)"),
-        (bad, META, "clips with NaN, or values far from [0, 1]"),
-        (good * 255, META, "clips with NaN, or values far from [0, 1]"),
+        (bad, META, "clips of float32 with values outside [0, 1] or not finite"),
+        (good * 255, META, "clips of float32 with values outside [0, 1] or not finite"),
+        ((good * 255).long(), META, "clips of int64 with values outside [0, 1] or not finite"),
     ]
     for clips, meta, got in cases:
         with pytest.raises(InputError) as error:
             track_colours(clips, meta)
         assert error.value.got == got
     for clip, context, got in [
-        (good, 5, "clips of shape (1, 1, 12, 32, 32, 3) and torch.float32"),
-        (bad[0], 5, "a clip with NaN, or values beyond [0, 1]"),
+        (good, 5, "clips of shape (1, 1, 12, 32, 32, 3)"),
+        (bad[0], 5, "clips of float32 with values outside [0, 1] or not finite"),
         (good[0, :5], 5, "5 frames, 5 of them context"),
     ]:
         with pytest.raises(InputError) as error:

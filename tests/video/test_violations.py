@@ -11,8 +11,8 @@ from upright.video.render import film
 from upright.video.rewards import Scores, fixed, newton, official, pixel_l1
 from upright.video.scenes import KINDS, join, simulate
 from upright.video.tracks import meta_of, track_colours
-from upright.video.verifiers import VERIFIERS, verify
-from upright.video.violations import CHEATS, HARMLESS, VIOLATIONS, bench_reward, bench_rewards
+from upright.video.verifiers import TOLERANCES, verify
+from upright.video.violations import CHEATS, HARMLESS, VIOLATIONS, bench_rewards
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def made(scenes):
 def test_there_are_twelve_and_each_verifier_has_one():
     # catches: a verifier that nothing breaks, a size of the bench that is none of the sizes
     assert len(VIOLATIONS) == 12
-    assert {name for one in VIOLATIONS.values() for name in one.verifiers} == set(VERIFIERS)
+    assert {name for one in VIOLATIONS.values() for name in one.verifiers} == set(TOLERANCES)
     for name, one in VIOLATIONS.items():
         assert name == one.name
         assert one.bench in one.sizes
@@ -158,7 +158,7 @@ class _Random:
 
 def test_a_reward_that_knows_nothing_separates_nothing():
     # catches: an area that is that of the sizes, a gain that is taken for a cost
-    rows = bench_reward(_Random(), clips=16, seed=6, size=(32, 32), frames=16)
+    rows = bench_rewards([_Random()], clips=16, seed=6, size=(32, 32), frames=16).rows
     areas = [row["auc"] for row in rows if row["what"] == "violation"]
     assert 0.35 < np.mean(areas) < 0.65
     assert len(rows) == len(areas) + 9

@@ -17,6 +17,7 @@ from upright.contract import InputError
 from upright.evidence.gate import check_syntax, example
 
 __all__ = ["AuditGroup", "propose"]
+_CLIP = re.compile(r".*(\.(mp4|m4v|mov|webm|mkv|gif|npy)|\d\.(png|jpe?g))", re.IGNORECASE | re.DOTALL)
 
 
 class AuditGroup(TyperGroup):
@@ -75,25 +76,23 @@ def _command(kind: str) -> click.Command:
         click.Option(["--fail-if"], help=f"Exit with 1 when this holds, in SQL, e.g. '{example(kind)}'."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
     ]
-    doc = (spec.read.__doc__ or "").partition("\n")[0]
 
     def run(seed: int, out: Path, margin: Sequence[str], fail_if: str | None, as_json: bool, **given: Any) -> None:
         from upright.cli.verbs import finish, read_margins
 
         if fail_if is not None:
             check_syntax(fail_if)
-        margins = read_margins(margin)
         from upright.api import audit
 
         settings = {name: value for name, value in given.items() if value is not None and name != first}
         files = given[first] if several else [given[first]]
-        command = shlex.join(["upright", *sys.argv[1:]])
-        result = audit(kind, *files, out=out, seed=seed, margins=margins, command=command, **settings)
+        settings["command"] = shlex.join(["upright", *sys.argv[1:]])
+        result = audit(kind, *files, out=out, seed=seed, margins=read_margins(margin), **settings)
         from upright.report import build_report
 
         finish(result.summary, result.folder, build_report(result.folder), as_json, fail_if)
 
-    return click.Command(kind, params=params, callback=run, help=doc)
+    return click.Command(kind, params=params, callback=run, help=(spec.read.__doc__ or "").partition("\n")[0])
 
 
 # -- a look at files ------------------------------------------------------------------------------------------------
@@ -114,7 +113,8 @@ def propose(files: Sequence[str], encoding: str = "utf-8") -> tuple[list[str], l
     for file in files:
         path = file_and_name(file)[0]
         if path.is_dir():
-            role = "model" if (path / "config.json").is_file() else ""
+            clips = any(_CLIP.fullmatch(one.name) for one in path.rglob("*"))
+            role = "model" if (path / "config.json").is_file() else "clips" if clips else ""
         elif path.suffix.lower() in ARRAYS:
             role = "vectors"
         else:
@@ -140,6 +140,8 @@ def propose(files: Sequence[str], encoding: str = "utf-8") -> tuple[list[str], l
     elif {"model", "records"} & found.keys():
         words = ["forgetting", *take("model", "MODEL"), *option("--forget", "records", "FORGET.jsonl")]
         words += option("--retain", "records", "RETAIN.jsonl")
+    elif "clips" in found:
+        words = ["video", *take("clips"), *option("--compare", "clips")]
     elif "vectors" in found:
         words = ["embeddings", *found.pop("vectors"), *option("--labels", "users", "LABELS.csv")]
         words += [*option("--ids", "ids"), *(["--attribute", *column] if column else [])]
@@ -150,11 +152,10 @@ def propose(files: Sequence[str], encoding: str = "utf-8") -> tuple[list[str], l
         file = found["cases"].pop(0)
         words = ["predictions", file, *_columns_of_cases(headers[file])]
     else:
-        got = "; ".join(f"{file}: {', '.join(headers.get(file, []))}" for file in files)
+        shown = "; ".join(f"{file}: {', '.join(headers.get(file, []))}" for file in files)
         todo = "name the kind and its columns: upright audit predictions FILE --group COLUMN --score COLUMN ..."
-        raise InputError(
-            f"nothing that tells what it is, {got}", "lists, vectors, decisions, or a model's folder", todo
-        )
+        accepted = "lists, vectors, decisions, or a folder of a model or of clips"
+        raise InputError(f"nothing that tells what it is, {shown}", accepted, todo)
     words += ["--encoding", encoding] if encoding != "utf-8" else []
     return ["upright", "audit", *words], [file for own in found.values() for file in own]
 

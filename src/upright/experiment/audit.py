@@ -26,7 +26,7 @@ from upright.evidence.records import Level
 from upright.evidence.units import FEWEST, Block, Units, write_units
 from upright.evidence.verdict import audit_verdict
 from upright.experiment.config import to_config
-from upright.experiment.folders import RunFolder, write_json
+from upright.experiment.folders import ArmRun, RunFolder, write_json
 from upright.experiment.places import require_folder
 from upright.experiment.registry import load_audit
 from upright.experiment.runner import new_folder
@@ -113,6 +113,10 @@ def run_audit(
         passed = {"passed": given, "resolved": {"audit": resolved}, "method": method, "seed": seed}
         write_json(path / "config.json", passed | {"arms": [name for name, *_ in arms]})
         write_units(path / "units.parquet", [Block(method, name, seed, scores) for name, _, _, scores in arms], "test")
+        kept = ArmRun(run if answer.pictures else None, seed, YOURS)
+        for name, data in answer.pictures.items():
+            kept.picture(name, data)
+        notes = {**answer.notes, YOURS: {**answer.notes.get(YOURS, {}), **kept.notes}}
         for name, columns in answer.tables.items():
             pl.DataFrame(columns).write_csv(path / f"{name}.csv")
         summary = Summary(
@@ -123,7 +127,7 @@ def run_audit(
             data={"fingerprint": _fingerprint(config), **answer.data},
             seeds=(seed,),
             arms=tuple(
-                ArmFacts(name=n, role=role, title=title, notes=answer.notes.get(n, {}), totals=dict(scores.totals))
+                ArmFacts(name=n, role=role, title=title, notes=notes.get(n, {}), totals=dict(scores.totals))
                 for n, role, title, scores in arms
             ),
             warnings=tuple(answer.warnings),

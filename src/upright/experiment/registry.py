@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, TypeVar
 
 from upright.contract import AuditSpec, InputError, MethodSpec, spec_of
 from upright.experiment.config import suggest
+from upright.lazy import find, package_of
 
 __all__ = ["METHODS", "declared_of", "find", "load_audit", "load_method", "load_object", "names"]
 
@@ -29,35 +30,13 @@ METHODS = {
 }
 
 
-def find(group: str = "methods") -> dict[str, EntryPoint]:
-    """Return the entry point of each installed method, or audit, without importing any.
-
-    A name that two packages register stays with this package, or else with the first; a warning names the other.
-    """
-    found: dict[str, EntryPoint] = {}
-    points = sorted(entry_points(group=f"upright.{group}"), key=lambda p: (_package(p) != "upright", _package(p)))
-    for point in points:
-        if point.name in found and found[point.name].value != point.value:
-            warnings.warn(
-                f"package {_package(point)} registers {point.name!r}, which is one of the {group} of "
-                f"{_package(found[point.name])}; it is left out: rename one of them",
-                stacklevel=2,
-            )
-        found.setdefault(point.name, point)
-    return found
-
-
-def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else point.value.partition(":")[0]
-
-
 def names() -> list[dict[str, str]]:
     """List the ten methods and all plugins with their state, importing nothing."""
     installed = find()
     rows = [{"name": k, "mends": v, "state": "works", "package": "upright"} for k, v in METHODS.items()]
     for name, point in sorted(installed.items()):
         if name not in METHODS:
-            rows.append({"name": name, "mends": "", "state": "plugin", "package": _package(point)})
+            rows.append({"name": name, "mends": "", "state": "plugin", "package": package_of(point)})
     return rows
 
 
@@ -101,7 +80,7 @@ def _loaded(point: EntryPoint, kind: type[S], mark: str) -> S:
     try:
         return spec_of(point.load(), kind)
     except Exception as error:
-        package = _package(point)
+        package = package_of(point)
         warnings.warn(f"{mark} {point.name!r} of package {package} does not load: {error}", stacklevel=3)
         raise InputError(
             f"{mark} {point.name!r} of package {package} does not load: {type(error).__name__}: {error}",

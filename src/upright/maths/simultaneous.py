@@ -278,7 +278,7 @@ class _Stratum:
         self.sum = np.stack(sums, -1).reshape(len(self.ids), groups, x.shape[1])  # (C, G, M)
         self.n = self.count.sum(0)  # (G,)
         self.scale = np.abs(x).max(0, initial=0.0)  # (M,)
-        self.squares = (x * x).sum(0)  # (M,): the sum again where all values are 0 or 1
+        self.binary = ((x == 0) | (x == 1)).all(0)  # (M,): rates
         some = self.n[:, None] > 0
         self.rate = np.divide(self.sum.sum(0), self.n[:, None], out=np.full((groups, x.shape[1]), np.nan), where=some)
         self.common = self.sum.sum((0, 1)) / self.n.sum()  # (M,)
@@ -495,10 +495,10 @@ def _bounds(
 ) -> tuple[Array, Array]:
     """Return adjusted intervals (M, K): ``d +- c wide``, for rates Newcombe's, with clusters the wider of the two."""
     low, high = d - c * wide, d + c * wide
-    r, pool = t.rate, t.common * (1 - t.common)
-    binary = np.isclose(t.squares, t.sum.sum((0, 1)))
-    if not binary.any():
+    if not t.binary.any():
         return low, high
+    r, common, v, alone = (a[..., t.binary] for a in (t.rate, t.common, v, alone))  # no other has a Wilson interval
+    pool = common * (1 - common)
     n = np.broadcast_to(np.where(t.n > 0, t.n, np.nan)[:, None], r.shape)
     error = np.sqrt(np.einsum("ggm->gm", v))
     if clustered:
@@ -509,8 +509,9 @@ def _bounds(
     phi = np.divide(v[i, j], both, out=np.zeros_like(both), where=both > 0)
     a, b = (end.T for end in newcombe(r[i], n[i], r[j], n[j], c, phi))
     if clustered:
-        a, b = np.maximum(np.fmin(a, low), -1.0), np.minimum(np.fmax(b, high), 1.0)
-    return np.where(binary[:, None], a, low), np.where(binary[:, None], b, high)
+        a, b = np.maximum(np.fmin(a, low[t.binary]), -1.0), np.minimum(np.fmax(b, high[t.binary]), 1.0)
+    low[t.binary], high[t.binary] = a, b
+    return low, high
 
 
 def compare_aucs(

@@ -23,6 +23,7 @@ from upright.data.tabular import cut_of
 from upright.evidence.units import FEWEST
 
 __all__ = [
+    "CLOSED",
     "FEWEST",
     "MIN_AGREEMENT",
     "YOURS",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 YOURS = "yours"
+CLOSED = ("the test split inside a method", "split='valid'", "select on validation; the runner scores")  # an error
 MIN_AGREEMENT = 0.6  # rank correlation of two templates; below it prior scores are of words, not of titles
 MOST_GROUPS = 50  # more different numbers are a quantity
 
@@ -76,6 +78,8 @@ class Answer:
         What to do next of an audit that compares no groups by its nature; by default to hand in some.
     lines : mapping of name to sentence
         What the verdict says besides.
+    pictures : mapping of name to bytes
+        Kept in the folder, for blocks `Picture`: PNG or WebP, at most 300 kB each.
     tables : mapping of name to columns
         What was computed on the way and is of use elsewhere, written as ``NAME.csv`` beside the report.
     """
@@ -97,6 +101,7 @@ class Answer:
     beside: tuple[UnitScores, Sequence[str]] | None = None
     steps: Sequence[str] = ()
     lines: Mapping[str, str] = field(default_factory=dict)
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 

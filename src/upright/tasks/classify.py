@@ -45,6 +45,7 @@ from upright.data.partition import counts_of, partition
 from upright.data.tabular import Table, encode, groups_of, load_table, synthetic_table
 from upright.maths.parity.rates import Criterion, names_of_strata
 from upright.metrics.fairness import rates_of
+from upright.tasks.answers import CLOSED
 
 __all__ = ["Classify", "ClassifyConfig", "Layout"]
 
@@ -285,9 +286,7 @@ class Classify:
             When the test rows are asked for before the runner opened them, or decisions are no distribution.
         """
         if split == "test" and not self._open:
-            raise InputError(
-                "the test split inside a method", "split='valid'", "select on validation; the runner scores"
-            )
+            raise InputError(*CLOSED)
         laid = self.layout(run)
         rows = laid.rows[split]
         h = np.asarray(result.decide(laid.x[rows], self.group[rows], laid.client[rows]), dtype=np.float64)

@@ -563,9 +563,8 @@ def _read_table(
     bare = isinstance(source, str | Path) and file_and_name(source)[0].suffix.lower() in ARRAYS
     name = name_of(file_and_name(source)[0]) if isinstance(source, str | Path) else "the vectors"
     if bare and column is not None:
-        raise InputError(
-            f"no file {column}, and {name} has no columns", "a file with the user of each row", "check the path"
-        )
+        got = f"no file {column}, and {name} has no columns"
+        raise InputError(got, "a file with the user of each row", "check the path")
     values, users = read_vectors(source, user=column, encoding=encoding, argument=surface)
     if owners is not None and (users is None or bare):
         if len(owners) != len(values):

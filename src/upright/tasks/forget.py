@@ -55,6 +55,7 @@ from upright.data.forget import (
 )
 from upright.lazy import LazyModule
 from upright.metrics import forgetting, membership
+from upright.tasks.answers import CLOSED
 
 if TYPE_CHECKING:
     import torch
@@ -147,9 +148,8 @@ class ForgetConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.forget_authors >= self.authors:
-            raise InputError(
-                f"forget_authors = {self.forget_authors} of {self.authors}", "fewer than there are authors", "lower it"
-            )
+            got = f"forget_authors = {self.forget_authors} of {self.authors}"
+            raise InputError(got, "fewer than there are authors", "lower it")
         if self.pretrain and self.model != "tiny":
             got = f"pretrain = {self.pretrain} with model = {Path(self.model).name!r}"
             raise InputError(got, "model = tiny: any other was pretrained already", "leave it out")
@@ -398,9 +398,7 @@ class Forget:
             When the test records are asked for before the runner opened them.
         """
         if split == "test" and not self._open:
-            raise InputError(
-                "the test split inside a method", "split='valid'", "select on validation; the runner scores"
-            )
+            raise InputError(*CLOSED)
         chosen, speaker = self.scored(run, split), self.speaker(result.model, run)
         sets: dict[str, tuple[Record, ...]] = vars(chosen)
         unit = [f"{name}/{r.id}" for name, records in sets.items() for r in records]

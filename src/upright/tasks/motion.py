@@ -1,13 +1,7 @@
 """A folder of clips: do the objects in them obey mechanics, where do they not, and is one model better than another.
 
-================  ===================================================================================================
-``newton``        mean excess over the tolerances of the laws that can be decided, in tolerances; one of motion at least
-``broken``        1 where some law is broken beyond its tolerance
-``LAW_excess``    by how much the largest break of one law exceeds its tolerance, in tolerances
-``lost``          share of frames after the context in which an object is not found
-``background``    mean absolute change of the picture outside of all objects, of 1
-``offset``        weighted distance from the true clip, px; a lost object costs most (reward ``fixed``)
-================  ===================================================================================================
+`upright.metrics.physics` has most values; ``LAW_excess`` is by how much the largest break of one law exceeds its
+tolerance, in tolerances, and ``broken`` is 1 where that of some law does.
 
 A clip is reduced to 64 px on its longer side, its objects are found (or given), and `upright.video.verifiers` judges
 them; nothing is trained. A law that a clip does not show, or that its tracks cannot decide, is *undecided*: no value,
@@ -30,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upright.contract import Arm, Config, File, InputError, Metric, PositiveFloat, Range, UnitScores, audit, stream
-from upright.data.columns import Column, read_columns
+from upright.data.columns import RENAME, Column, read_columns
 from upright.data.formats import open_columns
-from upright.declare import Changes, Intervals, Noted
+from upright.declare import Changes, Intervals, Noted, Picture
 from upright.evidence.compute import evidence, margins_of
 from upright.evidence.records import Level
 from upright.evidence.units import Block, Units
@@ -45,9 +39,10 @@ from upright.tasks.answers import YOURS, Answer, plural
 if TYPE_CHECKING:
     import torch
 
-    from upright.video import files, rewards, tracks, verifiers
+    from upright.video import animate, files, rewards, tracks, verifiers
 else:
     torch = LazyModule("torch")
+    animate = LazyModule("upright.video.animate")
     files = LazyModule("upright.video.files")
     rewards = LazyModule("upright.video.rewards")
     tracks = LazyModule("upright.video.tracks")
@@ -70,9 +65,9 @@ _METRICS = {
     **{name: physics.METRICS[name] for name in ("lost", "background", "offset")},
     "broken": Metric("broken", "lower", margin=0.02, title="Clips that break some law"),
 }
-_STILL = {"rigidity", "permanence", "overlap"}  # laws that say nothing of motion
 _SIDE = 64  # px of the longer side of what is tracked: tolerances were measured there
 _WORST, _NAMED = 10, 20  # clips in the report, and in a message
+_SHOWN, _BYTES = 160, 250_000  # px of a clip there, and its size: ten and their first frames fit in a page
 _OTHER = "other"
 _COLUMNS = ("clip", "group", "scene", "fps", "frames", "height", "width", "objects", "confidence", "law", "notes")
 _ALIKE = ("fps", "frames", "height", "width")  # of two clips that are compared
@@ -96,6 +91,8 @@ class MotionConfig(Config):
     """First frames of each clip, which were given to the model and are not judged."""
     gravity: Literal["auto", "none"] = "auto"
     """Whether the acceleration that free bodies share is found in the context of each clip, or is 0."""
+    pictures: bool = True
+    """Whether the worst clips are kept in the folder, in motion, for its report."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -109,6 +106,9 @@ class _Found:
 
     def values(self, name: str) -> Array:
         return np.array([row.get(name, math.nan) for row in self.rows], np.float64)
+
+
+_RINGS = ["Rings are around the objects that are followed, red where the law that is broken most is beyond tolerance."]
 
 
 @audit(
@@ -135,6 +135,7 @@ class _Found:
             by={"clip": "Clip", "law": "Law that is broken most"},
             names={"excess": "beyond tolerance", "frame": "in frame", "newton": "all laws", "confidence": "confidence"},
         ),
+        *(Picture(f"Worst clip {i + 1}", f"worst_{i}", _RINGS * (not i)) for i in range(_WORST)),
     ],
     limits=[
         "Objects are bodies in the plane of the picture: a camera that moves, depth and soft bodies are no part of it.",
@@ -173,7 +174,9 @@ def read_motion(config: MotionConfig, *, seed: int, draws: int, margins: Mapping
     scores = UnitScores("clip", names, values, by, cluster=scenes if len({*scenes}) < len(names) else ())
     there = dataclasses.replace(scores, values={x: other.values(x) for x in values}) if other else None
     judged = margins_of({x: _METRICS[x].margin for x in ("newton", *_EXCESS.values()) if x in values}, margins)
-    protocol = _protocol(own, config)
+    protocol, worst = _protocol(own, config), _worst(own)
+    keys = ("clip", "law", "excess", "frame", "newton", "confidence")
+    shown = [{"law": "none", **{key: row[key] for key in keys if key in row and row[key] == row[key]}} for row in worst]
     return Answer(
         title=f"Audit of motion in {folder.name}",
         arm_title="your clips",
@@ -183,7 +186,8 @@ def read_motion(config: MotionConfig, *, seed: int, draws: int, margins: Mapping
         metrics=_METRICS,
         compared=list(judged),
         facts={"protocol": protocol, "left_out": own.left_out, "undecided": len(undecided)},
-        notes={YOURS: {"clips": _worst(own)}},
+        notes={YOURS: {"clips": shown}},
+        pictures={f"worst_{i}": _film(row, folder) for i, row in enumerate(worst) if config.pictures},
         warnings=warnings,
         evidence=_judge(scores, there, judged, _lines(own, protocol), draws, seed),
         others=[(_OTHER, "the other clips", there)] if there else [],
@@ -214,7 +218,7 @@ def _measure(folder: Path, config: MotionConfig) -> _Found:
             row |= {"group": clip.name.partition("/")[0] if "/" in clip.name else ""}
             row |= {key: x for key, x in listed.get(path.relative_to(folder).as_posix(), {}).items() if x}
             seen = _tracked(clip, stem, config, given)
-            row["objects"] = seen.position.shape[2]
+            row |= {"objects": seen.position.shape[2], "path": path, "seen": seen, "across": clip.frames.shape[2]}
             if stem in truth:
                 row |= _offset(clip, truth[stem], config)
         except InputError as error:
@@ -226,7 +230,7 @@ def _measure(folder: Path, config: MotionConfig) -> _Found:
             shapes.setdefault(tuple(seen.visible.shape), []).append((row, seen))
     for some in shapes.values():
         _verify(found, some, config)
-    if not np.isfinite(found.values("newton")).any():
+    if not np.isfinite(found.values("broken")).any():
         why = found.left_out + [f"{row['clip']}: no motion that can be judged" for row in found.rows]
         got = f"no clip in {folder.name} that can be measured: {_some(why) or 'it holds none'}"
         raise InputError(got, "clips in which objects move on a background that does not", "hand in others")
@@ -242,7 +246,7 @@ def _listed(folder: Path) -> dict[str, dict[str, Any]]:
     """Return group, scene and fps of the files that clips.csv names."""
     if not (folder / "clips.csv").is_file():
         return {}
-    wanted = {"file": Column("id", unique=True), "fps": Column("number", optional=True, missing=True)}
+    wanted = {"file": Column("id", unique=True, option=RENAME), "fps": Column("number", optional=True, missing=True)}
     wanted |= {name: Column("text", optional=True, missing=True) for name in ("group", "scene")}
     table = read_columns(open_columns(folder / "clips.csv"), wanted)
     rows = table.frame.select([name for name in wanted if name in table]).to_dicts()
@@ -255,8 +259,8 @@ def _given(config: MotionConfig) -> Any:
         return None
     if isinstance(config.tracks, str | Path) and Path(config.tracks).is_dir():
         return {_stem(one, config.tracks): one for one in files.list_clips(config.tracks)}
-    wanted = {name: Column("id") for name in ("file", "object")}
-    wanted |= {name: Column("number") for name in ("frame", "x", "y", "radius")}
+    wanted = {name: Column("id", option=RENAME) for name in ("file", "object")}
+    wanted |= {name: Column("number", option=RENAME) for name in ("frame", "x", "y", "radius")}
     table = read_columns(open_columns(config.tracks, argument="tracks"), wanted)
     if len(again := table.repeats("file", "frame", "object")):
         raise table.refuse(again, "an object twice in one frame", "each once", "keep one of them")
@@ -282,9 +286,8 @@ def _tracked(clip: Any, stem: str, config: MotionConfig, given: Any) -> Any:
     names, thing = np.unique(one["object"].to_numpy(), return_inverse=True)
     frame, scale = one["frame"].to_numpy().astype(np.int64), w / clip.size[1]
     if frame.min() < 0 or frame.max() >= t:
-        raise InputError(
-            f"{clip.name}: points in frames {frame.min()} to {frame.max()}", f"0 to {t - 1}", "count from 0"
-        )
+        got = f"{clip.name}: points in frames {frame.min()} to {frame.max()}"
+        raise InputError(got, f"0 to {t - 1}", "count from 0")
     at, r = torch.full((1, t, len(names), 2), torch.nan), torch.zeros(1, t, len(names))
     at[0, frame, thing] = torch.from_numpy((one.select("x", "y").to_numpy() + 0.5) * scale - 0.5).float()
     r[0, frame, thing] = torch.from_numpy(one["radius"].to_numpy() * scale).float()
@@ -310,12 +313,15 @@ def _verify(found: _Found, some: Sequence[tuple[dict[str, Any], Any]], config: M
     gravity = torch.zeros(len(some), 2) if config.gravity == "none" else None
     checks = verifiers.verify(seen, tracks.Meta(config.context, gravity=gravity))
     newton, after = verifiers.newton(checks).tolist(), slice(config.context, None)
+    low, high = seen.position.nan_to_num(math.inf).amin(1), seen.position.nan_to_num(-math.inf).amax(1)
+    way = (high - low).norm(dim=-1).amax(1).tolist()
     for b, (row, _) in enumerate(some):
         told = {law: float(one.excess[b]) for law, one in checks.items() if bool(one.decided[b])}
-        if not told.keys() - _STILL:  # where nothing can be said of motion, that nothing vanishes is no pass
+        if not told or way[b] <= 1:  # where nothing moves, that nothing vanishes is no pass
             continue
         worst = max(told, key=lambda law: told[law])
         row |= {"excess": told[worst], "newton": newton[b], "broken": float(told[worst] > 0)}
+        row |= {"beyond": (checks[worst].series[b] > checks[worst].tolerance[b]).tolist()}
         row |= {_EXCESS[law]: x for law, x in told.items()}
         if told[worst] > 0:
             judged = checks[worst].series[b, after]
@@ -326,12 +332,8 @@ def _verify(found: _Found, some: Sequence[tuple[dict[str, Any], Any]], config: M
         row |= {"background": float(seen.background[b, after].mean()), "confidence": float(seen.confidence[b].mean())}
         for law in told:
             over = (checks[law].series[b] / checks[law].tolerance[b] - 1).clamp(min=0).tolist()
-            rows = {
-                "clip": [row["clip"]] * len(over),
-                "law": [law] * len(over),
-                "frame": range(len(over)),
-                "excess": over,
-            }
+            n = len(over)
+            rows = {"clip": [row["clip"]] * n, "law": [law] * n, "frame": range(n), "excess": over}
             for name, x in rows.items():
                 found.series.setdefault(name, []).extend(x)
 
@@ -349,7 +351,7 @@ def _pair(own: _Found, other: _Found, warnings: list[str]) -> None:
     if odd := [one["clip"] for (one, _), same in zip(pairs, alike, strict=True) if not all(same)]:
         warnings.append(f"Not compared, being of another rate, length or size: {_some(odd)}.")
     kept = [pair for pair, same in zip(pairs, alike, strict=True) if all(same)]
-    if not any(math.isfinite(one.get("newton", math.nan) + two.get("newton", math.nan)) for one, two in kept):
+    if not any(math.isfinite(one.get("broken", math.nan) + two.get("broken", math.nan)) for one, two in kept):
         got = f"{plural(len(pairs), 'clip')} of the same name, none of which can be compared"
         raise InputError(got, "clips of one rate, length and size, by the same names", "name and save them alike")
     own.rows, other.rows = ([pair[side] for pair in kept] for side in (0, 1))
@@ -362,9 +364,8 @@ def _judge(
     """Return levels, and the verdict over all laws at once: against other clips, or against such as keep every law."""
     blocks = [Block("audit_video", name, seed, one) for name, one in ((YOURS, scores), (_OTHER, there)) if one]
     arms = [Arm(YOURS, "remedy" if there else "baseline"), Arm(_OTHER, "baseline")]
-    statistics = [f"mean:{name}" for name in scores.values] + [f"mean:{x}:group" for x in ("newton", "broken")][
-        : 2 * len(scores.by)
-    ]
+    statistics = [f"mean:{name}" for name in scores.values]
+    statistics += [f"mean:{x}:group" for x in ("newton", "broken") if scores.by and x in scores.values]
     held = evidence(Units(blocks), arms=arms, statistics=statistics, metrics=_METRICS, draws=draws, seed=seed)
     names, n = list(margins), len(scores.unit)
     table = np.stack([scores.values[name] for name in names], -1)
@@ -377,11 +378,13 @@ def _judge(
         Level(
             statistic=f"{'change' if there else 'beyond'}:{names[k]}", arm=YOURS, metric=names[k], better="lower",
             label=_METRICS[names[k]].title, group="your clips minus the others" if there else None,
-            n_units=int(np.isfinite(both[:n, k]).sum()), **_bounded(seen.numbers(k, turn=False), there is None),
+            n_units=int(np.isfinite(both[:n, k]).sum()), **seen.numbers(k, turn=False),
         )
         for k in np.argsort(-seen.score, kind="stable").tolist()
         if math.isfinite(seen.value[k])
     ]  # fmt: skip
+    if there is None:  # an excess is never below 0
+        pairs = [dataclasses.replace(one, low=max(one.low, 0.0)) for one in pairs]
     enough, kind = cluster.max() + 1 >= FEWEST, "told apart" if there else "gap shown"
     said = audit_verdict(kind, pairs if enough else [], margin=margins, unit="clip").row()
     mean = Level.read(held["levels"][0])
@@ -403,24 +406,16 @@ def _judge(
     return held | {"headline": first, "verdict": said | {"primary": primary}}
 
 
-def _bounded(numbers: dict[str, Any], alone: bool) -> dict[str, Any]:
-    """Return numbers of an excess, which is never below 0; of a difference as they are."""
-    return numbers | {"low": max(numbers["low"], 0.0)} if alone else numbers
-
-
-def _frame(row: Mapping[str, Any]) -> str:
-    return f", frame {row['frame']}" if "frame" in row else ""
-
-
 def _lines(found: _Found, protocol: Mapping[str, Any]) -> dict[str, str]:
     """Return what the first screen says beside the verdict: which clips, from which frame on, and what was read."""
-    told = [row for row in _worst(found) if row["law"] != "none"][:3]
-    worst = "; ".join(f"{row['clip']} ({row['law']}{_frame(row)})" for row in told)
+    told = [row for row in _worst(found) if "law" in row][:3]
+    frames = [f", frame {row['frame']}" if "frame" in row else "" for row in told]
+    worst = "; ".join(f"{row['clip']} ({row['law']}{frame})" for row, frame in zip(told, frames, strict=True))
     judged = np.isfinite(found.values("broken"))
     text = f"{int(np.nansum(found.values('broken')))} of {plural(int(judged.sum()), 'clip')} break some law"
     lines = {"clips": text + f"; most: {worst}" * bool(worst)}
-    if other := int((~judged).sum()):
-        lines["not judged"] = plural(other, "clip")
+    counts = {"not judged": ~judged, "judged without laws of motion": judged & np.isnan(found.values("newton"))}
+    lines |= {name: plural(int(some.sum()), "clip") for name, some in counts.items() if some.any()}
     if left := len(found.left_out):
         lines["left out"] = f"{plural(left, 'clip')} of {left + len(found.rows)}"
     if np.isfinite(found.values("offset")).any():
@@ -430,10 +425,17 @@ def _lines(found: _Found, protocol: Mapping[str, Any]) -> dict[str, str]:
 
 def _worst(found: _Found) -> list[dict[str, Any]]:
     """Return the clips that exceed a tolerance most."""
-    told = sorted((row for row in found.rows if "newton" in row), key=lambda row: (-row["excess"], row["clip"]))
-    keys = ("clip", "law", "excess", "frame", "newton", "confidence")
-    shown = [{"law": "none", **{key: row[key] for key in keys if key in row}} for row in told]
-    return [{key: x for key, x in row.items() if x == x} for row in shown[:_WORST]]
+    told = sorted((row for row in found.rows if "excess" in row), key=lambda row: (-row["excess"], row["clip"]))
+    return told[:_WORST]
+
+
+def _film(row: Mapping[str, Any], folder: Path) -> bytes:
+    """Return a clip in motion, with rings around its objects, at most 48 frames of it."""
+    clip = files.read_clip(row["path"], root=folder, size=_SHOWN)
+    ringed = tracks.ring(clip.frames, row["seen"], row["beyond"], clip.frames.shape[2] / row["across"])
+    step = math.ceil(len(ringed) / 48)
+    rate = min((row["fps"] or 8.0) / step, 25.0)
+    return animate.animate([[ringed[::step]]], labels=[row["clip"]], fps=rate, zoom=1, most=_BYTES)
 
 
 def _some(names: Sequence[str]) -> str:

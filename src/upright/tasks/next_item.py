@@ -22,6 +22,7 @@ from upright.data.catalogue import CATALOGUE, load_split
 from upright.data.interactions import Interactions, Split, synthetic
 from upright.lazy import LazyModule
 from upright.metrics import ranking
+from upright.tasks.answers import CLOSED
 
 if TYPE_CHECKING:
     import torch
@@ -207,9 +208,7 @@ class SplitTask:
         if split == "valid":
             return self.valid
         if not self._open:
-            raise InputError(
-                "the test split inside a method", "split='valid'", "select on validation; the runner scores"
-            )
+            raise InputError(*CLOSED)
         return self._test
 
 

@@ -30,9 +30,11 @@ from upright.contract import InputError
 
 __all__ = ["Caps", "Clip", "list_clips", "read_clip", "write_clip"]
 
-_ACCEPTED = "mp4, mov, webm, mkv, gif, .npy (T, H, W, 3), or a folder of numbered png or jpg pictures"
+_ACCEPTED = "mp4, mov, webm, mkv, gif, .npy (T, H, W, 3) or (T, H, W), or a folder of numbered png or jpg pictures"
 _LISTED = re.compile(r"\.(mp4|m4v|mov|webm|mkv|gif|npy|avi|mpe?g|wmv|flv|ts|m3u8|webp|zip)", re.IGNORECASE)
 _DEMUXERS = {b"\x1aE\xdf\xa3": "matroska", b"GIF8": "gif", **dict.fromkeys([b"ftyp", b"moov", b"mdat", b"free"], "mov")}
+# threads for the pixels of one frame take longer to call than to work
+_ALONE: dict[str, Any] = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
 _CODECS: dict[str, tuple[str, str, dict[str, str]]] = {
     ".mp4": ("libx264", "yuv420p", {}),
     ".webm": ("libvpx-vp9", "yuv420p", {"b:v": "0", "deadline": "realtime", "cpu-used": "8"}),
@@ -232,10 +234,6 @@ def _video(file: IO[bytes], demuxer: str, caps: Caps, notes: dict[str, bool], ra
         rates += _rate(times, stream.average_rate, notes)
 
 
-# threads for the pixels of one frame take longer to call than to work
-_ALONE: dict[str, Any] = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
-
-
 def _upright(frame: av.VideoFrame, notes: dict[str, bool]) -> Frame:
     """Return the pixels of a frame in RGB as a player turns them."""
     parts = frame.format.components
@@ -268,14 +266,16 @@ def _array(file: IO[bytes], caps: Caps) -> Iterator[Frame]:
     """Yield the frames of an .npy file, whose header is checked before anything is mapped."""
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     shape, by_columns, kind = read[np.lib.format.read_magic(file)](file)
-    accepted = "uint8, or floats in [0, 1], of shape (T, H, W, 3)"
-    if len(shape) != 4 or shape[3] != 3 or min(shape) < 1 or not (kind == np.uint8 or kind.kind == "f"):
-        raise InputError(f"an array of {kind} of shape {shape}", accepted, "save it so")
+    accepted = "uint8, or floats in [0, 1], of shape (T, H, W, 3), or (T, H, W) where it is grey"
+    depth = shape[3] if len(shape) == 4 else 1 if len(shape) == 3 and shape[2] > 4 else 0  # (H, W, 3) is a picture
+    if depth not in (1, 3) or min(shape) < 1 or not (kind == np.uint8 or kind.kind == "f"):
+        raise InputError(f"an array of {kind} of shape {shape}", accepted, "save it with its axes in that order")
     _refuse_size(caps, shape[2], shape[1], shape[0])
     for frame in np.memmap(file, kind, "r", file.tell(), shape, "F" if by_columns else "C"):
         if kind != np.uint8 and not (frame.min() >= 0 and frame.max() <= 1):  # NaN is in no range
             raise InputError(f"values from {frame.min():.3g} to {frame.max():.3g}", accepted, "see what made them")
-        yield np.array(frame if kind == np.uint8 else np.round(255 * frame), np.uint8)
+        whole = np.array(frame if kind == np.uint8 else np.round(255 * frame), np.uint8)
+        yield np.repeat(whole.reshape(*shape[1:3], depth), 3 // depth, 2)
 
 
 def _number(place: Path) -> int:

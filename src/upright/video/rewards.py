@@ -24,13 +24,11 @@ of ``official``, three increments that all land on the centre, and a penalty beh
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -43,7 +41,8 @@ from torch import Tensor
 from torch.nn.functional import max_pool1d, pad
 
 from upright.contract import InputError
-from upright.video.tracks import Meta, Tracks, find_objects, track_colours
+from upright.lazy import find, package_of
+from upright.video.tracks import Meta, Tracks, as_clips, find_objects, track_colours
 from upright.video.verifiers import NEWTON, verify
 from upright.video.verifiers import newton as mean_excess
 
@@ -51,7 +50,6 @@ __all__ = [
     "Best",
     "Reward",
     "Scores",
-    "as_clips",
     "best_of",
     "compose",
     "contacts",
@@ -111,31 +109,6 @@ class Reward(Protocol):
 
     def score(self, clips: Any, truth: Any = None, meta: Meta | None = None) -> Scores:
         """Score clips, with the true ones or their tracks, and what is known of them."""
-
-
-def as_clips(clips: Any, *, frames: int = 2) -> Tensor:
-    """Return clips (B, T, H, W, 3) of at least so many frames, uint8 or float in [0, 1], as float32.
-
-    Raises
-    ------
-    InputError
-        For another shape or type, fewer frames, and values that are not finite or lie outside [0, 1].
-    """
-    found = clips if isinstance(clips, Tensor | np.ndarray) else np.zeros(0)
-    found = torch.as_tensor(found)
-    if found.ndim != 5 or found.shape[-1] != 3 or found.shape[1] < frames or 0 in found.shape:
-        got = (
-            f"clips of shape {tuple(found.shape)}"
-            if isinstance(clips, Tensor | np.ndarray)
-            else f"a {type(clips).__name__}"
-        )
-        raise InputError(got, f"(B, T, H, W, 3) with at least {frames} frames", "add the axes, put colours last")
-    if found.dtype == torch.uint8:
-        return found.float() / 255.0
-    if not found.is_floating_point() or not bool(((found > -0.01) & (found < 1.01)).all()):
-        got = f"clips of {str(found.dtype).removeprefix('torch.')} with values outside [0, 1] or not finite"
-        raise InputError(got, "float in [0, 1] or uint8", "scale them")
-    return found.float()
 
 
 # -- contacts -------------------------------------------------------------------------------------------------------
@@ -216,9 +189,8 @@ class _Cost:
     def score(self, clips: Any, truth: Any = None, meta: Meta | None = None) -> Scores:
         meta = meta or Meta()
         if self.needs_truth and truth is None:
-            raise InputError(
-                f"{self.name} without truth", "true clips, or tracks of them", "pass truth, or take newton"
-            )
+            got = f"{self.name} without truth"
+            raise InputError(got, "true clips, or tracks of them", "pass truth, or take newton")
         own, true = (
             one if one is None or (self.tracked and isinstance(one, Tracks)) else as_clips(one, frames=meta.context + 1)
             for one in (clips, truth if self.needs_truth else None)
@@ -414,24 +386,9 @@ _BUNDLED: Mapping[str, Callable[[], Reward]] = {
 }
 
 
-def _plugins() -> dict[str, EntryPoint]:
-    """Return entry points of ``upright.rewards``, unloaded; the first by package keeps a name."""
-    found: dict[str, EntryPoint] = {}
-    for point in sorted(entry_points(group="upright.rewards"), key=_package):
-        if point.name in _BUNDLED or point.name in found:
-            warnings.warn(f"package {_package(point)} registers {point.name!r} again; it is left out", stacklevel=3)
-        else:
-            found[point.name] = point
-    return found
-
-
-def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else point.value.partition(":")[0]
-
-
 def reward_names() -> list[str]:
     """List the bundled rewards and those of other packages, importing none."""
-    return [*_BUNDLED, *_plugins()]
+    return [*_BUNDLED, *find("rewards", _BUNDLED)]
 
 
 def load_reward(name: str) -> Reward:
@@ -444,18 +401,20 @@ def load_reward(name: str) -> Reward:
     """
     if name in _BUNDLED:
         return _BUNDLED[name]()
-    plugins, known = _plugins(), ", ".join(reward_names())
+    plugins = find("rewards", _BUNDLED)
     if name not in plugins:
-        near = get_close_matches(name, reward_names(), 1)
-        raise InputError(f"{name!r} is no reward", known, f"did you mean {near[0]!r}?" if near else "name one of these")
+        known = [*_BUNDLED, *plugins]
+        near = get_close_matches(name, known, 1)
+        todo = f"did you mean {near[0]!r}?" if near else "name one of these"
+        raise InputError(f"{name!r} is no reward", ", ".join(known), todo)
     try:
         found = plugins[name].load()()
     except Exception as error:  # whatever a stranger's module raises
-        got = f"reward {name!r} of package {_package(plugins[name])} does not load: {type(error).__name__}: {error}"
-        todo = f"repair or uninstall {_package(plugins[name])}"
+        got = f"reward {name!r} of package {package_of(plugins[name])} does not load: {type(error).__name__}: {error}"
+        todo = f"repair or uninstall {package_of(plugins[name])}"
         raise InputError(got, "a callable without arguments that returns a reward", todo) from error
     if not isinstance(found, Reward):
-        got = f"reward {name!r} of package {_package(plugins[name])}, a {type(found).__name__}"
+        got = f"reward {name!r} of package {package_of(plugins[name])}, a {type(found).__name__}"
         raise InputError(got, "name, needs_truth, lower_is_better and score(clips, truth, meta)", "add what it lacks")
     return found
 
@@ -469,7 +428,7 @@ def _frames(videos: Any) -> Tensor:
     if len({one.shape for one in each}) != 1:
         got = f"videos of shapes {sorted({tuple(one.shape) for one in each})}"
         raise InputError(got, "at least one, all of one length and size", "bring them to one")
-    return as_clips(torch.stack(each))
+    return as_clips(torch.stack(each), frames=2)
 
 
 def _frames_of(video: Any) -> Tensor:
@@ -486,17 +445,15 @@ def _climbed(reward: Reward, videos: Any, given: Any, context: int) -> tuple[lis
     clips, truth = _frames(videos), None
     if reward.needs_truth:
         if not isinstance(given, Tensor | np.ndarray) and any(one is None for one in given):
-            raise InputError(
-                f"{reward.name} without truth", "the true clip of each, or its file", "add a field 'truth'"
-            )
+            got = f"{reward.name} without truth"
+            raise InputError(got, "the true clip of each, or its file", "add a field 'truth'")
         truth = _frames([_read(one, clips) if isinstance(one, str | Path) else one for one in given])
     found = reward.score(clips, truth, Meta(context=context))
     value = -found.value if reward.lower_is_better else found.value
     undecided = value.isnan()
     if bool(undecided.all()):
-        raise InputError(
-            f"{len(value)} clips that {reward.name} cannot measure", "clips of moving things", "look at one"
-        )
+        got = f"{len(value)} clips that {reward.name} cannot measure"
+        raise InputError(got, "clips of moving things", "look at one")
     value = torch.where(undecided, value[~undecided].min(), value)
     parts = {name: one.tolist() for name, one in found.parts.items()}
     return value.tolist(), {"undecided": undecided.tolist(), **parts}

@@ -19,6 +19,7 @@ Points are (x, y), x to the right and y down, the centre of pixel (row i, column
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -35,7 +36,7 @@ from upright.contract import InputError
 from upright.video.render import backdrop
 from upright.video.scenes import Scenes
 
-__all__ = ["Meta", "Tracks", "find_objects", "meta_of", "track_colours"]
+__all__ = ["Meta", "Tracks", "as_clips", "find_objects", "meta_of", "ring", "track_colours"]
 
 Pixels = NDArray[np.float32]
 _COARSE, _FINE = 0.4, 0.05  # coverage below it is noise, above 1 less it is whole: to find a thing, to measure it
@@ -104,7 +105,7 @@ class Tracks:
     axes : Tensor, shape (B, T, K, 2)
         Semi-axes in px, the longer first; 0 where lost.
     visible, border : bool Tensor, shape (B, T, K)
-        Whether it was found, and whether its mask touches the border of the picture.
+        Whether it was found, and whether its mask touches the border of the picture (or one that is no thing here).
     confidence : Tensor, shape (B, T, K)
         In [0, 1]: how like itself it looks (area and roundness against its own); half at the border, 0 where lost.
     pieces : int Tensor, shape (B, T, K)
@@ -143,7 +144,7 @@ def track_colours(clips: ArrayLike | Tensor, meta: Meta) -> Tracks:
     InputError
         For another shape, values beyond [0, 1] or NaN, and a meta without colours or backdrop, or of another shape.
     """
-    x = _as_clips(clips)
+    x = as_clips(clips)
     n, _, height, width, _ = x.shape
     if meta.colour is None or meta.backdrop is None:
         raise InputError("a meta without colours or backdrop", "both", "pass them, or use find_objects")
@@ -166,9 +167,7 @@ def _track(x: Tensor, meta: Meta) -> Tracks:
     _uncover(cover)
     fine = _stretched(cover, _FINE)
     change = change.abs_().sum(1).reshape(n, frames, height, width).mul_(1 / 3)
-    if not bool(change.mean((2, 3)).le(1.01).all()):
-        raise InputError("clips with NaN, or values far from [0, 1]", "values in [0, 1]", "scale or clamp them first")
-    marked = torch.as_tensor(_marks(meta, n))
+    marked = torch.tensor([kind == "rolling" for kind in meta.kind] or [False] * n)  # thing 1 is a mark on thing 0
     if marked.any():
         fine[marked, 0] = (fine[marked, 0] + fine[marked, 1]).clamp_(max=1)
     area, centre, axes, rim = _moments(_stretched(fine, _COARSE), height, width)
@@ -190,21 +189,29 @@ def _track(x: Tensor, meta: Meta) -> Tracks:
     return Tracks(position, area, axes, visible, border, confidence, pieces, background)
 
 
-def _as_clips(clips: ArrayLike | Tensor) -> Tensor:
-    x = clips if isinstance(clips, Tensor) else torch.as_tensor(np.asarray(clips))
-    if x.ndim != 5 or x.shape[-1] != 3 or 0 in x.shape or not (x.dtype == torch.uint8 or x.is_floating_point()):
-        got = f"clips of shape {tuple(x.shape)} and {x.dtype}"
-        raise InputError(got, "(B, T, H, W, 3), uint8 or float in [0, 1]", "pass whole colour clips")
-    return x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x.detach().to(torch.float32)
+def as_clips(clips: Any, *, frames: int = 1) -> Tensor:
+    """Return clips (B, T, H, W, 3) of at least so many frames, uint8 or float in [0, 1], as float32.
+
+    Raises
+    ------
+    InputError
+        For another shape or type, fewer frames, and values that are not finite or lie outside [0, 1].
+    """
+    array = isinstance(clips, Tensor | np.ndarray)
+    x = torch.as_tensor(clips if array else np.zeros(0)).detach()
+    if x.ndim != 5 or x.shape[-1] != 3 or x.shape[1] < frames or 0 in x.shape:
+        got = f"clips of shape {tuple(x.shape)}" if array else f"a {type(clips).__name__}"
+        raise InputError(got, f"(B, T, H, W, 3) with at least {frames} frames", "add the axes, put colours last")
+    if x.dtype == torch.uint8:
+        return x.float() / 255.0
+    if not (x.is_floating_point() and -0.01 < float(x.min()) <= float(x.max()) < 1.01):  # NaN is in no range
+        got = f"clips of {str(x.dtype).removeprefix('torch.')} with values outside [0, 1] or not finite"
+        raise InputError(got, "float in [0, 1] or uint8", "scale them")
+    return x.float()
 
 
 def _as_numpy(index: Any) -> Any:
     return index.numpy() if isinstance(index, Tensor) else index
-
-
-def _marks(meta: Meta, n: int) -> NDArray[np.bool_]:
-    """Of which clips thing 1 is a mark on thing 0."""
-    return np.asarray([kind == "rolling" for kind in meta.kind] or [False] * n)
 
 
 def _unmix(change: Tensor, colour: Tensor, back: Tensor) -> Tensor:
@@ -313,7 +320,8 @@ def find_objects(clip: ArrayLike | Tensor, *, context: int = 5, most: int = 4) -
     clip : array or Tensor, shape (T, H, W, 3)
         float in [0, 1], or uint8.
     context : int
-        Leading frames in which things are born: what is seen in all but one of them.
+        Leading frames in which things are born: what is seen in all but one of them. What comes in over the border
+        later is followed and not returned; a thing that it may touch counts as one at the border from then on.
     most : int
         Number of things that are kept, the largest first.
 
@@ -328,14 +336,11 @@ def find_objects(clip: ArrayLike | Tensor, *, context: int = 5, most: int = 4) -
     InputError
         For another shape, values beyond [0, 1] or NaN, and a clip that is not longer than its context.
     """
-    x = _as_clips(torch.as_tensor(np.asarray(clip))[None])[0].numpy()
-    if not (x.min() >= -0.01 and x.max() <= 1.01):
-        raise InputError("a clip with NaN, or values beyond [0, 1]", "values in [0, 1]", "scale or clamp it first")
+    x = as_clips(torch.as_tensor(np.asarray(clip))[None])[0].numpy()
     if not 2 <= context < len(x):
         raise InputError(f"{len(x)} frames, {context} of them context", "2 context frames and one more", "set context")
     back = _find_backdrop(x)
-    off = np.abs(x - back)
-    change = _largest(off)
+    change = _apart(x, back)
     least = max(_CHANGE, 6 * 1.4826 * float(np.median(change)))
     things: list[_Thing] = []
     for t in range(len(x)):
@@ -349,27 +354,38 @@ def find_objects(clip: ArrayLike | Tensor, *, context: int = 5, most: int = 4) -
         for i, one in enumerate(things):
             one.step(t, parts[pairs[i]] if i in pairs else None)
         for j in sorted(set(range(len(parts))) - set(pairs.values())):
-            if t < context:
+            if t < context or parts[j].border:
                 things.append(_Thing(len(x), t, parts[j]))
-            else:
-                like = [one for one in things if one.resembles(parts[j])]
-                if like:
-                    like[0].seen[t, _PIECES] += 1
-    things = [one for one in things if (one.seen[:context, _SURE] > 0).sum() >= context - 1]
-    things = sorted(things, key=lambda one: -one.part.area)[:most]
-    seen = np.stack([one.seen for one in things], 1) if things else np.zeros((len(x), 0, _PIECES + 1))
+            elif like := [one for one in things if one.resembles(parts[j])]:
+                like[0].seen[t, _PIECES] += 1
+    given = [one for one in things if (one.seen[:context, _SURE] > 0).sum() >= context - 1]
+    given = sorted(given, key=lambda one: -one.part.area)[:most]
+    for one, other in itertools.product(given, (one for one in things if one not in given)):
+        one.seen[one.near(other), _BORDER] = 1
+    seen = np.stack([one.seen for one in given], 1) if given else np.zeros((len(x), 0, _PIECES + 1))
     table = torch.as_tensor(seen, dtype=torch.float32)[None]
     visible = table[..., _SURE] > 0
     position = torch.where(visible[..., None], table[..., :2], torch.nan)
-    border, pieces = table[..., 5] > 0, table[..., _PIECES].to(torch.int64).clamp(min=1)
-    grey = torch.as_tensor((off[..., 0] + off[..., 1] + off[..., 2]) / 3)[None]
-    shade = _outside(grey, table[..., :2], (table[..., 3] + 2) * visible)
+    border, pieces = table[..., _BORDER] > 0, table[..., _PIECES].to(torch.int64).clamp(min=1)
+    grey = np.abs(x - back) @ np.full(3, 1 / 3, np.float32)
+    shade = _outside(torch.as_tensor(grey)[None], table[..., :2], (table[..., 3] + 2) * visible)
     return Tracks(position, table[..., 2], table[..., 3:5], visible, border, table[..., _SURE], pieces, shade)
 
 
-_SURE, _PIECES = 6, 7  # columns of what is seen of a thing, after x, y, area, two axes and border
-_FAR = 1e6  # cost of what may not be assigned
-_SHAKE, _MOVE = np.eye(4), np.eye(4) + np.eye(4, k=2)
+def ring(frames: NDArray[np.uint8], tracks: Tracks, red: Sequence[bool], scale: float) -> NDArray[np.uint8]:
+    """Return frames (T, H, W, 3) with rings around the things of one clip, tracked at 1 / scale of their size."""
+    out = frames.copy()
+    place, radius = (tracks.position[0] + 0.5) * scale - 0.5, (tracks.area[0] / torch.pi).sqrt() * scale + 3
+    for t, k in tracks.visible[0].nonzero().tolist():
+        at, size = place[t, k].round().int().tolist(), round(float(radius[t, k]))
+        for width, colour in ((4, (0, 0, 0)), (2, (255, 60, 60) if red[t] else (255, 255, 255))):
+            cv2.circle(out[t], at, size, colour, width, cv2.LINE_AA)
+    return out
+
+
+_BORDER, _SURE, _PIECES = 5, 6, 7  # columns of what is seen of a thing, after x, y, area and two axes
+_FAR, _REACH = 1e6, 1.5  # cost of what may not be assigned; radii within which two may touch before the next frame
+_EYE, _MOVE = np.eye(4), np.eye(4) + np.eye(4, k=2)
 
 
 class _Part(NamedTuple):
@@ -398,13 +414,7 @@ class _Thing:
 
     def predict(self) -> None:
         noise = (0.3 + math.hypot(*self.state[2:])) ** 2
-        self.state, self.spread = _MOVE @ self.state, _MOVE @ self.spread @ _MOVE.T + _SHAKE * [0.1, 0.1, noise, noise]
-
-    def is_near(self, x: NDArray[np.int64], y: NDArray[np.int64], region: NDArray[np.bool_]) -> bool:
-        """Return whether it is expected less than 1.5 px from a pixel of a region; x and y are its columns and rows."""
-        at, row = self.state[:2].tolist()
-        inside = x[0, 0] - 2 < at < x[0, -1] + 2 and y[0, 0] - 2 < row < y[-1, 0] + 2
-        return inside and bool(np.hypot(x - at, y - row)[region].min() < 1.5)
+        self.state, self.spread = _MOVE @ self.state, _MOVE @ self.spread @ _MOVE.T + _EYE * [0.1, 0.1, noise, noise]
 
     def resembles(self, part: _Part) -> bool:
         alike = math.dist(self.part.colour, part.colour) < _UNLIKE
@@ -415,17 +425,22 @@ class _Thing:
         if (part.owner is not None and part.owner is not self) or not self.resembles(part):
             return _FAR
         x, y = (part.centre - self.state[:2]).tolist()
-        (a, b), (_, c) = self.spread[:2, :2].tolist()
-        a, c = a + 0.1, c + 0.1
+        (a, b), (_, c) = (self.spread[:2, :2] + 0.1 * _EYE[:2, :2]).tolist()
         far = math.sqrt((c * x * x - 2 * b * x * y + a * y * y) / (a * c - b * b))
         unlike = math.dist(self.part.colour, part.colour) / _UNLIKE
         return _FAR if far > 4 else far + unlike + abs(math.log(part.area / self.part.area))
 
+    def near(self, other: _Thing) -> NDArray[np.bool_]:
+        """Return in which frames both are seen and may touch before the next, shape (T,)."""
+        apart = np.hypot(*(self.seen[:, :2] - other.seen[:, :2]).T)
+        reach = _REACH * (self.seen[:, 3] + other.seen[:, 3])
+        return np.asarray((apart < reach) & (self.seen[:, _SURE] > 0) & (other.seen[:, _SURE] > 0))
+
     def step(self, t: int, part: _Part | None) -> None:
         if part is None:
             return
-        (a, b), (_, c) = self.spread[:2, :2].tolist()
-        a, c = a + 0.01, c + 0.01
+        self.part = part if self.part.border else self.part  # what comes in is larger than it seemed
+        (a, b), (_, c) = (self.spread[:2, :2] + 0.01 * _EYE[:2, :2]).tolist()
         gain = self.spread[:, :2] @ np.array([[c, -b], [-b, a]]) / (a * c - b * b)
         self.state = self.state + gain @ (part.centre - self.state[:2])
         self.spread = self.spread - gain @ self.spread[:2]
@@ -456,8 +471,6 @@ def _find_backdrop(x: Pixels) -> Pixels:
     off = np.min([_apart(pixels, one) for one in common], 0)
     best, free = np.take_along_axis(pixels, off.argmin(0)[None, :, None], 0)[0], off.min(0) < _CHANGE
     back[strange] = np.where(free[:, None], best, back[strange])
-    if free.all():
-        return back
     held = np.zeros(strange.shape, np.uint8)
     held[strange] = ~free
     _, labels = cv2.connectedComponents(cv2.morphologyEx(held, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)))
@@ -471,15 +484,14 @@ def _parts(frame: Pixels, change: Pixels, mask: NDArray[np.uint8], things: Seque
     """Return the parts of a frame; one in which several things are expected is divided by colour and distance."""
     parts: list[_Part] = []
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    height, width = mask.shape
     for label in range(1, count):
         left, top, wide, high, _ = boxes[label].tolist()
         left, top, right, bottom = max(left - 2, 0), max(top - 2, 0), left + wide + 2, top + high + 2
         box = slice(top, bottom), slice(left, right)  # at least 3 wide: OpenCV takes two columns for points
         region = labels[box] == label
         x, y = np.arange(left, left + region.shape[1])[None], np.arange(top, top + region.shape[0])[:, None]
-        owners = [one for one in things if one.is_near(x, y, region)]
-        around = frame[box], change[box], mask[box], (left, top), (width, height)
+        owners = [one for one in things if np.hypot(x - one.state[0], y - one.state[1])[region].min() < 1.5]
+        around = frame[box], change[box], mask[box], (left, top)
         if len(owners) < 2:
             parts.append(_measure(region, *around, None))
             continue
@@ -494,12 +506,11 @@ def _parts(frame: Pixels, change: Pixels, mask: NDArray[np.uint8], things: Seque
 
 
 def _measure(
-    region: NDArray[np.bool_], frame: Pixels, change: Pixels, mask: NDArray[np.uint8],
-    corner: tuple[int, int], size: tuple[int, int], owner: _Thing | None,
-) -> _Part:  # fmt: skip
+    region: NDArray[np.bool_], frame: Pixels, change: Pixels, mask: NDArray[np.uint8], at: Any, owner: _Thing | None
+) -> _Part:
     """Measure a region with the pixels around it: whole inside, at its edge by their change against that inside.
 
-    All are cut to a box around it whose corner lies at (x, y) in a picture of that size.
+    All are cut to a box around it, two pixels wider where the picture is, whose corner is at (x, y).
     """
     if not region.any():
         return _Part(np.zeros(2), 0.0, np.zeros(2), False, np.zeros(3), owner)
@@ -513,10 +524,9 @@ def _measure(
     area, (xx, xy, yy) = sums["m00"], (sums[name] / sums["m00"] for name in ("mu20", "mu11", "mu02"))
     middle, spread = (xx + yy) / 2, math.hypot((xx - yy) / 2, xy)
     axes = 2 * np.sqrt(np.array([middle + spread, middle - spread]).clip(min=0))
-    rows, columns = (np.flatnonzero(region.any(i)) + corner[i] for i in (1, 0))
-    border = bool(min(rows[0], columns[0]) == 0 or columns[-1] == size[0] - 1 or rows[-1] == size[1] - 1)
-    centre = np.array([sums["m10"], sums["m01"]]) / area + corner
-    return _Part(centre, area, axes, border, _middle(frame[inner]), owner)
+    border = max(cover[[0, -1]].max(), cover[:, [0, -1]].max()) > 0.5  # a codec smears colours farther
+    centre = np.array([sums["m10"], sums["m01"]]) / area + at
+    return _Part(centre, area, axes, bool(border), _middle(frame[inner]), owner)
 
 
 def _middle(x: Pixels) -> Any:
@@ -527,9 +537,6 @@ def _middle(x: Pixels) -> Any:
 
 def _apart(x: Pixels, y: Pixels) -> Pixels:
     """Return the largest difference of three colours, shape (...)."""
-    return _largest(np.abs(x - y))
-
-
-def _largest(off: Pixels) -> Pixels:
+    off = np.abs(x - y)
     largest: Pixels = np.maximum(np.maximum(off[..., 0], off[..., 1]), off[..., 2])
     return largest

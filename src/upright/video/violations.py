@@ -49,7 +49,7 @@ from upright.video.rewards import Reward
 from upright.video.scenes import KINDS, Scenes, join, simulate
 from upright.video.tracks import Tracks, meta_of, track_colours
 
-__all__ = ["CHEATS", "HARMLESS", "VIOLATIONS", "Bench", "Violation", "bench_reward", "bench_rewards"]
+__all__ = ["CHEATS", "HARMLESS", "VIOLATIONS", "Bench", "Violation", "bench_rewards"]
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -446,11 +446,6 @@ class Bench(NamedTuple):
     violation: list[str]
     violated: list[bool]
     cost: dict[str, list[float]]
-
-
-def bench_reward(reward: Reward, **options: Any) -> list[dict[str, Any]]:
-    """Return the rows of `bench_rewards` for one reward."""
-    return bench_rewards([reward], **options).rows
 
 
 def bench_rewards(
