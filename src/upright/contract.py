@@ -345,9 +345,8 @@ class Arm:
     name : str
         As stored in ``units.parquet``.
     role : {"baseline", "remedy", "trivial", "placebo", "rival", "anchor", "sweep"}
-        What the arm controls for; a rival is another remedy that is compared but decides no verdict, an anchor a fixed
-        point for the eye (where it starts, the aim) that nothing is compared with, a sweep another strength of an arm,
-        for fronts alone.
+        What the arm controls for; a rival is another remedy that decides no verdict, an anchor a point for the eye
+        that nothing is compared with, a sweep another strength of an arm, for fronts alone.
     settings : mapping
         Config fields that make this arm out of the user's config.
     title : str
@@ -363,6 +362,8 @@ class Arm:
         Not trained: this arm is the baseline with probability w and another arm otherwise, ``(baseline, other)``, w at
         each seed such that the primary statistic, which the other brings down in proportion, is the remedy's: solved on
         the rows that are scored, which favours this control. It is compared with the remedy on the cost.
+    controls : sequence of str
+        Of a rival: anchors that control for it alone; it gets four lines of its own, as if it were the remedy.
     """
 
     name: str
@@ -373,6 +374,7 @@ class Arm:
     unfit: Callable[[Any], str] | None = None
     simpler: bool = False
     mix: tuple[str, str] | None = None
+    controls: Sequence[str] = ()
 
 
 F = TypeVar("F", bound=Callable[..., Any])

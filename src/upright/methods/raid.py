@@ -113,25 +113,8 @@ class RAIDConfig(Training):
 
 def reference(t: Any, config: RAIDConfig, run: Run) -> dict[str, Any]:
     """Train the backbone alone (step 1) and return its best state, its validation NDCG and its curve."""
-    model: Any = t.model(run)
-    key = f"ndcg@{t.config.k}"
-    optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     alone = run.silent()
-    with alone.training(config, model=model, optimiser=optimiser) as epochs:
-        for epoch in epochs:
-            total = 0.0
-            for batch in pairs.batches(t, run, epoch, config.batch_size):
-                users, items = model.tables()
-                rec, decay = pairs.pair_loss(model, users, items, batch, pairs.loss_name(t), config.weight_decay)
-                optimiser.zero_grad(set_to_none=True)
-                (rec + decay).backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                total += rec.item() * len(batch[0]) / len(t.train)
-            epochs.log(loss=total)
-            if epochs.due:
-                valid = float(np.nanmean(t.score(model, "valid", run).values[key]))
-                epochs.log(**{f"valid/{key}": valid})
-                epochs.check(valid)
+    model, optimiser, epochs = pairs.train_backbone(t, config, alone)
     return {
         "valid": epochs.best,
         "epoch": epochs.best_epoch,

@@ -12,6 +12,7 @@ from upright.contract import InputError
 from upright.experiment.folders import read_json
 from upright.experiment.notes import unfinished
 from upright.report.read import View, read_folder
+from upright.report.sections import LINES
 from upright.report.text import NARROW, interval, number, plural
 
 __all__ = ["results_page", "study_page"]
@@ -68,8 +69,7 @@ def study_page(folder: Path) -> str:
     """Return the README of a study as text, from its ``summary.json`` and ``config.json``."""
     view = read_folder(folder)
     said = view.verdict
-    words = {"effect": "Effect", "due": "Due to the method", "price": "Price", "rivals": "Rivals"}
-    told = [f"* **{title}**: {said['lines'][key]}." for key, title in words.items() if said["lines"].get(key)]
+    told = [f"* **{title}**: {said['lines'][key]}." for key, title in LINES.items() if said["lines"].get(key)]
     size = f"{len(view.seeds)} seeds, {plural(view.n_units or 0, view.unit_kind)}"
     parts = [
         f"# {view.title} on {view.data['name']}: {folder.name}",
