@@ -84,10 +84,10 @@ class RAIDConfig(Training):
 
     alpha: NonNegativeFloat = 0.3
     """Strength of the defence; 0 is the plain backbone."""
-    defence: Literal["transport", "mean", "reversal", "noise", "after"] = "transport"
+    defence: Literal["transport", "mean", "reversal", "noise", "after", "leace"] = "transport"
     """Transport to the barycenter in training; matching of class means; gradient reversal against an adversary;
-    Gaussian noise that costs as much validation NDCG as transport at the same alpha; transport of the finished table
-    by the share alpha, at most all the way."""
+    clipping and Gaussian noise that costs as much validation NDCG as transport at the same alpha; of the finished table
+    by the share alpha, at most all the way: transport, or linear erasure (LEACE)."""
     variant: Literal["free", "bures", "sliced", "mean", "mmd"] = "sliced"
     """Transport: `sliced`, `bures`, `free`, or `mmd` (no transport, a kernel distance between classes)."""
     constraint: Literal["none", "lagrange", "coupled"] = "none"
@@ -198,9 +198,12 @@ def _afterwards(t: Any, model: Any, config: RAIDConfig, run: Run) -> nn.Module:
     key = f"ndcg@{t.config.k}"
     with torch.no_grad():
         table = model.tables()[0].detach()
-    if config.defence == "after":
-        for guard in _defences(t, config, run):
-            table = guard.transport(table, step=min(1.0, config.alpha))
+    if config.defence in ("after", "leace"):
+        guards, share = _defences(t, config, run), min(1.0, config.alpha)
+        if config.defence == "leace":
+            table = controls.erased(table, [(g.fitted, len(g.classes)) for g in guards if g.active], share)
+        for guard in guards if config.defence == "after" else ():
+            table = guard.transport(table, step=share)
         moved = controls.WithUsers(model, table)
         run.note("valid", float(np.nanmean(t.score(moved, "valid", run).values[key])))
         run.note("movement", movement(model.tables()[0].detach(), moved.tables()[0].detach()))
@@ -217,8 +220,11 @@ def _afterwards(t: Any, model: Any, config: RAIDConfig, run: Run) -> nn.Module:
     def utility(moved: Tensor) -> float:
         return float(np.nanmean(t.score(controls.WithUsers(model, moved), "valid", run).values[key]))
 
+    table, length = controls.clipped(table)
+    sigma = float(table.std(0).mean())
     table, size = controls.matched_noise(table, utility, target, run.torch_rng("noise"))
     run.note("noise", size)
+    run.note("epsilon", {"value": controls.gaussian_epsilon(size * sigma, 2 * length), "delta": 1e-5, "clip": length})
     run.note("valid", utility(table))
     run.note("valid_wanted", target)
     return controls.WithUsers(model, table)
@@ -280,6 +286,7 @@ _REPORT = [
             "reference.valid": "of the reference",
             "alpha_end": "strength at the end",
             "noise": "noise added",
+            "epsilon.value": "epsilon of one release of a user's clipped vector, at delta 1e-5",
             "stuck": "refreshes that did not converge",
         },
     ),
@@ -308,8 +315,9 @@ _LIMITS = [
         Arm("mean", "trivial", {"defence": "mean"}, "mean matching", sweep=[0.01, 0.03, 0.1, 0.3]),
         Arm("random", "placebo", {"labels": "random"}, "random labels"),
         Arm("reversal", "rival", {"defence": "reversal"}, "gradient reversal"),
-        Arm("noise", "rival", {"defence": "noise"}, "noise at matched utility"),
+        Arm("noise", "rival", {"defence": "noise"}, "clipping and noise at matched utility"),
         Arm("after", "rival", {"defence": "after"}, "transport after training", sweep=[0.1, 0.3, 0.5, 1.0]),
+        Arm("leace", "rival", {"defence": "leace"}, "linear erasure", sweep=[0.25, 0.5, 0.75, 1.0]),
     ],
     statistics=[
         "leakage:attack:attribute",
@@ -359,7 +367,11 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
     for epoch, values in enumerate(first["curve"] if run.restore() is None else ()):
         run.log(epoch + 1, **values)
     run.note("reference", {k: first[k] for k in ("valid", "epoch", "converged")})
-    if config.defence in ("noise", "after"):
+    if config.alpha > 0 and (
+        nothing := run.shared("hide", key_of_first, lambda: t.nothing_to_hide(model, run))["text"]
+    ):
+        run.warn(nothing)
+    if config.defence in ("noise", "after", "leace"):
         model.load_state_dict(run.shared("plain", plain, lambda: _plain(t, config, run))["model"])
         return _afterwards(t, model, config, run)
     key, start = f"ndcg@{t.config.k}", len(first["curve"])

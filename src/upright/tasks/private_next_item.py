@@ -29,6 +29,10 @@ from scipy import sparse
 
 from upright.contract import InputError, Metric, NonNegativeInt, PositiveInt, Range, Run, UnitScores, stream
 from upright.data.interactions import Split, read_user_columns, synthetic
+from upright.evidence.bootstrap import Bootstrap
+from upright.evidence.compute import level_of
+from upright.evidence.statistics import parse
+from upright.evidence.units import Block, Units
 from upright.lazy import LazyModule
 from upright.metrics.attacks import attack
 from upright.metrics.leakage import rank_values
@@ -286,18 +290,35 @@ class PrivateNextItem(NextItem):
     def _attacked(self, result: Any, run: Run) -> dict[str, NDArray[np.float64]]:
         if len(self.classes) < 2:
             return {}
-        c, surfaces, held_out = self.config, self.surfaces(result), self.held_out(run)
-        options: dict[str, Any] = {"attackers": c.attackers, "folds": c.folds, "threads": c.attack_threads}
-        seed = stream(run.seed, "attack")
-        found = attack(surfaces, self.labels.tolist(), held_out=held_out, seed=seed, **options)
-        fitted = np.where(held_out, "", self.labels).tolist()
-        found += [
-            dataclasses.replace(one, protocol="aligned") for one in attack(surfaces, fitted, seed=seed, **options)
-        ]
+        surfaces, held_out = self.surfaces(result), self.held_out(run)
+        found = self._attack(surfaces, self.labels, run, held_out=held_out)
+        fitted = self._attack(surfaces, np.where(held_out, "", self.labels), run)
+        found += [dataclasses.replace(one, protocol="aligned") for one in fitted]
         stuck = [f"{a.attacker} on {a.surface} ({a.protocol})" for a in found if not a.converged]
         if stuck:
             run.warn(f"arm {run.arm}: attackers that did not converge, so leakage may be larger: {', '.join(stuck)}")
         return rank_values(found, self.classes)
+
+    def _attack(self, surfaces: Mapping[str, Any], labels: NDArray[np.str_], run: Run, **more: Any) -> list[Any]:
+        c, seed = self.config, stream(run.seed, "attack")
+        own = {"attackers": c.attackers, "folds": c.folds, "threads": c.attack_threads, **more}
+        return attack(surfaces, labels.tolist(), seed=seed, **own)
+
+    def nothing_to_hide(self, result: Any, run: Run) -> dict[str, str]:
+        """Say in ``text`` that no attack on users whom a defence may be fitted on reads more than chance explains.
+
+        Held-out users, on whom the defence is judged, take no part.
+        """
+        fitted = np.where(self.held_out(run), "", self.labels)
+        found = self._attack(self.surfaces(result), fitted, run) if len(self.classes) > 1 else []
+        if not found:
+            return {"text": ""}  # the defence says so itself
+        values, by = rank_values(found, self.classes), {GROUPING: fitted.tolist()}
+        block = Block("", run.arm, run.seed, UnitScores("user", range(self.n_users), values, by))
+        level = level_of(parse(f"leakage:attack:{GROUPING}", Bootstrap(Units([block])), self.metrics), run.arm, None)
+        size = f"the strongest attack reads {level.value:.3f} of {self.config.attribute} without a defence"
+        text = f"nothing shown to hide: {size}, which chance explains; a defence can only write it into the vectors"
+        return {"text": "" if level.shown else text}
 
 
 def _typed(values: list[str]) -> NDArray[Any]:
