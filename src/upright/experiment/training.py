@@ -18,9 +18,9 @@ class Epochs:
 
     Notes
     -----
-    *Plateau rule.* The loop ends after ``max(patience, ceil(checks / 3))`` checks in a row without a better score, unless
-    the last third of the checks is on average above the third before by more than a hundredth of the best: so neither a
-    patience that was meant for the start of a curve nor one lucky check cuts off what still creeps upwards.
+    *Plateau rule.* The loop ends after ``max(patience, ceil(checks / 3))`` checks in a row without a better score, but
+    not while the last third of the checks is on average above the third before by more than a hundredth of the best: so
+    neither a patience that was meant for the start of a curve nor one lucky check cuts off what still creeps upwards.
     """
 
     def __init__(
