@@ -133,6 +133,10 @@ class Config:
         """Return a copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
+    def at_seed(self, seed: int) -> Any:
+        """Return the config of one seed of a run: this one, where nothing of it is drawn anew."""
+        return self
+
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain Python values, in order of declaration."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]

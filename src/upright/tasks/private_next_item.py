@@ -142,7 +142,7 @@ class PrivateNextItem(NextItem):
                 )
         own = {n: classes_of(split.user_columns[n], config.cuts, config.merge_below) for term in sums for n in term}
         terms = [_product([own[n] for n in term]) for term in sums]
-        hidden = np.random.default_rng(stream(config.split_seed, "known")).random(self.n_users) >= config.known
+        hidden = np.random.default_rng(stream(config.split, "known")).random(self.n_users) >= config.known
         self.labels = np.where(hidden, "", _product(terms))  # (U,)
         self.terms = [np.where(hidden, "", term) for term in terms]
         self.classes = [str(c) for c in np.unique(self.labels[self.labels != ""])]
@@ -230,9 +230,7 @@ class PrivateNextItem(NextItem):
 
     def _eligible(self, c: str) -> NDArray[np.int64]:
         """Return the users of a class who may be held out: strengths are tuned on one quarter of all users."""
-        quarter = (
-            np.random.default_rng(stream(self.config.split_seed, "tuning users")).permutation(self.n_users) % 4 == 0
-        )
+        quarter = np.random.default_rng(stream(self.config.split, "tuning users")).permutation(self.n_users) % 4 == 0
         may = {"tuning": quarter, "rest": ~quarter, "all": np.ones(self.n_users, dtype=bool)}[self.config.attacked]
         return np.flatnonzero(may & (self.labels == c))
 
