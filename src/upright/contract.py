@@ -134,7 +134,7 @@ class Config:
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
     def at_seed(self, seed: int) -> Any:
-        """Return the config of one seed of a run: this one, where nothing of it is drawn anew."""
+        """Return the config of one seed of a run: this one, unless something of it is drawn anew."""
         return self
 
     def as_dict(self) -> dict[str, Any]:
@@ -363,9 +363,8 @@ class Arm:
     simpler : bool
         Whether it is simpler than the remedy: a verdict names it where the two are not told apart.
     mix : (str, str), optional
-        Not trained: this arm is the baseline with probability w and another arm otherwise, ``(baseline, other)``, w at
-        each seed such that the primary statistic, which the other brings down in proportion, is the remedy's: solved on
-        the rows that are scored, which favours this control. It is compared with the remedy on the cost.
+        Not trained: ``(baseline, other)``, the first with probability w, at each seed such that the primary statistic is
+        the remedy's: solved on the rows that are scored, which favours this control. It is compared on the cost.
     controls : sequence of str
         Of a rival: anchors that control for it alone; it gets four lines of its own, as if it were the remedy.
     """

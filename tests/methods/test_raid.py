@@ -429,8 +429,8 @@ def world_of(told, seed=0):
 def test_nothing_to_hide_is_said_before_the_defence_is_trained(told, monkeypatch):
     # catches: a defence that writes a label into vectors that did not tell it, without a word; a warning for everybody
     task, order = world_of(told), []
-    real = task.nothing_to_hide
-    monkeypatch.setattr(task, "nothing_to_hide", lambda *own: order.append("asked") or real(*own))
+    real = controls.nothing_to_hide
+    monkeypatch.setattr(controls, "nothing_to_hide", lambda *own: order.append("asked") or real(*own))
     monkeypatch.setattr(raid, "_defences", lambda *own, real=raid._defences: order.append("defence") or real(*own))
     _, run = train(task, epochs=30)
     assert order == ["asked", "defence"]
@@ -444,12 +444,12 @@ def test_what_is_to_hide_is_asked_of_users_who_are_not_judged():
     # catches: a warning that is read off those on whom the defence is judged
     task, run = world_of(True), ArmRun(None, 0, "raid")
     model = task.model(run)
-    first = task.nothing_to_hide(model, run)
+    first = controls.nothing_to_hide(task, model, run)
     held = task.held_out(run)
     real = task.held_out
     task.held_out = lambda run: held  # as it was drawn
     task.labels = np.where(held, np.roll(task.labels, 1), task.labels)
-    assert task.nothing_to_hide(model, run) == first
+    assert controls.nothing_to_hide(task, model, run) == first
     task.held_out = real
 
 

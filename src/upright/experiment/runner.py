@@ -440,11 +440,9 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
     asked = [Ask.read(f) for f in folders]
     first = summaries[0]
     resolved = read_json(folders[0] / "config.json")["resolved"]["task"]
-    drawn = ("fingerprint",) if resolved.get("split_seed") == "seed" else ()  # another split at each seed
-    data = [{k: v for k, v in x.data.items() if k not in drawn} for x in summaries]
-    _require_alike(
-        folders, asked, [{"data": d, "arms": [a.name for a in x.arms]} for d, x in zip(data, summaries, strict=True)]
-    )
+    drawn = {"fingerprint": ""} if resolved.get("split_seed") == "seed" else {}  # another split at each seed
+    facts = [{"data": {**x.data, **drawn}, "arms": [arm.name for arm in x.arms]} for x in summaries]
+    _require_alike(folders, asked, facts)
     blocks = [b for f in folders for b in read_units(f / "units.parquet")]
     spec = load_method(first.method).under(resolved)
     metrics: Mapping[str, Any] = getattr(load_object(spec.task), "metrics_of", lambda c: {})(resolved)

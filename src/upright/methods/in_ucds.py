@@ -92,7 +92,6 @@ else:
 __all__ = ["ConstrainedDominantSets", "InUCDSConfig", "UserPullLoss", "official_neighbours", "run", "similarities"]
 
 HARD = 3  # neighbours of the control `top_k`, as many as the published code takes
-_BASE = ("learning_rate", "weight_decay", "batch_size", "epochs", "check_every", "patience")  # of the plain backbone
 
 
 class InUCDSConfig(Training):
@@ -197,6 +196,10 @@ def _handed_on(weights: sparse.csr_array, rng: np.random.Generator) -> sparse.cs
     return found
 
 
+def _kept(trained: tuple[Any, Any, Any]) -> dict[str, Any]:
+    return {"model": trained[0].state_dict(), "converged": trained[2].converged}
+
+
 def _scaled(weights: Any, targets: Any, pool: Any, users: int, mass: float) -> sparse.csr_array:
     """Write weights over (targets, pool) as (U, U), rows that have any scaled to one mass."""
     coo = rows_to_one(sparse.csr_array(weights, copy=True)).tocoo()
@@ -256,6 +259,7 @@ _REPORT = [
         names={"advantaged": "advantaged", "disadvantaged": "disadvantaged"},
     ),
 ]
+_QUICK = ["none", "in_ucds", "top_k", "similarity", "random", "zero"]
 _OF_SECOND = ("item_knn", "stranger", "ease", "ease_all")  # what it is compared with on its own
 _LIMITS = [
     "Better lists for inactive users are a better model for them, not a gap closed. Advantaged users have more test "
@@ -265,9 +269,6 @@ _LIMITS = [
     "A gap shrinks as well when the advantaged get worse lists. Read it beside the levels of both groups.",
     "The sign of the gap depends on the protocol. No single one is the right one.",
 ]
-
-
-_QUICK = ["none", "in_ucds", "top_k", "similarity", "random", "zero"]
 
 
 @method(
@@ -322,22 +323,20 @@ _QUICK = ["none", "in_ucds", "top_k", "similarity", "random", "zero"]
 def run(task: Task, config: InUCDSConfig, run: Run) -> Any:
     """Train the task's backbone with the pull, and return it at its best validation NDCG; or add a second model."""
     t: Any = task
-    base = {k: v for k, v in config.as_dict().items() if k in _BASE}
+    base = {k: v for k, v in config.as_dict().items() if k in pairs.PLAIN}
     if config.second != "none":
-
-        def alone() -> dict[str, Any]:
-            return {"model": pairs.train_backbone(t, config, run.silent())[0].state_dict()}
-
+        kept = run.shared("base", base, lambda: _kept(pairs.train_backbone(t, config, run.silent())))
         model = t.model(run)
-        model.load_state_dict(run.shared("base", base, alone)["model"])
+        model.load_state_dict(kept["model"])
+        run.note("converged", kept["converged"])
         return linear.second_model(t, model, config.second, run)
     weights, zero = neighbour_weights(t, config, run)  # steps 1 to 3
     loss = pull.UserPullLoss(weights, config.lam, zero_targets=zero, zero_mass=config.neighbour_mass)
-    count = torch.from_numpy(linear.inverse_root(t.seen.sum(1))).to(getattr(torch, t.config.precision))
-    own = count if config.weights == "inverse_root" else None
-    model, _, epochs = pairs.train_backbone(t, config, run, pull=loss, weights=own)  # steps 4 and 5
+    count = linear.inverse_root(t.seen.sum(1)) if config.weights == "inverse_root" else None
+    own = None if count is None else torch.from_numpy(count).to(getattr(torch, t.config.precision))
+    model, _, epochs = trained = pairs.train_backbone(t, config, run, pull=loss, weights=own)  # steps 4 and 5
     if config.lam == 0 and own is None:
-        run.shared("base", base, lambda: {"model": model.state_dict()})  # what a second model is added to
+        run.shared("base", base, lambda: _kept(trained))  # what a second model is added to
     run.note("best_epoch", epochs.best_epoch)
     run.note("converged", epochs.converged)
     with torch.no_grad():

@@ -75,9 +75,6 @@ else:
 
 __all__ = ["BarycenterDefense", "RAIDConfig", "run"]
 
-#: settings of the first phase; arms that agree in them share the reference
-_FIRST = ("learning_rate", "weight_decay", "batch_size", "epochs", "check_every", "patience")
-
 
 class RAIDConfig(Training):
     """Settings of RAID and of its controls."""
@@ -357,8 +354,8 @@ _LIMITS = [
 def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
     """Train the reference, then the defence, and return the model that is served."""
     t: Any = task
-    plain = {k: v for k, v in config.as_dict().items() if k in (*_FIRST, "defence_epochs")}
-    key_of_first = {k: plain[k] for k in _FIRST}
+    plain = {k: v for k, v in config.as_dict().items() if k in (*pairs.PLAIN, "defence_epochs")}
+    key_of_first = {k: plain[k] for k in pairs.PLAIN}
     first = run.shared("reference", key_of_first, lambda: reference(t, config, run))  # step 1
     model: Any = t.model(run)
     model.load_state_dict(first["model"])
@@ -368,7 +365,7 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
         run.log(epoch + 1, **values)
     run.note("reference", {k: first[k] for k in ("valid", "epoch", "converged")})
     if config.alpha > 0 and (
-        nothing := run.shared("hide", key_of_first, lambda: t.nothing_to_hide(model, run))["text"]
+        nothing := run.shared("hide", key_of_first, lambda: {"text": controls.nothing_to_hide(t, model, run)})["text"]
     ):
         run.warn(nothing)
     if config.defence in ("noise", "after", "leace"):

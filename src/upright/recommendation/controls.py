@@ -12,9 +12,16 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr
 from torch import Tensor, nn
 
+from upright.contract import Run, UnitScores
+from upright.evidence.bootstrap import Bootstrap
+from upright.evidence.compute import level_of
+from upright.evidence.statistics import parse
+from upright.evidence.units import Block, Units
+from upright.metrics.leakage import rank_values
 from upright.models.recommenders import LightGCN
 
 __all__ = ["Adversary", "WithUsers", "clipped", "erased", "exposed", "gaussian_epsilon", "matched_noise"]
+__all__ += ["nothing_to_hide"]
 
 
 def exposed(model: Any, users: Tensor | None = None) -> Tensor:
@@ -225,3 +232,20 @@ def erased(table: Tensor, terms: Sequence[tuple[NDArray[np.int64], int]], share:
     left, size, _ = np.linalg.svd(own[fit].T @ z / max(int(fit.sum()), 1), full_matrices=False)
     left = left[:, size > 1e-10 * max(float(size.max(initial=0.0)), 1e-30)]
     return table - share * torch.from_numpy((own @ left @ left.T * root) @ axes[:, kept].T).to(table)
+
+
+def nothing_to_hide(task: Any, model: Any, run: Run) -> str:
+    """Say that no attack on users whom a defence may be fitted on reads more than chance explains, else nothing.
+
+    Held-out users, on whom the defence is judged, take no part.
+    """
+    fitted = np.where(task.held_out(run), "", task.labels)
+    found = task.attack(task.surfaces(model), fitted, run) if len(task.classes) > 1 else []
+    if not found:
+        return ""  # the defence says so itself
+    values, by = rank_values(found, task.classes), {"attribute": fitted.tolist()}
+    block = Block("", run.arm, run.seed, UnitScores("user", range(task.n_users), values, by))
+    level = level_of(parse("leakage:attack:attribute", Bootstrap(Units([block])), task.metrics), run.arm, None)
+    size = f"the strongest attack reads {level.value:.3f} of {task.config.attribute} without a defence"
+    text = f"nothing shown to hide: {size}, which chance explains; a defence can only write it into the vectors"
+    return "" if level.shown else text

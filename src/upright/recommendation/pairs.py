@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from upright.contract import Run
 from upright.models.recommenders import draw_negatives
 
-__all__ = ["LOSSES", "batches", "loss_name", "pair_loss", "train_backbone"]
+__all__ = ["LOSSES", "PLAIN", "batches", "loss_name", "pair_loss", "train_backbone"]
 
 Batch = tuple[Tensor, Tensor, Tensor]
+#: settings of the plain backbone; arms that agree in them share it
+PLAIN = ("learning_rate", "weight_decay", "batch_size", "epochs", "check_every", "patience")
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     # one value per positive pair, reduced where it is used

@@ -29,10 +29,6 @@ from scipy import sparse
 
 from upright.contract import InputError, Metric, NonNegativeInt, PositiveInt, Range, Run, UnitScores, stream
 from upright.data.interactions import Split, read_user_columns, synthetic
-from upright.evidence.bootstrap import Bootstrap
-from upright.evidence.compute import level_of
-from upright.evidence.statistics import parse
-from upright.evidence.units import Block, Units
 from upright.lazy import LazyModule
 from upright.metrics.attacks import attack
 from upright.metrics.leakage import rank_values
@@ -289,34 +285,19 @@ class PrivateNextItem(NextItem):
         if len(self.classes) < 2:
             return {}
         surfaces, held_out = self.surfaces(result), self.held_out(run)
-        found = self._attack(surfaces, self.labels, run, held_out=held_out)
-        fitted = self._attack(surfaces, np.where(held_out, "", self.labels), run)
+        found = self.attack(surfaces, self.labels, run, held_out=held_out)
+        fitted = self.attack(surfaces, np.where(held_out, "", self.labels), run)
         found += [dataclasses.replace(one, protocol="aligned") for one in fitted]
         stuck = [f"{a.attacker} on {a.surface} ({a.protocol})" for a in found if not a.converged]
         if stuck:
             run.warn(f"arm {run.arm}: attackers that did not converge, so leakage may be larger: {', '.join(stuck)}")
         return rank_values(found, self.classes)
 
-    def _attack(self, surfaces: Mapping[str, Any], labels: NDArray[np.str_], run: Run, **more: Any) -> list[Any]:
+    def attack(self, surfaces: Mapping[str, Any], labels: NDArray[np.str_], run: Run, **more: Any) -> list[Any]:
+        """Attack what a model exposes of the users who have a label, shape (U,)."""
         c, seed = self.config, stream(run.seed, "attack")
         own = {"attackers": c.attackers, "folds": c.folds, "threads": c.attack_threads, **more}
         return attack(surfaces, labels.tolist(), seed=seed, **own)
-
-    def nothing_to_hide(self, result: Any, run: Run) -> dict[str, str]:
-        """Say in ``text`` that no attack on users whom a defence may be fitted on reads more than chance explains.
-
-        Held-out users, on whom the defence is judged, take no part.
-        """
-        fitted = np.where(self.held_out(run), "", self.labels)
-        found = self._attack(self.surfaces(result), fitted, run) if len(self.classes) > 1 else []
-        if not found:
-            return {"text": ""}  # the defence says so itself
-        values, by = rank_values(found, self.classes), {GROUPING: fitted.tolist()}
-        block = Block("", run.arm, run.seed, UnitScores("user", range(self.n_users), values, by))
-        level = level_of(parse(f"leakage:attack:{GROUPING}", Bootstrap(Units([block])), self.metrics), run.arm, None)
-        size = f"the strongest attack reads {level.value:.3f} of {self.config.attribute} without a defence"
-        text = f"nothing shown to hide: {size}, which chance explains; a defence can only write it into the vectors"
-        return {"text": "" if level.shown else text}
 
 
 def _typed(values: list[str]) -> NDArray[Any]:
