@@ -363,8 +363,8 @@ class Arm:
     simpler : bool
         Whether it is simpler than the remedy: a verdict names it where the two are not told apart.
     mix : (str, str), optional
-        Not trained: ``(baseline, other)``, the first with probability w, at each seed such that the primary statistic is
-        the remedy's: solved on the rows that are scored, which favours this control. It is compared on the cost.
+        Not trained: ``(baseline, other)``, the first with probability w, at each seed such that the primary statistic
+        is the remedy's: solved on the rows that are scored, which favours this control. It is compared on the cost.
     controls : sequence of str
         Of a rival: anchors that control for it alone; it gets four lines of its own, as if it were the remedy.
     """
