@@ -55,17 +55,7 @@ __all__ = [
 
 
 class InputError(ValueError):
-    """Bad input from a person, in three parts.
-
-    Parameters
-    ----------
-    got : str
-        What was got.
-    accepted : str
-        What is accepted.
-    todo : str
-        What to do.
-    """
+    """Bad input from a person, in three parts: what was got, what is accepted, what to do."""
 
     def __init__(self, got: str, accepted: str, todo: str) -> None:
         super().__init__(got, accepted, todo)

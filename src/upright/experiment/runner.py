@@ -42,13 +42,7 @@ __all__ = [
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C while run folders were open.
-
-    Parameters
-    ----------
-    folders : sequence of Path
-        What was begun, finished or not; `resume_all` goes on with them.
-    """
+    """Ctrl-C while run folders were open: ``folders``, finished or not, with which `resume_all` goes on."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         super().__init__()

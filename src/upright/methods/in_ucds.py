@@ -266,7 +266,6 @@ _LIMITS = [
     "items, so that the plain gap counts positives; read that at matched positives.",
     "Advantaged and disadvantaged are read off training activity, not off who people are. A gap in activity is no gap "
     "between protected groups.",
-    "A gap shrinks as well when the advantaged get worse lists. Read it beside the levels of both groups.",
     "The sign of the gap depends on the protocol. No single one is the right one.",
 ]
 
@@ -341,8 +340,7 @@ def run(task: Task, config: InUCDSConfig, run: Run) -> Any:
     run.note("converged", epochs.converged)
     with torch.no_grad():
         norm = model.tables()[0].norm(dim=1).numpy()
-    groups = {str(g): float(norm[t.groups == g].mean()) for g in np.unique(t.groups)}
-    run.note("embedding_norm", groups)
+    run.note("embedding_norm", {str(g): float(norm[t.groups == g].mean()) for g in np.unique(t.groups)})
     return model
 
 
