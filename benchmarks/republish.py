@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from upright.contract import MethodSpec
 from upright.evidence.compute import evidence, said_again
+from upright.evidence.records import Level
 from upright.evidence.statistics import computable
 from upright.evidence.units import Block, Units, read_units, write_units
 from upright.experiment.config import to_config
@@ -44,6 +46,20 @@ def with_authors(blocks: list[Block], task: Any) -> list[Block]:
         dataclasses.replace(b, scores=dataclasses.replace(b.scores, cluster=[author[int(u)] for u in b.scores.unit]))
         for b in blocks
     ]
+
+
+def with_sizes(levels: Sequence[Level], statistics: Sequence[str]) -> list[Level]:
+    """Return levels with the declared size of every gap of which the signed one alone was stored."""
+    found, lacking = list(levels), {*statistics} - {row.statistic for row in levels}
+    for row in levels:
+        if row.name == "gap" and (text := f"abs_{row.statistic}") in lacking and row.null:
+            title, _, sides = row.label.rpartition(": ")
+            label = f"{title}: size of the gap between {sides.replace(' minus ', ' and ')}"
+            low, high = sorted((abs(row.low), abs(row.high)))
+            own = {"value": abs(row.value), "low": 0.0 if row.low <= 0 <= row.high else low, "high": high}
+            null = dataclasses.replace(row.null, low=0.0)
+            found.append(dataclasses.replace(row, statistic=text, label=label, better="lower", null=null, **own))
+    return found
 
 
 def computed(folder: Path, summary: Summary, spec: MethodSpec) -> dict[str, Any] | None:
@@ -75,7 +91,9 @@ def main() -> None:
         found = computed(folder, summary, spec)
         if found is None:
             fit = [arm for arm in spec.arms if arm.name not in summary.unfit]
-            own = summary.evidence.row()
+            kept = summary.evidence
+            alone = tuple(row for row in kept.alone if row.statistic == spec.primary)
+            own = dataclasses.replace(kept, levels=tuple(with_sizes(kept.levels, spec.statistics)), alone=alone).row()
             found = said_again(own, fit, primary=spec.primary, cost=spec.cost, title=spec.title)
             found["verdict"]["from_stored_intervals"] = True
         again = dataclasses.replace(summary, evidence=Evidence.read(found))

@@ -62,6 +62,8 @@ class Study:
         How far below the baseline's validation score a tuned arm may lie.
     preset : str
         Size.
+    plain : sequence of str
+        Arms that take the settings of the baseline, to which they add what has none of these.
     cells : sequence of str
         Groupings by which units are published as counts and means, where there are thousands of them; none lists units.
     """
@@ -80,6 +82,7 @@ class Study:
     raised: str = ""
     margin: float = 0.01
     preset: str = "full"
+    plain: Sequence[str] = ()
     cells: Sequence[str] = ()
 
 
@@ -101,7 +104,7 @@ def _validate(job: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
     spec = load_method(about["method"])
     config, task_config = resolve(spec, about["settings"], about["preset"])
     arm = next(a for a in spec.arms if a.name == about["arm"])
-    task = load_object(spec.task).load(task_config)
+    task = load_object(spec.task).load(task_config.at_seed(about["seed"]))
     run = ArmRun(None, about["seed"], arm.name)
     result = spec.run(task, config.replace(**{**about["extra"], **arm.settings}), run)
     scores = task.score(result, "valid", run)
@@ -149,7 +152,7 @@ def run_study(study: Study, work: Path, run_all: Map) -> Path:
 
     baseline = spec.arm("baseline").name
     anchors = [a.name for a in spec.arms if a.role == "anchor" and a.name in study.arms]  # of the baseline's settings
-    tuned = [a for a in study.arms if a != baseline and a not in anchors]
+    tuned = [a for a in study.arms if a != baseline and a not in (*anchors, *study.plain)]
     grid, points = _grid(study.select), _grid(study.tune)
     middle = points[len(points) // 2]
     found = run_all(_validate, [job(a, study.select_seed, {**g, **middle}) for a in (baseline, *tuned) for g in grid])
@@ -334,6 +337,7 @@ def _write_cells(path: Path, blocks: Sequence[Block], groupings: Sequence[str]) 
     rows: list[dict[str, Any]] = []
     for block in blocks:
         labels = list(zip(*[map(str, block.scores.by[g]) for g in groupings], strict=True))
+        labels = labels or [()] * len(block.scores.unit)
         names = sorted(set(labels))
         place = {name: i for i, name in enumerate(names)}
         at = np.array([place[v] for v in labels], dtype=np.int64)

@@ -159,7 +159,7 @@ def publish_all(run: Path, target: Path, read: Mapping[str, float]) -> Path:
     sentence = (
         f"of all 50,000 copying requests about 250 protected pages, translations aside, {_words(none['leak, all'])} "
         f"leak without the guard and {_words(guard['leak, all'])} behind it, {_words(guard['leak, held out'])} of "
-        f"those whose query was held out; with translations {_words(guard['complied, all'])} are given"
+        "those whose query was held out"
     )
     command = f"python benchmarks/study_copyguard.py WORK_FOLDER {ALL}"
     target.mkdir(parents=True, exist_ok=True)

@@ -16,15 +16,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from studies import Study, publish, run_study
 
-ARMS = ("none", "in_ucds", "top_k", "similarity", "random", "zero")
-FEW = ("none", "in_ucds", "top_k", "random")
+PLAIN = ("second_model", "ease", "ease_all")  # they are added to the baseline, and choose their own strength
+RIVALS = ("user_weights", *PLAIN, "item_knn", "stranger")
+ARMS = ("none", "in_ucds", "top_k", "similarity", "random", "zero", *RIVALS)
+FEW = ("none", "in_ucds", "top_k", "random", *RIVALS)
 SELECT = {"learning_rate": [1e-3, 3e-3], "weight_decay": [3e-2, 1e-1]}
 TUNE = {"lam": [0.0003, 0.003, 0.03]}
 
 
 def _study(data: str, backbone: str, arms: tuple[str, ...], batch: int, preset: str = "full") -> Study:
-    settings = {"data": data, "backbone": backbone, "batch_size": batch}
-    return Study(f"in_ucds-{backbone}-{data}", "in_ucds", settings, SELECT, TUNE, arms, preset=preset)
+    # EASE has no seed: another split at each, where the split is not published
+    settings = {"data": data, "backbone": backbone, "batch_size": batch, "split_seed": "seed"}
+    more = {"raised": "disadvantaged", "plain": PLAIN, "preset": preset}
+    return Study(f"in_ucds-{backbone}-{data}", "in_ucds", settings, SELECT, TUNE, arms, **more)
 
 
 STUDIES = [

@@ -104,14 +104,15 @@ def bench(target: Path, command: str) -> None:
     """Publish what five rewards make of violations, harmless edits and cheats."""
     names = ["fixed", "newton", "paper", "official", "pixel_l1"]
     rows = bench_rewards([load_reward(name) for name in names], clips=300, seed=7).rows
-    said = []
+    said, sees = [], []
     for name in names:
         own = [row for row in rows if row["reward"] == name]
         least = min((row for row in own if row.get("bench")), key=lambda row: row["auc"])
-        paid = [row["name"] for row in own if row["what"] == "cheat" and row["earns"] >= -1.0]
-        said.append(
-            f"{name} sees {least['name']} least (AUC {least['auc']:.2f})" + f", pays {', '.join(paid)}" * bool(paid)
-        )
+        paid = ", ".join(row["name"] for row in own if row["what"] == "cheat" and row["earns"] >= -1.0)
+        sees += [name] * (least["auc"] >= 0.95)
+        said += [f"{name} sees {least['name']} least (AUC {least['auc']:.2f})"] * (least["auc"] < 0.95)
+        said += [f"{name} pays {paid}"] * bool(paid)
+    said.insert(0, f"{' and '.join(sees) or 'no reward'} tell every violation from the truth (AUC of 0.95 and more)")
     _publish(target, {"sentence": "; ".join(said) + ".", "command": command, "clips": 300, "rows": rows})
 
 
@@ -139,9 +140,8 @@ def over_fit(target: Path, command: str) -> None:
         }
     few, rest = values["four_clips"], values["others"]
     sentence = (
-        f"A pixel model of {sum(p.numel() for p in policy.parameters()) / 1e6:.1f} million weights that saw four clips "
-        f"{PIXEL_UPDATES:,} times repeats them to {few['offset']:.2f} px, and misses others by {rest['offset']:.2f} px "
-        "of 32: a check of the mechanics, and no result on video models."
+        f"A pixel model that saw four clips {PIXEL_UPDATES:,} times repeats them to {few['offset']:.2f} px and misses "
+        f"others by {rest['offset']:.2f}, of 32: a check of the mechanics, no result on video models."
     )
     _publish(target, {"sentence": sentence, "command": command, "updates": PIXEL_UPDATES, "values": values})
 

@@ -30,7 +30,11 @@ STUDIES = [p for p in PUBLISHED if p not in COUNTED]
 
 
 def publish(
-    folder: Path, before: float = 0.255, say: Callable[[dict[str, Any]], Any] = dict, notes: Any = None
+    folder: Path,
+    before: float = 0.255,
+    say: Callable[[dict[str, Any]], Any] = dict,
+    notes: Any = None,
+    own: Any = None,
 ) -> dict[str, Any]:
     """Write a summary of an arm that mends a gap at a price, among rows that look like the ones to tell."""
     arms = [Arm("m", "remedy", title="M"), Arm("p", "placebo", title="p | q"), Arm("n", "baseline", title="none")]
@@ -64,6 +68,7 @@ def publish(
     }
     folder.mkdir()
     roles = [{"name": arm.name, "role": arm.role, "notes": dict(notes or {})} for arm in arms]
+    evidence |= {"own": own} if own else {}
     own = {"schema": SCHEMA, "seeds": list(range(6)), "arms": roles, "evidence": evidence}
     write_json(folder / "summary.json", own)
     return said
@@ -76,14 +81,16 @@ def cells(page: str) -> list[list[str]]:
 
 def test_a_row_says_what_the_summary_of_its_folder_holds(tmp_path: Path) -> None:
     # catches: the level of a group, or of a placebo for the remedy's; effect and price exchanged; a label with |;
-    # a percentage of next to nothing; the mark of old intervals, or of training cut short, lost; a row of a folder that
-    # says nothing
+    # a percentage of next to nothing; the mark of old intervals, of training cut short or of a baseline, lost; a
+    # rival's own word; a row of a folder that says nothing
     said = publish(tmp_path / "a")
     publish(tmp_path / "b", say=lambda said: said | {"from_stored_intervals": True})
     publish(tmp_path / "c", before=0.015)
     publish(tmp_path / "d", say=lambda _: None)
     publish(tmp_path / "e", notes={"converged": {"held": 5, "of": 6}})
-    _, _, first, marked, small, early = cells(results_page(tmp_path))
+    publish(tmp_path / "f", own={"p": {"title": "works"}})
+    write_json(tmp_path / "f" / "config.json", {"unconfirmed": "it was short."})
+    _, _, first, marked, small, early, short = cells(results_page(tmp_path))
     assert first == [
         "[a](results/a)",
         f"**{said['title']}**",
@@ -94,6 +101,7 @@ def test_a_row_says_what_the_summary_of_its_folder_holds(tmp_path: Path) -> None
     ]
     assert marked == ["[b](results/b)", f"{first[1]} (from stored intervals)", *first[2:]]
     assert early[1] == f"{first[1]}, not trained to convergence"
+    assert short[1] == f"{first[1]}, baseline not confirmed; P by itself: **works**"
     assert small[3] == "Gap \\|a - b\\|: 0.015 → 0.123, +0.108 (−0.203 to −0.003)"
 
 

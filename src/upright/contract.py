@@ -55,17 +55,7 @@ __all__ = [
 
 
 class InputError(ValueError):
-    """Bad input from a person, in three parts.
-
-    Parameters
-    ----------
-    got : str
-        What was got.
-    accepted : str
-        What is accepted.
-    todo : str
-        What to do.
-    """
+    """Bad input from a person, in three parts: what was got, what is accepted, what to do."""
 
     def __init__(self, got: str, accepted: str, todo: str) -> None:
         super().__init__(got, accepted, todo)
@@ -132,6 +122,10 @@ class Config:
     def replace(self, **changes: Any) -> Any:
         """Return a copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    def at_seed(self, seed: int) -> Any:
+        """Return the config of one seed of a run: this one, unless something of it is drawn anew."""
+        return self
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain Python values, in order of declaration."""
@@ -345,9 +339,8 @@ class Arm:
     name : str
         As stored in ``units.parquet``.
     role : {"baseline", "remedy", "trivial", "placebo", "rival", "anchor", "sweep"}
-        What the arm controls for; a rival is another remedy that is compared but decides no verdict, an anchor a fixed
-        point for the eye (where it starts, the aim) that nothing is compared with, a sweep another strength of an arm,
-        for fronts alone.
+        What the arm controls for; a rival is another remedy that decides no verdict, an anchor a point for the eye
+        that nothing is compared with, a sweep another strength of an arm, for fronts alone.
     settings : mapping
         Config fields that make this arm out of the user's config.
     title : str
@@ -360,9 +353,10 @@ class Arm:
     simpler : bool
         Whether it is simpler than the remedy: a verdict names it where the two are not told apart.
     mix : (str, str), optional
-        Not trained: this arm is the baseline with probability w and another arm otherwise, ``(baseline, other)``, w at
-        each seed such that the primary statistic, which the other brings down in proportion, is the remedy's: solved on
-        the rows that are scored, which favours this control. It is compared with the remedy on the cost.
+        Not trained: ``(baseline, other)``, the first with probability w, at each seed such that the primary statistic
+        is the remedy's: solved on the rows that are scored, which favours this control. It is compared on the cost.
+    controls : sequence of str
+        Of a rival: anchors that control for it alone; it gets four lines of its own, as if it were the remedy.
     """
 
     name: str
@@ -373,6 +367,7 @@ class Arm:
     unfit: Callable[[Any], str] | None = None
     simpler: bool = False
     mix: tuple[str, str] | None = None
+    controls: Sequence[str] = ()
 
 
 F = TypeVar("F", bound=Callable[..., Any])

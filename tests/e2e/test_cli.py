@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import statistics
@@ -243,10 +244,11 @@ def test_run_and_audit_show_their_numbers_before_the_verdict(tmp_path: Path) -> 
     done = upright("run", "in_ucds", "--data", "synthetic", *QUICK, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["arm", "abs_gap", "ndcg@10", "mean", "ndcg@10", "n"]
+    assert re.split("  +", lines[0]) == ["arm", "mean ndcg@10, disadvantaged", "mean ndcg@10, advantaged", "n"]
     assert [line.split()[0] for line in lines[1:3]] == ["none", "in_ucds"]
     summary = json.loads(next(tmp_path.glob("runs/*/summary.json")).read_text())
-    level = next(x for x in summary["evidence"]["levels"] if x["statistic"] == "mean:ndcg@10" and x["arm"] == "none")
+    rows = [x for x in summary["evidence"]["levels"] if x["statistic"] == "mean:ndcg@10:activity"]
+    level = next(x for x in rows if (x["group"], x["arm"]) == ("disadvantaged", "none"))
     assert f"{level['value']:.4f} [{level['low']:.4f}, {level['high']:.4f}]" in lines[1]
     assert lines[4] == summary["evidence"]["verdict"]["sentence"]
     (tmp_path / "lists.csv").write_text(

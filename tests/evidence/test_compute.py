@@ -243,3 +243,57 @@ def test_no_end_of_a_difference_of_means_lies_beyond_what_can_be() -> None:
     assert found.high == 1.0
     free = difference_of(parse("mean:m", boot, {"m": Metric("m", high=9.0)}), "mine", Arm("none", "baseline"), None)
     assert free.high > 1.0
+
+
+def test_the_mean_of_one_group_can_decide():
+    # catches: a primary that is looked up over all units, a rival or a lone arm that is judged on another number
+    group = {"primary": "mean:m:g=low", "cost": "mean:m:g=high"}
+    found = judge(world(), **group)
+    (change,) = rows(found, "differences", statistic="mean:m:g=low", against="none")
+    assert change["value"] == pytest.approx(0.15, abs=0.01)
+    assert found["verdict"]["lines"]["effect"].startswith("clear: 0.393 -> 0.543")
+    assert found["verdict"]["sentence"].startswith("M, low 0.393 ->")
+    assert {(r["against"], r["statistic"]) for r in found["rivals"]} == {("r", text) for text in group.values()}
+    alone = {r["arm"]: r["value"] for r in found["alone"] if r["arm"] != "hull"}
+    assert {a: round(v, 2) for a, v in alone.items()} == {"t": 0.05, "p": 0.0, "r": 0.14}
+    one = parse("mean:m:g=low", Bootstrap(Units(world()), 300), {})
+    whole = parse("mean:m:g", Bootstrap(Units(world()), 300), {})
+    assert (one.cells(), one.label(None)) == ([None], whole.label("low"))
+    assert one.draws("x", None).interval() == whole.draws("x", "low").interval()
+    assert not parse("mean:m:g=nobody", Bootstrap(Units(world()), 300), {}).comparable()
+    assert judge(world(), primary="mean:m:g=nobody")["verdict"]["title"].startswith("incomplete (effect not measured)")
+
+
+def test_a_gap_that_chance_explains_is_no_gap_closed():
+    # catches: a gain of one group that is sold as a gap that was closed
+    group = {"primary": "mean:m:g=low", "cost": "mean:m:g=high"}
+    blocks = world()
+    said = judge(blocks, **group)["verdict"]
+    assert said["lines"]["gaps"].startswith("M: size of the gap between high and low: clear: 0.2")
+    assert "not a gap closed" not in said["sentence"]
+    level = {"high": 0.2, "low": 0.0}  # take the gap of 0.2 away: what is left is a gain of the low group
+    for b in blocks:
+        b.scores.values["m"][:] -= [level[g] for g in b.scores.by["g"]]
+    said = judge(blocks, **group)["verdict"]
+    assert "nothing shown to mend" in said["lines"]["gaps"]
+    assert said["sentence"].endswith("what is gained is a better model for low, not a gap closed.")
+    assert "gaps" not in judge(blocks)["verdict"]["lines"]  # where a gap decides, it is no line beside
+
+
+def test_a_rival_with_controls_has_four_lines_of_its_own():
+    # catches: a rival that is taken because it beats the remedy, whatever else would do as well
+    arms = [dataclasses.replace(a, controls=("aim", "t") if a.name == "r" else ()) for a in ARMS if not a.mix]
+    roles = {"t": "anchor", "x": "remedy"}
+    arms = [dataclasses.replace(a, role=roles.get(a.name, a.role)) for a in arms]
+    own = judge(world(), arms=arms)["own"]["r"]
+    assert own["beside"] == {"aim": "loses to", "t": "beats"}
+    assert own["word"] == "helps, but so does"
+    without = [dataclasses.replace(a, controls=("t",) if a.name == "r" else ()) for a in arms]
+    found = judge(world(), arms=without)
+    assert found["own"]["r"]["title"] == "works"
+    assert found["verdict"]["lines"]["own"].startswith("r: works (clear: 0.2")
+    again = said_again(found, without, primary=GAP, cost="mean:m", title="")
+    assert again["verdict"]["lines"]["own"] == found["verdict"]["lines"]["own"]
+    missing = [*without[:-1], Arm("lost", "anchor")]
+    missing = [dataclasses.replace(a, controls=("t", "lost") if a.name == "r" else ()) for a in missing]
+    assert judge(world(), arms=missing)["own"]["r"]["title"] == "incomplete (lost not run), so far: works"

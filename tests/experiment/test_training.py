@@ -93,6 +93,20 @@ def test_the_plateau_rule_waits_for_a_third_of_the_checks(patience, best_at, end
     assert epochs.converged == (ends < 40)
 
 
+@pytest.mark.parametrize(("slope", "more"), [(0.003, True), (0.0001, False), (-0.003, False)])
+def test_a_curve_that_still_rises_is_not_converged(slope, more, tmp_path):
+    # catches: one lucky check that ends a loop whose curve creeps upwards below it, and a kill that forgets the curve
+    def scores(epoch):
+        return 0.28 if epoch == 1 else 0.2 + slope * epoch / 2
+
+    _, _, epochs = walk(ArmRun(None, 0, "a"), Sizes(epochs=30), scores)
+    assert (epochs._done == 30, epochs.converged) == (more, not more)
+    place = RunFolder(tmp_path / "killed")
+    with pytest.raises(Killed):
+        walk(ArmRun(place, 0, "a"), Sizes(epochs=30), scores, kill=7)
+    assert walk(ArmRun(place, 0, "a"), Sizes(epochs=30), scores)[2]._done == epochs._done
+
+
 def test_without_patience_a_loop_runs_to_its_end_and_ties_go_to_the_later():
     run = ArmRun(None, 0, "a")
     config = Sizes()

@@ -37,7 +37,8 @@ def compute(source: str) -> list[dict[str, Any]]:
     if source.startswith("tiny-"):
         spec = load_method(source.removeprefix("tiny-"))
         units, metrics = Units(read_units(HERE / f"{spec.name}.parquet")), load_object(spec.task).tiny(0).metrics
-        statistics = spec.statistics
+        frozen = {row["statistic"].partition("=")[0] for row in FROZEN[source]}
+        statistics = [text for text in spec.statistics if text in frozen]  # others were declared since
     else:
         summary, config = (read_json(RESULTS / source / f"{name}.json") for name in ("summary", "config"))
         spec, units = load_method(summary["method"]), Units(read_units(RESULTS / source / "units.parquet"))

@@ -411,3 +411,58 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(tmp_path, settings, monkeyp
     assert same_weights(whole, again)
     assert rest.metrics == log.metrics
     assert rest.notes == log.notes
+
+
+# -- nothing to hide, and what rivals note ---------------------------------------------------------------------------
+
+
+def world_of(told, seed=0):
+    """A world whose classes are the communities that histories follow, or are drawn by a coin."""
+    split = synthetic(seed=seed, n_users=240, n_items=80, n_communities=2)
+    coin = np.random.default_rng(7).choice(["a", "b"], 240)
+    columns = split.user_columns if told else {"community": coin}
+    config = tiny().config.replace(attackers=("logistic",))
+    return PrivateNextItem(dataclasses.replace(split, user_columns=columns), config)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_nothing_to_hide_is_said_before_the_defence_is_trained(told, monkeypatch):
+    # catches: a defence that writes a label into vectors that did not tell it, without a word; a warning for everybody
+    task, order = world_of(told), []
+    real = controls.nothing_to_hide
+    monkeypatch.setattr(controls, "nothing_to_hide", lambda *own: order.append("asked") or real(*own))
+    monkeypatch.setattr(raid, "_defences", lambda *own, real=raid._defences: order.append("defence") or real(*own))
+    _, run = train(task, epochs=30)
+    assert order == ["asked", "defence"]
+    said = [text for text in run.warnings if text.startswith("nothing shown to hide: the strongest attack reads 0.")]
+    assert bool(said) != told
+    _, none = train(task, arm="none", alpha=0.0)
+    assert not none.warnings
+
+
+def test_what_is_to_hide_is_asked_of_users_who_are_not_judged():
+    # catches: a warning that is read off those on whom the defence is judged
+    task, run = world_of(True), ArmRun(None, 0, "raid")
+    model = task.model(run)
+    first = controls.nothing_to_hide(task, model, run)
+    held = task.held_out(run)
+    real = task.held_out
+    task.held_out = lambda run: held  # as it was drawn
+    task.labels = np.where(held, np.roll(task.labels, 1), task.labels)
+    assert controls.nothing_to_hide(task, model, run) == first
+    task.held_out = real
+
+
+def test_noise_says_its_epsilon_and_erasure_its_share():
+    # catches: an epsilon for rows that were not clipped, a strength that erasure does not follow
+    task = tiny(data="synthetic")
+    _, run = train(task, arm="noise", defence="noise", alpha=3.0, epochs=20, defence_epochs=20)
+    said = run.notes["epsilon"]
+    assert (said["delta"], run.notes["noise"] > 0) == (1e-5, True)
+    assert 0 < said["value"] < math.inf
+    plain, _ = train(task, arm="none", alpha=0.0, epochs=20, defence_epochs=20)
+    assert said["clip"] == pytest.approx(plain.tables()[0].detach().norm(dim=1).median().item())
+    moved = {share: train(task, arm="leace", defence="leace", alpha=share)[0].tables()[0] for share in (0.5, 1.0, 9.0)}
+    start = train(task, arm="none", alpha=0.0)[0].tables()[0]
+    np.testing.assert_allclose(2 * (moved[0.5] - start).detach(), (moved[1.0] - start).detach(), atol=1e-10)
+    assert torch.equal(moved[1.0], moved[9.0])

@@ -15,6 +15,7 @@ from upright.experiment.folders import ArmRun
 from upright.maths import dominant_sets as ds
 from upright.methods import in_ucds
 from upright.metrics import ranking
+from upright.models import linear
 from upright.tasks.next_item import NextItem
 
 
@@ -86,6 +87,27 @@ def a_model_without_opinion_is_worth_a_random_list():
     assert values["recall@10"].tolist() == pytest.approx([10 / 40] * 3)
 
 
+def ease_does_not_recommend_an_item_for_itself():
+    # an item that only its own users have says nothing of another
+    seen = sparse.csr_array(np.kron(np.eye(2), np.ones((6, 2))))
+    for weights in (None, np.full(12, 3.0)):
+        found = linear.ease(seen, 1.0, weights)
+        assert not np.diag(found).any()
+        assert found[0, 1] > 0.5
+        assert abs(found[0, 2]) < 1e-6
+
+
+def no_test_item_reaches_the_second_model():
+    split = synthetic(seed=0)
+    other = dataclasses.replace(split.test, item=split.test.item[::-1].copy())
+    scores = []
+    for part in (split.test, other):
+        task, run = NextItem(dataclasses.replace(split, test=part), NextItem.tiny().config), ArmRun(None, 0, "x")
+        model = linear.second_model(task, task.model(run), "weighted", run)
+        scores.append(model.scores(np.arange(task.n_users)))
+    assert (scores[0] == scores[1]).all()
+
+
 # -- defects --------------------------------------------------------------------------------------------------------
 
 
@@ -137,7 +159,26 @@ def ties_in_favour_of_the_model(patch):
     patch.setattr(ranking, "ranks_by_expectation", lambda scores, wanted, k: real(scores + 1e-9 * wanted, wanted, k))
 
 
+def an_item_predicts_itself(patch):
+    real = linear.ease
+    patch.setattr(linear, "ease", lambda *own: real(*own) + np.eye(own[0].shape[1], dtype=np.float32))
+
+
+def items_of_the_test_part_in_ease(patch):
+    real = linear.second_model
+
+    def leaking(task, base, kind, run):
+        test, valid = task._test.csr(), task.valid.csr()
+        task.seen = (task.seen + test - test.multiply(valid)).sign().tocsr()
+        task.seen.eliminate_zeros()
+        return real(task, base, kind, run)
+
+    patch.setattr(linear, "second_model", leaking)
+
+
 PAIRS = [
+    (ease_does_not_recommend_an_item_for_itself, an_item_predicts_itself),
+    (no_test_item_reaches_the_second_model, items_of_the_test_part_in_ease),
     (sets_hold_their_target, alpha_below_the_largest_eigenvalue),
     (conditions_hold, drops_are_final),
     (no_test_item_reaches_the_clusters, items_of_the_test_part_in_the_similarity),

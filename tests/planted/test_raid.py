@@ -99,6 +99,20 @@ def the_adversary_is_beaten():
     assert pushed.mean() < 0
 
 
+def what_is_erased_is_not_read_by_a_line():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 2, 400)
+    x = rng.normal(size=(400, 5)) @ rng.normal(size=(5, 5)) + 2.0 * codes[:, None] * rng.normal(size=5)
+    flat = controls.erased(torch.from_numpy(x), [(codes, 2)]).numpy()
+    gap = flat[codes == 1].mean(0) - flat[codes == 0].mean(0)
+    assert np.abs(gap).max() < 1e-8
+
+
+def a_private_release_says_its_epsilon():
+    # at epsilon 1 and delta 1e-5 the exact mechanism needs a noise of 3.73 times the sensitivity
+    assert controls.gaussian_epsilon(3.7306, 1.0) == pytest.approx(1.0, abs=1e-3)
+
+
 # -- defects ---------------------------------------------------------------------------------------------------------
 
 
@@ -156,7 +170,19 @@ def gradient_not_reversed(patch):
     patch.setattr(controls.Adversary, "step", lambda self, table, users: -real(self, table, users))
 
 
+def erasure_by_half(patch):
+    real = controls.erased
+    patch.setattr(controls, "erased", lambda table, terms, share=1.0: real(table, terms, 0.5 * share))
+
+
+def half_the_sensitivity(patch):
+    real = controls.gaussian_epsilon
+    patch.setattr(controls, "gaussian_epsilon", lambda sigma, most, delta=1e-5: real(sigma, most / 2, delta))
+
+
 PAIRS = [
+    (what_is_erased_is_not_read_by_a_line, erasure_by_half),
+    (a_private_release_says_its_epsilon, half_the_sensitivity),
     (users_move_no_further_than_to_the_other_class, plan_transposed_in_barycentric_images),
     (nothing_is_read_off_noise, attacker_scored_on_its_training_users),
     (held_out_users_change_no_map, hold_out_ignored_by_the_defence),

@@ -16,7 +16,15 @@ from sklearn.metrics import roc_auc_score
 from upright.experiment.folders import ArmRun
 from upright.models.recommenders import build
 from upright.recommendation import pairs
-from upright.recommendation.controls import Adversary, WithUsers, exposed, matched_noise
+from upright.recommendation.controls import (
+    Adversary,
+    WithUsers,
+    clipped,
+    erased,
+    exposed,
+    gaussian_epsilon,
+    matched_noise,
+)
 from upright.tasks.next_item import NextItem
 
 BACKBONES = ["bprmf", "neumf", "lightgcn"]
@@ -188,6 +196,85 @@ def test_a_utility_that_never_falls_gets_the_largest_noise_and_a_jump_is_not_ove
     assert matched_noise(table, lambda x: 1.0, 0.5, torch.Generator().manual_seed(0))[1] == pytest.approx(100.0)
     moved, _ = matched_noise(table, lambda x: float((x - table).std() < 0.3), 0.5, torch.Generator().manual_seed(0))
     assert (moved - table).std().item() == pytest.approx(0.3, rel=0.01)
+
+
+def test_clipped_rows_keep_their_direction():
+    # catches: a row that is made longer, a zero row that becomes NaN
+    table = points(3, 9, 4)
+    table[0] = 0.0
+    found, most = clipped(table)
+    length = table.norm(dim=1)
+    assert most == pytest.approx(length.median().item())
+    np.testing.assert_allclose(found.norm(dim=1).numpy(), np.minimum(length.numpy(), most), rtol=1e-12)
+    assert torch.nn.functional.cosine_similarity(found[1:], table[1:]).min() > 1 - 1e-12
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 4.0, 50.0])
+def test_epsilon_is_that_of_the_definition(sigma):
+    # catches: the classical bound, which is invalid above 1; a sensitivity taken for its half
+    epsilon = gaussian_epsilon(sigma, 2.0, 1e-4)
+    x = np.linspace(-12 * sigma - 2, 12 * sigma + 4, 200_001)
+    p, q = (np.exp(-0.5 * ((x - at) / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi)) for at in (2.0, 0.0))
+    delta = np.maximum(p - np.exp(epsilon) * q, 0.0).sum() * (x[1] - x[0])
+    assert delta == pytest.approx(1e-4, rel=1e-3)
+    assert gaussian_epsilon(0.0, 2.0) == np.inf
+    assert gaussian_epsilon(1e9, 2.0) == 0.0
+
+
+# -- linear erasure -------------------------------------------------------------------------------------------------
+
+
+def correlated(n=500, d=6, classes=3, seed=0):
+    """Vectors of uneven spread whose means, and spreads, differ between classes."""
+    codes = np.random.default_rng(seed).integers(0, classes, n)
+    mix, centre = points(seed + 1, d, d), points(seed + 2, classes, d)
+    return (points(seed, n, d) + centre[codes]) @ mix, codes
+
+
+def covariance(table, codes, classes=3):
+    z = np.eye(classes)[codes]
+    x = table.numpy() - table.numpy().mean(0)
+    return x.T @ (z - z.mean(0)) / len(z)
+
+
+def test_erasure_takes_the_covariance_with_the_classes_by_its_share():
+    # catches: a projection in the wrong metric, one class that is left, a share that is squared
+    table, codes = correlated()
+    before = covariance(table, codes)
+    for share in (0.0, 0.4, 1.0):
+        np.testing.assert_allclose(
+            covariance(erased(table, [(codes, 3)], share), codes), (1 - share) * before, atol=1e-10
+        )
+    flat = erased(table, [(codes, 3)]).numpy()
+    model = LogisticRegression(max_iter=500).fit(flat, codes)
+    assert abs(roc_auc_score(codes == 0, model.predict_proba(flat)[:, 0]) - 0.5) < 0.02
+
+
+def test_of_all_that_erase_it_moves_vectors_least():
+    # catches: mean matching in the plain metric, which moves further
+    table, codes = correlated()
+    moved = (erased(table, [(codes, 3)]) - table).square().sum().item()
+    cross, x = covariance(table, codes), (table - table.mean(0)).numpy()
+    cov = x.T @ x / len(x)
+    for seed in range(20):  # x - A B^+ x with B = A' for any A whose null space is that of the cross covariance
+        shape = np.random.default_rng(seed).normal(size=(6, 6))
+        metric = np.eye(6) if seed == 0 else shape @ shape.T
+        oblique = cross @ np.linalg.pinv(cross.T @ metric @ cross) @ cross.T @ metric
+        np.testing.assert_allclose((np.eye(6) - oblique) @ cross, 0.0, atol=1e-8)
+        assert moved <= (x @ oblique.T @ oblique * x).sum() + 1e-9
+    best = cross @ np.linalg.pinv(cross.T @ np.linalg.inv(cov) @ cross) @ cross.T @ np.linalg.inv(cov)
+    assert moved == pytest.approx((x @ best.T @ best * x).sum(), rel=1e-8)
+
+
+def test_erasure_is_fitted_to_users_of_known_class_and_moves_all():
+    # catches: users without a class who stay, two attributes of which one is left, a direction without spread
+    table, codes = correlated()
+    table = torch.cat([table, table[:, :1]], 1)  # its covariance is singular
+    hidden, other = np.where(np.arange(500) < 100, -1, codes), np.random.default_rng(9).integers(0, 2, 500)
+    found = erased(table, [(hidden, 3), (other, 2)])
+    np.testing.assert_allclose(covariance(found[100:], codes[100:]), 0.0, atol=1e-9)
+    np.testing.assert_allclose(covariance(found[100:], other[100:], 2), 0.0, atol=1e-9)
+    assert (found[:100] != table[:100]).any(1).all()
 
 
 # -- surfaces and a replaced table ----------------------------------------------------------------------------------

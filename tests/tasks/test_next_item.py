@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 
@@ -12,8 +13,9 @@ from upright.contract import InputError
 from upright.data.catalogue import load_split
 from upright.data.interactions import read_interactions
 from upright.experiment.config import resolve
-from upright.experiment.folders import ArmRun
+from upright.experiment.folders import ArmRun, read_json
 from upright.experiment.registry import load_method
+from upright.experiment.runner import Ask, run_seeds
 from upright.models.recommenders import build
 from upright.tasks.next_item import READER, NextItem, NextItemConfig
 
@@ -154,6 +156,24 @@ def test_users_without_a_test_item_make_no_group_large(tmp_path):
     assert scored < 5  # the most active in training are those of whom few rows went to test
     with pytest.raises(InputError, match=f"{scored} advantaged with a test item"):
         NextItem.load(config)
+
+
+def test_another_split_at_each_seed_keeps_its_users(tmp_path):
+    # catches: six seeds on one split for a model without a seed, which are one; runs of other splits that are refused
+    path = write_log(tmp_path, "user,item,rating,when")
+    ask = Ask("in_ucds", data=str(path), preset="quick", arms=["none", "in_ucds"])
+    more = {"group_share": 0.3, "epochs": 2, "check_every": 1, "dim": 4}
+    folders, comparison = run_seeds(
+        dataclasses.replace(ask, settings=more | {"split_seed": "seed"}), [0, 1], out=tmp_path / "a"
+    )
+    prints = [read_json(f / "summary.json")["data"]["fingerprint"] for f in folders]
+    assert prints[0] != prints[1]
+    found = read_json(comparison / "comparison.json")
+    assert (found["evidence"]["n_units"], found["seeds"]) == (30, [0, 1])
+    fixed = [NextItemConfig(data=str(path), split_seed=n).load_split(None).fingerprint for n in (0, 1)]
+    assert prints == fixed
+    folders, _ = run_seeds(dataclasses.replace(ask, settings=more), [0, 1], out=tmp_path / "b")
+    assert {read_json(f / "summary.json")["data"]["fingerprint"] for f in folders} == {fixed[0]}
 
 
 # -- the tiny world -------------------------------------------------------------------------------------------------

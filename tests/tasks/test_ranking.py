@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,35 @@ def test_equals_the_full_catalogue_evaluation(tmp_path, kind, k):
     for name in METRICS:
         mine = [values[f"{name}@{k}"][f"u{u}"] for u in range(len(want))]
         np.testing.assert_allclose(mine, full[f"{name}@{k}"], atol=1e-12)
+
+
+def test_a_score_of_minus_infinity_is_never_recommended(tmp_path):
+    # catches: a refusal of what masked models write, or a masked item that fills a place of a short list
+    scores, _ = random_files(tmp_path, 3, "score")
+    said, plain, _ = audit(tmp_path)
+    rows = [(f"u{u}", f"i{i}", scores[u, i]) for u in range(40) for i in range(30)]
+    write(tmp_path, "lists", "user,item,score", rows)
+    more, values, _ = audit(tmp_path)
+    for name, own in plain.items():
+        assert values[name] == pytest.approx(own, nan_ok=True)
+    masked = int(np.isneginf(scores).sum())
+    assert set(more["warnings"]) - set(said["warnings"]) == {f"{masked} rows with a score of -inf: never recommended."}
+
+
+def test_lists_that_hold_training_items_are_named(tmp_path):
+    # catches: a model that was not masked, whose lists look bad for another reason than it says
+    random_files(tmp_path, 4)
+    listed = [line.split(",") for line in (tmp_path / "lists.csv").read_text().split()[1:]]
+    mine = [item for user, item, _ in listed if user == "u1"][:2]
+    train = [("u1", mine[0]), ("u1", mine[1]), ("u2", "i99"), ("stranger", mine[0])]
+    write(tmp_path, "train", "user,item", train)
+    said, *_ = audit(tmp_path, train=tmp_path / "train.csv")
+    assert [text for text in said["warnings"] if "train.csv" in text] == [
+        "1 list hold 2 items that the user had in train.csv: 'u1'. No held-out item can be there: mask them, or "
+        "quality is understated."
+    ]
+    write(tmp_path, "train", "user,item", train[2:])
+    assert not [text for text in audit(tmp_path, train=tmp_path / "train.csv")[0]["warnings"] if "train.csv" in text]
 
 
 def test_tied_items_share_their_places(tmp_path):
@@ -682,3 +713,27 @@ def test_good_files_of_two_users(tmp_path):
 def test_bad_options(small, options, got):
     # catches: an option that is taken as it comes
     assert got in refused(small, **options).got
+
+
+LONG = """
+import resource, tempfile
+import numpy as np, polars as pl
+import upright
+
+rng, users, items = np.random.default_rng(0), 30_000, 40_000
+user = np.r_[np.repeat(np.arange(users), 10), np.full(items, users)]
+item = np.r_[rng.integers(0, items, (users, 10)).ravel(), np.arange(items)]
+rank = np.r_[np.tile(np.arange(1, 11), users), np.arange(1, items + 1)]
+lists = pl.DataFrame({"user": user, "item": item, "rank": rank}).unique(["user", "item"], keep="first")
+held = lists.filter(pl.col("rank") == 3).select("user", "item")
+with tempfile.TemporaryDirectory() as out:
+    upright.audit("ranking", lists, held_out=held, out=out, draws=20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+def test_a_list_of_the_whole_catalogue_beside_short_ones_takes_little_memory():
+    # catches: a table of users x the longest list, which took 6.7 GiB here
+    done = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < 1.0  # GiB

@@ -78,6 +78,8 @@ class Column:
         Whether cells may be empty, "" then.
     unique : bool
         Whether each value may stand there once.
+    never : bool
+        Whether -inf may stand among numbers: a score of what is never recommended.
     option : str
         What names another column on the command line; ``--NAME`` by default.
     """
@@ -86,6 +88,7 @@ class Column:
     optional: bool = False
     missing: bool = False
     unique: bool = False
+    never: bool = False
     option: str = ""
 
 
@@ -364,7 +367,7 @@ def _numbers(table: Columns, own: str, column: Column) -> _Read:
     bad = np.flatnonzero(numbers.is_null().to_numpy() & ~blank)
     if len(bad):
         raise table.refuse(bad, f"{own!r} is {text[int(bad[0])]!r}, not a number", accepted, todo)
-    wild = np.flatnonzero(~np.isfinite(values) & ~blank)
+    wild = np.flatnonzero(~np.isfinite(values) & ~blank & ~(column.never & np.isneginf(values)))
     if len(wild):
         raise table.refuse(wild, f"{own!r} is {text[int(wild[0])]!r}, not finite", accepted, todo)
     return pl.Series(own, values), said

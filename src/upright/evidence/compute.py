@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -79,7 +80,7 @@ def evidence(
     remedy = next((a.name for a in arms if a.role == "remedy" and a.name in units.arms), None)
     _mix(boot, arms, remedy, primary, metrics)
     declared, arms = [a for a in arms if a.name not in unfit], [a for a in arms if a.name in units.arms]
-    levels, differences, pairs = [], [], {}
+    levels, differences = [], []
     for text in statistics:
         one = parse(text, boot, metrics)
         if not one.comparable():
@@ -93,9 +94,6 @@ def evidence(
             for arm in arms:
                 if arm.name != remedy and arm.role not in ("anchor", "sweep"):
                     differences.append(difference_of(one, remedy, arm, cell))
-                if arm.role == "rival" and cell is None and text in (primary, cost):
-                    apart = _change(one, remedy, arm.name, None)
-                    pairs[arm.name, text] = np.r_[apart.value, apart.samples()]
     grouped = f" in {boot.bucket.max() + 1} random groups" if boot.bucket.max(initial=-1) + 1 < units.n_clusters else ""
     n, clusters = len(units.seeds), units.n_clusters
     whole = f", in {clusters} clusters drawn whole" if units.clustered else ""
@@ -118,11 +116,29 @@ def evidence(
         fronts = _fronts(boot, arms, remedy, metrics, primary, cost) if one.comparable() else {}
         others = [a.name for a in arms if a.role in ("trivial", "placebo", "rival") and none and one.comparable()]
         found["alone"] = [difference_of(one, name, none[0], None).row() for name in others]
+        keys = itertools.product([a.name for a in arms if a.role == "rival"], (primary, cost))
+        apart = {key: _change(parse(key[1], boot, metrics), remedy, key[0], None) for key in keys if key in by}
+        pairs = {key: np.r_[x.value, x.samples()] for key, x in apart.items()}
         found["rivals"] = [row.row() for row in _beside_rivals(pairs, fronts, by, cost)]
+        texts = {text.partition("=")[0]: 0 for text in (primary, cost) if text}
+        given: Any = {"statistics": [*texts], "metrics": metrics, "primary": primary, "cost": cost, "budget": budget}
+        more = {
+            a.name: evidence(units, arms=_as_remedy(a, declared), title=a.title, boot=boot, **given)
+            for a in arms
+            if a.controls
+        }
+        found |= {"own": {name: x["verdict"] for name, x in more.items()}} if more else {}
         found["verdict"] = _said(found, declared, primary, cost, title, {}, budget, budget)
     else:
         found["verdict"] = audit_verdict("measured", []).row()
     return {**found, "levels": [x.row() for x in levels], "differences": [x.row() for x in differences]}
+
+
+def _as_remedy(rival: Arm, arms: Sequence[Arm]) -> list[Arm]:
+    """Return a rival as the remedy, among the baseline and its own controls, of which anchors become placebos."""
+    own = [a for a in arms if a.role == "baseline" or a.name in (rival.name, *rival.controls)]
+    roles: Any = {a.name: "placebo" for a in own if a.role == "anchor"} | {rival.name: "remedy"}
+    return [dataclasses.replace(a, role=roles.get(a.name, a.role), controls=()) for a in own]
 
 
 def margins_of(own: Mapping[str, float], given: Mapping[str, float] | None) -> dict[str, float]:
@@ -159,11 +175,11 @@ def _said(
     declared: float | None,
 ) -> dict[str, Any]:
     differences = [*found["differences"], *map(Difference.read, found.get("alone", []))]
-    own = [d.row() for d in differences if d.role == "rival" and d.statistic in (primary, cost)]
-    wide = {(r["against"], r["statistic"]): Difference.read(r) for r in found.get("rivals", own)}
+    plain = [d.row() for d in differences if d.role == "rival" and d.statistic in (primary, cost)]
+    wide = {(r["against"], r["statistic"]): Difference.read(r) for r in found.get("rivals", plain)}
     rivals = {a: (wide[a, primary], wide.get((a, cost))) for a, s in wide if s == primary}
-    texts = {d.statistic.partition("=")[0] for d in differences}
-    return verdict(
+    texts, titles = {d.statistic.partition("=")[0] for d in differences}, {a.name: a.title for a in arms}
+    said = verdict(
         found["levels"],
         differences,
         arms,
@@ -176,6 +192,8 @@ def _said(
         declared_budget=declared,
         margins_given={text: margins[m] for text in texts if (m := text.split(":")[1]) in margins},
     ).row()
+    own = [f"{titles.get(a) or a}: {v['title']} ({v['lines']['effect']})" for a, v in found.get("own", {}).items()]
+    return said | {"lines": said["lines"] | {"own": "; ".join(own)}} if own else said
 
 
 def said_again(

@@ -117,6 +117,11 @@ class Level(_Row):
         return self.statistic.split(":", 1)[0]
 
     @property
+    def text(self) -> str:
+        """The statistic and its cell, as a `Difference` writes them."""
+        return "=".join(filter(None, (self.statistic, self.group)))
+
+    @property
     def attack(self) -> str:
         """Name of the strongest attack, of statistics that pick one."""
         return str(self.more.get("attack") or "")

@@ -1,4 +1,4 @@
-"""Named statistics of the unit table: one small class each, written ``name:metric[:grouping]``.
+"""Named statistics of the unit table: one small class each, written ``name:metric[:grouping[=group]]``.
 
 ==========================  ========================================================================================
 ``mean``                    weighted mean over seeds and units, of each group when a grouping is named
@@ -109,6 +109,7 @@ class Statistic(ABC):
     def __init__(self, boot: Bootstrap, text: str, metrics: Mapping[str, Metric]) -> None:
         self.boot, self.units, self.text, self.metrics = boot, boot.units, text, metrics
         _, self.metric, grouping = [*text.split(":", 2), ""][:3]
+        grouping, _, self.only = grouping.partition("=")  # the one group that it is of
         self.grouping = grouping or None
         self.about = metrics.get(self.metric, Metric(self.metric))
         self.groups, self.label_of = self.units.codes(grouping) if grouping else ([], np.zeros((1, 1), dtype=np.int64))
@@ -125,22 +126,22 @@ class Statistic(ABC):
 
     def comparable(self) -> bool:
         """Whether there are the groups that it compares."""
-        return len(self.groups) >= self.fewest
+        return len(self.groups) >= self.fewest and (not self.only or self.only in self.groups)
 
     def cells(self) -> list[str | None]:
         """Return groups, attacks or classes, None for the whole."""
-        return [*self.groups] if self.grouping else [None]
+        return [*self.groups] if self.grouping and not self.only else [None]
 
     def label(self, cell: str | None) -> str:
         """Return how a report writes the value of a cell."""
-        title = self.about.title or self.about.name
+        title, cell = self.about.title or self.about.name, cell or self.only
         whole = self.words.format(title=title, what=title.removeprefix("Membership score: "), by=self.grouping)
-        return whole + ("" if cell is None else f", {cell}")
+        return whole + (f", {cell}" if cell else "")
 
     def inside(self, cell: str | None) -> Bools:
         """Return which units it is of, shape (S, U)."""
-        found = np.ones((len(self.units.seeds), len(self.units.units)), dtype=bool)
-        if cell is not None:
+        found, cell = np.ones((len(self.units.seeds), len(self.units.units)), dtype=bool), cell or self.only
+        if cell:
             names, codes = self.units.codes(str(self.grouping))
             found = codes == (names.index(cell) if cell in names else len(names))
         return found & np.isin(self.units.by[SET], self.sets) if self.sets and SET in self.units.by else found
@@ -214,6 +215,7 @@ class Means(Statistic):
 
     def sums(self, arm: str, cell: str | None) -> Array:
         """Return sums and numbers of values under every draw, shape (2, 1 + D, S)."""
+        cell = cell or self.only
         key = ("sums", type(self).values, arm, self.metric, self.grouping if cell else "", cell)
         return np.asarray(self.boot.keep(key, lambda: self.boot.mean_sums(self.values(arm, cell))))
 
@@ -830,7 +832,7 @@ class RankCorrelation(Statistic):
 def computable(text: str, units: Units) -> bool:
     """Whether the table holds what a statistic is made of."""
     name, metric, grouping = [*text.split(":", 2), "", ""][:3]
-    return name in STATISTICS and STATISTICS[name].known(units, metric, grouping)
+    return name in STATISTICS and STATISTICS[name].known(units, metric, grouping.partition("=")[0])
 
 
 def parse(text: str, boot: Bootstrap, metrics: Mapping[str, Metric]) -> Statistic:
@@ -845,8 +847,8 @@ def parse(text: str, boot: Bootstrap, metrics: Mapping[str, Metric]) -> Statisti
     if not computable(text, units):
         raise InputError(
             f"statistic {text!r}",
-            f"name:metric[:grouping] with name in {list(STATISTICS)}, metric in {units.metrics} or what stands before "
-            f"their last /, grouping in {sorted(units.by)}; inside clients, a grouping 'client' and another one",
+            f"name:metric[:grouping[=group]] with name in {list(STATISTICS)}, metric in {units.metrics} or what stands "
+            f"before their last /, grouping in {sorted(units.by)}; inside clients, a grouping 'client' and another one",
             "correct the part that is not in its list",
         )
     return STATISTICS[text.partition(":")[0]](boot, text, metrics)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -211,9 +211,9 @@ class _Run:
     """The records of a run by name, and what they show of its arms and groups."""
 
     def __init__(
-        self, levels: Sequence[Level], rows: Iterable[Difference], arms: Sequence[Arm], primary: str, cost: str
+        self, levels: Sequence[Level], rows: Sequence[Difference], arms: Sequence[Arm], primary: str, cost: str
     ) -> None:
-        self.levels = {(row.statistic, row.group or "", row.arm): row for row in levels}
+        self.levels = {(row.text, row.arm): row for row in levels}
         self.changes = {(row.statistic, row.arm, row.against): row for row in rows}
         self.none, self.mine = (next(a.name for a in arms if a.role == role) for role in ("baseline", "remedy"))
         self.primary, self.effect = primary, self.change(primary, self.none)
@@ -223,8 +223,8 @@ class _Run:
         row = self.after
         self.beyond = row.shown if math.isfinite(row.p) else row.null is not None and row.value > row.null.high
 
-    def level(self, statistic: str, arm: str, group: str = "") -> Level:
-        return self.levels.get((statistic, group, arm)) or Level(statistic=statistic, arm=arm, label=statistic)
+    def level(self, text: str, arm: str) -> Level:
+        return self.levels.get((text, arm)) or Level(statistic=text, arm=arm, label=text)
 
     def change(self, statistic: str, against: str) -> Difference | None:
         return self.changes.get((statistic, self.mine, against))
@@ -251,11 +251,16 @@ class _Run:
         shown = row.shown if math.isfinite(row.p) else row.value > row.null.high and row.low > 0
         return shown and not (-margin <= row.low and row.high <= margin)
 
+    def word_of_gap(self) -> str:
+        """Say what is shown of a gap that decides nothing."""
+        seen = f"{_interval(self.before, _gain(self.effect)[3] or 0.01)} without a remedy"
+        return self.effect_line(effect_of(self.effect)) if self.mendable() else f"nothing shown to mend ({seen})"
+
     def split(self) -> tuple[str, list[str]]:
         """Say how far a gap closes by lifting and by lowering, and return who is levelled down, the furthest first."""
         name, _, rest = self.primary.partition(":")
         rows = dict(self.groups(f"mean:{rest}=")) if name in ("gap", "abs_gap") else {}
-        start = {group: self.level(f"mean:{rest}", self.none, group).value for group in rows}
+        start = {group: self.level(f"mean:{rest}={group}", self.none).value for group in rows}
         start = {g: -x if rows[g].direction == "lower" else x for g, x in start.items() if math.isfinite(x)}
         if len(start) < 2:
             return "", []
@@ -337,7 +342,10 @@ def verdict(
     def judged(row: Difference) -> Difference:
         return dataclasses.replace(row, margin=margins_given.get(row.statistic.partition("=")[0], row.margin))
 
-    run = _Run(levels, map(judged, differences), arms, primary, cost)
+    changes, group = [*map(judged, differences)], primary.partition("=")[2]
+    run = _Run(levels, changes, arms, primary, cost)
+    between = [row for row in levels if group and row.arm == run.none and row.name == "abs_gap"]
+    gaps = [_Run(levels, changes, arms, row.statistic, cost) for row in between if row.grouping == run.before.grouping]
     price, what, fallen = run.change(cost, run.none), effect_of(run.effect), run.split()[1]
     both = [row.n_seeds for row in (run.effect, price) if row and row.n_seeds and math.isfinite(row.value)]
     seeds = min([seeds, *both])
@@ -401,6 +409,10 @@ def verdict(
         "price": (run.price_line(pay, price, enough, spend) if price and pay != "not measured" else pay) + late[1],
         "rivals": "; ".join(rows) or "none run",
     }
+    if gaps:  # the mean of one group says nothing of a gap
+        lines["gaps"] = "; ".join(f"{gap.before.label}: {gap.word_of_gap()}" for gap in gaps)
+    flat = [f" {gap.before.label} was inside chance without it" for gap in gaps if not gap.mendable()][:1]
+    flat = [f"{x}: what is gained is a better model for {group}, not a gap closed." for x in flat if what in _BETTER]
     old, new = run.level(cost, run.none), run.level(cost, run.mine)
     spent = f"; {run.unit} {_number(old.value, cent)} -> {_number(new.value, cent)}" if math.isfinite(old.value) else ""
 
@@ -431,7 +443,7 @@ def verdict(
         steps += [left] * run.beyond + ["Compare it with a rival."] * (not pairs)
     answer = "not known yet" if lacking else _ANSWERS.get(word, "do not use it")
     sentence, free = (
-        f"{run.before.label} {run.moved()}{run.lowered() if value > 0 else ''}{spent}{''.join(late)}.",
+        f"{run.before.label} {run.moved()}{run.lowered() if value > 0 else ''}{spent}{''.join(late)}.{''.join(flat)}",
         None if pay == "not measured" else max(0.0, -least),
     )
     facts = (free, margin, spend, was, promised, primary, cost)

@@ -42,13 +42,7 @@ __all__ = [
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C while run folders were open.
-
-    Parameters
-    ----------
-    folders : sequence of Path
-        What was begun, finished or not; `resume_all` goes on with them.
-    """
+    """Ctrl-C while run folders were open: ``folders``, finished or not, with which `resume_all` goes on."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         super().__init__()
@@ -253,7 +247,7 @@ def execute(
         )
     if (path / "run.json").exists() and read_json(path / "run.json")["status"] == "done":
         return path
-    task = load_object(spec.task).load(task_config, data_dir)
+    task = load_object(spec.task).load(task_config.at_seed(ask.seed), data_dir)
     try:
         run_folder = RunFolder(path)
         write_json(file, asked)
@@ -439,9 +433,11 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
     summaries = [read_summary(f) for f in folders]
     asked = [Ask.read(f) for f in folders]
     first = summaries[0]
-    _require_alike(folders, asked, [{"data": x.data, "arms": [arm.name for arm in x.arms]} for x in summaries])
-    blocks = [b for f in folders for b in read_units(f / "units.parquet")]
     resolved = read_json(folders[0] / "config.json")["resolved"]["task"]
+    drawn = {"fingerprint": ""} if resolved.get("split_seed") == "seed" else {}  # another split at each seed
+    facts = [{"data": {**x.data, **drawn}, "arms": [arm.name for arm in x.arms]} for x in summaries]
+    _require_alike(folders, asked, facts)
+    blocks = [b for f in folders for b in read_units(f / "units.parquet")]
     spec = load_method(first.method).under(resolved)
     metrics: Mapping[str, Any] = getattr(load_object(spec.task), "metrics_of", lambda c: {})(resolved)
     out.mkdir(parents=True, exist_ok=True)

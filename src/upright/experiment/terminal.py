@@ -144,7 +144,7 @@ def last_lines(summary: Mapping[str, Any], *, colour: bool = False) -> list[str]
         Whether the verdict may carry codes of colour.
     """
     evidence, verdict = summary["evidence"], summary["evidence"]["verdict"]
-    _, metric, grouping = [*str(verdict.get("primary") or "").split(":", 2), "", ""][:3]
+    _, metric, grouping = [*str(verdict.get("primary") or "").partition("=")[0].split(":", 2), "", ""][:3]
     roles = {a["name"]: a["role"] for a in summary["arms"]}
     shown: dict[str, list[str]] = {}
     for x in evidence["levels"]:

@@ -18,8 +18,9 @@ class Epochs:
 
     Notes
     -----
-    *Plateau rule.* The loop ends after ``max(patience, ceil(checks / 3))`` checks in a row without a better score, so
-    that a curve that still creeps upwards after many checks is not cut off by a patience that was meant for its start.
+    *Plateau rule.* The loop ends after ``max(patience, ceil(checks / 3))`` checks in a row without a better score, but
+    not while the last third of the checks is on average above the third before by more than a hundredth of the best: so
+    neither a patience that was meant for the start of a curve nor one lucky check cuts off what still creeps upwards.
     """
 
     def __init__(
@@ -29,8 +30,8 @@ class Epochs:
         self.epochs = config.epochs if epochs is None else epochs
         self.patience = config.patience if patience == -1 else patience
         self.best, self.best_epoch = -math.inf, 0
-        self._done = self._stale = self._checks = 0
-        self._line: dict[str, float] = {}
+        self._done = self._stale = 0
+        self._line, self._scores = dict[str, float](), list[float]()
         self._checked = self._improved = False
         self._bar = contextlib.ExitStack()
 
@@ -42,7 +43,9 @@ class Epochs:
     @property
     def converged(self) -> bool:
         """Whether the plateau rule has ended the loop, or would end it now."""
-        return self.patience is not None and self._stale >= max(self.patience, math.ceil(self._checks / 3))
+        n, scores = len(self._scores) // 3, self._scores
+        rises = n > 0 and sum(scores[-n:]) - sum(scores[-2 * n : -n]) > 0.01 * n * abs(self.best)
+        return self.patience is not None and self._stale >= max(self.patience, math.ceil(len(scores) / 3)) and not rises
 
     def log(self, **values: float) -> None:
         """Add values to this epoch's line of ``metrics.jsonl``."""
@@ -64,7 +67,7 @@ class Epochs:
             todo = "lower the learning rate, or look whether anything is left to validate on"
             raise InputError(got, "a number", todo)
         better = score > self.best + least or (ties and score == self.best > -math.inf)
-        self._checks += 1
+        self._scores.append(score)
         self._stale = 0 if better else self._stale + 1
         if better:
             self.best, self.best_epoch = score, self._done + 1
@@ -75,7 +78,7 @@ class Epochs:
         kept = self.run.restore()
         if kept is not None:
             self._load(kept)
-            self._done, self._stale, self._checks = kept["epoch"], kept["stale"], kept["checks"]
+            self._done, self._stale, self._scores = kept["epoch"], kept["stale"], list(kept["scores"])
             self.best, self.best_epoch = kept["best"], kept["best_epoch"]
         return self
 
@@ -90,7 +93,7 @@ class Epochs:
         self._done += 1
         self.run.log(self.first + self._done, **self._line)
         if self._checked:
-            counts = {"epoch": self._done, "stale": self._stale, "checks": self._checks}
+            counts = {"epoch": self._done, "stale": self._stale, "scores": list(self._scores)}
             parts = {name: _state_of(part) for name, part in self.parts.items()}
             state = {**counts, "best": self.best, "best_epoch": self.best_epoch, "parts": parts}
             self.run.save(self.first + self._done, state, best=self._improved)

@@ -75,19 +75,16 @@ else:
 
 __all__ = ["BarycenterDefense", "RAIDConfig", "run"]
 
-#: settings of the first phase; arms that agree in them share the reference
-_FIRST = ("learning_rate", "weight_decay", "batch_size", "epochs", "check_every", "patience")
-
 
 class RAIDConfig(Training):
     """Settings of RAID and of its controls."""
 
     alpha: NonNegativeFloat = 0.3
     """Strength of the defence; 0 is the plain backbone."""
-    defence: Literal["transport", "mean", "reversal", "noise", "after"] = "transport"
+    defence: Literal["transport", "mean", "reversal", "noise", "after", "leace"] = "transport"
     """Transport to the barycenter in training; matching of class means; gradient reversal against an adversary;
-    Gaussian noise that costs as much validation NDCG as transport at the same alpha; transport of the finished table
-    by the share alpha, at most all the way."""
+    clipping and Gaussian noise that costs as much validation NDCG as transport at the same alpha; of the finished table
+    by the share alpha, at most all the way: transport, or linear erasure (LEACE)."""
     variant: Literal["free", "bures", "sliced", "mean", "mmd"] = "sliced"
     """Transport: `sliced`, `bures`, `free`, or `mmd` (no transport, a kernel distance between classes)."""
     constraint: Literal["none", "lagrange", "coupled"] = "none"
@@ -113,25 +110,8 @@ class RAIDConfig(Training):
 
 def reference(t: Any, config: RAIDConfig, run: Run) -> dict[str, Any]:
     """Train the backbone alone (step 1) and return its best state, its validation NDCG and its curve."""
-    model: Any = t.model(run)
-    key = f"ndcg@{t.config.k}"
-    optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     alone = run.silent()
-    with alone.training(config, model=model, optimiser=optimiser) as epochs:
-        for epoch in epochs:
-            total = 0.0
-            for batch in pairs.batches(t, run, epoch, config.batch_size):
-                users, items = model.tables()
-                rec, decay = pairs.pair_loss(model, users, items, batch, pairs.loss_name(t), config.weight_decay)
-                optimiser.zero_grad(set_to_none=True)
-                (rec + decay).backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                total += rec.item() * len(batch[0]) / len(t.train)
-            epochs.log(loss=total)
-            if epochs.due:
-                valid = float(np.nanmean(t.score(model, "valid", run).values[key]))
-                epochs.log(**{f"valid/{key}": valid})
-                epochs.check(valid)
+    model, optimiser, epochs = pairs.train_backbone(t, config, alone)
     return {
         "valid": epochs.best,
         "epoch": epochs.best_epoch,
@@ -215,9 +195,12 @@ def _afterwards(t: Any, model: Any, config: RAIDConfig, run: Run) -> nn.Module:
     key = f"ndcg@{t.config.k}"
     with torch.no_grad():
         table = model.tables()[0].detach()
-    if config.defence == "after":
-        for guard in _defences(t, config, run):
-            table = guard.transport(table, step=min(1.0, config.alpha))
+    if config.defence in ("after", "leace"):
+        guards, share = _defences(t, config, run), min(1.0, config.alpha)
+        if config.defence == "leace":
+            table = controls.erased(table, [(g.fitted, len(g.classes)) for g in guards if g.active], share)
+        for guard in guards if config.defence == "after" else ():
+            table = guard.transport(table, step=share)
         moved = controls.WithUsers(model, table)
         run.note("valid", float(np.nanmean(t.score(moved, "valid", run).values[key])))
         run.note("movement", movement(model.tables()[0].detach(), moved.tables()[0].detach()))
@@ -234,8 +217,11 @@ def _afterwards(t: Any, model: Any, config: RAIDConfig, run: Run) -> nn.Module:
     def utility(moved: Tensor) -> float:
         return float(np.nanmean(t.score(controls.WithUsers(model, moved), "valid", run).values[key]))
 
+    table, length = controls.clipped(table)
+    sigma = float(table.std(0).mean())
     table, size = controls.matched_noise(table, utility, target, run.torch_rng("noise"))
     run.note("noise", size)
+    run.note("epsilon", {"value": controls.gaussian_epsilon(size * sigma, 2 * length), "delta": 1e-5, "clip": length})
     run.note("valid", utility(table))
     run.note("valid_wanted", target)
     return controls.WithUsers(model, table)
@@ -297,6 +283,7 @@ _REPORT = [
             "reference.valid": "of the reference",
             "alpha_end": "strength at the end",
             "noise": "noise added",
+            "epsilon.value": "epsilon of one release of a user's clipped vector, at delta 1e-5",
             "stuck": "refreshes that did not converge",
         },
     ),
@@ -325,8 +312,9 @@ _LIMITS = [
         Arm("mean", "trivial", {"defence": "mean"}, "mean matching", sweep=[0.01, 0.03, 0.1, 0.3]),
         Arm("random", "placebo", {"labels": "random"}, "random labels"),
         Arm("reversal", "rival", {"defence": "reversal"}, "gradient reversal"),
-        Arm("noise", "rival", {"defence": "noise"}, "noise at matched utility"),
+        Arm("noise", "rival", {"defence": "noise"}, "clipping and noise at matched utility"),
         Arm("after", "rival", {"defence": "after"}, "transport after training", sweep=[0.1, 0.3, 0.5, 1.0]),
+        Arm("leace", "rival", {"defence": "leace"}, "linear erasure", sweep=[0.25, 0.5, 0.75, 1.0]),
     ],
     statistics=[
         "leakage:attack:attribute",
@@ -366,8 +354,8 @@ _LIMITS = [
 def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
     """Train the reference, then the defence, and return the model that is served."""
     t: Any = task
-    plain = {k: v for k, v in config.as_dict().items() if k in (*_FIRST, "defence_epochs")}
-    key_of_first = {k: plain[k] for k in _FIRST}
+    plain = {k: v for k, v in config.as_dict().items() if k in (*pairs.PLAIN, "defence_epochs")}
+    key_of_first = {k: plain[k] for k in pairs.PLAIN}
     first = run.shared("reference", key_of_first, lambda: reference(t, config, run))  # step 1
     model: Any = t.model(run)
     model.load_state_dict(first["model"])
@@ -376,7 +364,11 @@ def run(task: Task, config: RAIDConfig, run: Run) -> nn.Module:
     for epoch, values in enumerate(first["curve"] if run.restore() is None else ()):
         run.log(epoch + 1, **values)
     run.note("reference", {k: first[k] for k in ("valid", "epoch", "converged")})
-    if config.defence in ("noise", "after"):
+    if config.alpha > 0 and (
+        nothing := run.shared("hide", key_of_first, lambda: {"text": controls.nothing_to_hide(t, model, run)})["text"]
+    ):
+        run.warn(nothing)
+    if config.defence in ("noise", "after", "leace"):
         model.load_state_dict(run.shared("plain", plain, lambda: _plain(t, config, run))["model"])
         return _afterwards(t, model, config, run)
     key, start = f"ndcg@{t.config.k}", len(first["curve"])

@@ -1,18 +1,27 @@
-"""What RAID is compared with: an adversary behind a reversed gradient, noise at matched utility, a replaced table."""
+"""What RAID is compared with: reversed gradients, noise at matched utility with its epsilon, linear erasure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import log_ndtr
 from torch import Tensor, nn
 
+from upright.contract import Run, UnitScores
+from upright.evidence.bootstrap import Bootstrap
+from upright.evidence.compute import level_of
+from upright.evidence.statistics import parse
+from upright.evidence.units import Block, Units
+from upright.metrics.leakage import rank_values
 from upright.models.recommenders import LightGCN
 
-__all__ = ["Adversary", "WithUsers", "exposed", "matched_noise"]
+__all__ = ["Adversary", "WithUsers", "clipped", "erased", "exposed", "gaussian_epsilon", "matched_noise"]
+__all__ += ["nothing_to_hide"]
 
 
 def exposed(model: Any, users: Tensor | None = None) -> Tensor:
@@ -163,3 +172,80 @@ def matched_noise(
         middle = 0.5 * (low + high)
         low, high = (middle, high) if utility(table + 10**middle * noise) > target else (low, middle)
     return table + 10**high * noise, float(10**high)
+
+
+def clipped(table: Tensor) -> tuple[Tensor, float]:
+    """Return rows no longer than the median length, shape (U, d), and that length."""
+    length = table.norm(dim=1, keepdim=True)
+    most = float(length.median())
+    return table * (most / length.clamp_min(1e-30)).clamp(max=1.0), most
+
+
+def gaussian_epsilon(sigma: float, sensitivity: float, delta: float = 1e-5) -> float:
+    r"""Return the least epsilon at which adding ``N(0, sigma^2)`` to each number is (epsilon, delta)-private.
+
+    ``Phi(a - e / b) - exp(e) Phi(-a - e / b) = delta`` with ``a = s / (2 sigma)``, ``b = s / sigma`` and s the largest
+    Euclidean change: the analytic Gaussian mechanism, exact, also beyond epsilon 1. Infinite without noise.
+
+    References
+    ----------
+    Balle, Wang, "Improving the Gaussian Mechanism for Differential Privacy", ICML 2018, theorem 8.
+    """
+    if sigma == 0:
+        return float("inf")
+    b = sensitivity / sigma
+
+    def excess(e: float) -> float:
+        return float(np.exp(log_ndtr(b / 2 - e / b)) - np.exp(e + log_ndtr(-b / 2 - e / b)) - delta)
+
+    return 0.0 if excess(0.0) <= 0 else float(brentq(excess, 0.0, b * (b / 2 + 40.0), xtol=1e-9))
+
+
+def erased(table: Tensor, terms: Sequence[tuple[NDArray[np.int64], int]], share: float = 1.0) -> Tensor:
+    r"""Take from a table what a linear attacker reads of classes, by the share of the way: LEACE.
+
+    ``x - share * W^+ P W (x - mean)`` with ``W = cov(x)^{-1/2}`` and P the projection onto the columns of
+    ``W cov(x, z)``: of all affine maps after which x and z do not covary the one that moves x least.
+
+    Parameters
+    ----------
+    table : Tensor, shape (U, d)
+    terms : sequence of (codes (U,), classes)
+        z is one column a class of each; fitted to users with a code of at least 0 in all. Nobody's class is needed
+        when the map is used.
+    share : float
+        In [0, 1]; ``1 - share`` of the covariance is left.
+
+    References
+    ----------
+    Belrose, Schneider-Joseph, Ravfogel, Cotterell, Raff, Biderman, "LEACE: Perfect Linear Concept Erasure in Closed
+    Form", NeurIPS 2023.
+    """
+    fit = np.all([codes >= 0 for codes, _ in terms], axis=0)
+    x = table.detach().double().numpy()
+    z = np.concatenate([np.eye(n)[codes[fit]] for codes, n in terms], axis=1)
+    mean, z = x[fit].mean(0), z - z.mean(0)
+    values, axes = np.linalg.eigh((x[fit] - mean).T @ (x[fit] - mean) / max(int(fit.sum()), 1))
+    kept = values > 1e-10 * values[-1]
+    root = np.sqrt(values[kept])
+    own = (x - mean) @ axes[:, kept] / root  # (U, r), white
+    left, size, _ = np.linalg.svd(own[fit].T @ z / max(int(fit.sum()), 1), full_matrices=False)
+    left = left[:, size > 1e-10 * max(float(size.max(initial=0.0)), 1e-30)]
+    return table - share * torch.from_numpy((own @ left @ left.T * root) @ axes[:, kept].T).to(table)
+
+
+def nothing_to_hide(task: Any, model: Any, run: Run) -> str:
+    """Say that no attack on users whom a defence may be fitted on reads more than chance explains, else nothing.
+
+    Held-out users, on whom the defence is judged, take no part.
+    """
+    fitted = np.where(task.held_out(run), "", task.labels)
+    found = task.attack(task.surfaces(model), fitted, run) if len(task.classes) > 1 else []
+    if not found:
+        return ""  # the defence says so itself
+    values, by = rank_values(found, task.classes), {"attribute": fitted.tolist()}
+    block = Block("", run.arm, run.seed, UnitScores("user", range(task.n_users), values, by))
+    level = level_of(parse("leakage:attack:attribute", Bootstrap(Units([block])), task.metrics), run.arm, None)
+    size = f"the strongest attack reads {level.value:.3f} of {task.config.attribute} without a defence"
+    text = f"nothing shown to hide: {size}, which chance explains; a defence can only write it into the vectors"
+    return "" if level.shown else text

@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from upright.contract import Run
 from upright.models.recommenders import draw_negatives
 
-__all__ = ["LOSSES", "batches", "loss_name", "pair_loss"]
+__all__ = ["LOSSES", "PLAIN", "batches", "loss_name", "pair_loss", "train_backbone"]
 
 Batch = tuple[Tensor, Tensor, Tensor]
+#: settings of the plain backbone; arms that agree in them share it
+PLAIN = ("learning_rate", "weight_decay", "batch_size", "epochs", "check_every", "patience")
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     # one value per positive pair, reduced where it is used
@@ -45,7 +48,13 @@ def batches(task: Any, run: Run, epoch: int, size: int) -> Iterator[Batch]:
 
 
 def pair_loss(
-    model: Any, users: Tensor, items: Tensor, batch: Batch, kind: str, weight_decay: float
+    model: Any,
+    users: Tensor,
+    items: Tensor,
+    batch: Batch,
+    kind: str,
+    weight_decay: float,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss of a batch and its penalty, both of shape ().
 
@@ -58,10 +67,55 @@ def pair_loss(
     kind : {"bpr", "bce"}
     weight_decay : float
         Not multiplied in: the penalty is ``1/2 (mean |rows of users|^2 + mean |rows of items|^2)`` times it.
+    weights : Tensor, shape (U,), optional
+        What a user's pairs count in the loss; 1 by default.
     """
     u, i, j = batch
     own = users.index_select(0, u)  # (B, d); index_select has a much cheaper backward than indexing
     positive = model.score(own, items.index_select(0, i))  # (B,)
     negative = model.score(own, items.index_select(0, j))  # (B,)
     decay = sum(row.square().sum(1).mean() for row in model.ego(u, torch.cat([i, j])))
-    return LOSSES[kind](positive, negative).mean(), 0.5 * weight_decay * decay
+    loss = LOSSES[kind](positive, negative) if weights is None else LOSSES[kind](positive, negative) * weights[u]
+    return loss.mean(), 0.5 * weight_decay * decay
+
+
+def train_backbone(
+    task: Any, config: Any, run: Run, pull: nn.Module | None = None, weights: Tensor | None = None
+) -> tuple[Any, Any, Any]:
+    """Train a task's backbone, perhaps with a pull of its users, and return it at its best validation NDCG.
+
+    Parameters
+    ----------
+    task : NextItem
+    config : Training, with ``weight_decay``
+    pull : module, optional
+        The user table and the batch's users to a loss that is added.
+    weights : see `pair_loss`
+
+    Returns
+    -------
+    model, optimiser, epochs
+        At that epoch; the last is the companion of the loop.
+    """
+    model, key = task.model(run), f"ndcg@{task.config.k}"
+    optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    with run.training(config, model=model, optimiser=optimiser) as epochs:
+        for epoch in epochs:
+            seen = {"loss": 0.0} | ({"pull": 0.0} if pull else {})
+            for batch in batches(task, run, epoch, config.batch_size):
+                users, items = model.tables()  # (U, d), (I, d)
+                rec, decay = pair_loss(
+                    model, users, items, batch, loss_name(task), config.weight_decay, weights=weights
+                )
+                parts = {"loss": rec} | ({"pull": pull(users, batch[0])} if pull else {})
+                optimiser.zero_grad(set_to_none=True)
+                (sum(parts.values()) + decay).backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                for name, part in parts.items():
+                    seen[name] += part.item() * len(batch[0]) / len(task.train)
+            epochs.log(**seen)
+            if epochs.due:
+                value = float(np.nanmean(task.score(model, "valid", run).values[key]))
+                epochs.log(**{f"valid/{key}": value})
+                epochs.check(value)
+    return model, optimiser, epochs

@@ -114,7 +114,7 @@ def _arms(view: View, block: declare.Block) -> list[ArmView]:
 
 
 def _matches(row: Level | Difference, pattern: str) -> bool:
-    text = row.statistic if isinstance(row, Difference) else "=".join(filter(None, (row.statistic, row.group)))
+    text = row.statistic if isinstance(row, Difference) else row.text
     return any(fnmatch.fnmatchcase(text, one) for one in pattern.split())
 
 
@@ -142,7 +142,7 @@ def levels_of(view: View, pattern: str, arms: Sequence[ArmView] | None = None) -
 def changes_of(view: View, pattern: str, arms: Sequence[ArmView] | None = None) -> list[Line]:
     """Return differences as lines of the arm that is subtracted."""
     shown = {arm.name: arm for arm in (view.arms if arms is None else arms)}
-    sizes = {"=".join(filter(None, (row.statistic, row.group))): row.n_units for row in view.levels}
+    sizes = {row.text: row.n_units for row in view.levels}
     found = []
     for row in view.differences:
         if row.against in shown and _matches(row, pattern) and math.isfinite(row.value):

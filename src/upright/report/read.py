@@ -84,12 +84,12 @@ class View(Summary):
         return UnitTable(self.places)
 
     @cached_property
-    def _whole(self) -> dict[tuple[str, str], Level]:
-        return {(row.arm, row.statistic): row for row in self.evidence.levels if row.group is None}
+    def _by_text(self) -> dict[tuple[str, str], Level]:
+        return {(row.arm, row.text): row for row in self.evidence.levels}
 
-    def level(self, arm: str, statistic: str) -> Level | None:
-        """Return a statistic of an arm, or of a strength of one, over all units; None where it is not stored."""
-        return self._whole.get((arm, statistic))
+    def level(self, arm: str, text: str) -> Level | None:
+        """Return a statistic (of ``=group`` alone) of an arm, or of a strength of one; None where it is not stored."""
+        return self._by_text.get((arm, text))
 
     @cached_property
     def levels(self) -> tuple[Level, ...]:

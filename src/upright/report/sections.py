@@ -70,6 +70,8 @@ LINES = {
     "due": "Due to the method",
     "price": "Price",
     "rivals": "Rivals",
+    "own": "Rivals by themselves",
+    "gaps": "The gap itself",
     "clients": "Inside clients",
     "kept": "What is kept",
 }
@@ -130,7 +132,7 @@ def headline(view: View, canvas: Canvas) -> tuple[declare.Block | None, Figure |
 def _means_by_group(view: View) -> list[str]:
     """Return the statistics that are means by group, those of what decides first."""
     names = dict.fromkeys(row.statistic for row in view.levels if row.name == "mean" and row.group is not None)
-    deciding = f"mean:{view.primary.partition(':')[2]}"
+    deciding = f"mean:{view.primary.partition('=')[0].partition(':')[2]}"
     return sorted(names, key=lambda name: name != deciding)
 
 
@@ -142,7 +144,7 @@ def _arms_table(view: View) -> Table:
     none = next((row for row in own.values() if row.role == "baseline"), None)
     beside, body = view.verdict.get("beside") or {}, []
     primary, cost = (
-        next((row.label for row in view.levels if row.statistic == s), s) for s in (view.primary, view.cost_statistic)
+        next((row.label for row in view.levels if row.text == s), s) for s in (view.primary, view.cost_statistic)
     )
     for arm in view.arms:
         effect, paid = view.level(arm.name, view.primary), view.level(arm.name, view.cost_statistic)

@@ -93,7 +93,7 @@ class FederatedNextItem(SplitTask):
             For fewer than `MIN_CLIENTS` users, a user with fewer than three interactions, and everything that the
             readers refuse.
         """
-        split = leave_last(config.load_split(data_dir), seed=config.split_seed, without_times="draw")
+        split = leave_last(config.load_split(data_dir), seed=config.split, without_times="draw")
         task = cls(split, config)
         if len(task.devices) < MIN_CLIENTS or len(set(task._groups()["size"])) < 2:
             got = f"{len(task.devices)} users in {split.name}, with {len(set(task.size.tolist()))} numbers of items"
@@ -111,7 +111,7 @@ class FederatedNextItem(SplitTask):
         The most active user has 61 of its 160 items, so everybody has 99 others left for the sampled protocol.
         """
         config = FederatedNextItemConfig(**({"data": "synthetic", "precision": "float64"} | changes))
-        return cls(leave_last(synthetic(n_items=160, max_share=0.38, seed=seed), seed=config.split_seed), config)
+        return cls(leave_last(synthetic(n_items=160, max_share=0.38, seed=seed), seed=config.split), config)
 
     def warn(self, run: Run) -> None:
         """Say what of the data a result rests on."""
@@ -137,12 +137,12 @@ class FederatedNextItem(SplitTask):
         relevant, seen = self.opened(split)
         users, k = np.arange(self.n_users), self.config.k
         if split == "valid" and self.n_users > self.config.checked_clients:
-            draw = np.random.default_rng(stream(self.config.split_seed, "checked clients"))
+            draw = np.random.default_rng(stream(self.config.split, "checked clients"))
             users = np.sort(draw.choice(self.n_users, self.config.checked_clients, replace=False))
         full = ranking.evaluate_full(result.score_all, users, seen, relevant, ks=(k,))
         values = {name: full[name] for name in self.metrics if name in full}
         if split == "test":
-            rng = np.random.default_rng(stream(self.config.split_seed, "protocol", "sampled"))
+            rng = np.random.default_rng(stream(self.config.split, "protocol", "sampled"))
             values[f"ndcg@{k}_sampled"] = ranking.sampled_protocol(
                 result.score_all, users, seen, relevant, negatives=99, rng=rng, k=k
             )

@@ -81,8 +81,9 @@ class InteractionsConfig(Config):
     """What happens to rows with the same user and item: refuse them, keep the latest, or that with summed values."""
     ids: Literal["auto", "text"] = "auto"
     """`auto` refuses a column in which most ids are numbers and some are not; `text` accepts any mixture."""
-    split_seed: NonNegativeInt = 0
-    """Seed of the random 70/10/20 split; every run of a comparison shares it, so users stay paired."""
+    split_seed: NonNegativeInt | Literal["seed"] = 0
+    """Seed of the random 70/10/20 split, which every run of a comparison shares; `seed` draws another split at each
+    seed of the run, with the same users, so that intervals are of splits too. Published splits are not drawn."""
 
     def __post_init__(self) -> None:
         # the command line has only text: `--set value_column=none`
@@ -91,6 +92,15 @@ class InteractionsConfig(Config):
             if isinstance(value, str) and value.lower() in ("", "none"):
                 object.__setattr__(self, name, None)
         super().__post_init__()
+
+    def at_seed(self, seed: int) -> Any:
+        """Return the config with the split of a seed."""
+        return self.replace(split_seed=seed) if self.split_seed == "seed" else self
+
+    @property
+    def split(self) -> int:
+        """Seed of the split; 0 where one of a run is asked for and none is given."""
+        return 0 if self.split_seed == "seed" else self.split_seed
 
     def reader_options(self) -> dict[str, Any]:
         """Return the arguments of `read_interactions` that differ from their defaults."""
@@ -115,7 +125,7 @@ class InteractionsConfig(Config):
             )
         if self.data == "synthetic":
             return synthetic()
-        return load_split(self.data, data_dir=data_dir, split_seed=self.split_seed, **options)
+        return load_split(self.data, data_dir=data_dir, split_seed=self.split, **options)
 
 
 class NextItemConfig(InteractionsConfig):
@@ -298,7 +308,7 @@ class NextItem(SplitTask):
 
         # the draws are named by the split alone: every arm and seed meets the same candidates
         def draws(protocol: str) -> np.random.Generator:
-            return np.random.default_rng(stream(c.split_seed, "protocol", protocol))
+            return np.random.default_rng(stream(c.split, "protocol", protocol))
 
         matched = ranking.matched_positives(
             scores_of, users, seen, relevant, n=c.matched, draws=c.draws, rng=draws("matched"), k=c.k
@@ -339,6 +349,8 @@ class NextItem(SplitTask):
     @staticmethod
     def scores_of(result: Any) -> Callable[[NDArray[np.int64]], NDArray[Any]]:
         """Return the scores of every item as a function of user codes (B,), shape (B, I)."""
+        if (own := getattr(result, "scores", None)) is not None:
+            return own  # type: ignore[no-any-return]
         with torch.no_grad():
             user_table, item_table = (t.detach() for t in result.tables())
 

@@ -138,7 +138,7 @@ class PrivateNextItem(NextItem):
                 )
         own = {n: classes_of(split.user_columns[n], config.cuts, config.merge_below) for term in sums for n in term}
         terms = [_product([own[n] for n in term]) for term in sums]
-        hidden = np.random.default_rng(stream(config.split_seed, "known")).random(self.n_users) >= config.known
+        hidden = np.random.default_rng(stream(config.split, "known")).random(self.n_users) >= config.known
         self.labels = np.where(hidden, "", _product(terms))  # (U,)
         self.terms = [np.where(hidden, "", term) for term in terms]
         self.classes = [str(c) for c in np.unique(self.labels[self.labels != ""])]
@@ -226,9 +226,7 @@ class PrivateNextItem(NextItem):
 
     def _eligible(self, c: str) -> NDArray[np.int64]:
         """Return the users of a class who may be held out: strengths are tuned on one quarter of all users."""
-        quarter = (
-            np.random.default_rng(stream(self.config.split_seed, "tuning users")).permutation(self.n_users) % 4 == 0
-        )
+        quarter = np.random.default_rng(stream(self.config.split, "tuning users")).permutation(self.n_users) % 4 == 0
         may = {"tuning": quarter, "rest": ~quarter, "all": np.ones(self.n_users, dtype=bool)}[self.config.attacked]
         return np.flatnonzero(may & (self.labels == c))
 
@@ -286,18 +284,20 @@ class PrivateNextItem(NextItem):
     def _attacked(self, result: Any, run: Run) -> dict[str, NDArray[np.float64]]:
         if len(self.classes) < 2:
             return {}
-        c, surfaces, held_out = self.config, self.surfaces(result), self.held_out(run)
-        options: dict[str, Any] = {"attackers": c.attackers, "folds": c.folds, "threads": c.attack_threads}
-        seed = stream(run.seed, "attack")
-        found = attack(surfaces, self.labels.tolist(), held_out=held_out, seed=seed, **options)
-        fitted = np.where(held_out, "", self.labels).tolist()
-        found += [
-            dataclasses.replace(one, protocol="aligned") for one in attack(surfaces, fitted, seed=seed, **options)
-        ]
+        surfaces, held_out = self.surfaces(result), self.held_out(run)
+        found = self.attack(surfaces, self.labels, run, held_out=held_out)
+        fitted = self.attack(surfaces, np.where(held_out, "", self.labels), run)
+        found += [dataclasses.replace(one, protocol="aligned") for one in fitted]
         stuck = [f"{a.attacker} on {a.surface} ({a.protocol})" for a in found if not a.converged]
         if stuck:
             run.warn(f"arm {run.arm}: attackers that did not converge, so leakage may be larger: {', '.join(stuck)}")
         return rank_values(found, self.classes)
+
+    def attack(self, surfaces: Mapping[str, Any], labels: NDArray[np.str_], run: Run, **more: Any) -> list[Any]:
+        """Attack what a model exposes of the users who have a label, shape (U,)."""
+        c, seed = self.config, stream(run.seed, "attack")
+        own = {"attackers": c.attackers, "folds": c.folds, "threads": c.attack_threads, **more}
+        return attack(surfaces, labels.tolist(), seed=seed, **own)
 
 
 def _typed(values: list[str]) -> NDArray[Any]:

@@ -67,6 +67,8 @@ class RankingConfig(Config):
     """Your lists: user, item, and rank (1 is the top) or score (higher is better); or a list a row."""
     held_out: File | None = None
     """What each user turned out to want: user, item. Without it, a column `relevant` of the lists tells."""
+    train: File | None = None
+    """What users had in training: user, item. Lists that hold such an item are named: no held-out item is there."""
     users: File | None = None
     """Groups of users: user, group."""
     items: File | None = None
@@ -97,13 +99,13 @@ class RankingConfig(Config):
 
 def _open_files(config: RankingConfig) -> dict[str, tuple[Columns, Names]]:
     """Return the table of each file that was given, and which of the named columns it has."""
-    given = {name: getattr(config, name) for name in ("lists", "held_out", "users", "items")}
+    given = {name: getattr(config, name) for name in ("lists", "held_out", "train", "users", "items")}
     named = {name: own for name in ("user", "item", "value") if (own := getattr(config, name)) is not None}
 
     def keep(column: str) -> bool:  # of users and items any column may be meant
         return column in named.values() or column[-1:].isdigit() or bool(known_names([column]))
 
-    keeps: Any = {"lists": keep, "held_out": keep}
+    keeps: Any = {"lists": keep, "held_out": keep, "train": keep}
     tables = {
         name: open_columns(file, config.encoding, argument=name, keep=keeps.get(name, bool))
         for name, file in given.items()
@@ -140,7 +142,7 @@ def _calling_value(name: str, names: Names) -> Names:
 def _read_lists(opened: Columns, names: Names, judged: bool, warnings: list[str]) -> Columns:
     """Return the rows of the lists; `rank` holds positions from 1 on, where there is none `score` orders the rows."""
     wanted = {"user": Column("id"), "item": Column("id"), "rank": Column("number", optional=True)}
-    wanted |= {"score": Column("number", optional=True, option="--value")}
+    wanted |= {"score": Column("number", optional=True, never=True, option="--value")}
     wanted |= {} if judged else {"relevant": Column("flag", optional=True)}
     table = read_columns(opened, wanted, _calling_value("score", names), lists=True)
     if not judged and "relevant" not in table:
@@ -150,6 +152,11 @@ def _read_lists(opened: Columns, names: Names, judged: bool, warnings: list[str]
             "pass --held-out FILE, or add the column",
         )
     _pairs_once(table)
+    if "score" in table and "rank" not in table:
+        shown = np.flatnonzero(table.array("score") > -np.inf)
+        if len(shown) < len(table):
+            warnings.append(f"{plural(len(table) - len(shown), 'row')} with a score of -inf: never recommended.")
+            table = table.take(shown)
     if "rank" in table:
         if "score" in table:
             warnings.append(f"{table.name} has rank and score; rank orders the lists and score is not read.")
@@ -165,6 +172,17 @@ def _read_lists(opened: Columns, names: Names, judged: bool, warnings: list[str]
             "recall are relative to the items listed, and undefined for a list without a relevant one."
         )
     return table
+
+
+def _name_trained(lists: Columns, opened: Columns, names: Names, warnings: list[str]) -> None:
+    """Say which lists hold an item that their user had in training."""
+    own = {name: column for name, column in names.items() if name != "value"}
+    had = read_columns(opened, {"user": Column("id"), "item": Column("id")}, own)
+    held = lists.frame.join(had.frame.select("user", "item"), ["user", "item"], "semi")["user"]
+    if len(held):
+        who = held.unique(maintain_order=True).to_list()
+        what = f"{plural(len(who), 'list')} hold {plural(len(held), 'item')} that the user had in {opened.name}"
+        warnings.append(f"{what}: {some(who)}. No held-out item can be there: mask them, or quality is understated.")
 
 
 def _with_rank(table: Columns, rank: pl.Expr) -> Columns:
@@ -558,6 +576,8 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
     warnings: list[str] = []
     given = _read_lists(*opened["lists"], config.held_out is not None, warnings)
     user, lists = code_ids(given["user"])
+    if config.train is not None:
+        _name_trained(given, *opened["train"], warnings)
     wanted = _read_held_out(*opened["held_out"], config.relevant_from) if config.held_out is not None else None
     absent = _absent(wanted, lists, given.name, config.missing) if wanted is not None else []
     if absent:

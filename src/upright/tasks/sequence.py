@@ -193,7 +193,7 @@ class NextInSequence(SplitTask):
             For a log without times, a user with fewer than three interactions, head or tail that is the last item of
             fewer than `FEWEST` users, and everything that the readers refuse, that of models among them.
         """
-        split = leave_last(config.load_split(data_dir), seed=config.split_seed)
+        split = leave_last(config.load_split(data_dir), seed=config.split)
         prior = _read_prior(config.prior, config.encoding, split) if config.prior is not None else None
         task = cls(split, config, prior)
         names = np.array(task.popularity)[split.test.item]
@@ -212,7 +212,7 @@ class NextInSequence(SplitTask):
         """Return a task on a small world with drawn prior scores, for tests and `upright check`; float64."""
         settings: dict[str, Any] = {"precision": "float64", "dim": 8, "length": 8, "dropout": 0.1} | changes
         config = NextInSequenceConfig(data="synthetic", **settings)
-        split = leave_last(synthetic(seed=seed), seed=config.split_seed)
+        split = leave_last(synthetic(seed=seed), seed=config.split)
         return cls(split, config, np.random.default_rng(stream(seed, "prior")).normal(size=split.train.n_items))
 
     def language(self) -> tuple[Any, Any]:
