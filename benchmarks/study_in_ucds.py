@@ -1,4 +1,4 @@
-"""The published study of In-UCDS: BPR-MF on three data sets with every arm, LightGCN and NeuMF on one with four.
+"""The published study of In-UCDS: BPR-MF on three data sets, LightGCN and NeuMF on one.
 
     python benchmarks/study_in_ucds.py WORK_FOLDER [NAME ...]
 
@@ -18,25 +18,24 @@ from studies import Study, publish, run_study
 
 PLAIN = ("second_model", "ease", "ease_all")  # they are added to the baseline, and choose their own strength
 RIVALS = ("user_weights", *PLAIN, "item_knn", "stranger")
-ARMS = ("none", "in_ucds", "top_k", "similarity", "random", "zero", *RIVALS)
-FEW = ("none", "in_ucds", "top_k", "random", *RIVALS)
+ARMS = ("none", "in_ucds", "top_k", "random", *RIVALS)
 SELECT = {"learning_rate": [1e-3, 3e-3], "weight_decay": [3e-2, 1e-1]}
 TUNE = {"lam": [0.0003, 0.003, 0.03]}
 
 
-def _study(data: str, backbone: str, arms: tuple[str, ...], batch: int, preset: str = "full") -> Study:
+def _study(data: str, backbone: str, batch: int, preset: str = "full") -> Study:
     # EASE has no seed: another split at each, where the split is not published
     settings = {"data": data, "backbone": backbone, "batch_size": batch, "split_seed": "seed"}
     more = {"raised": "disadvantaged", "plain": PLAIN, "preset": preset}
-    return Study(f"in_ucds-{backbone}-{data}", "in_ucds", settings, SELECT, TUNE, arms, **more)
+    return Study(f"in_ucds-{backbone}-{data}", "in_ucds", settings, SELECT, TUNE, ARMS, **more)
 
 
 STUDIES = [
-    _study("ml100k", "bprmf", ARMS, 4096),
-    _study("gowalla", "bprmf", ARMS, 4096),
-    _study("epinions", "bprmf", ARMS, 4096),
-    _study("ml100k", "lightgcn", FEW, 8192),
-    _study("ml100k", "neumf", FEW, 4096, "quick"),
+    _study("ml100k", "bprmf", 4096),
+    _study("gowalla", "bprmf", 4096),
+    _study("epinions", "bprmf", 4096),
+    _study("ml100k", "lightgcn", 8192),
+    _study("ml100k", "neumf", 4096, "quick"),
 ]
 
 
