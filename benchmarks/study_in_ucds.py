@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -19,13 +20,14 @@ from studies import Study, publish, run_study
 PLAIN = ("second_model", "ease", "ease_all")  # they are added to the baseline, and choose their own strength
 RIVALS = ("user_weights", *PLAIN, "item_knn", "stranger")
 ARMS = ("none", "in_ucds", "top_k", "random", *RIVALS)
-SELECT = {"learning_rate": [1e-3, 3e-3], "weight_decay": [3e-2, 1e-1]}
+SELECT = {"learning_rate": [3e-3], "weight_decay": [1e-2, 3e-2]}
 TUNE = {"lam": [0.0003, 0.003, 0.03]}
 
 
 def _study(data: str, backbone: str, batch: int, preset: str = "full") -> Study:
     # EASE has no seed: another split at each, where the split is not published
-    settings = {"data": data, "backbone": backbone, "batch_size": batch, "split_seed": "seed"}
+    settings: dict[str, Any] = {"data": data, "backbone": backbone, "batch_size": batch, "split_seed": "seed"}
+    settings |= {"epochs": 1500} if preset == "full" else {}  # 400 end before the curve does
     more = {"raised": "disadvantaged", "plain": PLAIN, "preset": preset}
     return Study(f"in_ucds-{backbone}-{data}", "in_ucds", settings, SELECT, TUNE, ARMS, **more)
 
