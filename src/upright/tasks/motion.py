@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from upright.contract import Arm, Config, File, InputError, Metric, PositiveFloat, Range, UnitScores, audit, stream
 from upright.data.columns import RENAME, Column, read_columns
@@ -198,6 +199,7 @@ def read_motion(config: MotionConfig, *, seed: int, draws: int, margins: Mapping
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
+@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # of small clips threads wait for each other
 def _measure(folder: Path, config: MotionConfig) -> _Found:
     """Return what each clip of a folder shows; those that cannot be read are named and left out."""
     found, listed, given = _Found(), _listed(folder), _given(config)

@@ -39,6 +39,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from upright.contract import InputError, stream
@@ -448,6 +449,7 @@ class Bench(NamedTuple):
     cost: dict[str, list[float]]
 
 
+@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # of small clips threads wait for each other
 def bench_rewards(
     rewards: Sequence[Reward], *, clips: int = 80, seed: int = 0, size: tuple[int, int] = (64, 64), frames: int = 24
 ) -> Bench:
@@ -501,11 +503,8 @@ def bench_rewards(
                     "size": amount,
                     "unit": one.unit,
                 }
-                row |= {
-                    "bench": amount == one.bench,
-                    "clips": len(index),
-                    "undecided": float(np.isnan(costs[name]).mean()),
-                }
+                lost = float(np.isnan(costs[name]).mean())
+                row |= {"bench": amount == one.bench, "clips": len(index), "undecided": lost}
                 row["harm"] = float(np.nanmean(costs[name] - honest[name][index])) if len(index) else math.nan
                 found.rows.append(row | {"auc": float(auc(both, np.ones(len(both)), violated))})
                 if amount == one.bench:
