@@ -28,7 +28,7 @@ def _study(data: str, backbone: str, batch: int, preset: str = "full") -> Study:
     # EASE has no seed: another split at each, where the split is not published
     settings: dict[str, Any] = {"data": data, "backbone": backbone, "batch_size": batch, "split_seed": "seed"}
     settings |= {"epochs": 1500} if preset == "full" else {}  # 400 end before the curve does
-    more = {"raised": "disadvantaged", "plain": PLAIN, "preset": preset}
+    more: dict[str, Any] = {"raised": "disadvantaged", "plain": PLAIN, "preset": preset, "cells": ("activity",)}
     return Study(f"in_ucds-{backbone}-{data}", "in_ucds", settings, SELECT, TUNE, ARMS, **more)
 
 
