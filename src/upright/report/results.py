@@ -33,8 +33,8 @@ A folder's `summary.json` holds every other arm, group and interval; `notes.md`,
 `units.parquet` scores of units, or `cells.parquet` counts and means of cells; none tells a person's private attribute.
 To repeat a study, run the `command` in its `config.json`, which also holds the settings and their choice.
 
-*Baseline not confirmed*: a loop that ended after `patience` checks could leave a baseline 0.02 NDCG short, so that part
-of a gain may be training. Commands now train longer and give other numbers, those of FedFACT too."""
+*Baseline not confirmed*: a loop that ended after `patience` checks could leave a baseline 0.02 NDCG short, so part
+of a gain may be training. Commands now train longer, those of FedFACT too."""
 COLUMNS = ("study", "verdict", "seeds × units", "what it mends", "due to the method?", "price")
 
 
