@@ -416,9 +416,13 @@ def verdict(
     old, new = run.level(cost, run.none), run.level(cost, run.mine)
     spent = f"; {run.unit} {_number(old.value, cent)} -> {_number(new.value, cent)}" if math.isfinite(old.value) else ""
 
-    open_ = [_more_data(tried[n], tie=True) for n in unbeaten if beside[n] == "not told apart from"][:1]
-    useful = [names[name] for name in same if roles.get(name) == "trivial"]  # nobody takes a placebo
-    instead = f"Take {useful[0]} instead" if useful else " yet: ".join([f"Do not use {title}", *open_ * (not same)])
+    useful = [name for name in same if roles.get(name) == "trivial" and word == "helps, but so does"]  # no placebo
+    take = [*useful[:1], *(better[:1] if seeds >= SEEDS else ())]
+    # one alone is advised: that to which the remedy loses by more
+    take = sorted(take, key=lambda name: _gain(run.change(primary, name))[0])[:1]
+    rather = [f"Take {names[name]} rather than {title}." for name in take if name in better]
+    open_ = [_more_data(tried[n], tie=True) for n in unbeaten if not same and beside[n] == "not told apart from"]
+    instead = f"Take {names[take[0]]} instead" if useful else " yet: ".join([f"Do not use {title}", *open_[:1]])
     dear = "it is too dear" if spare < -spend else _more_data(price, spend)
     unseen = _number(run.before.smallest_detectable, margin)
     advice = {
@@ -434,8 +438,7 @@ def verdict(
     simple = [arm.name for arm in arms if arm.simpler]
     alike = [n for n in simple if (beside | stand).get(n) in ("not told apart from", "not told apart", "tie")]
     alike = [n for n in alike if _beside(run.change(cost, n) if cost else None) not in _BETTER]  # nor dearer
-    steps = [f"Take {names[name]} rather than {title}." for name in better[:1] if seeds >= SEEDS]
-    steps += list(lacking.values()) or [advice[word]] * (not (better and works))
+    steps = rather + (list(lacking.values()) or [advice[word]] * (not (rather and (works or useful))))
     steps += [f"Run {name} too." for name in idle if word == "undecided" and not lacking]
     steps += [f"{names[name][:1].upper()}{names[name][1:]} is simpler, and not shown to be worse." for name in alike]
     if works and not lacking:
