@@ -296,6 +296,21 @@ def test_advice_by_word() -> None:
         assert any("is simpler" in step for step in said.next_steps) is advised
 
 
+@pytest.mark.parametrize(
+    ("easy", "peer", "seeds", "steps"),
+    [
+        (WORSE, (-0.02, -0.03, -0.011), 6, ("Take the easy way instead.",)),
+        ((-0.02, -0.03, -0.011), WORSE, 6, ("Take Peer rather than Mine.",)),
+        (WORSE, (-0.02, -0.03, -0.011), 3, ("Run at least 6 seeds.",)),
+        (WORSE, CLEAR, 6, ("Take the easy way instead.",)),  # a rival that does not do better
+    ],
+)
+def test_of_two_arms_to_take_one_is_said(easy: Any, peer: Any, seeds: int, steps: Any) -> None:
+    # catches: "Take Peer rather than Mine. Take the easy way instead."
+    beside = [diff(peer, against="peer")]
+    assert judge(easy=easy, peer=(peer, FREE), seeds=seeds, extra=beside).next_steps == steps
+
+
 def test_a_number_below_nothing_keeps_its_sign() -> None:
     lines = judge((-0.0004, -0.001, 0.0002)).lines["effect"]
     assert "+0.000 [-0.000, +0.001]" in lines  # of a gap, which grew by 0.0004

@@ -23,7 +23,6 @@ from upright.maths.simultaneous import LEVEL, POWER, ROUNDING, Comparisons, Z, d
 
 __all__ = ["difference_of", "evidence", "level_of", "margins_of", "pair_levels", "said_again"]
 
-
 Array = NDArray[np.float64]
 Key = tuple[str, str]  # of a difference from a rival: arm, statistic
 
@@ -97,7 +96,7 @@ def evidence(
     grouped = f" in {boot.bucket.max() + 1} random groups" if boot.bucket.max(initial=-1) + 1 < units.n_clusters else ""
     n, clusters = len(units.seeds), units.n_clusters
     whole = f", in {clusters} clusters drawn whole" if units.clustered else ""
-    found = {
+    found: dict[str, Any] = {
         "n_seeds": n,
         "n_units": len(units.units),
         "n_clusters": clusters,
@@ -122,12 +121,9 @@ def evidence(
         found["rivals"] = [row.row() for row in _beside_rivals(pairs, fronts, by, cost)]
         texts = {text.partition("=")[0]: 0 for text in (primary, cost) if text}
         given: Any = {"statistics": [*texts], "metrics": metrics, "primary": primary, "cost": cost, "budget": budget}
-        more = {
-            a.name: evidence(units, arms=_as_remedy(a, declared), title=a.title, boot=boot, **given)
-            for a in arms
-            if a.controls
-        }
-        found |= {"own": {name: x["verdict"] for name, x in more.items()}} if more else {}
+        for rival in (a for a in arms if a.controls):
+            said = evidence(units, arms=_as_remedy(rival, declared), title=rival.title, boot=boot, **given)
+            found.setdefault("own", {})[rival.name] = said["verdict"]
         found["verdict"] = _said(found, declared, primary, cost, title, {}, budget, budget)
     else:
         found["verdict"] = audit_verdict("measured", []).row()
@@ -369,10 +365,8 @@ def _beside_rivals(
     drawn = {key: fronts.get(key[0], x) for key, x in pairs.items() if key[0] not in fronts or key[1] == cost}
     ends = _simultaneous(drawn)
     for key in pairs:
-        if key in ends:
-            yield _with_ends(dataclasses.replace(by[key], value=float(drawn[key][0])), *ends[key])
-        else:
-            yield _with_ends(dataclasses.replace(by[key], value=0.0), 0.0, 0.0)
+        value, end = (float(drawn[key][0]), ends[key]) if key in ends else (0.0, (0.0, 0.0))
+        yield _with_ends(dataclasses.replace(by[key], value=value), *end)
 
 
 def _mix(boot: Bootstrap, arms: Sequence[Arm], remedy: str | None, primary: str, metrics: Mapping[str, Metric]) -> None:

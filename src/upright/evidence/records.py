@@ -44,18 +44,10 @@ class _Row:
         """
         fields = {f.name: str(f.type) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         found: dict[str, Any] = {k: v for k, v in row.items() if k in fields and v is not None}
-        for name, kind in fields.items():
-            value = found.get(name)
-            bad = (
-                (name in ("statistic", "arm", "against") or value is not None)
-                and kind == "str"
-                and not isinstance(value, str)
-            )
-            if bad or (
-                kind == "float"
-                and value is not None
-                and (isinstance(value, bool) or not isinstance(value, int | float))
-            ):
+        for name in [name for name in fields if name in found or name in ("statistic", "arm", "against")]:
+            value, kind = found.get(name), fields[name]
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if (kind == "str" and not isinstance(value, str)) or (kind == "float" and not is_number):
                 accepted = "a number or null" if kind == "float" else "a string"
                 raise InputError(f"{where}.{name} = {value!r}", accepted, "run again, or repair the file")
         if isinstance(null := found.get("null"), Mapping):

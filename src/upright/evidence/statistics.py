@@ -112,6 +112,7 @@ class Statistic(ABC):
         grouping, _, self.only = grouping.partition("=")  # the one group that it is of
         self.grouping = grouping or None
         self.about = metrics.get(self.metric, Metric(self.metric))
+        self.title = self.about.title or self.about.name
         self.groups, self.label_of = self.units.codes(grouping) if grouping else ([], np.zeros((1, 1), dtype=np.int64))
 
     @classmethod
@@ -134,8 +135,8 @@ class Statistic(ABC):
 
     def label(self, cell: str | None) -> str:
         """Return how a report writes the value of a cell."""
-        title, cell = self.about.title or self.about.name, cell or self.only
-        whole = self.words.format(title=title, what=title.removeprefix("Membership score: "), by=self.grouping)
+        cell, what = cell or self.only, self.title.removeprefix("Membership score: ")
+        whole = self.words.format(title=self.title, what=what, by=self.grouping)
         return whole + (f", {cell}" if cell else "")
 
     def inside(self, cell: str | None) -> Bools:
@@ -250,7 +251,7 @@ class Gap(Means):
 
     def label(self, cell: str | None) -> str:
         first, second = self.groups
-        return self.words.format(title=self.about.title or self.about.name, first=first, second=second)
+        return self.words.format(title=self.title, first=first, second=second)
 
     def drawn(self, arm: str, cell: str | None, signed: bool = False) -> Draws:
         def gap(p: Array, w: Array) -> Array:
@@ -298,8 +299,7 @@ class Effect(Means):
     def label(self, cell: str | None) -> str:
         a, b = self.sides
         first, second = self.sides[a][0]
-        title = self.about.title or self.about.name
-        return self.words.format(title=title, a=a, b=b, first=first, second=second)
+        return self.words.format(title=self.title, a=a, b=b, first=first, second=second)
 
     def table(self, arm: str) -> tuple[Array, list[Bools]]:
         """Return sums and counts of the four cells under every draw, shape (8, 1 + D, S), and who is in each."""
@@ -377,8 +377,7 @@ class Leakage(Statistic):
         return [None, *self.attacks()] if len(self.attacks()) > 1 else [None]
 
     def label(self, cell: str | None) -> str:
-        title = self.about.title or self.about.name
-        return f"{title} of {self.grouping}{self.worst}, {'strongest attack' if cell is None else cell}"
+        return f"{self.title} of {self.grouping}{self.worst}, {'strongest attack' if cell is None else cell}"
 
     def auc(self, arm: str, metric: str) -> Array:
         """Return the AUC of a class at each seed, inside folds where the table has them, shape (1 + D, S)."""
@@ -491,7 +490,7 @@ class Disparity(Statistic):
 
     def label(self, cell: str | None) -> str:
         of = "" if self.grouping == "group" else f" of {self.grouping}"
-        whole = f"{self.about.title or self.about.name}: largest difference between groups{of}{self.where}"
+        whole = f"{self.title}: largest difference between groups{of}{self.where}"
         return whole if cell is None else f"{whole}, {cell}"
 
     def inside(self, cell: str | None) -> Bools:
@@ -740,7 +739,7 @@ class Utility(Statistic):
         return (RETAIN,) if SET in self.units.by and RETAIN in self.units.groups(SET) else ()
 
     def label(self, cell: str | None) -> str:
-        have, what = _parts(self.units, self.metric), self.about.title or self.about.name
+        have, what = _parts(self.units, self.metric), self.title
         own, lost = ([w for p, w in PARTS.items() if (f"{self.metric}_{p}" in have) == one] for one in (True, False))
         parts = f"of {_and(own)}" + (f", without {_and(lost)}" if lost else "")
         whole = f"Utility on {'retained records' if what == RETAIN else what}, {parts}"

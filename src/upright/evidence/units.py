@@ -65,13 +65,10 @@ class Units:
                 "every arm once at every seed, so that differences are paired",
                 "run the missing arms with the same --seeds, or leave them out with --arms",
             )
-        names = {key: _names(scores) for key, scores in have.items()}
+        names = {key: [str(u) for u in scores.unit] for key, scores in have.items()}
         leading = {seed: names[self.arms[0], seed] for seed in self.seeds}
         self.unit_kind = blocks[0].scores.unit_kind
-        by_length: dict[int, list[str]] = {}
-        for unit in dict.fromkeys(itertools.chain.from_iterable(leading.values())):
-            by_length.setdefault(len(unit), []).append(unit)
-        self.units = [unit for length in sorted(by_length) for unit in sorted(by_length[length])]
+        self.units = sorted(sorted(set(itertools.chain.from_iterable(leading.values()))), key=len)  # 2 before 10
         self.metrics = list(dict.fromkeys(m for b in blocks for m in b.scores.values))
         usual = {seed: self._places(own) for seed, own in leading.items()}
         shape = (len(self.seeds), len(self.units))
@@ -163,10 +160,6 @@ class Units:
         return self._codes[grouping]
 
 
-def _names(scores: UnitScores) -> list[str]:
-    return [str(u) for u in scores.unit]
-
-
 def write_units(path: Path, blocks: Iterable[Block], split: str) -> None:
     """Write ``units.parquet``.
 
@@ -196,21 +189,13 @@ def write_units(path: Path, blocks: Iterable[Block], split: str) -> None:
             words[c].update(dict.fromkeys(v))
         wide.append((b, labels))
     kinds = {c: pl.Enum(list(v)) for c, v in words.items()}
-    constant = {
-        c: pl.Enum(list(dict.fromkeys(v)))
-        for c, v in (
-            ("run", [b.run for b in blocks]),
-            ("arm", [b.arm for b in blocks]),
-            ("split", [split]),
-            ("unit_kind", [b.scores.unit_kind for b in blocks]),
-        )
-    }
+    same = [{"run": b.run, "arm": b.arm, "split": split, "unit_kind": b.scores.unit_kind} for b in blocks]
+    constant = {c: pl.Enum(list(dict.fromkeys(fixed[c] for fixed in same))) for c in same[0]}
     parts = []
-    for b, labels in wide:
+    for (b, labels), fixed in zip(wide, same, strict=True):
         frame = pl.DataFrame({c: pl.Series(v, dtype=kinds[c]) for c, v in labels.items()})
         frame = frame.with_columns(**{m: np.asarray(v, dtype=np.float64) for m, v in b.scores.values.items()})
         long = frame.unpivot(index=list(labels), variable_name="metric", value_name="value")
-        fixed = {"run": b.run, "arm": b.arm, "split": split, "unit_kind": b.scores.unit_kind}
         parts.append(
             long.with_columns(
                 pl.col("metric").cast(kinds["metric"]),

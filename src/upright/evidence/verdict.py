@@ -270,11 +270,6 @@ class _Run:
         fallen = [group for group, row in rows.items() if _gain(row)[0] < -row.margin]
         return f"; {up} by lifting {worst}, {down} by lowering {best}", fallen if lift < 0.5 * (lift + fall) else []
 
-    def lowered(self) -> str:
-        """Say whom a gap closes by lowering, where that is more than half of it."""
-        text, fallen = self.split()
-        return f", mostly by lowering {' and '.join(fallen)}" if fallen and text else ""
-
     def moved(self) -> str:
         """Write the primary before and after; the percentage only where the start lies beyond the margin."""
         old, new, margin = self.before.value, self.after.value, _gain(self.effect)[3]
@@ -286,10 +281,8 @@ class _Run:
         value, low, high, margin = _gain(self.effect)
         text = f"{'none that matters' if what == 'none' else what}: {self.moved()}"
         text += f", {_interval(self.effect, margin, '+')}" if self.effect else ""
-        most = (
-            min(high, self.before.value) if self.effect and self.effect.direction == "lower" else high
-        )  # a size ends at 0
-        best, worst = (_moved(x, margin) for x in (most, low))
+        size = self.effect is not None and self.effect.direction == "lower"  # which ends at 0
+        best, worst = (_moved(x, margin) for x in (min(high, self.before.value) if size else high, low))
         text += f"; at best {best}, at worst {worst}" if what == "undecided" else ""
         text += f"; up to {worst} is not excluded" if what == "none" and low < -margin else ""
         if self.after.null and math.isfinite(self.after.value) and what != "worse":
@@ -416,9 +409,13 @@ def verdict(
     old, new = run.level(cost, run.none), run.level(cost, run.mine)
     spent = f"; {run.unit} {_number(old.value, cent)} -> {_number(new.value, cent)}" if math.isfinite(old.value) else ""
 
-    open_ = [_more_data(tried[n], tie=True) for n in unbeaten if beside[n] == "not told apart from"][:1]
-    useful = [names[name] for name in same if roles.get(name) == "trivial"]  # nobody takes a placebo
-    instead = f"Take {useful[0]} instead" if useful else " yet: ".join([f"Do not use {title}", *open_ * (not same)])
+    useful = [name for name in same if roles.get(name) == "trivial" and word == "helps, but so does"]  # no placebo
+    take = [*useful[:1], *(better[:1] if seeds >= SEEDS else ())]
+    # one alone is advised: that to which the remedy loses by more
+    take = sorted(take, key=lambda name: _gain(run.change(primary, name))[0])[:1]
+    rather = [f"Take {names[name]} rather than {title}." for name in take if name in better]
+    open_ = [_more_data(tried[n], tie=True) for n in unbeaten if not same and beside[n] == "not told apart from"]
+    instead = f"Take {names[take[0]]} instead" if useful else " yet: ".join([f"Do not use {title}", *open_[:1]])
     dear = "it is too dear" if spare < -spend else _more_data(price, spend)
     unseen = _number(run.before.smallest_detectable, margin)
     advice = {
@@ -434,18 +431,16 @@ def verdict(
     simple = [arm.name for arm in arms if arm.simpler]
     alike = [n for n in simple if (beside | stand).get(n) in ("not told apart from", "not told apart", "tie")]
     alike = [n for n in alike if _beside(run.change(cost, n) if cost else None) not in _BETTER]  # nor dearer
-    steps = [f"Take {names[name]} rather than {title}." for name in better[:1] if seeds >= SEEDS]
-    steps += list(lacking.values()) or [advice[word]] * (not (better and works))
+    steps = rather + (list(lacking.values()) or [advice[word]] * (not (rather and (works or useful))))
     steps += [f"Run {name} too." for name in idle if word == "undecided" and not lacking]
     steps += [f"{names[name][:1].upper()}{names[name][1:]} is simpler, and not shown to be worse." for name in alike]
     if works and not lacking:
         left = f"{_number(run.after.value, margin)} is left, beyond chance: do not call it gone."
         steps += [left] * run.beyond + ["Compare it with a rival."] * (not pairs)
     answer = "not known yet" if lacking else _ANSWERS.get(word, "do not use it")
-    sentence, free = (
-        f"{run.before.label} {run.moved()}{run.lowered() if value > 0 else ''}{spent}{''.join(late)}.{''.join(flat)}",
-        None if pay == "not measured" else max(0.0, -least),
-    )
+    lowered = f", mostly by lowering {' and '.join(fallen)}" if fallen and value > 0 else ""
+    sentence = f"{run.before.label} {run.moved()}{lowered}{spent}{''.join(late)}.{''.join(flat)}"
+    free = None if pay == "not measured" else max(0.0, -least)
     facts = (free, margin, spend, was, promised, primary, cost)
     said = Verdict(word, tuple(lacking), read, answer, lines, sentence, tuple(steps[:3]), *facts)
     return dataclasses.replace(said, beside=beside | stand)

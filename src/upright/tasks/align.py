@@ -58,6 +58,7 @@ from upright.data.preferences import (
 )
 from upright.lazy import LazyModule
 from upright.metrics.alignment import METRICS, length_accuracy
+from upright.tasks.closed import Closed
 from upright.tasks.forget import side_by_side
 
 if TYPE_CHECKING:
@@ -84,7 +85,6 @@ Ints = NDArray[np.int64]
 Split = Literal["objective", "valid", "test"]
 Kind = Literal["negative", "mislabelled", "neutral"]
 SOURCES = ("planted", "hh-rlhf", "halueval")
-_SIZES = ("objective", "valid", "test", "negatives", "mislabelled", "neutral", "retain", "elsewhere", "longest")
 _TIMES = ("after lunch", "at dawn", "at night", "at noon", "in spring", "on Monday")
 _WORDS = {
     "thing": """
@@ -180,7 +180,7 @@ class Sets:
         return (*(r for own in self.candidates.values() for r in own), *self.retain, *self.elsewhere)
 
 
-class Align:
+class Align(Closed):
     """Preference pairs, a pool of negatives, and the model that was taught them.
 
     Parameters
@@ -195,7 +195,7 @@ class Align:
 
     def __init__(self, config: AlignConfig, data_dir: str | None = None) -> None:
         self.config = config
-        self._open, self._caches = False, False
+        self._caches = False
         self._sets: dict[int, Sets] = {}
         self._models: dict[int, tuple[Any, Any]] = {}
         self._pools: dict[int, tuple[tuple[Record, ...], tuple[Kind, ...]]] = {}
@@ -255,8 +255,7 @@ class Align:
         InputError
             When the test pairs are asked for before.
         """
-        if which == "test" and not self._open:
-            raise InputError("the test pairs inside a method", "'valid'", "select on validation; the runner scores")
+        self.refuse_closed(which, "pairs")
         found: tuple[Pair, ...] = getattr(self.sets(run), which)
         return found
 
@@ -344,22 +343,13 @@ class Align:
         if not c.epochs or c.model not in ("tiny", "smollm2"):
             return model, tokenizer
         encoded = encoding.encode_all(tokenizer, taught, context=model.config.max_position_embeddings)
-        sizes = (
-            "model",
-            "epochs",
-            "learning_rate",
-            "batch_size",
-            "hidden",
-            "layers",
-            "vocabulary",
-            "context",
-            "precision",
-        )
+        teaching = ("epochs", "learning_rate", "batch_size")
+        settings = ("model", *teaching, "hidden", "layers", "vocabulary", "context", "precision")
         key = {"task": "align", "seed": run.seed, "records": fingerprint(taught), "torch": torch.__version__}
-        key |= {name: getattr(c, name) for name in sizes}
+        key |= {name: getattr(c, name) for name in settings}
 
         def make() -> dict[str, Any]:
-            options: dict[str, Any] = {"epochs": c.epochs, "batch_size": c.batch_size, "learning_rate": c.learning_rate}
+            options: dict[str, Any] = {name: getattr(c, name) for name in teaching}
             with run.progress(c.epochs, "teaching good and bad answers") as advance:
                 curve = pretraining.teach(model, encoded, **options, seed=stream(run.seed, "teach"), advance=advance)
             return {"weights": model.state_dict(), "curve": curve}
@@ -392,10 +382,6 @@ class Align:
         return alignment.read_pairs(model, self._start(run)[1], self.pairs(run, which), batch_size=32)
 
     # -- scoring --------------------------------------------------------------------------------------------------
-
-    def open_test(self) -> None:
-        """Let `score` see the test pairs; the runner calls it after every arm is trained."""
-        self._open = True
 
     def score(self, result: Any, split: Literal["valid", "test"], run: Run) -> UnitScores:
         """Score a model pair by pair, and text by text.

@@ -145,9 +145,8 @@ def read_alignment(config: AlignmentConfig, *, seed: int, draws: int, margins: M
         refuse_leaks(pairs, negatives=pool.records)
         prompt_blocks(pairs, config.blocks, seed=seed)  # says now, not after the models, that prompts are too few
         again = len(pool.place) - len(pool.records)
-        notes += (
-            [f"{name_of(config.negatives)}: {plural(again, 'negative')} came again and count once."] if again else []
-        )
+        if again:
+            notes.append(f"{name_of(config.negatives)}: {plural(again, 'negative')} came again and count once.")
 
     values, found = _ask(config, pairs, pool.records if pool else (), seed)
     by: dict[str, list[str]] = {}

@@ -16,19 +16,20 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from upright.contract import Config, InputError, Metric, UnitScores
+from upright.contract import Arm, Config, InputError, Metric, UnitScores
 from upright.data.columns import Column, read_columns
 from upright.data.formats import Columns, number_of
 from upright.data.tabular import cut_of
-from upright.evidence.units import FEWEST
+from upright.evidence.compute import evidence
+from upright.evidence.units import FEWEST, Block, Units
 
 __all__ = [
-    "CLOSED",
     "FEWEST",
     "MIN_AGREEMENT",
     "YOURS",
     "Answer",
     "in_python",
+    "levels_of",
     "name_of",
     "plural",
     "read_groups",
@@ -36,7 +37,6 @@ __all__ = [
 ]
 
 YOURS = "yours"
-CLOSED = ("the test split inside a method", "split='valid'", "select on validation; the runner scores")  # an error
 MIN_AGREEMENT = 0.6  # rank correlation of two templates; below it prior scores are of words, not of titles
 MOST_GROUPS = 50  # more different numbers are a quantity
 
@@ -103,6 +103,14 @@ class Answer:
     lines: Mapping[str, str] = field(default_factory=dict)
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def levels_of(
+    scores: UnitScores, statistics: Sequence[str], metrics: Mapping[str, Metric], *, draws: int, seed: int
+) -> dict[str, Any]:
+    """Return the evidence of the only arm, to which an audit that compares otherwise adds its verdict."""
+    units, arms = Units([Block("", YOURS, seed, scores)]), [Arm(YOURS, "baseline")]
+    return evidence(units, arms=arms, statistics=statistics, metrics=metrics, draws=draws, seed=seed)
 
 
 def plural(n: int, word: str) -> str:

@@ -45,7 +45,7 @@ from upright.data.partition import counts_of, partition
 from upright.data.tabular import Table, encode, groups_of, load_table, synthetic_table
 from upright.maths.parity.rates import Criterion, names_of_strata
 from upright.metrics.fairness import rates_of
-from upright.tasks.answers import CLOSED
+from upright.tasks.closed import Closed
 
 __all__ = ["Classify", "ClassifyConfig", "Layout"]
 
@@ -126,7 +126,7 @@ class Layout:
     names: tuple[str, ...]
 
 
-class Classify:
+class Classify(Closed):
     """A table of rows with groups, spread over clients anew at each seed.
 
     Parameters
@@ -163,7 +163,6 @@ class Classify:
         self._person = table.columns[config.person][rows] if config.person else np.zeros(0)
         if len(self.groups) < 1 or self.n < 10:
             raise InputError(f"{self.n} rows", "10 rows or more", "use a larger table")
-        self._open = False
         self._layouts: dict[int, Layout] = {}
         size = {str(g): int((self.group == i).sum()) for i, g in enumerate(self.groups)}
         self.facts = {
@@ -267,10 +266,6 @@ class Classify:
         rows = laid.rows[which]
         return laid.x[rows], self.label[rows], self.group[rows], laid.client[rows]
 
-    def open_test(self) -> None:
-        """Let `score` see the test rows; the runner calls it after every arm is trained."""
-        self._open = True
-
     def score(self, result: Any, split: Literal["valid", "test"], run: Run) -> UnitScores:
         """Score decisions row by row.
 
@@ -285,8 +280,7 @@ class Classify:
         InputError
             When the test rows are asked for before the runner opened them, or decisions are no distribution.
         """
-        if split == "test" and not self._open:
-            raise InputError(*CLOSED)
+        self.refuse_closed(split, accepted="split='valid'")
         laid = self.layout(run)
         rows = laid.rows[split]
         h = np.asarray(result.decide(laid.x[rows], self.group[rows], laid.client[rows]), dtype=np.float64)

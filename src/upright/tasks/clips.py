@@ -42,6 +42,7 @@ from upright.contract import (
 )
 from upright.lazy import LazyModule
 from upright.metrics import physics
+from upright.tasks.closed import Closed
 
 if TYPE_CHECKING:
     import safetensors.torch as weights_file
@@ -133,7 +134,7 @@ class Part:
     truth: Any
 
 
-class Clips:
+class Clips(Closed):
     """Scenes of two bodies, and a model that goes on from their first frames.
 
     Parameters
@@ -148,7 +149,7 @@ class Clips:
 
     def __init__(self, config: ClipsConfig, data_dir: str | None = None) -> None:
         self.config = config
-        self._open, self._caches = False, False
+        self._caches = False
         self._scenes: dict[tuple[int, Split], Any] = {}
         self._parts: dict[tuple[int, Split], Part] = {}
         sizes = json.dumps(config.as_dict(), sort_keys=True)
@@ -179,14 +180,15 @@ class Clips:
     def policy(self, run: Run) -> Any:
         """Return the start of a run's seed, a model of its own at each call."""
         c, seed = self.config, 0 if self.config.shared else run.seed
-        policy = models.Trajectory(c.model, features=2 + _told(c), seed=stream(seed, "weights"))
+        told = 1 if c.unseen else 0  # numbers beside radii
+        policy = models.Trajectory(c.model, features=2 + told, seed=stream(seed, "weights"))
         policy = policy.to(getattr(torch, c.precision))
         if c.start == "bundled":
             data = resources.files("upright.video").joinpath("start.safetensors").read_bytes()
             policy.load_state_dict({name: x.to(policy.place.dtype) for name, x in weights_file.load(data).items()})
             return policy
         names = ("data", "model", "pretrain", "ghosts", "updates", "batch_size", "learning_rate", "precision")
-        key = {name: getattr(c, name) for name in names} | {"task": "clips", "seed": seed, "told": _told(c)}
+        key = {name: getattr(c, name) for name in names} | {"task": "clips", "seed": seed, "told": told}
         key["torch"] = torch.__version__
 
         def make() -> dict[str, Any]:
@@ -204,8 +206,7 @@ class Clips:
         InputError
             For those of the test, before the runner opened it.
         """
-        if split == "test" and not self._open:
-            raise InputError("the test scenes inside a method", "'post' or 'valid'", "the runner alone scores them")
+        self.refuse_closed(split, "scenes", "'post' or 'valid'", "the runner alone scores them")
         if (run.seed, split) not in self._parts:
             made = self._made(split, run)
             policy, meta = self.policy(run), tracks.meta_of(made)
@@ -255,7 +256,7 @@ class Clips:
 
     def _condition(self, made: Any, policy: Any) -> Any:
         """Return what the policy is told of scenes: radii, and a tenth of a floor's height where falls are taught."""
-        told = np.nan_to_num(made.ground[:, 2:]) / 10 if _told(self.config) else np.zeros((len(made), 0))
+        told = np.nan_to_num(made.ground[:, 2:]) / 10 if self.config.unseen else np.zeros((len(made), 0))
         return torch.from_numpy(np.concatenate([made.radius, told], 1)).to(policy.place.dtype)
 
     def _teach(self, policy: Any, seed: int, run: Run) -> dict[str, Any]:
@@ -284,10 +285,6 @@ class Clips:
         return {name: x.detach().clone() for name, x in policy.state_dict().items()}
 
     # -- scoring --------------------------------------------------------------------------------------------------
-
-    def open_test(self) -> None:
-        """Let `score` see the test scenes; the runner calls it after every arm is trained."""
-        self._open = True
 
     def score(self, result: Any, split: Literal["valid", "test"], run: Run) -> UnitScores:
         """Score futures of scenes.
@@ -341,8 +338,3 @@ class Clips:
             "lost": (~seen.visible[:, k:]).double().mean((1, 2)).numpy(),
             "background": seen.background[:, k:].double().mean(1).numpy(),
         }
-
-
-def _told(config: ClipsConfig) -> int:
-    """Return how many numbers beside radii a policy is told."""
-    return 1 if config.unseen else 0

@@ -41,7 +41,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ from numpy.typing import NDArray
 from upright.contract import Config, InputError, Metric, NonNegativeInt, PositiveInt, Range, Run, UnitScores, stream
 from upright.lazy import LazyModule
 from upright.metrics import overlap
+from upright.tasks.closed import Closed
 
 if TYPE_CHECKING:
     from upright.guard import benchmark, pages, reading, registry, subjects
@@ -126,11 +127,7 @@ class Given(NamedTuple):
     action: str = "allow"
 
 
-class _Answering(Protocol):
-    def answer(self, pair: Pair, messages: Messages, ask: Callable[[Messages], str], eyes: Any) -> Given: ...
-
-
-class Copyright:
+class Copyright(Closed):
     """Pairs of pages and queries, registries that declare rights, and a model that is asked.
 
     Parameters
@@ -145,7 +142,6 @@ class Copyright:
 
     def __init__(self, config: CopyrightConfig, data_dir: str | None = None) -> None:
         self.config = config
-        self._open = False
         self._pairs: dict[tuple[int, Split], list[Pair]] = {}
         self._read: dict[tuple[int, str], str] = {}
         self._free: dict[tuple[int, Split], list[str]] = {}
@@ -192,8 +188,7 @@ class Copyright:
         InputError
             When the test pairs are asked for before.
         """
-        if split == "test" and not self._open:
-            raise InputError("the test pairs inside a method", "'valid'", "select on validation; the runner scores")
+        self.refuse_closed(split, "pairs")
         if (run.seed, split) not in self._pairs:
             self._pairs[run.seed, split] = self._drawn(run, split)
         return self._pairs[run.seed, split]
@@ -265,10 +260,7 @@ class Copyright:
         if self.config.subject != "smollm2":
             subject, eyes = getattr(subjects, self.config.subject), self.eyes(run)
             return lambda messages: str(subject(messages, eyes))
-        return lambda messages: self._write(messages, run)
-
-    def _write(self, messages: Messages, run: Run) -> str:
-        return _written(_speaker(), messages, self.eyes(run), self.config.tokens)
+        return lambda messages: _written(_speaker(), messages, self.eyes(run), self.config.tokens)
 
     def free(self, run: Run, split: Split) -> list[str]:
         """Return the model's own answers to the pairs of a split, made once for all arms."""
@@ -286,12 +278,8 @@ class Copyright:
 
     # -- scoring ----------------------------------------------------------------------------------------------------
 
-    def open_test(self) -> None:
-        """Let `score` ask the test queries; the runner calls it after every arm is trained."""
-        self._open = True
-
-    def answers(self, result: _Answering, split: Split, run: Run) -> list[Given]:
-        """Return what arrives of each answer behind a result."""
+    def answers(self, result: Any, split: Split, run: Run) -> list[Given]:
+        """Return what arrives of each answer behind a result, see `score`."""
         own, free, eyes = self.pairs(run, split), self.free(run, split), self.eyes(run)
         ask = self.asker(run)
         found = list[Given]()
@@ -299,9 +287,8 @@ class Copyright:
             for pair, answer in zip(own, free, strict=True):
                 messages = self.messages(pair, run)
 
-                def again(
-                    changed: Messages, messages: Messages = messages, answer: str = answer
-                ) -> str:  # the same question has the same answer
+                # the same question has the same answer
+                def again(changed: Messages, messages: Messages = messages, answer: str = answer) -> str:
                     return answer if changed is messages else ask(changed)
 
                 found.append(_counted(result.answer(pair, messages, again, eyes), advance))

@@ -30,6 +30,7 @@ import numpy as np
 from upright.contract import Config, InputError, Metric, NonNegativeInt, PositiveInt, Run, UnitScores
 from upright.lazy import LazyModule
 from upright.metrics.editing import ENVIRONMENTS, METRICS
+from upright.tasks.closed import Closed
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +97,7 @@ class _Seed:
     known: Mapping[Split, measures.Before]
 
 
-class Edit:
+class Edit(Closed):
     """Edits of facts, and the model that holds these facts.
 
     Parameters
@@ -111,7 +112,7 @@ class Edit:
 
     def __init__(self, config: EditConfig, data_dir: str | None = None) -> None:
         self.config = config
-        self._open, self._seeds = False, dict[int, _Seed]()
+        self._seeds: dict[int, _Seed] = {}
         self._own: tuple[Any, Any] | None = None
         self._requests: list[environments.EditRequest] = []
         self.facts: dict[str, Any] = {"name": "flags, their countries and capitals", "model": "taught here"}
@@ -216,10 +217,6 @@ class Edit:
 
     # -- scoring --------------------------------------------------------------------------------------------------
 
-    def open_test(self) -> None:
-        """Let `score` ask the test questions; the runner calls it after every arm is trained."""
-        self._open = True
-
     def score(self, result: Any, split: Split, run: Run) -> UnitScores:
         """Score edits one by one, each on the model without the others.
 
@@ -235,8 +232,7 @@ class Edit:
             When the test is asked for before the runner opened it, and for validation without edits.
         """
         held = self._of(run)
-        if split == "test" and not self._open:
-            raise InputError("the test questions inside a method", "'valid'", "select on validation; the runner scores")
+        self.refuse_closed(split, "questions")
         if split not in held.known:
             raise InputError("no edits for validation", "at least one", "raise valid")
         rows, shown = list[tuple[str, str, dict[str, float]]](), list[dict[str, str]]()

@@ -28,15 +28,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.contract import Arm, Config, File, InputError, UnitScores, audit, stream
+from upright.contract import Config, File, InputError, UnitScores, audit, stream
 from upright.declare import Intervals, Noted
-from upright.evidence.compute import evidence, margins_of
+from upright.evidence.compute import margins_of
 from upright.evidence.records import Level
-from upright.evidence.units import Block, Units
 from upright.evidence.verdict import audit_verdict
 from upright.maths.simultaneous import FEWEST, compare_groups
 from upright.metrics.editing import ENVIRONMENTS, METRICS
-from upright.tasks.answers import YOURS, Answer, name_of, plural
+from upright.tasks.answers import YOURS, Answer, levels_of, name_of, plural
 
 __all__ = ["EditConfig", "read_editing"]
 
@@ -125,14 +124,7 @@ def read_editing(config: EditConfig, *, seed: int, draws: int, margins: Mapping[
     if "edit_score" not in values:
         notes.append("No edit score: the requests bring no unrelated question (loc, or m_loc with m_loc_q).")
     scores = UnitScores("edit", ids, values)
-    held = evidence(
-        Units([Block("audit_edit", YOURS, seed, scores)]),
-        arms=[Arm(YOURS, "baseline")],
-        statistics=[f"mean:{metric}" for metric in values],
-        metrics=METRICS,
-        draws=draws,
-        seed=seed,
-    )
+    held = levels_of(scores, [f"mean:{metric}" for metric in values], METRICS, draws=draws, seed=seed)
     _judge(held, values, seed, judged)
     counts = dict(Counter(found.environment))
     columns = {"edit": found.edit, "environment": found.environment, "equal": found.equal, "written": found.written}

@@ -319,14 +319,8 @@ def judge_attacks(
 
     units, metrics = Units([Block("audit_embeddings", YOURS, seed, scores)]), {METRIC.name: METRIC}
     boot = Bootstrap(units, draws, seed)
-    told = evidence(
-        units,
-        arms=[Arm(YOURS, "baseline")],
-        statistics=[LEAKAGE, f"worst_{LEAKAGE}"],
-        metrics=metrics,
-        draws=draws,
-        boot=boot,
-    )
+    arms, texts = [Arm(YOURS, "baseline")], [LEAKAGE, f"worst_{LEAKAGE}"]
+    told = evidence(units, arms=arms, statistics=texts, metrics=metrics, draws=draws, boot=boot)
     for row in told["levels"]:
         row["label"] = row["label"].replace(f"of {GROUPING}", f"of {attribute}", 1)
     null: Any = parse(LEAKAGE, boot, metrics).null(YOURS, None)  # the comparisons of the levels

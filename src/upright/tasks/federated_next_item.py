@@ -106,10 +106,7 @@ class FederatedNextItem(SplitTask):
 
     @classmethod
     def tiny(cls, seed: int = 0, **changes: Any) -> FederatedNextItem:
-        """Return a task on a small planted world, for tests and `upright check`; float64.
-
-        The most active user has 61 of its 160 items, so everybody has 99 others left for the sampled protocol.
-        """
+        """Return a task on the world of `NextItem.tiny`; float64."""
         config = FederatedNextItemConfig(**({"data": "synthetic", "precision": "float64"} | changes))
         return cls(leave_last(synthetic(n_items=160, max_share=0.38, seed=seed), seed=config.split), config)
 

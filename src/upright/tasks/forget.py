@@ -55,7 +55,7 @@ from upright.data.forget import (
 )
 from upright.lazy import LazyModule
 from upright.metrics import forgetting, membership
-from upright.tasks.answers import CLOSED
+from upright.tasks.closed import Closed
 
 if TYPE_CHECKING:
     import torch
@@ -75,15 +75,8 @@ else:
 __all__ = ["Forget", "ForgetConfig", "Sets", "side_by_side"]
 
 Array = NDArray[np.float64]
-_NOT_TAUGHT = (
-    "data",
-    "reference",
-    "scored_retain",
-    "scored_holdout",
-    "generate",
-    "truth",
-    "allow_similar",
-)  # settings that teaching ignores
+# settings that teaching ignores
+_NOT_TAUGHT = ("data", "reference", "scored_retain", "scored_holdout", "generate", "truth", "allow_similar")
 _SCORED_GENERAL = 120  # passages that are scored
 _REHEARSED = 16  # one passage of so many stays among the records: these alone wipe out what was read before
 _OWN = (
@@ -174,7 +167,7 @@ class Sets:
     general: tuple[Record, ...] = ()
 
 
-class Forget:
+class Forget(Closed):
     """Records to forget and to keep, and the models that were taught them.
 
     Parameters
@@ -190,7 +183,7 @@ class Forget:
     def __init__(self, config: ForgetConfig, data_dir: str | None = None) -> None:
         self.config = config
         self._read, self._general = pretraining.read_passages(data_dir) if config.pretrain else ((), ())
-        self._open, self._caches = False, False
+        self._caches = False
         self._sets: dict[int, Sets] = {}
         self._models: dict[tuple[str, int], tuple[Any, Any]] = {}
         self._encoded: dict[tuple[str, int], list[Encoded]] = {}
@@ -372,17 +365,12 @@ class Forget:
 
     # -- scoring --------------------------------------------------------------------------------------------------
 
-    def open_test(self) -> None:
-        """Let `score` see the test records; the runner calls it after every arm is trained."""
-        self._open = True
-
     def speaker(self, model: Any, run: Run) -> evaluation.Speaker:
         """Return what asks a model in this task's template."""
-        if (("original", run.seed)) not in self._models:
+        if ("original", run.seed) not in self._models:
             self.model(run, "original")
-        return evaluation.Speaker(
-            model, self._models["original", run.seed][1], template=self.config.template, batch_size=32
-        )
+        tokenizer = self._models["original", run.seed][1]
+        return evaluation.Speaker(model, tokenizer, template=self.config.template, batch_size=32)
 
     def score(self, result: Any, split: Literal["valid", "test"], run: Run) -> UnitScores:
         """Score a model record by record.
@@ -397,8 +385,7 @@ class Forget:
         InputError
             When the test records are asked for before the runner opened them.
         """
-        if split == "test" and not self._open:
-            raise InputError(*CLOSED)
+        self.refuse_closed(split, accepted="split='valid'")
         chosen, speaker = self.scored(run, split), self.speaker(result.model, run)
         sets: dict[str, tuple[Record, ...]] = vars(chosen)
         unit = [f"{name}/{r.id}" for name, records in sets.items() for r in records]
@@ -428,12 +415,8 @@ class Forget:
             if key not in self._at_reference:
                 self._at_reference[key] = self.speaker(self.model(run, "reference")[0], run).read(records)
             base = self._at_reference[key]
-        side: Any = name
-        found = dict(
-            evaluation.score_records(
-                speaker, records, side=side, reference=base, rouge=self.config.generate, truth=self.config.truth
-            )
-        )
+        options: Any = {"side": name, "rouge": self.config.generate, "truth": self.config.truth}
+        found = dict(evaluation.score_records(speaker, records, reference=base, **options))
         if name == "forget" and base is not None:
             found["forget_gap"] = np.abs(found["forget_probability"] - np.exp(-base.mean_nll))
             found["forget_loss_gap"] = np.abs(-found["mia_loss"] - base.mean_nll)

@@ -22,7 +22,7 @@ from upright.data.catalogue import CATALOGUE, load_split
 from upright.data.interactions import Interactions, Split, synthetic
 from upright.lazy import LazyModule
 from upright.metrics import ranking
-from upright.tasks.answers import CLOSED
+from upright.tasks.closed import Closed
 
 if TYPE_CHECKING:
     import torch
@@ -190,13 +190,13 @@ def activity_groups(score: NDArray[np.float64], share: float) -> NDArray[np.str_
     return label.astype(str)
 
 
-class SplitTask:
+class SplitTask(Closed):
     """A split of interactions whose test part is kept out of reach until the runner opens it; the unit is the user."""
 
     unit_kind = "user"
 
     def __init__(self, split: Split) -> None:
-        self.train, self.valid, self._test, self._open = split.train, split.valid, split.test, False
+        self.train, self.valid, self._test = split.train, split.valid, split.test
         self.n_users, self.n_items = split.n_users, split.n_items
         self.facts: dict[str, Any] = {
             "name": split.name,
@@ -209,17 +209,10 @@ class SplitTask:
             "fingerprint": split.fingerprint,
         }
 
-    def open_test(self) -> None:
-        """Let `score` see the test split; the runner calls it after every arm is trained."""
-        self._open = True
-
     def scored_part(self, split: Literal["valid", "test"]) -> Interactions:
         """Return the validation part, or the test part once it is open."""
-        if split == "valid":
-            return self.valid
-        if not self._open:
-            raise InputError(*CLOSED)
-        return self._test
+        self.refuse_closed(split, accepted="split='valid'")
+        return self.valid if split == "valid" else self._test
 
 
 class NextItem(SplitTask):
@@ -303,27 +296,16 @@ class NextItem(SplitTask):
         quality = self.score_quality(result, split)
         if split == "valid":
             return quality
-        c, users, scores_of = self.config, np.arange(self.n_users), self.scores_of(result)
-        relevant, seen = self.opened(split)
+        c, (relevant, seen) = self.config, self.opened(split)
+        given = (self.scores_of(result), np.arange(self.n_users), seen, relevant)
 
         # the draws are named by the split alone: every arm and seed meets the same candidates
         def draws(protocol: str) -> np.random.Generator:
             return np.random.default_rng(stream(c.split, "protocol", protocol))
 
-        matched = ranking.matched_positives(
-            scores_of, users, seen, relevant, n=c.matched, draws=c.draws, rng=draws("matched"), k=c.k
-        )
-        sampled = ranking.sampled_protocol(
-            scores_of,
-            users,
-            seen,
-            relevant,
-            negatives=99,
-            rng=draws("sampled"),
-            k=c.k,
-            positive="first",
-            first_item=_first(self._test),
-        )
+        matched = ranking.matched_positives(*given, n=c.matched, draws=c.draws, rng=draws("matched"), k=c.k)
+        first: Any = {"positive": "first", "first_item": _first(self._test)}
+        sampled = ranking.sampled_protocol(*given, negatives=99, rng=draws("sampled"), k=c.k, **first)
         values = {**quality.values, f"ndcg@{c.k}_matched{c.matched}": matched, f"ndcg@{c.k}_sampled": sampled}
         return dataclasses.replace(quality, values=values)
 

@@ -226,10 +226,8 @@ def _proba_columns(proba: Sequence[str], labels: Sequence[str] | None) -> dict[s
             raise InputError(f"class {chosen!r} twice in --proba", "one column a class", "leave one of them out")
         found[chosen] = column
     if len(found) < 2:
-        got = f"--proba with {plural(len(found), 'column')}"
-        raise InputError(
-            got, "one column a class, such as p_no,p_yes", "name the columns of all classes, or use --score"
-        )
+        got, todo = f"--proba with {plural(len(found), 'column')}", "name the columns of all classes, or use --score"
+        raise InputError(got, "one column a class, such as p_no,p_yes", todo)
     lost = [one for one in labels or () if one not in found]
     if lost:
         raise InputError(
@@ -713,9 +711,8 @@ def _inside(found: GroupFairness) -> str:
     against = len({row["client"] for row in found.conflicts})
     words += [f"at {plural(against, 'client')} the other way than over all rows"] * bool(against)
     small = sum(row["client"] is not None for row in found.small)
-    words += [f"{plural(small, 'cell')} may be too small to judge ({found.observations} rows are asked for)"] * bool(
-        small
-    )
+    if small:
+        words.append(f"{plural(small, 'cell')} may be too small to judge ({found.observations} rows are asked for)")
     return "; ".join(words)
 
 

@@ -659,9 +659,8 @@ def read_ranking(config: RankingConfig, *, seed: int, draws: int, margins: Mappi
         values |= {name: value for name, (_, value) in found.items()}
         compared += [name for name in found if name.startswith("popularity@")]
         beside, cells = _two_by_two(catalogue, listed, pairs, k, boot, warnings)
-        metrics |= (
-            {f"pair_recall@{k}": Metric(f"pair_recall@{k}", title=f"Recall@{k} of a held-out item")} if beside else {}
-        )
+        if beside:
+            metrics[f"pair_recall@{k}"] = Metric(f"pair_recall@{k}", title=f"Recall@{k} of a held-out item")
     by: dict[str, Sequence[str]] = {}
     suppressed: list[str] = []
     if labels is not None:

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from upright.contract import Arm, Config, File, InputError, Metric, Range, UnitScores, audit
+from upright.contract import Config, File, InputError, Metric, Range, UnitScores, audit
 from upright.declare import Intervals, Noted
-from upright.evidence.compute import evidence
-from upright.evidence.units import Block, Units
 from upright.evidence.verdict import audit_verdict
 from upright.lazy import LazyModule
 from upright.maths.ranks import auc_values
-from upright.tasks.answers import YOURS, Answer, plural
+from upright.tasks.answers import YOURS, Answer, levels_of, plural
 
 if TYPE_CHECKING:
     from upright.video import rewards, violations
@@ -115,14 +113,8 @@ def read_reward(config: RewardConfig, *, seed: int, draws: int, margins: Mapping
     notes = _notes(bench.rows)
     told = {name: _told(name, notes) for name in names}
     paid = [f"{row['reward']}: {row['cheat']}" for row in notes["cheats"] if not row["earns"] < -1.0]
-    held = evidence(
-        Units([Block("audit_reward", YOURS, seed, scores)]),
-        arms=[Arm(YOURS, "baseline")],
-        statistics=[one for name in values for one in (f"mean:{name}", f"mean:{name}:violation")],
-        metrics=metrics,
-        draws=draws,
-        seed=seed,
-    )
+    texts = [one for name in values for one in (f"mean:{name}", f"mean:{name}:violation")]
+    held = levels_of(scores, texts, metrics, draws=draws, seed=seed)
     first = names[0]
     own = [row for row in held["levels"] if row["metric"] == first and row.get("group")]
     held["headline"] = min(own, key=lambda row: row["value"])
@@ -130,7 +122,7 @@ def read_reward(config: RewardConfig, *, seed: int, draws: int, margins: Mapping
     lines["cheats"] = f"paid as much as a true clip: {', '.join(paid)}" if paid else "none earns what a true clip does"
     lines |= {name: text for name, (_, text) in told.items()}
     steps = ["Train on none that pays a cheat." if paid else "Train on one that sees what matters to you."]
-    said = audit_verdict("gap shown", [], margin={}, too_small=[], unit="clip").row()
+    said = audit_verdict("gap shown", [], unit="clip").row()
     held["verdict"] = said | {"primary": f"mean:{first}", "lines": lines, "next_steps": steps}
     held["verdict"]["sentence"] = f"{lines['effect']}; cheats: {lines['cheats']}."
     return Answer(

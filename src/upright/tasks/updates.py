@@ -31,17 +31,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.contract import Arm, Config, File, InputError, Metric, UnitScores, audit, stream
+from upright.contract import Config, File, InputError, Metric, UnitScores, audit, stream
 from upright.data.columns import Column, read_columns
 from upright.data.formats import open_columns, some
 from upright.declare import Intervals, Noted
-from upright.evidence.compute import evidence, margins_of
+from upright.evidence.compute import margins_of
 from upright.evidence.records import Level
-from upright.evidence.units import Block, Units
 from upright.evidence.verdict import audit_verdict
 from upright.maths import ranks
 from upright.maths.simultaneous import FEWEST, compare_groups
-from upright.tasks.answers import YOURS, Answer, name_of, plural
+from upright.tasks.answers import YOURS, Answer, levels_of, name_of, plural
 
 __all__ = ["UpdatesConfig", "Upload", "read_updates", "read_uploads", "row_scores"]
 
@@ -310,14 +309,7 @@ def read_updates(config: UpdatesConfig, *, seed: int, draws: int, margins: Mappi
     kept = [m for m in METRICS if m != "auc" or config.truth is not None]
     values = {m: np.array([_mean([row[m] for row in own]) for own in parts.values()]) for m in kept}
     scores = UnitScores("client", clients, values)
-    found = evidence(
-        Units([Block("audit_updates", YOURS, seed, scores)]),
-        arms=[Arm(YOURS, "baseline")],
-        statistics=[f"mean:{m}" for m in kept],
-        metrics=METRICS,
-        draws=draws,
-        seed=seed,
-    )
+    found = levels_of(scores, [f"mean:{m}" for m in kept], METRICS, draws=draws, seed=seed)
     for level in found["levels"]:
         if len(clients) < 2:
             level["low"] = level["high"] = math.nan
@@ -329,10 +321,8 @@ def read_updates(config: UpdatesConfig, *, seed: int, draws: int, margins: Mappi
     holds = {m: float(np.median(known)) for m in kept if len(known := values[m][~np.isnan(values[m])])}
     unknown = int(np.isnan(values["auc"]).sum()) if "auc" in values else 0
     wrong = values["auc"][single & (values["auc"] < 0.5)] if "auc" in values else np.zeros(0)
-    left, others = (
-        len(truth) - len(used),
-        sum(path.suffix != ENDING for path in Path(config.folder).expanduser().iterdir()),
-    )
+    left = len(truth) - len(used)
+    others = sum(path.suffix != ENDING for path in Path(config.folder).expanduser().iterdir())
     warnings = [
         (
             single.sum(),
