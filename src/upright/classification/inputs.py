@@ -12,9 +12,12 @@ from upright.contract import InputError
 
 __all__ = [
     "as_codes",
+    "as_column",
     "as_features",
     "as_labels",
     "as_probabilities",
+    "as_seed",
+    "as_text",
     "classes_in",
     "one_hot",
     "require_one_index",
@@ -46,6 +49,46 @@ def _missing(values: Any) -> NDArray[np.bool_]:
             return True
 
     return np.array([absent(v) for v in values.tolist()], dtype=bool)
+
+
+def as_text(values: NDArray[Any]) -> NDArray[np.str_]:
+    """Return the names of values, shape of values: a number that is whole has one name, so that 1.0 is 1."""
+
+    def name(v: Any) -> str:
+        return str(int(v)) if isinstance(v, float | np.floating) and v.is_integer() else str(v)
+
+    return np.array([name(v) for v in values.tolist()], dtype=str)
+
+
+def as_column(given: Any, n: int, what: str, one: str = "one for each sample") -> NDArray[Any]:
+    """Return one value a sample, shape (n,).
+
+    Raises
+    ------
+    InputError
+        For another length and missing values.
+    """
+    values = np.asarray(given, dtype=None if hasattr(given, "dtype") else object)  # a NaN among texts stays one
+    if values.shape != (n,):
+        raise InputError(f"{what} of shape {values.shape} for {n} samples", f"shape ({n},)", "give one to each sample")
+    if values.dtype.kind not in "biuU":
+        missing = _missing(values)
+        if missing.any():
+            raise InputError(f"{what} missing at {_rows(missing)}", one, "leave these samples out")
+    return values
+
+
+def as_seed(given: Any) -> int:
+    """Return a seed.
+
+    Raises
+    ------
+    InputError
+        For what is no whole number.
+    """
+    if not isinstance(given, int | np.integer):
+        raise InputError(f"random_state = {given!r}", "a whole number, or None", "pass a seed, for example 0")
+    return int(given)
 
 
 def require_one_index(**given: Any) -> None:
@@ -143,7 +186,7 @@ def as_features(given: Any, n: int) -> dict[str, NDArray[np.str_]]:
                 f"sensitive feature {name!r} is missing at {_rows(missing)}", "a group for each sample",
                 "leave these samples out, or name their group, for example 'unknown'",
             )  # fmt: skip
-        found[name] = column.astype(str)
+        found[name] = as_text(column)
     return found
 
 
@@ -157,26 +200,10 @@ def as_codes(given: Any, n: int, known: Sequence[str] | None) -> tuple[Ints, lis
     """
     if given is None:
         return np.zeros(n, dtype=np.int64), list(known or ["all"])
-    values = np.asarray(given, dtype=object)
-    if values.shape != (n,):
-        raise InputError(f"clients of shape {values.shape} for {n} samples", f"shape ({n},)", "give one to each sample")
-    missing = _missing(values)
-    if missing.any():
-        raise InputError(f"clients missing at {_rows(missing)}", "one for each sample", "leave these samples out")
-    text = values.astype(str)
+    text = as_text(as_column(given, n, "clients"))
     names = sorted(set(text.tolist()), key=lambda v: (len(v), v)) if known is None else list(known)
     place = {name: i for i, name in enumerate(names)}
     return np.array([place.get(v, -1) for v in text.tolist()], dtype=np.int64), names
-
-
-def _labels(given: Any, n: int) -> NDArray[Any]:
-    values = np.asarray(given)
-    if values.shape != (n,):
-        raise InputError(f"labels of shape {values.shape} for {n} samples", f"shape ({n},)", "give one to each sample")
-    missing = _missing(values)
-    if missing.any():
-        raise InputError(f"labels missing at {_rows(missing)}", "a label for each sample", "leave these samples out")
-    return values
 
 
 def classes_in(given: Any, n: int) -> list[Any]:
@@ -187,7 +214,7 @@ def classes_in(given: Any, n: int) -> list[Any]:
     InputError
         For another length, missing labels, and labels of kinds that do not sort.
     """
-    values = _labels(given, n)
+    values = as_column(given, n, "labels", "a label for each sample")
     try:
         return list(np.unique(values).tolist())
     except TypeError:
@@ -205,7 +232,7 @@ def as_labels(given: Any, n: int, classes: Sequence[Any]) -> Ints:
     InputError
         For another length, missing labels, and labels that are no class.
     """
-    values = _labels(given, n)
+    values = as_column(given, n, "labels", "a label for each sample")
     place = {c: i for i, c in enumerate(np.asarray(classes).tolist())}
     codes = np.array([place.get(v, -1) for v in values.tolist()], dtype=np.int64)
     if (codes < 0).any():
