@@ -293,14 +293,9 @@ def _post(t: Any, config: FedFACTConfig, run: Run, model: federated.Trained) -> 
     run.note("small", fitted.small)
     run.note("conflicts", fitted.conflicts)
     run.note("table", table.as_dict())
-    if not config.randomised and fitted.missed():
-        run.warn(
-            f"arm {run.arm}: deterministic decisions exceed a global tolerance on the calibration rows by "
-            f"{fitted.missed():.3f}; drawn ones (randomised=true) meet it"
-        )
-    masked = [row for row in fitted.report if row["tolerance"] is None]
-    if masked:
-        run.warn(f"arm {run.arm}: {len(masked)} constraints are left out because a group is empty there")
+    for text in ("" if config.randomised else fitted.misses(), fitted.vanished()):
+        if text:
+            run.warn(f"arm {run.arm}: {text}")
     return Decider(rule)
 
 
