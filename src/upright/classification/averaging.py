@@ -166,13 +166,17 @@ def last_of(past: NDArray[Any] | None, now: NDArray[Any], count: int) -> NDArray
 
 
 class FedAvg:
-    """Federated averaging of one model: the algorithm without any constraint.
+    """Federated averaging of one model: the algorithm without any constraint, and the frame of those that have one.
 
     Parameters
     ----------
     config : Training
         Prices and the weight of two models are not used.
     """
+
+    parts: tuple[str, ...] = ()
+    """What a client reports beside its change and (rows, loss, accuracy): sums over its rows, of the shape `shape`."""
+    shape: tuple[int, ...] = ()
 
     def __init__(self, config: Training) -> None:
         self.config = config
@@ -186,41 +190,65 @@ class FedAvg:
         return {"round": np.array([state["round"]]), **{k: v for k, v in state.items() if k.startswith("theta.")}}
 
     def template(self, state: State, name: str) -> Arrays:
-        """Return a reply of the right shapes: the change of the model, number of rows and loss."""
-        return {**{f"delta.{k}": v for k, v in model_of(state).items()}, "report": np.zeros(2)}
+        """Return a reply of the right shapes: the change of the model, the report and the parts."""
+        own = {"report": np.zeros(3), **{part: np.zeros(self.shape) for part in self.parts}}
+        return {**{f"delta.{k}": v for k, v in model_of(state).items()}, **own}
+
+    def objection(self, state: State, name: str, reply: Arrays) -> str:
+        """Return what is wrong with a reply."""
+        n = float(reply["report"][0])
+        if n < 1 or n != round(n):
+            return f"report of {n:g} rows"
+        slack = 1e-6 * (1.0 + n)
+        for part in self.parts:
+            if (reply[part] < -slack).any() or (reply[part] > n + slack).any():
+                return f"{part} that does not fit {n:g} rows"
+        return ""
+
+    def rows_of(self, message: Arrays, silo: Silo, y: Array) -> Array:
+        """Return the weights of the loss from one-hot labels, shape (n, m)."""
+        return y
+
+    def counted(self, silo: Silo, y: Array, h: Array) -> Arrays:
+        """Return the parts from one-hot labels and decisions of the model that was sent, shape (n, m)."""
+        return {}
 
     def client(self, message: Arrays, private: Arrays, data: Silo) -> tuple[Arrays, Arrays]:
-        """Train at one client."""
+        """Run one client."""
         return self.clients(message, {data.name: private}, {data.name: data})[data.name]
 
     def clients(
         self, message: Arrays, privates: Mapping[str, Arrays], datas: Mapping[str, Silo]
     ) -> dict[str, tuple[Arrays, Arrays]]:
-        """Train at several clients in one tensor program."""
+        """Run several clients, their local steps in one tensor program."""
         names, theta, turn = sorted(datas), model_of(message), int(message["round"][0])
         silos = [datas[name] for name in names]
         for silo in silos:
             fits(self.config, silo)
-        rows = [one_hot(s.y, self.config.classes) for s in silos]
+        labels = [one_hot(s.y, self.config.classes) for s in silos]
+        rows = [self.rows_of(message, s, y) for s, y in zip(silos, labels, strict=True)]
         after = trained_by_clients(self.config, turn, tensors_of(theta, len(names)), silos, rows)
         out = {}
-        for name, silo, own, row in zip(names, silos, after, rows, strict=True):
-            report = np.array([float(len(silo.y)), scored(theta, silo, row)[0]])
-            out[name] = ({**changes(theta, own), "report": report}, privates[name])
+        for name, silo, own, y, row in zip(names, silos, after, labels, rows, strict=True):
+            loss, p = scored(theta, silo, row)
+            h = one_hot(p.argmax(axis=1), self.config.classes)
+            report = np.array([float(len(y)), loss, float((h * y).sum()) / len(y)])
+            out[name] = ({**changes(theta, own), "report": report, **self.counted(silo, y, h)}, privates[name])
         return out
 
     def server(self, state: State, replies: Mapping[str, Arrays]) -> State:
         """Average over the replies by their numbers of rows."""
-        weights = {name: float(reply["report"][0]) for name, reply in replies.items()}
-        loss = sum(weights[k] * float(replies[k]["report"][1]) for k in sorted(replies)) / sum(weights.values())
-        history = [*state["history"], {"round": state["round"], "loss": loss}]
-        theta = averaged(self.config, state, replies, weights)
-        return {**state, **theta, "round": state["round"] + 1, "history": history}
+        return self.next_state(state, replies, {name: float(reply["report"][0]) for name, reply in replies.items()})
 
-    def objection(self, state: State, name: str, reply: Arrays) -> str:
-        """Return what is wrong with a reply."""
-        n = float(reply["report"][0])
-        return "" if n >= 1 and n == round(n) else f"report of {n:g} rows"
+    def next_state(
+        self, state: State, replies: Mapping[str, Arrays], by: Mapping[str, float], **entry: Any
+    ) -> State:
+        """Return the state after averaging by weights `by`, its entry of history with loss and error of what was sent."""
+        rows = np.array([float(replies[n]["report"][0]) for n in sorted(replies)])
+        _, loss, accuracy = rows @ np.stack([replies[n]["report"] for n in sorted(replies)]) / rows.sum()
+        entry = {"round": state["round"], "loss": float(loss), "error": 1.0 - float(accuracy), **entry}
+        theta = averaged(self.config, state, replies, by)
+        return {**state, **theta, "round": state["round"] + 1, "history": [*state["history"], entry]}
 
     def done(self, state: State) -> bool:
         """Return whether all rounds are over."""

@@ -77,7 +77,6 @@ from upright.classification.averaging import (
     Training,
     averaged,
     changes,
-    first_state,
     fits,
     last_of,
     model_of,
@@ -158,7 +157,7 @@ def cost_sensitive_loss(scores: Tensor, y: Tensor, costs: Tensor, group: Tensor 
 # -- FedFACT --------------------------------------------------------------------------------------------------------
 
 
-class FedFACTTraining:
+class FedFACTTraining(FedAvg):
     """Personalised cost-sensitive learning under global and local constraints.
 
     Parameters
@@ -182,7 +181,8 @@ class FedFACTTraining:
                 "one number of groups for each constraint, and two classes or more",
                 "give the silos one `members` array for each constraint",
             )  # fmt: skip
-        self.constraints, self.config, self.names = tuple(constraints), config, tuple(clients)
+        super().__init__(config)
+        self.constraints, self.names = tuple(constraints), tuple(clients)
         self.criteria = [c.criterion for c in self.constraints]
         self.tables = table_size(self.criteria, config.groups, config.classes)
         contrasts = [g * (g - 1) // 2 if c.gap == "pairwise" else g
@@ -232,7 +232,7 @@ class FedFACTTraining:
 
     def start(self) -> State:
         """Return the first state: the initial model, prices of zero, and a round in which masses are sent."""
-        return {**first_state(self.config), "round": 0, "prices": self._no_prices(), "unreached": []}
+        return {**super().start(), "round": 0, "prices": self._no_prices(), "unreached": []}
 
     def message(self, state: State) -> Arrays:
         """Return round, model, the global part of the table, and who need not send masses."""
@@ -241,9 +241,8 @@ class FedFACTTraining:
             level, _ = self._everybody(state, known)
             table = level.matrix @ state["prices"][self._at(level)]
         return {
-            "round": np.array([state["round"]]), "table": table,
+            **super().message(state), "table": table,
             "known": np.array([stream(0, name) for name in known], dtype=np.int64),
-            **{key: value for key, value in state.items() if key.startswith("theta.")},
         }  # fmt: skip
 
     def template(self, state: State, name: str) -> Arrays:
@@ -270,10 +269,6 @@ class FedFACTTraining:
         return ""
 
     # -- clients
-
-    def client(self, message: Arrays, private: Arrays, data: Silo) -> tuple[Arrays, Arrays]:
-        """Run one client."""
-        return self.clients(message, {data.name: private}, {data.name: data})[data.name]
 
     def clients(
         self, message: Arrays, privates: Mapping[str, Arrays], datas: Mapping[str, Silo]
@@ -396,10 +391,6 @@ class FedFACTTraining:
         where += [(f"client {n}", state[f"report/{n}"][len(_REPORT) :].tolist()) for n in _named(state, "report/")]
         return [f"{c.criterion} (constraint {i}) of {who}: tolerance not reached with this model"
                 for who, flags in where for i, c in enumerate(self.constraints) if flags[i]]  # fmt: skip
-
-    def done(self, state: State) -> bool:
-        """Return whether all rounds are over."""
-        return bool(state["round"] > self.config.rounds)
 
 
 def _named(state: Mapping[str, Any], prefix: str) -> list[str]:
