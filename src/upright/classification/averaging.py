@@ -240,10 +240,8 @@ class FedAvg:
         """Average over the replies by their numbers of rows."""
         return self.next_state(state, replies, {name: float(reply["report"][0]) for name, reply in replies.items()})
 
-    def next_state(
-        self, state: State, replies: Mapping[str, Arrays], by: Mapping[str, float], **entry: Any
-    ) -> State:
-        """Return the state after averaging by weights `by`, its entry of history with loss and error of what was sent."""
+    def next_state(self, state: State, replies: Mapping[str, Arrays], by: Mapping[str, float], **entry: Any) -> State:
+        """Return the state after averaging by weights, with an entry on loss and error of the model that was sent."""
         rows = np.array([float(replies[n]["report"][0]) for n in sorted(replies)])
         _, loss, accuracy = rows @ np.stack([replies[n]["report"] for n in sorted(replies)]) / rows.sum()
         entry = {"round": state["round"], "loss": float(loss), "error": 1.0 - float(accuracy), **entry}

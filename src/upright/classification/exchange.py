@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upright.classification.table import cut
 from upright.contract import InputError, stream
 from upright.maths.parity.constraints import Constraint, Level, levels_of
 from upright.maths.parity.newton import smooth_abs
@@ -39,7 +40,7 @@ from upright.maths.parity.rates import masses_fit
 from upright.maths.parity.shares import best_local_prices
 from upright.maths.parity.site import Site, table_size
 
-__all__ = ["FedFACTPost", "Scores"]
+__all__ = ["FedFACTPost", "Scores", "named"]
 
 Array = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
@@ -100,15 +101,11 @@ class FedFACTPost:
         self.width = sum(a * b * c for a, b, c in self.shapes)
         self.beta, self.rounds, self.tol = beta, rounds, tol
 
-    def _split(self, flat: Array) -> list[Array]:
-        cuts = np.cumsum([a * b * c for a, b, c in self.shapes])[:-1]
-        return [v.reshape(shape) for v, shape in zip(np.split(flat, cuts), self.shapes, strict=True)]
-
     def _everybody(self, state: State) -> tuple[Level, float]:
-        names = state.get("who") or _named(state, "mass/")
+        names = state.get("who") or named(state, "mass/")
         rows = sum(state[f"count/{n}"] for n in names)
         mass = sum((state[f"mass/{n}"] for n in names), start=np.zeros(self.width)) / rows
-        return levels_of(self.constraints, self._split(mass), [c.global_tol for c in self.constraints], 1.0), rows
+        return levels_of(self.constraints, cut(mass, self.shapes), [c.global_tol for c in self.constraints], 1.0), rows
 
     # -- messages
 
@@ -118,7 +115,7 @@ class FedFACTPost:
 
     def message(self, state: State) -> Arrays:
         """Return round, temperature, smoothing, number of rows, one number a known client, and Q adjustments."""
-        known = _named(state, "mass/")
+        known = named(state, "mass/")
         table, rows = np.zeros(self.width), 0.0
         if known:
             level, rows = self._everybody(state)
@@ -139,7 +136,9 @@ class FedFACTPost:
         """Return what is wrong with a reply: rates outside what the client's masses allow."""
         if "mass" in reply:
             n, criteria = float(reply["count"][0]), [c.criterion for c in self.constraints]
-            return "" if masses_fit(criteria, self._split(reply["mass"]), n) else f"masses that do not fit {n:g} rows"
+            return (
+                "" if masses_fit(criteria, cut(reply["mass"], self.shapes), n) else f"masses that do not fit {n:g} rows"
+            )
         rows = self._everybody(state)[1]
         most = state[f"mass/{name}"] / rows
         bad = (reply["sums"] < -1e-9).any() or (reply["sums"] > most + 1e-9).any()
@@ -189,7 +188,7 @@ class FedFACTPost:
             if "mass" in replies[name]:
                 new |= {f"mass/{name}": replies[name]["mass"], f"count/{name}": float(replies[name]["count"][0])}
         if any("mass" in r for r in replies.values()) or "trial" not in state:
-            return self._restarted({**new, "who": _named(new, "mass/")})
+            return self._restarted({**new, "who": named(new, "mass/")})
         silent = [n for n in state["who"] if n not in replies and f"sums/{n}" not in state]
         back = [n for n in replies if n not in state["who"]]
         if back or (silent and state.get("waited", 0) >= _WAIT):  # who never answered has no plane to stand for it
@@ -201,7 +200,7 @@ class FedFACTPost:
                     f"where/{name}": table}  # fmt: skip
         if silent:  # the same prices, asked again
             return {**new, "waited": state.get("waited", 0) + 1, "away": silent}
-        names = _named(new, "sums/")  # absent ones with the plane through what they sent last
+        names = named(new, "sums/")  # absent ones with the plane through what they sent last
         value = sum(new[f"value/{n}"] - float(new[f"sums/{n}"] @ (table - new[f"where/{n}"])) for n in names)
         gradient = -level.matrix.T @ sum((new[f"sums/{n}"] for n in names), start=np.zeros(self.width))
         return self._step(new, level, float(value), gradient, [n for n in names if n not in replies])
@@ -264,10 +263,11 @@ class FedFACTPost:
 
     def tables(self, privates: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Array]]:
         """Return each client's adjustments from what it remembers; in use each client has its own alone."""
-        return {name: self._split(np.asarray(own["table"])) for name, own in privates.items() if "table" in own}
+        return {name: cut(np.asarray(own["table"]), self.shapes) for name, own in privates.items() if "table" in own}
 
 
-def _named(state: Mapping[str, Any], prefix: str) -> list[str]:
+def named(state: Mapping[str, Any], prefix: str) -> list[str]:
+    """Return the clients of whom a state keeps something under a prefix."""
     return sorted(key.removeprefix(prefix) for key in state if key.startswith(prefix))
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from upright.classification.inputs import Ints, as_text, one_hot, some
-from upright.classification.table import FairTable
+from upright.classification.table import FairTable, cut
 from upright.contract import InputError
 from upright.maths.parity.constraints import EMPTY, Constraint, Level
 from upright.maths.parity.program import Solution, solve
@@ -134,7 +134,7 @@ def _largest(rows: Sequence[Any], of: Callable[[Any], float], least: float) -> l
     return list(found.values())
 
 
-def _sentence(head: str, found: Sequence[str], tail: str = "", most: int = 6) -> str:
+def _sentence(head: str, found: Sequence[str], tail: str = "", most: int = 20) -> str:
     more = [f"and {len(found) - most} more"] if len(found) > most else []
     return f"{head}: {'; '.join([*found[:most], *more])}{tail}" if found else ""
 
@@ -194,8 +194,8 @@ def fit_table(
     solution = solve(sites, constraints, temperature, start=start.solution if start else None, seen=mass)
     if not randomised:
         solution = _tightened(sites, constraints, solution, temperature, mass)
-    common = _split(solution.levels[0].matrix @ solution.prices, solution.tables[0])
-    table = replace(blank, tables=tuple(tuple(t) for t in solution.tables), common=common)
+    common = cut(solution.levels[0].matrix @ solution.prices, [t.shape for t in solution.tables[0]])
+    table = replace(blank, tables=tuple(tuple(t) for t in solution.tables), common=tuple(common))
     counts = [[(hard[f][r] > 0).sum(0) for f in features] for r in rows]
     report = _report(sites, constraints, solution, table, randomised)
     risk = 1.0 - float(sum(
@@ -204,11 +204,6 @@ def fit_table(
     ))  # fmt: skip
     return Fitted(table, solution, report, _left_out(mass, solution, constraints, table),
                   _small(table, counts, constraints), _conflicts(report), risk, tuple(constraints))  # fmt: skip
-
-
-def _split(flat: Array, like: Sequence[Array]) -> tuple[Array, ...]:
-    cuts = np.cumsum([v.size for v in like])[:-1]
-    return tuple(v.reshape(o.shape) for v, o in zip(np.split(flat, cuts), like, strict=True))
 
 
 def _hard(site: Site, table: Sequence[Array]) -> Array:

@@ -41,24 +41,14 @@ from numpy.typing import NDArray
 from upright.classification.averaging import FedAvg, Training
 from upright.classification.silos import Silo
 from upright.contract import InputError
+from upright.maths.bilevel import project_simplex
 from upright.maths.parity.rates import Criterion, contrasts, masses, strata
 
-__all__ = ["FairFed", "FedFB", "reweighted", "simplex"]
+__all__ = ["FairFed", "FedFB", "reweighted"]
 
 Array = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
 State = dict[str, Any]
-
-
-def simplex(x: Array, total: float) -> Array:
-    """Return the point of ``v >= 0, sum v = total`` that is nearest to x, shape (m,).
-
-    Source: Duchi et al., *Efficient Projections onto the l1-Ball for Learning in High Dimensions* (2008).
-    """
-    down = np.sort(x)[::-1]
-    over = (np.cumsum(down) - total) / np.arange(1, len(x) + 1)
-    held = np.flatnonzero(down > over)
-    return np.asarray(np.maximum(x - over[held[-1] if len(held) else 0], 0.0))
 
 
 def reweighted(y: Array, member: Array) -> Array:
@@ -234,8 +224,12 @@ class FedFB(FedAvg):
         rate = np.divide(decided, size[:, None], out=np.zeros_like(decided), where=there[:, None])
         gap = np.where(there[:, None], rate - decided.sum(axis=0) / size.sum(), 0.0)  # (G, m)
         lam = state["weights"] * label / size.sum() - self.alpha / np.sqrt(state["round"]) * gap
-        lam = np.stack([simplex(np.where(c > 0, own, -np.inf), s) if s > 0 else np.zeros_like(own)
-                        for own, c, s in zip(lam, label, size / size.sum(), strict=True)])  # fmt: skip
+        for own, seen, total in zip(
+            lam, label > 0, size / size.sum(), strict=True
+        ):  # a label that is not there has none
+            own[:] = np.where(seen, own, 0.0)
+            if seen.any():
+                own[seen] = project_simplex(own[seen], total)
         weights = np.divide(lam * size.sum(), label, out=np.ones_like(lam), where=label > 0)
         by_rows = {n: float(r["report"][0]) for n, r in replies.items()}
         widest = max(float(np.ptp(rate[there, j])) for j in range(self.shape[1]))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,16 @@ from upright.contract import InputError
 from upright.maths.parity.rates import Criterion
 from upright.maths.parity.site import adjusted
 
-__all__ = ["FairTable"]
+__all__ = ["FairTable", "cut"]
 
 Array = NDArray[np.float64]
 _SCHEMA = "upright.fair_table/1"
+
+
+def cut(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+    """Return the tables of each constraint that lie one after the other in a vector, shape (Q,)."""
+    cuts = np.cumsum([0, *map(math.prod, shapes)])
+    return [flat[a:b].reshape(shape) for a, b, shape in zip(cuts, cuts[1:], shapes, strict=False)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,11 +86,13 @@ from upright.classification.averaging import (
     trained,
     trained_by_clients,
 )  # fmt: skip
+from upright.classification.exchange import named
 from upright.classification.silos import Silo, one_hot, weighted_log_loss
+from upright.classification.table import cut
 from upright.contract import InputError, stream
 from upright.maths.parity.program import Constraint, Level, levels_of
-from upright.maths.parity.rates import masses, masses_fit, strata
-from upright.maths.parity.site import adjusted, table_size
+from upright.maths.parity.rates import masses_fit
+from upright.maths.parity.site import Site, adjusted, table_size
 from upright.maths.parity.steps import dual_step, l1_ball, two_experts
 
 __all__ = ["FedAvg", "FedFACTTraining", "Trained", "Training", "cost_sensitive_loss", "normalised", "settings_of",
@@ -201,12 +203,6 @@ class FedFACTTraining(FedAvg):
         """Q, the entries of a table of adjustments."""
         return sum(int(np.prod(shape)) for shape in self.tables)
 
-    def _split(self, flat: Array) -> list[Array]:
-        if not self.tables:
-            return []
-        cuts = np.cumsum([int(np.prod(shape)) for shape in self.tables])[:-1]
-        return [part.reshape(shape) for part, shape in zip(np.split(flat, cuts), self.tables, strict=True)]
-
     def _at(self, level: Level) -> NDArray[np.int64]:
         """Return where the prices of a level are among those of all contrasts, shape (U,)."""
         start = np.cumsum([0, *(int(np.prod(shape)) for shape in self.prices)])
@@ -219,7 +215,7 @@ class FedFACTTraining(FedAvg):
 
     def _level(self, mass: Array, rows: float, tolerances: Sequence[float]) -> Level:
         # an infinite tolerance becomes a large one: its gaps are logged, its prices stay exactly 0
-        return levels_of(self.constraints, self._split(mass / rows), [min(t, _LARGE) for t in tolerances], 1.0)
+        return levels_of(self.constraints, cut(mass / rows, self.tables), [min(t, _LARGE) for t in tolerances], 1.0)
 
     def _everybody(self, state: State, names: Sequence[str]) -> tuple[Level, float]:
         rows = sum(state[f"count/{name}"] for name in names)
@@ -236,7 +232,7 @@ class FedFACTTraining(FedAvg):
 
     def message(self, state: State) -> Arrays:
         """Return round, model, the global part of the table, and who need not send masses."""
-        known, table = _named(state, "mass/"), np.zeros(self.width)
+        known, table = named(state, "mass/"), np.zeros(self.width)
         if known:
             level, _ = self._everybody(state, known)
             table = level.matrix @ state["prices"][self._at(level)]
@@ -255,10 +251,10 @@ class FedFACTTraining(FedAvg):
     def objection(self, state: State, name: str, reply: Arrays) -> str:
         """Return what is wrong with a reply: counts outside what the client's masses allow."""
         if "mass" in reply:
-            n, mass = float(reply["count"][0]), self._split(reply["mass"])
+            n, mass = float(reply["count"][0]), cut(reply["mass"], self.tables)
             return "" if masses_fit(self.criteria, mass, n) else f"masses that do not fit {n:g} rows"
         slack = 1e-6 * (1.0 + float(state[f"count/{name}"]))
-        mass, decided = self._split(state[f"mass/{name}"]), self._split(reply["decided"])
+        mass, decided = cut(state[f"mass/{name}"], self.tables), cut(reply["decided"], self.tables)
         for criterion, p, d in zip(self.criteria, mass, decided, strict=True):
             if (d < -slack).any() or (d > p + slack).any():
                 return "decided outside its range: more decisions than rows, or fewer than none"
@@ -274,68 +270,59 @@ class FedFACTTraining(FedAvg):
         self, message: Arrays, privates: Mapping[str, Arrays], datas: Mapping[str, Silo]
     ) -> dict[str, tuple[Arrays, Arrays]]:
         """Run several clients, their local steps in one tensor program."""
-        known, theta = set(message["known"].tolist()), model_of(message)
+        known, theta, turn = set(message["known"].tolist()), model_of(message), int(message["round"][0])
         out: dict[str, tuple[Arrays, Arrays]] = {}
-        names, silos, rows, replies, memories = [], [], [], [], []
-        for name in sorted(datas):
-            fits(self.config, datas[name])
-            if stream(0, name) not in known:
-                mass, n = self._masses(datas[name]), np.array([float(len(datas[name].y))])
-                out[name] = ({"mass": mass, "count": n}, privates[name])
-                continue
-            row, reply, memory = self._looked_at(message, theta, privates[name], datas[name])
-            names.append(name)
-            silos.append(datas[name])
-            rows.append(row)
-            replies.append(reply)
-            memories.append(memory)
-        if not names:
+        looked = {}
+        for name, silo in sorted(datas.items()):
+            fits(self.config, silo)
+            if stream(0, name) in known:
+                looked[name] = self._looked_at(message, theta, privates[name], silo)
+            else:
+                out[name] = ({"mass": self._site(silo).sums(np.ones((len(silo.y), self.config.classes))),
+                              "count": np.array([float(len(silo.y))])}, privates[name])  # fmt: skip
+        if not looked:
             return out
-        turn = int(message["round"][0])
-        unified = trained_by_clients(self.config, turn, tensors_of(theta, len(names)), silos, rows)
-        for k, (name, reply, memory) in enumerate(zip(names, replies, memories, strict=True)):
-            out[name] = ({**changes(theta, unified[k]), **reply}, memory)
+        silos = [datas[name] for name in looked]
+        rows, replies, memories = zip(*looked.values(), strict=True)
+        unified = trained_by_clients(self.config, turn, tensors_of(theta, len(silos)), silos, rows)
+        for name, own, reply, memory in zip(looked, unified, replies, memories, strict=True):
+            out[name] = ({**changes(theta, own), **reply}, memory)
         if not self.neutral:
             stacked = {key: torch.from_numpy(np.stack([m[f"phi.{key}"] for m in memories])) for key in theta}
             local = trained_by_clients(self.config, turn, stacked, silos, rows)
             for memory, own in zip(memories, local, strict=True):
                 memory |= {f"phi.{key}": value for key, value in own.items()}
         if self.config.average > 1:
-            for memory, name in zip(memories, names, strict=True):
+            for memory, name in zip(memories, looked, strict=True):
                 for key in [key for key in memory if key == "mix" or key.startswith("phi.")]:
                     memory[f"past.{key}"] = last_of(privates[name].get(f"past.{key}"), memory[key], self.config.average)
         return out
 
-    def _masses(self, silo: Silo) -> Array:
-        y, ones = one_hot(silo.y, self.config.classes), np.ones(len(silo.y))
-        parts = [masses(strata(c, y), q, ones, self.config.classes).ravel()
-                 for c, q in zip(self.criteria, silo.members, strict=True)]  # fmt: skip
-        return np.concatenate([np.zeros(0), *parts])
+    def _site(self, silo: Silo) -> Site:
+        y = one_hot(silo.y, self.config.classes)
+        return Site(y, silo.members, np.ones(len(y)), tuple(self.criteria))
 
     def _looked_at(
         self, message: Arrays, theta: Arrays, private: Arrays, silo: Silo
     ) -> tuple[Array, dict[str, Any], dict[str, Any]]:
         """Return weights of the loss (n, m), what is reported, and the client's new memory: steps 2 to 6."""
-        config, n, y = self.config, len(silo.y), one_hot(silo.y, self.config.classes)
+        config, n, site = self.config, len(silo.y), self._site(silo)
         weight = float(private["mix"][0]) if private else (1.0 if self.neutral else 0.5)
         phi = model_of(private, "phi.") or ({} if self.neutral else theta)  # starts where the unified model is
         nu = np.array(private["prices"]) if private else self._no_prices()
         column = self.names.index(silo.name) if self.local.shape[1] > 1 else 0
-        mass = self._masses(silo)
+        mass = site.sums(np.ones_like(site.p))
         level = self._level(mass, float(n), self.local[:, column].tolist())
         at = self._at(level)
-        table = self._split(message["table"] + level.matrix @ nu[at])
-        rows = normalised(adjusted(y, silo.members, self.criteria, table))  # step 2
+        table = cut(message["table"] + level.matrix @ nu[at], self.tables)
+        rows = normalised(adjusted(site.p, silo.members, self.criteria, table))  # step 2
         loss, p = scored(theta, silo, rows)
         own_loss = loss
         if phi:
             own_loss, q = scored(phi, silo, rows)
             p = weight * p + (1.0 - weight) * q
         h = one_hot(p.argmax(axis=1), config.classes)  # step 3
-        decided = np.concatenate([np.zeros(0), *(
-            np.stack([member.T @ (f * h) for f in strata(c, y)]).ravel()
-            for c, member in zip(self.criteria, silo.members, strict=True)
-        )])  # fmt: skip
+        decided = site.sums(h)
         d = level.matrix.T @ decided / n
         after = two_experts(weight, min(loss, config.loss_bound), min(own_loss, config.loss_bound), config.expert_step)
         moved = nu.copy()
@@ -361,7 +348,7 @@ class FedFACTTraining(FedAvg):
         new |= averaged(self.config, state, some, weights)
         for name, reply in some.items():
             new |= {f"decided/{name}": reply["decided"], f"report/{name}": reply["report"]}
-        names = _named(new, "decided/")  # absent ones count with what they sent last
+        names = named(new, "decided/")  # absent ones count with what they sent last
         old = [name for name in names if name not in some]
         if old and self.done(new):
             text = f"the prices rest on an old reply of clients without one in the last round: {', '.join(old)}"
@@ -388,13 +375,9 @@ class FedFACTTraining(FedAvg):
 
     def _unreached(self, state: State, bound: Sequence[float]) -> list[str]:
         where = [("everybody", flags) for flags in [bound]]
-        where += [(f"client {n}", state[f"report/{n}"][len(_REPORT) :].tolist()) for n in _named(state, "report/")]
+        where += [(f"client {n}", state[f"report/{n}"][len(_REPORT) :].tolist()) for n in named(state, "report/")]
         return [f"{c.criterion} (constraint {i}) of {who}: tolerance not reached with this model"
                 for who, flags in where for i, c in enumerate(self.constraints) if flags[i]]  # fmt: skip
-
-
-def _named(state: Mapping[str, Any], prefix: str) -> list[str]:
-    return sorted(key.removeprefix(prefix) for key in state if key.startswith(prefix))
 
 
 def _moved(price: Array, d: Array, level: Level, mass: Array, config: Training) -> Array:
