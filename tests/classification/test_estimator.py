@@ -357,9 +357,10 @@ def test_the_front_gives_up_gap_for_accuracy(constraints):
 
 
 def test_local_tolerances_go_along_where_there_are_any():
+    # catches: a front without limits inside clients for a classifier that has them, None among them: that of everybody
     x, y, g, k = world(11, n=3000)
     inside = Constraint(global_tol=0.1, local_tol=0.1)
-    for settings in ({"local_tol": 0.1}, {"local_tol": {"0": 0.1}}, {"constraints": inside}):
+    for settings in ({"local_tol": 0.1}, {"local_tol": {"0": 0.1}}, {"constraints": inside}, {"local_tol": None}):
         own = FedFACTClassifier(random_state=0, **settings).fit(x, y, sensitive_features=g, clients=k)
         (row,) = own.frontier(x, y, sensitive_features=g, clients=k, tolerances=(0.0,)).rows
         assert row["calibration_local_max"] < 4 / 700

@@ -258,7 +258,8 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
             few.append(f"class {str(self.classes_[c])!r}")
         if few:
             also = f"; {int((train & held).sum())} of them trained on as well" if (train & held).any() else ""
-            text = f"too few rows to hold out a share, so that one is taken for calibration: {', '.join(few)}{also}"
+            named = ", ".join(few[:20]) + (f" and {len(few) - 20} more" if len(few) > 20 else "")
+            text = f"too few rows to hold out a share, so that one is taken for calibration: {named}{also}"
             warnings.warn(text, UserWarning, stacklevel=3)
         return np.flatnonzero(train), np.flatnonzero(held)
 
@@ -377,7 +378,7 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
         known = {k: (self._proba(x), self._groups(x, sites)) for k, (x, _, _, sites) in read.items()}
         rows = []
         limits = list(self.local_tol.values()) if isinstance(self.local_tol, Mapping) else self.local_tol
-        inside = bool(np.isfinite(np.asarray(limits, dtype=np.float64)).any())
+        inside = self.local_tol is None or bool(np.isfinite(np.asarray(limits, dtype=np.float64)).any())
         post = self._post(unknown="common", warm_start=True)
         for tol in tolerances:
             local = tol if inside else float("inf")

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from upright.classification.draws import row_ids, uniforms
-from upright.classification.fitting import Fitted, fit_table, named_constraints
+from upright.classification.fitting import fit_table, named_constraints
 from upright.classification.inputs import (
     Ints,
     as_codes,
@@ -199,18 +199,14 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
             if text:
                 warnings.warn(text, ToleranceWarning, stacklevel=2)
         self.seed_ = secrets.randbits(63) if self.random_state is None else as_seed(self.random_state)
-        self._keep(fitted, named, soft is not None)
+        self.classes_, self.blind_ = np.asarray(named), soft is not None
+        self.fitted_, self.table_ = fitted, fitted.table
+        self.groups_, self.clients_ = dict(fitted.table.groups), list(fitted.table.clients)
+        self.report_, self.left_out_ = fitted.report, fitted.left_out
+        self.small_, self.conflicts_, self.missed_ = fitted.small, fitted.conflicts, fitted.missed()
+        self.kkt_, self.duality_gap_ = fitted.solution.kkt, fitted.solution.duality_gap
+        self.n_iter_, self.converged_ = fitted.solution.iterations, fitted.solution.converged
         return self
-
-    def _keep(self, found: Fitted, classes: Any, blind: bool) -> None:
-        self.classes_ = np.asarray(classes)
-        self.fitted_, self.table_, self.blind_ = found, found.table, blind
-        self.groups_, self.clients_ = dict(found.table.groups), list(found.table.clients)
-        self.report_, self.left_out_ = found.report, found.left_out
-        self.small_, self.conflicts_ = found.small, found.conflicts
-        self.missed_ = found.missed()
-        self.kkt_, self.duality_gap_ = found.solution.kkt, found.solution.duality_gap
-        self.n_iter_, self.converged_ = found.solution.iterations, found.solution.converged
 
     def scores(
         self, proba: Any, *, sensitive_features: Any = None, clients: Any = None, group_proba: Any = None
