@@ -10,19 +10,8 @@ from numpy.typing import NDArray
 
 from upright.contract import InputError
 
-__all__ = [
-    "as_codes",
-    "as_column",
-    "as_features",
-    "as_labels",
-    "as_probabilities",
-    "as_seed",
-    "as_text",
-    "classes_in",
-    "one_hot",
-    "require_one_index",
-    "some",
-]
+__all__ = ["as_codes", "as_column", "as_features", "as_labels", "as_probabilities", "as_seed", "as_text", "classes_in",
+           "one_hot", "places", "require_one_index", "some"]  # fmt: skip
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -49,6 +38,13 @@ def _missing(values: Any) -> NDArray[np.bool_]:
             return True
 
     return np.array([absent(v) for v in values.tolist()], dtype=bool)
+
+
+def places(values: NDArray[Any], known: Sequence[Any]) -> tuple[Ints, list[str]]:
+    """Return the place of each value among known ones, shape (n,) and -1 for the others, and the others' names."""
+    at = {v: i for i, v in enumerate(known)}
+    codes = np.array([at.get(v, -1) for v in values.tolist()], dtype=np.int64)
+    return codes, sorted({str(v) for v in values[codes < 0].tolist()})
 
 
 def as_text(values: NDArray[Any]) -> NDArray[np.str_]:
@@ -202,8 +198,7 @@ def as_codes(given: Any, n: int, known: Sequence[str] | None) -> tuple[Ints, lis
         return np.zeros(n, dtype=np.int64), list(known or ["all"])
     text = as_text(as_column(given, n, "clients"))
     names = sorted(set(text.tolist()), key=lambda v: (len(v), v)) if known is None else list(known)
-    place = {name: i for i, name in enumerate(names)}
-    return np.array([place.get(v, -1) for v in text.tolist()], dtype=np.int64), names
+    return places(text, names)[0], names
 
 
 def classes_in(given: Any, n: int) -> list[Any]:
@@ -232,16 +227,11 @@ def as_labels(given: Any, n: int, classes: Sequence[Any]) -> Ints:
     InputError
         For another length, missing labels, and labels that are no class.
     """
-    values = as_column(given, n, "labels", "a label for each sample")
-    place = {c: i for i, c in enumerate(np.asarray(classes).tolist())}
-    codes = np.array([place.get(v, -1) for v in values.tolist()], dtype=np.int64)
-    if (codes < 0).any():
-        strangers = sorted({str(v) for v in values[codes < 0].tolist()})
-        raise InputError(
-            f"labels {some(strangers)}",
-            f"classes {some(list(place), 10)}",
-            "pass `classes` in the order of the columns",
-        )
+    known = np.asarray(classes).tolist()
+    codes, strangers = places(as_column(given, n, "labels", "a label for each sample"), known)
+    if strangers:
+        accepted = f"classes {some(known, 10)}"
+        raise InputError(f"labels {some(strangers)}", accepted, "pass `classes` in the order of the columns")
     return codes
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
-from upright.classification.inputs import Ints, one_hot, some
+from upright.classification.inputs import Ints, one_hot, places, some
 from upright.contract import InputError
 from upright.maths.parity.rates import Criterion
 from upright.maths.parity.site import adjusted
@@ -89,9 +90,7 @@ class FairTable:
         out = np.zeros_like(p)
         for g, name in enumerate(self.groups[first]):
             a, b = self.calibration[name]
-            z = log @ a + b
-            e = np.exp(z - z.max(1, keepdims=True))
-            out += members[first][:, g : g + 1] * (e / e.sum(1, keepdims=True))
+            out += members[first][:, g : g + 1] * softmax(log @ a + b, axis=1)
         return np.asarray(out / out.sum(1, keepdims=True))
 
     def scores(self, p: Array, members: Mapping[str, Array], client: Ints) -> Array:
@@ -114,8 +113,7 @@ class FairTable:
 
     def decide(self, z: Array) -> Array:
         """Return the randomised decision ``softmax(z / beta)``, shape (n, m)."""
-        e = np.exp((z - z.max(1, keepdims=True)) / self.beta)
-        return np.asarray(e / e.sum(1, keepdims=True))
+        return np.asarray(softmax(z / self.beta, axis=1))
 
     # -- JSON --------------------------------------------------------------------------------------------------------
 
@@ -192,12 +190,10 @@ class FairTable:
                 f"no sensitive feature {name!r} among {some(list(columns))}", some(list(self.groups)),
                 "pass the features that the fit had, under the same names",
             )  # fmt: skip
-        at = {g: i for i, g in enumerate(self.groups[name])}
-        codes = np.array([at.get(v, -1) for v in columns[name].tolist()], dtype=np.int64)
-        if (codes < 0).any() and unknown == "error":
-            strangers = sorted(set(columns[name][codes < 0].tolist()))
+        codes, strangers = places(columns[name], self.groups[name])
+        if strangers and unknown == "error":
             raise InputError(
-                f"groups of {name!r} that the fit did not see: {some(strangers)}", some(list(at), 20),
+                f"groups of {name!r} that the fit did not see: {some(strangers)}", some(list(self.groups[name]), 20),
                 "fit with samples of these groups, or set unknown='common' to treat them as the average of the groups",
             )  # fmt: skip
         return codes

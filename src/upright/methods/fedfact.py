@@ -76,6 +76,7 @@ from upright.contract import (
 from upright.declare import Front, Heat, Holds, Intervals, Noted
 from upright.federation.rounds import drive, from_tensors, rounds, to_tensors
 from upright.lazy import LazyModule
+from upright.maths.parity.oracle import linear_program
 from upright.maths.parity.program import Constraint
 from upright.maths.parity.site import Site
 
@@ -363,7 +364,7 @@ def _rival(t: Any, config: FedFACTConfig, run: Run, model: federated.Trained) ->
             )
             for k in range(len(t.clients))
         ]
-        tables = controls.exact_tables(site, [config.constraint(t.config.criterion)])
+        tables = linear_program(site, [config.constraint(t.config.criterion)])[2]
         exact = replace(found.table, tables=tuple(tuple(one) for one in tables))
 
         def scores(x: Array, group: Ints, client: Ints) -> tuple[Array, NDArray[np.bool_]]:
