@@ -23,8 +23,8 @@ from torch import Tensor
 from upright.classification.silos import Silo, batches, initial, local_steps, logits, one_hot, weighted_log_loss
 from upright.contract import Config, InputError, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, stream
 
-__all__ = ["FedAvg", "Trained", "Training", "averaged", "changes", "first_state", "fits", "last_of", "model_of",
-           "scored", "settings_of", "tensors_of", "trained", "trained_by_clients"]  # fmt: skip
+__all__ = ["FedAvg", "Trained", "Training", "averaged", "fits", "last_of", "model_of", "scored", "settings_of",
+           "tensors_of", "trained", "trained_by_clients"]  # fmt: skip
 
 Array = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
@@ -104,9 +104,6 @@ def fits(config: Training, silo: Silo) -> None:
         )  # fmt: skip
 
 
-# -- federated averaging --------------------------------------------------------------------------------------------
-
-
 def model_of(arrays: Mapping[str, Any], prefix: str = "theta.") -> Arrays:
     """Return the arrays whose names start with a prefix, without it."""
     return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
@@ -116,13 +113,6 @@ def tensors_of(model: Mapping[str, NDArray[Any]], times: int = 0) -> dict[str, T
     """Return tensors, repeated along a leading axis of clients where `times` is not 0."""
     own = {name: torch.from_numpy(np.array(value)) for name, value in model.items()}
     return {name: v.expand(times, *v.shape) for name, v in own.items()} if times else own
-
-
-def first_state(config: Training) -> State:
-    """Return the server's state before the first round."""
-    rng = np.random.default_rng(stream(config.seed, "initial"))
-    theta = initial(config.features, config.classes, config.hidden, rng, config.dtype)
-    return {"round": 1, "history": [], **{f"theta.{name}": value for name, value in theta.items()}}
 
 
 def trained_by_clients(
@@ -139,11 +129,6 @@ def trained_by_clients(
         optimiser=config.optimiser, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
     )  # fmt: skip
     return [{name: value[k].numpy() for name, value in after.items()} for k in range(len(silos))]
-
-
-def changes(theta: Mapping[str, NDArray[Any]], own: Mapping[str, NDArray[Any]]) -> Arrays:
-    """Return what goes up: a client's model less the unified one."""
-    return {f"delta.{name}": own[name] - theta[name] for name in theta}
 
 
 def averaged(
@@ -183,7 +168,9 @@ class FedAvg:
 
     def start(self) -> State:
         """Return the first state: the initial model."""
-        return first_state(self.config)
+        own, rng = self.config, np.random.default_rng(stream(self.config.seed, "initial"))
+        theta = initial(own.features, own.classes, own.hidden, rng, own.dtype)
+        return {"round": 1, "history": [], **{f"theta.{name}": value for name, value in theta.items()}}
 
     def message(self, state: State) -> Arrays:
         """Return the round and the model."""
@@ -233,7 +220,8 @@ class FedAvg:
             loss, p = scored(theta, silo, row)
             h = one_hot(p.argmax(axis=1), self.config.classes)
             report = np.array([float(len(y)), loss, float((h * y).sum()) / len(y)])
-            out[name] = ({**changes(theta, own), "report": report, **self.counted(silo, y, h)}, privates[name])
+            change = {f"delta.{key}": own[key] - theta[key] for key in theta}
+            out[name] = ({**change, "report": report, **self.counted(silo, y, h)}, privates[name])
         return out
 
     def server(self, state: State, replies: Mapping[str, Arrays]) -> State:
@@ -255,13 +243,14 @@ class FedAvg:
 
 def scored(model: Mapping[str, NDArray[Any]], silo: Silo, rows: Array) -> tuple[float, Array]:
     """Return the mean weighted loss of a model on all rows of a client, and its probabilities (n, m)."""
+    scores = _scores(model, silo.x)
+    loss = weighted_log_loss(scores, torch.from_numpy(rows)).mean()
+    return float(loss), np.asarray(torch.softmax(scores, dim=-1).numpy())
+
+
+def _scores(model: Mapping[str, NDArray[Any]], x: NDArray[Any]) -> Tensor:
     with torch.no_grad():
-        scores = logits(tensors_of(model), torch.from_numpy(silo.x)).double()
-        loss = weighted_log_loss(scores, torch.from_numpy(rows)).mean()
-        return float(loss), np.asarray(torch.softmax(scores, dim=-1).numpy())
-
-
-# -- what is served -------------------------------------------------------------------------------------------------
+        return logits(tensors_of(model), torch.from_numpy(np.ascontiguousarray(x))).double()
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,21 +306,19 @@ class Trained:
             )
         whole = len(self.theta["bias"])
         if client is None or client not in self.phi:
-            return sum((self._soft(self.theta, i, x) for i in range(whole)), np.zeros(())) / whole
-        mix, local = self.mix[client], self.phi[client]
-        some = min(whole, len(mix))
-        parts = [
-            float(mix[-i]) * self._soft(self.theta, -i, x) + (1.0 - float(mix[-i])) * self._soft(local, -i, x)
-            for i in range(some, 0, -1)
-        ]
-        return np.asarray(sum(parts, np.zeros(())) / some)
+            parts = [self._soft(self.theta, i, x) for i in range(whole)]
+        else:
+            mix, local = self.mix[client], self.phi[client]
+            parts = [
+                float(mix[-i]) * self._soft(self.theta, -i, x) + (1.0 - float(mix[-i])) * self._soft(local, -i, x)
+                for i in range(min(whole, len(mix)), 0, -1)
+            ]
+        return np.asarray(sum(parts, np.zeros(())) / len(parts))
 
     @staticmethod
     def _soft(model: Arrays, i: int, x: NDArray[Any]) -> Array:
-        own = {name: torch.from_numpy(np.array(value[i])) for name, value in model.items()}
-        with torch.no_grad():
-            rows = torch.from_numpy(np.ascontiguousarray(x)).to(own["weight"].dtype)
-            return np.asarray(torch.softmax(logits(own, rows).double(), dim=-1).numpy())
+        own = {name: value[i] for name, value in model.items()}
+        return np.asarray(torch.softmax(_scores(own, x.astype(own["weight"].dtype)), dim=-1).numpy())
 
     def parameters(self) -> Arrays:
         """Return everything as one flat dict of arrays, for safetensors or ``numpy.savez``."""

@@ -24,9 +24,10 @@ Source: Zhang et al., *FedFACT* (2025), arXiv 2506.03777, section 4.2, with Newt
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ from upright.maths.parity.rates import masses_fit
 from upright.maths.parity.shares import best_local_prices
 from upright.maths.parity.site import Site, table_size
 
-__all__ = ["FedFACTPost", "Scores", "named"]
+__all__ = ["Counted", "FedFACTPost", "Scores", "named"]
 
 Array = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
@@ -67,7 +68,70 @@ class Scores:
     members: tuple[Array, ...]
 
 
-class FedFACTPost:
+class Counted:
+    """Constraints over clients that send the masses of their groups once, before their first round.
+
+    Masses give the share of each client, which contrasts there are, and what replies are feasible.
+    """
+
+    most = float("inf")
+    """What tolerances are cut to."""
+
+    def __init__(
+        self, constraints: Sequence[Constraint], groups: Sequence[int], classes: int, clients: Sequence[str]
+    ) -> None:
+        self.constraints, self.names = tuple(constraints), tuple(clients)
+        self.criteria = tuple(c.criterion for c in constraints)
+        self.shapes = table_size(self.criteria, groups, classes)
+        self.width = sum(map(math.prod, self.shapes))
+        many = any(np.ndim(c.local_tol) for c in constraints)
+        self.local = np.array([c.local(len(self.names) if many else 1) for c in constraints])  # (C, K) or (C, 1)
+        self.local = self.local.reshape(len(self.constraints), -1)
+
+    def _inside(self, name: str) -> list[float]:
+        """Return a client's tolerance of each constraint."""
+        own = self.local[:, self.names.index(name) if self.local.shape[1] > 1 else 0]
+        return [min(t, self.most) for t in own.tolist()]
+
+    def _everybody(self, state: State, names: Sequence[str] = ()) -> tuple[Level, float]:
+        """Return the constraints of some clients together, of all that take part by default, and their rows."""
+        names = names or state.get("who") or named(state, "mass/")
+        rows = sum(state[f"count/{n}"] for n in names)
+        mass = sum((state[f"mass/{n}"] for n in names), start=np.zeros(self.width)) / rows
+        tolerances = [min(c.global_tol, self.most) for c in self.constraints]
+        return levels_of(self.constraints, cut(mass, self.shapes), tolerances, 1.0), rows
+
+    def _known(self, state: State) -> NDArray[np.int64]:
+        """Return one number for each client that need not send masses."""
+        return np.array([stream(0, n) for n in named(state, "mass/")], dtype=np.int64)
+
+    def _counts(self, message: Arrays, site: Site, name: str) -> Arrays:
+        """Return the masses of a client's rows of weight 1 where the server does not know them, else nothing."""
+        if stream(0, name) in set(message["known"].tolist()):
+            return {}
+        return {"mass": site.sums(np.ones_like(site.p)), "count": np.array([float(len(site.p))])}
+
+    def _unfit(self, reply: Arrays) -> str:
+        n = float(reply["count"][0])
+        fit = masses_fit(self.criteria, cut(reply["mass"], self.shapes), n)
+        return "" if fit else f"masses that do not fit {n:g} rows"
+
+    def _taken(self, state: State, replies: Mapping[str, Arrays]) -> State:
+        """Return the state of the next round with the masses that came."""
+        new = {**state, "round": state["round"] + 1}
+        for name in sorted(replies):
+            if "mass" in replies[name]:
+                new |= {f"mass/{name}": replies[name]["mass"], f"count/{name}": float(replies[name]["count"][0])}
+        return new
+
+
+def warn_of_old_replies(names: Sequence[str]) -> None:
+    """Warn that a result rests on replies of an earlier round."""
+    text = f"the prices rest on an old reply of clients without one in the last round: {', '.join(names)}"
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
+
+
+class FedFACTPost(Counted):
     """Prices of global and local constraints, found in rounds.
 
     Parameters
@@ -96,18 +160,8 @@ class FedFACTPost:
                 f"{len(constraints)} constraints, groups {tuple(groups)}, {classes} classes, beta = {beta}",
                 "one number of groups for each constraint, two classes or more, positive beta", "correct what differs",
             )  # fmt: skip
-        self.constraints, self.clients_in_order = tuple(constraints), tuple(clients)
-        self.shapes = table_size([c.criterion for c in constraints], list(groups), classes)
-        self.width = sum(a * b * c for a, b, c in self.shapes)
+        super().__init__(constraints, groups, classes, clients)
         self.beta, self.rounds, self.tol = beta, rounds, tol
-
-    def _everybody(self, state: State) -> tuple[Level, float]:
-        names = state.get("who") or named(state, "mass/")
-        rows = sum(state[f"count/{n}"] for n in names)
-        mass = sum((state[f"mass/{n}"] for n in names), start=np.zeros(self.width)) / rows
-        return levels_of(self.constraints, cut(mass, self.shapes), [c.global_tol for c in self.constraints], 1.0), rows
-
-    # -- messages
 
     def start(self) -> State:
         """Return the first state: no prices, and a round in which masses are sent."""
@@ -115,16 +169,12 @@ class FedFACTPost:
 
     def message(self, state: State) -> Arrays:
         """Return round, temperature, smoothing, number of rows, one number a known client, and Q adjustments."""
-        known = named(state, "mass/")
-        table, rows = np.zeros(self.width), 0.0
-        if known:
+        table, rows, known = np.zeros(self.width), 0.0, self._known(state)
+        if known.size:
             level, rows = self._everybody(state)
-            if "trial" in state:
-                table = level.matrix @ state["trial"]
-        return {
-            "round": np.array([state["round"]]), "known": np.array([stream(0, n) for n in known], dtype=np.int64),
-            "setting": np.array([state["beta"], state["mu"], rows]), "table": table,
-        }  # fmt: skip
+            table = level.matrix @ state["trial"]
+        setting = np.array([state["beta"], state["mu"], rows])
+        return {"round": np.array([state["round"]]), "known": known, "setting": setting, "table": table}
 
     def template(self, state: State, name: str) -> Arrays:
         """Return a reply of the right shapes."""
@@ -135,41 +185,24 @@ class FedFACTPost:
     def objection(self, state: State, name: str, reply: Arrays) -> str:
         """Return what is wrong with a reply: rates outside what the client's masses allow."""
         if "mass" in reply:
-            n, criteria = float(reply["count"][0]), [c.criterion for c in self.constraints]
-            return (
-                "" if masses_fit(criteria, cut(reply["mass"], self.shapes), n) else f"masses that do not fit {n:g} rows"
-            )
+            return self._unfit(reply)
         rows = self._everybody(state)[1]
         most = state[f"mass/{name}"] / rows
         bad = (reply["sums"] < -1e-9).any() or (reply["sums"] > most + 1e-9).any()
         return "sums outside their range: more decisions than rows, or fewer than none" if bad else ""
 
-    # -- a client
-
     def client(self, message: Arrays, private: Arrays, data: Scores) -> tuple[Arrays, Arrays]:
         """Send masses, or minimise over the client's own prices (step 3)."""
-        n, criteria = len(data.p), tuple(c.criterion for c in self.constraints)
-        if stream(0, data.name) not in set(message["known"].tolist()):
-            counted = Site(data.p, data.members, np.ones(n), criteria).masses()
-            return {"mass": np.concatenate([np.zeros(0), *(v.ravel() for v in counted)]),
-                    "count": np.array([float(n)])}, private  # fmt: skip
+        site = Site(data.p, data.members, np.ones(len(data.p)), self.criteria)
+        if counts := self._counts(message, site, data.name):
+            return counts, private
         beta, mu, rows = (float(v) for v in message["setting"])
-        site = Site(data.p, data.members, np.full(n, 1.0 / rows), criteria)
-        level = self._local(site, data.name, n / rows)
+        site = replace(site, weight=site.weight / rows)
+        level = levels_of(self.constraints, site.masses(), self._inside(data.name), len(data.p) / rows)
         nu = np.array(private["prices"]) if "prices" in private else np.zeros(len(level.tol))
         nu, value, sums = best_local_prices(site, level, message["table"], self.shapes, nu, beta, mu)
         own = message["table"] + level.matrix @ nu
         return {"sums": sums, "value": np.array([value])}, {"prices": nu, "table": own}
-
-    def _local(self, site: Site, name: str, share: float) -> Level:
-        tol = []
-        for c in self.constraints:
-            many = bool(np.ndim(c.local_tol))
-            limits = c.local(len(self.clients_in_order) if many else 1)
-            tol.append(float(limits[self.clients_in_order.index(name) if many else 0]))
-        return levels_of(self.constraints, site.masses(), tol, share)
-
-    # -- the server
 
     def server(self, state: State, replies: Mapping[str, Arrays]) -> State:
         """Take masses, or one quasi-Newton step (step 4), and warn where the last round leaves something open."""
@@ -178,15 +211,11 @@ class FedFACTPost:
             text = f"prices were not found in {self.rounds} rounds: raise rounds, or see who was away or refused"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
         elif self.done(new) and new["away"]:
-            text = f"the prices rest on an old reply of clients without one in the last round: {', '.join(new['away'])}"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            warn_of_old_replies(new["away"])
         return new
 
     def _next(self, state: State, replies: Mapping[str, Arrays]) -> State:
-        new = {**state, "round": state["round"] + 1}
-        for name in sorted(replies):
-            if "mass" in replies[name]:
-                new |= {f"mass/{name}": replies[name]["mass"], f"count/{name}": float(replies[name]["count"][0])}
+        new = self._taken(state, replies)
         if any("mass" in r for r in replies.values()) or "trial" not in state:
             return self._restarted({**new, "who": named(new, "mass/")})
         silent = [n for n in state["who"] if n not in replies and f"sums/{n}" not in state]
@@ -213,15 +242,11 @@ class FedFACTPost:
         kept = {k: v for k, v in kept.items() if not k.startswith(("sums/", "value/", "where/"))}
         return {**kept, "trial": np.zeros(u), "bend": np.eye(u), "beta": max(self.beta, 0.1), "mu": 1e-3}
 
-    def _penalty(self, x: Array, tol: Array, mu: float) -> tuple[float, Array, Array]:
-        slope, bend, pays = np.zeros_like(x), np.zeros_like(x), tol > 0
-        value, slope[pays], bend[pays] = smooth_abs(x[pays], tol[pays], mu)
-        return float(value.sum()), slope, bend
-
     def _step(self, new: State, level: Level, value: float, gradient: Array, away: list[str]) -> State:
         x, mu = new["trial"], new["mu"]
-        paid, slope, bend = self._penalty(x, level.tol, mu)
-        total, full = value + paid, gradient + slope
+        slope, bend, pays = np.zeros_like(x), np.zeros_like(x), level.tol > 0
+        paid, slope[pays], bend[pays] = smooth_abs(x[pays], level.tol[pays], mu)
+        total, full = value + float(paid.sum()), gradient + slope
         size = float(np.abs(full).max(initial=0.0))
         history = [*new["history"], {"round": new["round"] - 1, "beta": new["beta"], "mu": mu, "value": total,
                                      "gradient": size}]  # fmt: skip

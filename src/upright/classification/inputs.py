@@ -1,4 +1,7 @@
-"""What people hand over, checked: probabilities, sensitive features, clients, labels."""
+"""What people hand over, checked: probabilities, sensitive features, clients, labels.
+
+Whatever does not fit is an `InputError`: another length, a missing value, and what a function names besides.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,7 @@ def _rows(bad: Any) -> str:
 
 
 def _missing(values: Any) -> NDArray[np.bool_]:
-    """Return which values are None, NaN, or the NA of a data frame, which is neither true nor false."""
-
+    # the NA of a data frame is neither true nor false
     def absent(v: Any) -> bool:
         try:
             return v is None or not bool(v == v)
@@ -57,13 +59,7 @@ def as_text(values: NDArray[Any]) -> NDArray[np.str_]:
 
 
 def as_column(given: Any, n: int, what: str, one: str = "one for each sample") -> NDArray[Any]:
-    """Return one value a sample, shape (n,).
-
-    Raises
-    ------
-    InputError
-        For another length and missing values.
-    """
+    """Return one value a sample, shape (n,)."""
     values = np.asarray(given, dtype=None if hasattr(given, "dtype") else object)  # a NaN among texts stays one
     if values.shape != (n,):
         raise InputError(f"{what} of shape {values.shape} for {n} samples", f"shape ({n},)", "give one to each sample")
@@ -75,26 +71,14 @@ def as_column(given: Any, n: int, what: str, one: str = "one for each sample") -
 
 
 def as_seed(given: Any) -> int:
-    """Return a seed.
-
-    Raises
-    ------
-    InputError
-        For what is no whole number.
-    """
+    """Return a seed, a whole number."""
     if not isinstance(given, int | np.integer):
         raise InputError(f"random_state = {given!r}", "a whole number, or None", "pass a seed, for example 0")
     return int(given)
 
 
 def require_one_index(**given: Any) -> None:
-    """Refuse pandas objects of different indices: their rows would be matched by position.
-
-    Raises
-    ------
-    InputError
-        With the names of the two that differ first.
-    """
+    """Refuse pandas objects of different indices: their rows would be matched by position."""
     indexed = {name: value.index for name, value in given.items() if hasattr(getattr(value, "index", None), "equals")}
     first = next(iter(indexed), "")
     for name, index in indexed.items():
@@ -104,13 +88,7 @@ def require_one_index(**given: Any) -> None:
 
 
 def as_probabilities(given: Any, classes: int | None = None) -> Array:
-    """Return class probabilities as float64, shape (n, m).
-
-    Raises
-    ------
-    InputError
-        For another shape, NaN, negative numbers, and rows that do not sum to 1 within 1e-4.
-    """
+    """Return class probabilities as float64, shape (n, m): finite, of at least 0, rows that sum to 1 within 1e-4."""
     try:
         p = np.array(given, dtype=np.float64)
     except (TypeError, ValueError):
@@ -140,12 +118,7 @@ def as_features(given: Any, n: int) -> dict[str, NDArray[np.str_]]:
     """Return sensitive features by name, each of shape (n,) as text.
 
     A vector, a matrix, a series, a data frame of any library, or a mapping of name to vector. Columns are families of
-    groups; the groups of different families may overlap.
-
-    Raises
-    ------
-    InputError
-        For another length, missing values, no column, and two columns of one name.
+    groups; the groups of different families may overlap. No column, and two of one name, are refused.
     """
     if isinstance(given, Mapping):
         columns = {str(k): np.asarray(v, dtype=object) for k, v in given.items()}
@@ -169,7 +142,6 @@ def as_features(given: Any, n: int) -> dict[str, NDArray[np.str_]]:
             )  # fmt: skip
     if not columns:
         raise InputError("sensitive_features without a column", "one family of groups or more", "pass a vector")
-    found = {}
     for name, column in columns.items():
         if column.shape != (n,):
             raise InputError(
@@ -182,18 +154,11 @@ def as_features(given: Any, n: int) -> dict[str, NDArray[np.str_]]:
                 f"sensitive feature {name!r} is missing at {_rows(missing)}", "a group for each sample",
                 "leave these samples out, or name their group, for example 'unknown'",
             )  # fmt: skip
-        found[name] = as_text(column)
-    return found
+    return {name: as_text(column) for name, column in columns.items()}
 
 
 def as_codes(given: Any, n: int, known: Sequence[str] | None) -> tuple[Ints, list[str]]:
-    """Return the place of each client among the known ones (-1: not known) and those; known None takes them from here.
-
-    Raises
-    ------
-    InputError
-        For another length and missing values.
-    """
+    """Return the place of each client among known ones (-1: not known), and those; None takes them from here."""
     if given is None:
         return np.zeros(n, dtype=np.int64), list(known or ["all"])
     text = as_text(as_column(given, n, "clients"))
@@ -202,13 +167,7 @@ def as_codes(given: Any, n: int, known: Sequence[str] | None) -> tuple[Ints, lis
 
 
 def classes_in(given: Any, n: int) -> list[Any]:
-    """Return the sorted classes of labels, shape (n,).
-
-    Raises
-    ------
-    InputError
-        For another length, missing labels, and labels of kinds that do not sort.
-    """
+    """Return the sorted classes of labels, shape (n,), which are of one kind."""
     values = as_column(given, n, "labels", "a label for each sample")
     try:
         return list(np.unique(values).tolist())
@@ -220,13 +179,7 @@ def classes_in(given: Any, n: int) -> list[Any]:
 
 
 def as_labels(given: Any, n: int, classes: Sequence[Any]) -> Ints:
-    """Return the place of each label among the classes, shape (n,).
-
-    Raises
-    ------
-    InputError
-        For another length, missing labels, and labels that are no class.
-    """
+    """Return the place of each label among the classes, shape (n,); a label that is no class is refused."""
     known = np.asarray(classes).tolist()
     codes, strangers = places(as_column(given, n, "labels", "a label for each sample"), known)
     if strangers:
@@ -237,7 +190,4 @@ def as_labels(given: Any, n: int, classes: Sequence[Any]) -> Ints:
 
 def one_hot(codes: Ints, size: int) -> Array:
     """Return one-hot rows, shape (n, size); a negative code gives a row of zeros."""
-    out = np.zeros((len(codes), size))
-    known = codes >= 0
-    out[np.flatnonzero(known), codes[known]] = 1.0
-    return out
+    return np.where(codes[:, None] < 0, 0.0, np.eye(size)[codes])

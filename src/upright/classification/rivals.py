@@ -39,6 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upright.classification.averaging import FedAvg, Training
+from upright.classification.exchange import named
 from upright.classification.silos import Silo
 from upright.contract import InputError
 from upright.maths.bilevel import project_simplex
@@ -74,9 +75,6 @@ def _needs_groups(config: Training) -> None:
         raise InputError("silos without groups", "one family of groups", "give the silos a `members` array")
 
 
-# -- FairFed --------------------------------------------------------------------------------------------------------
-
-
 class FairFed(FedAvg):
     """Average with weights that follow how close a client's gap is to that of everybody.
 
@@ -99,12 +97,7 @@ class FairFed(FedAvg):
     parts = ("mass", "decided")
 
     def __init__(
-        self,
-        config: Training,
-        criterion: Criterion = "demographic_parity",
-        *,
-        beta: float = 1.0,
-        reweight: bool = True,
+        self, config: Training, criterion: Criterion = "demographic_parity", *, beta: float = 1.0, reweight: bool = True
     ) -> None:
         _needs_groups(config)
         if not beta >= 0:
@@ -137,11 +130,7 @@ class FairFed(FedAvg):
     def server(self, state: State, replies: Mapping[str, Arrays]) -> State:
         """Move the weights by the gaps of the model that was sent, and average by them."""
         names = sorted(replies)
-        none = np.zeros(self.shape)
-        everybody = self.gaps(
-            sum((replies[n]["mass"] for n in names), start=none),
-            sum((replies[n]["decided"] for n in names), start=none),
-        )
+        everybody = self.gaps(*(np.sum([replies[n][part] for n in names], axis=0) for part in self.parts))
         rows = sum(float(replies[n]["report"][0]) for n in names)
         accuracy = sum(float(replies[n]["report"][0]) * float(replies[n]["report"][2]) for n in names) / rows
         delta = {}
@@ -155,13 +144,9 @@ class FairFed(FedAvg):
         if not sum(omega.values()) > 0:
             omega = before  # all clipped at once: only rounding can do that
         weights = {n: v / sum(omega.values()) for n, v in omega.items()}
-        known = np.abs(everybody[np.isfinite(everybody)])
-        gap = float(known.max(initial=0.0))
+        gap = float(np.abs(everybody[np.isfinite(everybody)]).max(initial=0.0))
         new = self.next_state(state, replies, weights, global_gap=gap, weights=weights)
         return {**new, **{f"omega/{n}": v for n, v in omega.items()}}
-
-
-# -- FedFB ----------------------------------------------------------------------------------------------------------
 
 
 class FedFB(FedAvg):
@@ -213,21 +198,16 @@ class FedFB(FedAvg):
 
     def server(self, state: State, replies: Mapping[str, Arrays]) -> State:
         """Average by rows, and move the weights by the gaps of the model that was sent."""
-        new = {**state}
-        for n in sorted(replies):
-            new |= {f"{part}/{n}": replies[n][part] for part in ("labelled", "decided")}
-        names = [key.removeprefix("labelled/") for key in sorted(new) if key.startswith("labelled/")]
-        label = sum((new[f"labelled/{n}"] for n in names), start=np.zeros(self.shape))  # (G, m)
-        decided = sum((new[f"decided/{n}"] for n in names), start=np.zeros(self.shape))
+        new = {**state, **{f"{part}/{n}": reply[part] for n, reply in replies.items() for part in self.parts}}
+        names = named(new, "labelled/")
+        label, decided = (np.sum([new[f"{part}/{n}"] for n in names], axis=0) for part in self.parts)  # (G, m)
         size = label.sum(axis=1)  # (G,)
         there = size > 0
         rate = np.divide(decided, size[:, None], out=np.zeros_like(decided), where=there[:, None])
         gap = np.where(there[:, None], rate - decided.sum(axis=0) / size.sum(), 0.0)  # (G, m)
         lam = state["weights"] * label / size.sum() - self.alpha / np.sqrt(state["round"]) * gap
-        for own, seen, total in zip(
-            lam, label > 0, size / size.sum(), strict=True
-        ):  # a label that is not there has none
-            own[:] = np.where(seen, own, 0.0)
+        lam[label == 0] = 0.0  # a label that is not there has none
+        for own, seen, total in zip(lam, label > 0, size / size.sum(), strict=True):
             if seen.any():
                 own[seen] = project_simplex(own[seen], total)
         weights = np.divide(lam * size.sum(), label, out=np.ones_like(lam), where=label > 0)

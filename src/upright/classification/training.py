@@ -16,9 +16,7 @@ is ``adjusted(one-hot(y))``. With kappa the smallest shift that leaves no negati
 ``scale`` is the mean of the row sums of ``M + kappa``, so that step sizes keep their meaning. Without prices M is the
 identity, kappa 0 and scale 1: the loss is the cross-entropy.
 
-Guarantee: the loss is calibrated. Its minimiser over all scores has ``softmax(s(x))`` proportional to
-``sum_a P(a | x, k) Mbar(a, k)' eta(x, a, k)``, so its argmax is the optimal decision under the prices; kappa and scale
-move all classes alike.
+Guarantee: that of `cost_sensitive_loss`, so that its best scores decide best under the prices.
 
 Algorithm (round t at client k)
 -------------------------------
@@ -32,13 +30,12 @@ Algorithm (round t at client k)
 7. R mini-batch steps on theta and on phi_k; the change of theta goes up
 8. server: ``theta += sum p_k (theta_k - theta)``, and lam as nu_k with D and ``global_tol`` of everybody
 
-Before its first round a client sends the masses of its groups, once; they give the share of each client, what counts
-are feasible, and D from sums of counts. An absent client stays in D with its last counts; one that never sent any is
-left out of D, masses and all. It is never counted as fair. Where somebody is away in the last round a warning names
-who is represented by an old reply.
+Masses go up once (`upright.classification.exchange`). An absent client stays in D with its last counts; one that
+never sent any is left out of D, masses and all. It is never counted as fair, and a warning names for whom an old reply
+stands at the end.
 
-What leaves a client: changes of theta, counts by stratum, group and class, seven numbers about the round and one flag a
-constraint. Counts and masses are sums over rows. Rows, attributes, labels, phi_k and nu_k stay.
+What leaves a client: changes of theta, masses and counts by stratum, group and class, which are sums over rows, seven
+numbers about the round and one flag a constraint. Rows, attributes, labels, phi_k and nu_k stay.
 
 Deviations
 ----------
@@ -62,7 +59,7 @@ Source: Zhang et al., *FedFACT* (2025), arXiv 2506.03777, algorithm 1, propositi
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,7 +73,6 @@ from upright.classification.averaging import (
     Trained,
     Training,
     averaged,
-    changes,
     fits,
     last_of,
     model_of,
@@ -86,13 +82,12 @@ from upright.classification.averaging import (
     trained,
     trained_by_clients,
 )  # fmt: skip
-from upright.classification.exchange import named
+from upright.classification.exchange import Counted, named, warn_of_old_replies
 from upright.classification.silos import Silo, one_hot, weighted_log_loss
 from upright.classification.table import cut
-from upright.contract import InputError, stream
+from upright.contract import InputError
 from upright.maths.parity.program import Constraint, Level, levels_of
-from upright.maths.parity.rates import masses_fit
-from upright.maths.parity.site import Site, adjusted, table_size
+from upright.maths.parity.site import Site, adjusted
 from upright.maths.parity.steps import dual_step, l1_ball, two_experts
 
 __all__ = ["FedAvg", "FedFACTTraining", "Trained", "Training", "cost_sensitive_loss", "normalised", "settings_of",
@@ -102,10 +97,6 @@ Array = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
 State = dict[str, Any]
 _REPORT = ("loss", "own_loss", "error", "gap", "pull", "paid", "weight")  # of one client and round, in this order
-_LARGE = 1e9
-
-
-# -- the loss -------------------------------------------------------------------------------------------------------
 
 
 def normalised(rows: Array) -> Array:
@@ -156,10 +147,7 @@ def cost_sensitive_loss(scores: Tensor, y: Tensor, costs: Tensor, group: Tensor 
     return weighted_log_loss(scores, costs[y] if group is None else costs[group, y])
 
 
-# -- FedFACT --------------------------------------------------------------------------------------------------------
-
-
-class FedFACTTraining(FedAvg):
+class FedFACTTraining(Counted, FedAvg):
     """Personalised cost-sensitive learning under global and local constraints.
 
     Parameters
@@ -176,6 +164,9 @@ class FedFACTTraining(FedAvg):
         When constraints and groups differ in number, or local tolerances have no names.
     """
 
+    most = 1e9
+    """An infinite tolerance becomes a large one: its gaps are logged, its prices stay exactly 0."""
+
     def __init__(self, constraints: Sequence[Constraint], config: Training, clients: Sequence[str] = ()) -> None:
         if len(constraints) != len(config.groups) or config.classes < 2:
             raise InputError(
@@ -183,78 +174,47 @@ class FedFACTTraining(FedAvg):
                 "one number of groups for each constraint, and two classes or more",
                 "give the silos one `members` array for each constraint",
             )  # fmt: skip
-        super().__init__(config)
-        self.constraints, self.names = tuple(constraints), tuple(clients)
-        self.criteria = [c.criterion for c in self.constraints]
-        self.tables = table_size(self.criteria, config.groups, config.classes)
+        FedAvg.__init__(self, config)
+        Counted.__init__(self, constraints, config.groups, config.classes, clients)
         contrasts = [g * (g - 1) // 2 if c.gap == "pairwise" else g
                      for c, g in zip(self.constraints, config.groups, strict=True)]  # fmt: skip
-        self.prices = [(s, r, m) for (s, _, m), r in zip(self.tables, contrasts, strict=True)]
-        many = any(np.ndim(c.local_tol) for c in self.constraints)
-        self.local = np.array([c.local(len(self.names) if many else 1) for c in self.constraints])  # (C, K) or (C, 1)
-        self.local = self.local.reshape(len(self.constraints), -1)
+        self.prices = [(s, r, m) for (s, _, m), r in zip(self.shapes, contrasts, strict=True)]
+        self.priced = sum(map(math.prod, self.prices))
         tolerances = [*(c.global_tol for c in self.constraints), *self.local.ravel().tolist()]
         self.neutral = not np.isfinite(tolerances).any()
 
-    # -- layout of tables and prices
-
-    @property
-    def width(self) -> int:
-        """Q, the entries of a table of adjustments."""
-        return sum(int(np.prod(shape)) for shape in self.tables)
-
     def _at(self, level: Level) -> NDArray[np.int64]:
         """Return where the prices of a level are among those of all contrasts, shape (U,)."""
-        start = np.cumsum([0, *(int(np.prod(shape)) for shape in self.prices)])
+        start = np.cumsum([0, *map(math.prod, self.prices)])
         sizes = np.array(self.prices).reshape(-1, 3)
         c, s, r, j = level.place.T
         return np.asarray(start[c] + (s * sizes[c, 1] + r) * sizes[c, 2] + j, dtype=np.int64)
 
-    def _no_prices(self) -> Array:
-        return np.zeros(sum(int(np.prod(shape)) for shape in self.prices))
-
-    def _level(self, mass: Array, rows: float, tolerances: Sequence[float]) -> Level:
-        # an infinite tolerance becomes a large one: its gaps are logged, its prices stay exactly 0
-        return levels_of(self.constraints, cut(mass / rows, self.tables), [min(t, _LARGE) for t in tolerances], 1.0)
-
-    def _everybody(self, state: State, names: Sequence[str]) -> tuple[Level, float]:
-        rows = sum(state[f"count/{name}"] for name in names)
-        return self._level(self._mass(state, names), rows, [c.global_tol for c in self.constraints]), rows
-
-    def _mass(self, state: State, names: Sequence[str]) -> Array:
-        return sum((state[f"mass/{name}"] for name in names), start=np.zeros(self.width))
-
-    # -- messages
-
     def start(self) -> State:
         """Return the first state: the initial model, prices of zero, and a round in which masses are sent."""
-        return {**super().start(), "round": 0, "prices": self._no_prices(), "unreached": []}
+        return {**super().start(), "round": 0, "prices": np.zeros(self.priced), "unreached": []}
 
     def message(self, state: State) -> Arrays:
         """Return round, model, the global part of the table, and who need not send masses."""
-        known, table = named(state, "mass/"), np.zeros(self.width)
-        if known:
-            level, _ = self._everybody(state, known)
+        known, table = self._known(state), np.zeros(self.width)
+        if known.size:
+            level, _ = self._everybody(state)
             table = level.matrix @ state["prices"][self._at(level)]
-        return {
-            **super().message(state), "table": table,
-            "known": np.array([stream(0, name) for name in known], dtype=np.int64),
-        }  # fmt: skip
+        return {**super().message(state), "known": known, "table": table}
 
     def template(self, state: State, name: str) -> Arrays:
         """Return a reply of the right shapes: masses from a client that is not known, else a round's reply."""
         if f"mass/{name}" not in state:
             return {"mass": np.zeros(self.width), "count": np.zeros(1)}
-        changes = {f"delta.{k}": v for k, v in model_of(state).items()}
-        return {**changes, "decided": np.zeros(self.width), "report": np.zeros(len(_REPORT) + len(self.constraints))}
+        report = np.zeros(len(_REPORT) + len(self.constraints))
+        return {**super().template(state, name), "decided": np.zeros(self.width), "report": report}
 
     def objection(self, state: State, name: str, reply: Arrays) -> str:
         """Return what is wrong with a reply: counts outside what the client's masses allow."""
         if "mass" in reply:
-            n, mass = float(reply["count"][0]), cut(reply["mass"], self.tables)
-            return "" if masses_fit(self.criteria, mass, n) else f"masses that do not fit {n:g} rows"
+            return self._unfit(reply)
         slack = 1e-6 * (1.0 + float(state[f"count/{name}"]))
-        mass, decided = cut(state[f"mass/{name}"], self.tables), cut(reply["decided"], self.tables)
+        mass, decided = cut(state[f"mass/{name}"], self.shapes), cut(reply["decided"], self.shapes)
         for criterion, p, d in zip(self.criteria, mass, decided, strict=True):
             if (d < -slack).any() or (d > p + slack).any():
                 return "decided outside its range: more decisions than rows, or fewer than none"
@@ -264,29 +224,26 @@ class FedFACTTraining(FedAvg):
                 return "decided does not sum to the rows of its groups"
         return ""
 
-    # -- clients
-
     def clients(
         self, message: Arrays, privates: Mapping[str, Arrays], datas: Mapping[str, Silo]
     ) -> dict[str, tuple[Arrays, Arrays]]:
         """Run several clients, their local steps in one tensor program."""
-        known, theta, turn = set(message["known"].tolist()), model_of(message), int(message["round"][0])
+        theta, turn = model_of(message), int(message["round"][0])
         out: dict[str, tuple[Arrays, Arrays]] = {}
         looked = {}
         for name, silo in sorted(datas.items()):
             fits(self.config, silo)
-            if stream(0, name) in known:
-                looked[name] = self._looked_at(message, theta, privates[name], silo)
+            if counts := self._counts(message, self._site(silo), name):
+                out[name] = (counts, privates[name])
             else:
-                out[name] = ({"mass": self._site(silo).sums(np.ones((len(silo.y), self.config.classes))),
-                              "count": np.array([float(len(silo.y))])}, privates[name])  # fmt: skip
+                looked[name] = self._looked_at(message, theta, privates[name], silo)
         if not looked:
             return out
         silos = [datas[name] for name in looked]
         rows, replies, memories = zip(*looked.values(), strict=True)
         unified = trained_by_clients(self.config, turn, tensors_of(theta, len(silos)), silos, rows)
         for name, own, reply, memory in zip(looked, unified, replies, memories, strict=True):
-            out[name] = ({**changes(theta, own), **reply}, memory)
+            out[name] = ({**{f"delta.{key}": own[key] - theta[key] for key in theta}, **reply}, memory)
         if not self.neutral:
             stacked = {key: torch.from_numpy(np.stack([m[f"phi.{key}"] for m in memories])) for key in theta}
             local = trained_by_clients(self.config, turn, stacked, silos, rows)
@@ -300,7 +257,7 @@ class FedFACTTraining(FedAvg):
 
     def _site(self, silo: Silo) -> Site:
         y = one_hot(silo.y, self.config.classes)
-        return Site(y, silo.members, np.ones(len(y)), tuple(self.criteria))
+        return Site(y, silo.members, np.ones(len(y)), self.criteria)
 
     def _looked_at(
         self, message: Arrays, theta: Arrays, private: Arrays, silo: Silo
@@ -309,38 +266,30 @@ class FedFACTTraining(FedAvg):
         config, n, site = self.config, len(silo.y), self._site(silo)
         weight = float(private["mix"][0]) if private else (1.0 if self.neutral else 0.5)
         phi = model_of(private, "phi.") or ({} if self.neutral else theta)  # starts where the unified model is
-        nu = np.array(private["prices"]) if private else self._no_prices()
-        column = self.names.index(silo.name) if self.local.shape[1] > 1 else 0
-        mass = site.sums(np.ones_like(site.p))
-        level = self._level(mass, float(n), self.local[:, column].tolist())
+        nu = np.array(private["prices"]) if private else np.zeros(self.priced)
+        mass = site.sums(np.ones_like(site.p)) / n
+        level = levels_of(self.constraints, cut(mass, self.shapes), self._inside(silo.name), 1.0)
         at = self._at(level)
-        table = cut(message["table"] + level.matrix @ nu[at], self.tables)
+        table = cut(message["table"] + level.matrix @ nu[at], self.shapes)
         rows = normalised(adjusted(site.p, silo.members, self.criteria, table))  # step 2
         loss, p = scored(theta, silo, rows)
-        own_loss = loss
-        if phi:
-            own_loss, q = scored(phi, silo, rows)
-            p = weight * p + (1.0 - weight) * q
+        own_loss, q = scored(phi, silo, rows) if phi else (loss, p)
+        p = weight * p + (1.0 - weight) * q if phi else p
         h = one_hot(p.argmax(axis=1), config.classes)  # step 3
         decided = site.sums(h)
         d = level.matrix.T @ decided / n
         after = two_experts(weight, min(loss, config.loss_bound), min(own_loss, config.loss_bound), config.expert_step)
         moved = nu.copy()
-        moved[at] = _moved(nu[at], d, level, mass / n, config)  # step 5
+        moved[at] = _moved(nu[at], d, level, mass, config)  # step 5
         pull, paid = _judged(nu[at], d, level.tol, config.radius)
         report = [loss, own_loss, float((p.argmax(axis=1) != silo.y).mean()), float(np.abs(d).max(initial=0.0)),
                   pull, paid, after, *_at_bound(moved[at], d, level, config.radius, len(self.constraints))]  # fmt: skip
         memory = {"mix": np.array([after]), "prices": moved, **{f"phi.{key}": value for key, value in phi.items()}}
         return rows, {"decided": decided, "report": np.array(report)}, memory
 
-    # -- the server
-
     def server(self, state: State, replies: Mapping[str, Arrays]) -> State:
         """Take masses of new clients, average changes of the model, and move the global prices (step 8)."""
-        new = {**state, "round": state["round"] + 1}
-        for name in sorted(replies):
-            if "mass" in replies[name]:
-                new |= {f"mass/{name}": replies[name]["mass"], f"count/{name}": float(replies[name]["count"][0])}
+        new = self._taken(state, replies)
         some = {name: replies[name] for name in sorted(replies) if "report" in replies[name]}
         if not some:
             return new
@@ -351,14 +300,14 @@ class FedFACTTraining(FedAvg):
         names = named(new, "decided/")  # absent ones count with what they sent last
         old = [name for name in names if name not in some]
         if old and self.done(new):
-            text = f"the prices rest on an old reply of clients without one in the last round: {', '.join(old)}"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            warn_of_old_replies(old)
         level, rows = self._everybody(new, names)
         at = self._at(level)
         d = level.matrix.T @ sum((new[f"decided/{name}"] for name in names), start=np.zeros(self.width)) / rows
         pull, paid = _judged(state["prices"][at], d, level.tol, self.config.radius)
         moved = state["prices"].copy()
-        moved[at] = _moved(moved[at], d, level, self._mass(new, names) / rows, self.config)
+        mass = sum((new[f"mass/{name}"] for name in names), start=np.zeros(self.width)) / rows
+        moved[at] = _moved(moved[at], d, level, mass, self.config)
         total = sum(weights.values())
         mean = {k: sum(weights[n] * float(r["report"][i]) for n, r in some.items()) / total
                 for i, k in enumerate(_REPORT)}  # fmt: skip
@@ -370,14 +319,11 @@ class FedFACTTraining(FedAvg):
             "duality_gap": pull + mean["pull"],
             "weights": {n: float(r["report"][_REPORT.index("weight")]) for n, r in some.items()},
         }  # fmt: skip
-        bound = _at_bound(moved[at], d, level, self.config.radius, len(self.constraints))
-        return {**new, "prices": moved, "history": [*state["history"], entry], "unreached": self._unreached(new, bound)}
-
-    def _unreached(self, state: State, bound: Sequence[float]) -> list[str]:
-        where = [("everybody", flags) for flags in [bound]]
-        where += [(f"client {n}", state[f"report/{n}"][len(_REPORT) :].tolist()) for n in named(state, "report/")]
-        return [f"{c.criterion} (constraint {i}) of {who}: tolerance not reached with this model"
-                for who, flags in where for i, c in enumerate(self.constraints) if flags[i]]  # fmt: skip
+        where = [("everybody", _at_bound(moved[at], d, level, self.config.radius, len(self.constraints)))]
+        where += [(f"client {n}", new[f"report/{n}"][len(_REPORT) :].tolist()) for n in named(new, "report/")]
+        unreached = [f"{criterion} (constraint {i}) of {who}: tolerance not reached with this model"
+                     for who, flags in where for i, criterion in enumerate(self.criteria) if flags[i]]  # fmt: skip
+        return {**new, "prices": moved, "history": [*state["history"], entry], "unreached": unreached}
 
 
 def _moved(price: Array, d: Array, level: Level, mass: Array, config: Training) -> Array:
