@@ -20,15 +20,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from upright.classification.exchange import Arrays, State
+from upright.classification.inputs import Array
 from upright.classification.silos import Silo, batches, initial, local_steps, logits, one_hot, weighted_log_loss
 from upright.contract import Config, InputError, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, stream
 
 __all__ = ["FedAvg", "Trained", "Training", "averaged", "fits", "last_of", "model_of", "scored", "settings_of",
            "tensors_of", "trained", "trained_by_clients"]  # fmt: skip
-
-Array = NDArray[np.float64]
-Arrays = dict[str, NDArray[Any]]
-State = dict[str, Any]
 
 
 class Training(Config):

@@ -8,16 +8,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.preprocessing import FunctionTransformer
 
+from upright.classification.inputs import Array, Ints
 from upright.contract import InputError
 from upright.maths.parity.rates import Criterion
 
 __all__ = ["average_bound", "reductions", "thresholds"]
-
-Array = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @contextlib.contextmanager

@@ -28,14 +28,12 @@ from sklearn.utils.validation import (
 
 from upright.classification.draws import row_ids
 from upright.classification.gaps import gaps
-from upright.classification.inputs import as_codes, as_features, one_hot, require_one_index, some
+from upright.classification.inputs import Array, as_codes, as_features, one_hot, require_one_index, some
 from upright.classification.post import FairPost, ToleranceWarning
 from upright.contract import InputError
 from upright.maths.parity.constraints import Constraint
 
 __all__ = ["FairScorer", "FedFACTClassifier", "Front"]
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

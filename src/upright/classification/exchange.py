@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upright.classification.inputs import Array
 from upright.classification.table import cut
 from upright.contract import InputError, stream
 from upright.maths.parity.constraints import Constraint, Level, levels_of
@@ -43,7 +44,6 @@ from upright.maths.parity.site import Site, table_size
 
 __all__ = ["Counted", "FedFACTPost", "Scores", "named"]
 
-Array = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
 State = dict[str, Any]
 _FALL, _MU_LAST = 0.25, 1e-10

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from upright.classification.inputs import Ints, as_text, one_hot, some
+from upright.classification.inputs import Array, Ints, as_text, one_hot, some
 from upright.classification.table import FairTable, cut
 from upright.contract import InputError
-from upright.maths.parity.constraints import EMPTY, Constraint, Level
+from upright.maths.parity.constraints import EMPTY, Constraint
 from upright.maths.parity.program import Solution, solve
 from upright.maths.parity.rates import needed
 from upright.maths.parity.site import Site
 
 __all__ = ["Fitted", "fit_table", "named_constraints"]
 
-Array = NDArray[np.float64]
 _MISSED = 0.01  # above which a tolerance that deterministic decisions miss is announced
 _TIGHTER = 5  # rounds in which tolerances of deterministic decisions are tightened
 _OBSERVATIONS = 30  # below which a gap inside a cell says little
@@ -85,11 +84,7 @@ class Fitted:
     constraints: tuple[Constraint, ...]
 
     def missed(self, slack: float = 0.005) -> float:
-        """Return by how much deterministic decisions exceed a tolerance at any level, on the calibration data.
-
-        0 below `slack`. Where whole groups are indifferent between decisions, as equalized odds often asks for, or
-        equal scores are many, only drawn decisions can meet a tolerance.
-        """
+        """Return by how much deterministic decisions exceed a tolerance at any level; 0 below `slack`."""
         worst = max(map(_excess, self._asked()), default=0.0)
         return worst if worst > slack else 0.0
 
@@ -143,20 +138,16 @@ def _calibration(p: Array, y: Ints, code: Ints, groups: Sequence[str], weight: A
     """Fit ``softmax(log p A + b)`` to the labels of each group; the identity where a group lacks a class."""
     m = p.shape[1]
     log = np.log(np.clip(p, 1e-12, None))
+    x = log[:, 1:] - log[:, :1] if m == 2 else log  # of two classes one score and one bias
     found = {}
     for g, name in enumerate(groups):
         rows = np.flatnonzero((code == g) & (weight > 0))
-        own = np.unique(y[rows])
-        if len(own) < m or len(rows) < 5 * m:
-            found[name] = (np.eye(m), np.zeros(m))
+        found[name] = (np.eye(m), np.zeros(m))
+        if len(np.unique(y[rows])) < m or len(rows) < 5 * m:
             continue
-        if m == 2:  # one score and one bias
-            model = LogisticRegression(C=1e4, max_iter=1000).fit(log[rows, 1:] - log[rows, :1], y[rows], weight[rows])
-            slope = float(model.coef_[0, 0])
-            found[name] = (np.array([[0.0, -slope], [0.0, slope]]), np.array([0.0, float(model.intercept_[0])]))
-        else:
-            model = LogisticRegression(C=1e4, max_iter=1000).fit(log[rows], y[rows], weight[rows])
-            found[name] = (model.coef_.T.copy(), model.intercept_.copy())
+        model = LogisticRegression(C=1e4, max_iter=1000).fit(x[rows], y[rows], weight[rows])
+        a, b = model.coef_.T, model.intercept_
+        found[name] = (np.array([[0.0, -a[0, 0]], [0.0, a[0, 0]]]), np.r_[0.0, b]) if m == 2 else (a.copy(), b.copy())
     return found
 
 
@@ -172,16 +163,14 @@ def fit_table(
     features = tuple(f for f, _, _ in wanted)
     used = {f: tuple(groups[f]) for f in dict.fromkeys(features)}
     shares = {f: np.array([weight[codes[f] == g].sum() for g in range(len(names))]) for f, names in used.items()}
-    shares = {f: s / max(s.sum(), 1e-300) for f, s in shares.items()}
-    first = next(iter(used), None)
-    calibration = (_calibration(p, y, codes[first], used[first], weight)
-                   if calibrate and y is not None and first is not None else {})  # fmt: skip
+    first = features[0]
+    calibration = _calibration(p, y, codes[first], used[first], weight) if calibrate and y is not None else {}
     blank = FairTable(
         tuple(map(str, classes)), features, used, tuple(c.criterion for _, c, _ in wanted), tuple(clients), (), (),
         temperature, calibration, shares,
     )  # fmt: skip
     hard = blank.members({f: codes[f] for f in used})
-    members = {f: members[f] if members is not None and f in members else hard[f] for f in used}
+    members = {**hard, **(members or {})}
     q = blank.calibrated(p, members)
     rows = [np.flatnonzero(client == k) for k in range(len(clients))]
     sites = [Site(q[r], tuple(members[f][r] for f in features), weight[r], blank.criteria) for r in rows]
@@ -233,11 +222,6 @@ def _values(sites: Sequence[Site], solution: Solution, randomised: bool) -> tupl
     return found, errors
 
 
-def _over(level: Level, value: Array, asked: Array, constraint: int) -> float:
-    own = level.place[:, 0] == constraint
-    return float((np.abs(value[own]) - asked[own]).max(initial=0.0))
-
-
 def _tightened(
     sites: Sequence[Site], constraints: Sequence[Constraint], solution: Solution, temperature: float,
     seen: Sequence[Sequence[Array]],
@@ -248,10 +232,11 @@ def _tightened(
     best, least = solution, np.inf
     for attempt in range(_TIGHTER + 1):
         values, _ = _values(sites, solution, randomised=False)
-        excess = np.array([[_over(lv, v, a, c) for lv, v, a in zip(solution.levels, values, asked, strict=True)]
-                           for c in range(len(constraints))]).reshape(len(constraints), len(asked))  # fmt: skip
-        if excess.max(initial=0.0) < least - 1e-12:
-            best, least = solution, float(excess.max(initial=0.0))
+        excess = np.zeros((len(constraints), len(asked)))
+        for n, (level, value) in enumerate(zip(solution.levels, values, strict=True)):
+            np.maximum.at(excess[:, n], level.place[:, 0], np.abs(value) - asked[n])
+        if excess.max() < least - 1e-12:
+            best, least = solution, float(excess.max())
         if least <= 1e-9 or attempt == _TIGHTER:
             break
         limits = [[max(0.0, t - e) for t, e in zip(row, over, strict=True)]
@@ -274,19 +259,21 @@ def _report(
     prices = [solution.prices, *solution.local_prices]
     rows = []
     for n, level in enumerate(solution.levels):
+        numbers = {"tolerance": level.tol, "gap_randomised": soft[0][n], "gap_deterministic": hard[0][n],
+                   "standard_error": served[1][n], "price": level.share * prices[n]}  # fmt: skip
         for u, (c, s, r, j) in enumerate([*level.place.tolist(), *level.masked.tolist()]):
-            names, live = table.groups[table.features[c]], u < len(level.tol)
             rows.append({
-                "level": "global" if n == 0 else "local", "client": None if n == 0 else table.clients[n - 1],
-                "feature": table.features[c], "criterion": constraints[c].criterion, "stratum": s,
-                "class": table.classes[j], "between": _between(names, r, constraints[c].gap),
-                "tolerance": float(level.tol[u]) if live else None,
-                "gap_randomised": float(soft[0][n][u]) if live else None,
-                "gap_deterministic": float(hard[0][n][u]) if live else None,
-                "standard_error": float(served[1][n][u]) if live else None,
-                "price": float(level.share * prices[n][u]) if live else None,
+                **_of(table, n, c), "stratum": s, "class": table.classes[j],
+                "between": _between(table.groups[table.features[c]], r, constraints[c].gap),
+                **{name: float(v[u]) if u < len(level.tol) else None for name, v in numbers.items()},
             })  # fmt: skip
     return rows
+
+
+def _of(table: FairTable, n: int, c: int) -> dict[str, Any]:
+    """Name a constraint at a level; the first is that of everybody."""
+    return {"level": "local" if n else "global", "client": table.clients[n - 1] if n else None,
+            "feature": table.features[c], "criterion": table.criteria[c]}  # fmt: skip
 
 
 def _left_out(
@@ -305,42 +292,33 @@ def _left_out(
             what = "weight" if one.criterion == "demographic_parity" else "a row of every label that counts"
             why = f"group {some(gone)} without {what}" if gone else f"nobody but group {names[0]!r}"
             if gone or len(names) < 2:
-                rows.append({
-                    "level": "global" if n == 0 else "local", "client": None if n == 0 else table.clients[n - 1],
-                    "feature": table.features[c], "criterion": one.criterion, "why": why,
-                })  # fmt: skip
+                rows.append({**_of(table, n, c), "why": why})
     return rows
 
 
 def _between(names: Sequence[str], r: int, gap: str) -> str:
     if gap == "average":
         return f"{names[r]} - average"
-    a, b = [(a, b) for a in range(len(names)) for b in range(a + 1, len(names))][r]
-    return f"{names[a]} - {names[b]}"
+    return " - ".join(list(itertools.combinations(names, 2))[r])
 
 
 def _small(
     table: FairTable, counts: Sequence[Sequence[Ints]], constraints: Sequence[Constraint]
 ) -> list[dict[str, Any]]:
-    """Groups with fewer samples than lemma B.7 asks for, at clients that have a local tolerance.
-
-    Under a criterion that conditions on the label, a group counts with its rarest label.
-    """
-    rows, seen = [], set()
+    """Groups with fewer samples than lemma B.7 asks for, at clients that have a local tolerance."""
+    rows = {}
     for k, own in enumerate(counts):
         for c, feature in enumerate(table.features):
             if not np.isfinite(constraints[c].local(len(counts))[k]):
                 continue
             total = max(int(own[c].sum()), 1)
             for g, n in enumerate(own[c].tolist()):
-                if (k, feature, g) in seen:
-                    continue
-                seen.add((k, feature, g))
                 want = needed(n / total, _OBSERVATIONS) if n else None
                 if want is None or total < want:
-                    rows.append({"client": table.clients[k], "feature": feature, "group": table.groups[feature][g],
-                                 "n": int(n), "of": total, "needed": want})  # fmt: skip
-    return rows
+                    rows[k, feature, g] = {"client": table.clients[k], "feature": feature,
+                                           "group": table.groups[feature][g], "n": n, "of": total,
+                                           "needed": want}  # fmt: skip
+    return list(rows.values())
 
 
 def _conflicts(report: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

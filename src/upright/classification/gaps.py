@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.classification.inputs import one_hot
+from upright.classification.inputs import Array, one_hot
 from upright.contract import InputError
 from upright.maths.parity.rates import Criterion, rates, strata
 from upright.metrics.fairness import gap_of
 
 __all__ = ["gaps"]
-
-Array = NDArray[np.float64]
 
 
 def gaps(

@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from upright.classification.draws import row_ids, uniforms
 from upright.classification.fitting import fit_table, named_constraints
 from upright.classification.inputs import (
+    Array,
     Ints,
     as_codes,
     as_features,
@@ -28,8 +29,6 @@ from upright.classification.inputs import (
 from upright.contract import InputError
 
 __all__ = ["FairPost", "ToleranceWarning"]
-
-Array = NDArray[np.float64]
 
 
 class ToleranceWarning(UserWarning):

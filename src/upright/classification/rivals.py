@@ -33,23 +33,18 @@ techniques for classification without discrimination* (2012), for the reweightin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from upright.classification.averaging import FedAvg, Training
-from upright.classification.exchange import named
+from upright.classification.exchange import Arrays, State, named
+from upright.classification.inputs import Array
 from upright.classification.silos import Silo
 from upright.contract import InputError
 from upright.maths.bilevel import project_simplex
 from upright.maths.parity.rates import Criterion, contrasts, masses, strata
 
 __all__ = ["FairFed", "FedFB", "reweighted"]
-
-Array = NDArray[np.float64]
-Arrays = dict[str, NDArray[Any]]
-State = dict[str, Any]
 
 
 def reweighted(y: Array, member: Array) -> Array:

@@ -32,13 +32,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from upright.classification.inputs import one_hot
+from upright.classification.inputs import Array, Ints, one_hot
 from upright.contract import InputError
 
 __all__ = ["Params", "Silo", "batches", "initial", "local_steps", "logits", "one_hot", "silos_of", "weighted_log_loss"]
 
-Array = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Params = dict[str, Tensor]
 Optimiser = Literal["adam", "sgd"]
 

@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from upright.classification.inputs import Ints, one_hot, places, some
+from upright.classification.inputs import Array, Ints, one_hot, places, some
 from upright.contract import InputError
 from upright.maths.parity.rates import Criterion
 from upright.maths.parity.site import adjusted
 
 __all__ = ["FairTable", "cut"]
 
-Array = NDArray[np.float64]
 _SCHEMA = "upright.fair_table/1"
 
 

@@ -82,7 +82,8 @@ from upright.classification.averaging import (
     trained,
     trained_by_clients,
 )  # fmt: skip
-from upright.classification.exchange import Counted, named, warn_of_old_replies
+from upright.classification.exchange import Arrays, Counted, State, named, warn_of_old_replies
+from upright.classification.inputs import Array
 from upright.classification.silos import Silo, one_hot, weighted_log_loss
 from upright.classification.table import cut
 from upright.contract import InputError
@@ -93,9 +94,6 @@ from upright.maths.parity.steps import dual_step, l1_ball, two_experts
 __all__ = ["FedAvg", "FedFACTTraining", "Trained", "Training", "cost_sensitive_loss", "normalised", "settings_of",
            "trained"]  # fmt: skip
 
-Array = NDArray[np.float64]
-Arrays = dict[str, NDArray[Any]]
-State = dict[str, Any]
 _REPORT = ("loss", "own_loss", "error", "gap", "pull", "paid", "weight")  # of one client and round, in this order
 
 
