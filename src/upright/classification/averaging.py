@@ -3,8 +3,7 @@
 Round t of federated averaging: the server sends theta; each client takes R mini-batch steps from it on its own rows and
 sends the change; the server adds ``sum_k n_k (theta_k - theta) / sum_k n_k`` over the replies that arrived.
 
-An algorithm here has the methods of `upright.federation.rounds.Algorithm`: messages, private memories and states are
-flat dicts of NumPy arrays.
+An algorithm here has the methods of `upright.federation.rounds.Algorithm`.
 
 Source: McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data* (2017).
 """
@@ -151,10 +150,7 @@ def last_of(past: NDArray[Any] | None, now: NDArray[Any], count: int) -> NDArray
 class FedAvg:
     """Federated averaging of one model: the algorithm without any constraint, and the frame of those that have one.
 
-    Parameters
-    ----------
-    config : Training
-        Prices and the weight of two models are not used.
+    Settings of prices and of the weight of two models are not used.
     """
 
     parts: tuple[str, ...] = ()

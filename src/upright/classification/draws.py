@@ -61,15 +61,9 @@ def words(values: NDArray[Any]) -> Words:
 def row_ids(*tables: Any) -> Words:
     """Return an id of each row from its values and its number among equal rows, shape (n,).
 
-    Parameters
-    ----------
-    *tables : array of shape (n,) or (n, d), sparse matrix, or data frame
-        Zeros and the kind of table make no difference, the place of a column does.
-
-    Warns
-    -----
-    UserWarning
-        Where more than half of the rows equal another one: which of them a draw is for is then a matter of order.
+    Tables are arrays of shape (n,) or (n, d), sparse matrices or data frames. Zeros and the kind of table make no
+    difference, the place of a column does. Where more than half of the rows equal another one a `UserWarning` says so:
+    which of them a draw is for is then a matter of order.
     """
     total, place = np.zeros(tables[0].shape[0], dtype=np.uint64), 0
     for table in tables:
@@ -106,18 +100,9 @@ def _columns(table: Any) -> list[NDArray[Any]]:
 
 
 def uniforms(ids: Any, seed: int, n: int) -> NDArray[np.float64]:
-    """Return a number in [0, 1) for each id, shape (n,).
+    """Return a number in [0, 1) for each id, shape (n,): numbers or text; equal ids have equal draws.
 
-    Parameters
-    ----------
-    ids : array, shape (n,)
-        Numbers or text; equal ids have equal draws.
-    seed : int
-
-    Raises
-    ------
-    InputError
-        For another length and missing ids.
+    Another length and missing ids are refused.
     """
     own = words(as_column(ids, n, "ids"))
     key = mix(np.array([seed & _ALL], dtype=np.uint64))

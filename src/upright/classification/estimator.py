@@ -38,16 +38,11 @@ __all__ = ["FairScorer", "FedFACTClassifier", "Front"]
 
 @dataclass(frozen=True)
 class Front:
-    """Accuracy and gaps at each tolerance.
-
-    Parameters
-    ----------
-    rows : list of dict
-        ``global_tol``, ``local_tol``, and on the calibration and on the evaluation data ``accuracy``, ``global``,
-        ``local_max``, ``local_mean``.
-    """
+    """Accuracy and gaps at each tolerance."""
 
     rows: list[dict[str, float]]
+    """``global_tol``, ``local_tol``, and on the calibration and on the evaluation data ``accuracy``, ``global``,
+    ``local_max``, ``local_mean``."""
 
     def plot(self, ax: Any = None) -> Any:
         """Draw accuracy over the global gap, evaluation data filled and calibration data open; returns the axes."""
@@ -99,7 +94,6 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
     Notes
     -----
     Without ``sensitive_features`` there is nobody to compare, and the decisions are those of the estimator.
-
     Metadata of `fit` is routed to both estimators where scikit-learn's routing is on. Where it is off, weights reach an
     estimator, or the last step of a pipeline, that takes them.
     """
@@ -153,11 +147,8 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
         ----------
         X : array, sparse matrix or data frame, shape (n, d)
         y : array, shape (n,)
-        sensitive_features : array, series, data frame or mapping, optional
-            Group of each sample; each column is a family of groups.
-        clients : array, shape (n,), optional
-            Site of each sample.
-        sample_weight : array, shape (n,), optional
+        sensitive_features, clients, sample_weight : optional
+            As in `FairPost.fit`.
         **params
             For `fit` of the estimator; one value a sample is cut to the samples that it is trained on.
 
@@ -231,12 +222,11 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
 
         A group or client that no row was drawn of gives one of those it is trained on; so does a class, which keeps it.
         """
-        everybody = np.arange(n)
         if not 0.0 <= self.calibration < 1.0:
             raise InputError(f"calibration = {self.calibration}", "a share in [0, 1)", "hold out for example 0.5")
         site, self.client_names_ = as_codes(clients, n, None)
         if self.prefit or self.calibration == 0 or features is None:
-            return everybody, everybody
+            return np.arange(n), np.arange(n)
         keys = [("class", code), *as_features(features, n).items()]
         cell = np.unique([np.unique(key, return_inverse=True)[1] for _, key in keys], axis=1, return_inverse=True)[1]
         rng = np.random.default_rng(self.random_state)
@@ -263,17 +253,14 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
 
     def _proba(self, X: Any) -> Array:
         """Probabilities in the order of ``classes_``."""
-        p = np.asarray(self.estimator_.predict_proba(X), dtype=np.float64)
-        own = list(np.asarray(self.estimator_.classes_).tolist())
-        if own == self.classes_.tolist():
-            return p
-        missing = [c for c in self.classes_.tolist() if c not in own]
-        if missing or len(own) > len(self.classes_):
+        own, wanted = np.asarray(self.estimator_.classes_).tolist(), self.classes_.tolist()
+        if set(own) != set(wanted):
             raise InputError(
-                f"an estimator of classes {some(own)} for labels {some(self.classes_.tolist())}", "the same classes",
+                f"an estimator of classes {some(own)} for labels {some(wanted)}", "the same classes",
                 "fit the estimator on labels of every class",
             )  # fmt: skip
-        return p[:, [own.index(c) for c in self.classes_.tolist()]]
+        p = np.asarray(self.estimator_.predict_proba(X), dtype=np.float64)
+        return np.take(p, [own.index(c) for c in wanted], axis=1)
 
     def _with_client(self, X: Any, clients: Any) -> Any:
         """X beside one-hot clients where there are several, for the model of the group."""
@@ -312,10 +299,8 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
         require_one_index(X=X, sensitive_features=sensitive_features, clients=clients)
         X = self._ready(X)
         p = self._proba(X)
-        if self.post_ is None:
-            return p
-        return self.post_.decide(p, sensitive_features=sensitive_features, clients=clients,
-                                 group_proba=self._groups(X, clients))  # fmt: skip
+        given = {"sensitive_features": sensitive_features, "clients": clients}
+        return p if self.post_ is None else self.post_.decide(p, **given, group_proba=self._groups(X, clients))
 
     def predict(
         self, X: Any, *, sensitive_features: Any = None, clients: Any = None, ids: Any = None,
@@ -372,8 +357,11 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
         data = {"calibration": (X, y, sensitive_features, clients)}
         if evaluate is not None:
             data["evaluation"] = evaluate
-        read = {k: (self._ready(x), *rest) for k, (x, *rest) in data.items()}
-        known = {k: (self._proba(x), self._groups(x, sites)) for k, (x, _, _, sites) in read.items()}
+        known = {}
+        for key, (features, labels, groups, sites) in data.items():
+            x = self._ready(features)
+            given = {"sensitive_features": groups, "clients": sites, "group_proba": self._groups(x, sites)}
+            known[key] = (self._proba(x), labels, given)
         rows = []
         limits = list(self.local_tol.values()) if isinstance(self.local_tol, Mapping) else self.local_tol
         inside = self.local_tol is None or bool(np.isfinite(np.asarray(limits, dtype=np.float64)).any())
@@ -383,13 +371,10 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
             post.set_params(constraints=_at(self.constraints, tol), global_tol=tol, local_tol=local)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ToleranceWarning)
-                post.fit(known["calibration"][0], y, sensitive_features=sensitive_features, clients=clients,
-                         classes=self.classes_.tolist(), group_proba=known["calibration"][1])  # fmt: skip
+                post.fit(known["calibration"][0], y, classes=self.classes_.tolist(), **known["calibration"][2])
             row: dict[str, float] = {"global_tol": float(tol), "local_tol": float(local)}
-            for key, (_, labels, features, sites) in read.items():
-                p, soft = known[key]
-                h = post.decide(p, sensitive_features=features, clients=sites, group_proba=soft)
-                own = _scored(post, h, self.classes_, labels, features, sites)
+            for key, (p, labels, given) in known.items():
+                own = _scored(post, post.decide(p, **given), self.classes_, labels, given)
                 row |= {f"{key}_{name}": v for name, v in own.items()}
             rows.append(row)
         return Front(rows)
@@ -437,8 +422,8 @@ class FairScorer(BaseEstimator):  # type: ignore[misc]
                 "a FedFACTClassifier fitted with sensitive_features, and the groups of the rows to score",
                 "set_config(enable_metadata_routing=True), ask for groups by set_fit_request, pass them to the search",
             )  # fmt: skip
-        h = estimator.predict_proba(X, sensitive_features=sensitive_features, clients=clients)
-        found = _scored(post, h, estimator.classes_, y, sensitive_features, clients)
+        given = {"sensitive_features": sensitive_features, "clients": clients}
+        found = _scored(post, estimator.predict_proba(X, **given), estimator.classes_, y, given)
         plain = estimator.estimator_.classes_[estimator.estimator_.predict_proba(X).argmax(1)]
         return {
             "score": found["accuracy"] - self.weight * max(0.0, found["global"] - self.tol),
@@ -449,14 +434,14 @@ class FairScorer(BaseEstimator):  # type: ignore[misc]
     __call__ = score
 
 
-def _scored(post: FairPost, h: Array, classes: Any, labels: Any, features: Any, sites: Any) -> dict[str, float]:
+def _scored(post: FairPost, h: Array, classes: Any, labels: Any, given: Mapping[str, Any]) -> dict[str, float]:
     """Return accuracy and gaps of the first feature and criterion, in expectation where decisions are drawn."""
     n = len(h)
     if not post.randomised:
         h = one_hot(h.argmax(1), h.shape[1])
     truth = np.searchsorted(classes, np.asarray(labels))
-    column = next(iter(as_features(features, n).values()))
-    own = gaps(h, column, as_codes(sites, n, None)[0], post.fitted_.constraints[0].criterion, truth)
+    column = next(iter(as_features(given["sensitive_features"], n).values()))
+    own = gaps(h, column, as_codes(given["clients"], n, None)[0], post.fitted_.constraints[0].criterion, truth)
     return {"accuracy": float(h[np.arange(n), truth].mean()), **own}
 
 
@@ -465,8 +450,7 @@ def _at(given: Any, tol: float) -> Any:
     if isinstance(given, Mapping):
         return {name: _at(one, tol) for name, one in given.items()}
     if isinstance(given, Constraint):
-        inside = bool(np.isfinite(given.local_tol).any())
-        return replace(given, global_tol=tol, local_tol=tol if inside else float("inf"))
+        return replace(given, global_tol=tol, local_tol=tol if np.isfinite(given.local_tol).any() else float("inf"))
     return given if isinstance(given, str) else [_at(one, tol) for one in given]
 
 

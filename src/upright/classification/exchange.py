@@ -53,15 +53,7 @@ _SEARCH = ("point", "step", "length", "total", "descent", "slope")
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a client holds: class probabilities of its rows and their groups.
-
-    Parameters
-    ----------
-    name : str
-    p : ndarray, shape (n, m)
-    members : tuple of ndarray, shape (n, G_c)
-        One for each constraint.
-    """
+    """What a client holds: class probabilities of its rows, shape (n, m), and their groups, shape (n, G_c) each."""
 
     name: str
     p: Array
@@ -271,9 +263,8 @@ class FedFACTPost(Counted):
                 return {**_without(new, *_SEARCH), "waited": new.get("waited", 0) + 1}  # the same prices, asked again
             if last:
                 return {**new, "over": True, "prices": x}
-            beta = max(self.beta, new["beta"] * _FALL)
             fall = _FALL if new["beta"] > self.beta else 0.03
-            # the same prices, asked again
+            beta = max(self.beta, new["beta"] * _FALL)  # the same prices, asked again
             return {**_without(new, *_SEARCH), "beta": beta, "mu": max(_MU_LAST, mu * fall)}
         h = new["bend"] + np.diag(bend)
         step = np.linalg.solve(h + 1e-10 * max(float(np.diag(h).max(initial=0.0)), 1e-30) * np.eye(len(x)), -full)

@@ -28,13 +28,7 @@ _OBSERVATIONS = 30  # below which a gap inside a cell says little
 def named_constraints(
     given: Any, features: Sequence[str], global_tol: float, local_tol: Any, gap: str
 ) -> list[tuple[str, Constraint, Any]]:
-    """Return (feature, constraint, local tolerance by client or number) of each constraint.
-
-    Parameters
-    ----------
-    given : str, Constraint, sequence of them, or mapping of feature to any of these
-        A plain constraint holds for every feature.
-    """
+    """Return (feature, constraint, local tolerance by client or number) of each constraint; see `FairPost`."""
     if local_tol is None:
         local_tol = global_tol
     if isinstance(given, Mapping):

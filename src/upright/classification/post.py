@@ -210,13 +210,7 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
     def scores(
         self, proba: Any, *, sensitive_features: Any = None, clients: Any = None, group_proba: Any = None
     ) -> Array:
-        """Return the adjusted scores z, shape (n, m); the decision is the largest.
-
-        Raises
-        ------
-        InputError
-            For groups, clients or shapes that the fit did not see.
-        """
+        """Return the adjusted scores z, shape (n, m), the largest decided; what the fit did not see is refused."""
         return self.table_.scores(*self._read(proba, sensitive_features, clients, group_proba))
 
     def _read(self, proba: Any, sensitive_features: Any, clients: Any, group_proba: Any) -> tuple[Any, Any, Ints]:
@@ -242,12 +236,11 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
         return p, members, self._client(clients, n)
 
     def _client(self, clients: Any, n: int) -> Ints:
-        if clients is None and len(self.clients_) > 1 and self.unknown == "error":
-            raise InputError(
-                f"no clients, and the table has {len(self.clients_)}", "the client of each sample", "pass clients="
-            )
         if clients is None:
-            return np.full(n, 0 if len(self.clients_) == 1 else -1, dtype=np.int64)
+            known = len(self.clients_)
+            if known > 1 and self.unknown == "error":
+                raise InputError(f"no clients, and the table has {known}", "the client of each sample", "pass clients=")
+            return np.full(n, 0 if known == 1 else -1, dtype=np.int64)
         codes, _ = as_codes(clients, n, self.clients_)
         if (codes < 0).any() and self.unknown == "error":
             strangers = sorted(set(np.asarray(clients, dtype=object)[codes < 0].astype(str).tolist()))

@@ -48,16 +48,9 @@ __all__ = ["FairFed", "FedFB", "reweighted"]
 
 
 def reweighted(y: Array, member: Array) -> Array:
-    """Return ``P(a_i) P(y_i) / P(a_i, y_i)`` for each row of one client, shape (n,).
+    """Return ``P(a_i) P(y_i) / P(a_i, y_i)`` for rows of one client, shape (n,), of one-hot y (n, m), member (n, G).
 
     Label and group are independent under these weights, which sum to n when no cell is empty.
-
-    Parameters
-    ----------
-    y : ndarray, shape (n, m)
-        One-hot labels.
-    member : ndarray, shape (n, G)
-        One-hot groups.
     """
     cell = member.T @ y  # (G, m), counts
     free = np.outer(cell.sum(axis=1), cell.sum(axis=0)) / len(y)

@@ -32,7 +32,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from upright.classification.inputs import Array, Ints, one_hot
+from upright.classification.inputs import Array, Ints, one_hot, places
 from upright.contract import InputError
 
 __all__ = ["Params", "Silo", "batches", "initial", "local_steps", "logits", "one_hot", "silos_of", "weighted_log_loss"]
@@ -125,13 +125,12 @@ def silos_of(
     members = []
     for place, column in enumerate(columns):
         order = list(names[place]) if names else sorted(set(column.tolist()))
-        code = {value: i for i, value in enumerate(order)}
-        strangers = sorted({str(v) for v in column.tolist() if v not in code})
+        codes, strangers = places(column, order)
         if strangers:
             raise InputError(
                 f"groups {place} with {strangers[0]!r}", ", ".join(map(repr, order)), "correct it, or add it to names"
             )
-        members.append(one_hot(np.array([code[v] for v in column.tolist()], dtype=np.int64), len(order)))
+        members.append(one_hot(codes, len(order)))
     out = {}
     for name in sorted(set(owner.tolist())):
         rows = np.flatnonzero(owner == name)
@@ -139,20 +138,10 @@ def silos_of(
     return out
 
 
-# -- models ---------------------------------------------------------------------------------------------------------
-
-
 def initial(d: int, m: int, hidden: int, rng: np.random.Generator, dtype: str = "float64") -> dict[str, NDArray[Any]]:
     """Return one model to start from: zeros for ``hidden = 0``, uniform in ``+-1 / sqrt(inputs)`` for a hidden layer.
 
-    Parameters
-    ----------
-    d, m : int
-        Features and classes.
-    hidden : int
-        Width of the hidden layer; 0 for the logistic model.
-    rng : numpy.random.Generator
-        Not drawn from by the logistic model.
+    Of d features and m classes; the logistic model draws nothing.
     """
     if not hidden:
         return {"weight": np.zeros((d, m), dtype), "bias": np.zeros(m, dtype)}
@@ -184,9 +173,6 @@ def weighted_log_loss(scores: Tensor, rows: Tensor) -> Tensor:
     return -(rows * torch.log_softmax(scores, dim=-1)).sum(dim=-1)
 
 
-# -- local training -------------------------------------------------------------------------------------------------
-
-
 def batches(rng: np.random.Generator, n: int, steps: int, size: int) -> Ints:
     """Return the rows of each step, shape (steps, size): permutations of n rows, one after the other.
 
@@ -210,20 +196,8 @@ def local_steps(
     """Return the K models after R mini-batch steps each, all clients in one tensor program.
 
     Step r of client k descends ``mean over b of weighted_log_loss(logits(x_b), rows_b)`` on its rows ``index[k, r]``.
-    States of the optimiser start fresh, as is usual for federated averaging.
-
-    Parameters
-    ----------
-    params : mapping of tensor, shape (K, ...)
-        Not changed.
-    xs : sequence of tensor, shape (n_k, d)
-    rows : sequence of tensor, shape (n_k, m)
-        Weights of each sample's classes: one-hot labels, or rows of a matrix of costs.
-    index : ndarray of int64, shape (K, R, B)
-        Of `batches`, from each client's own stream.
-    optimiser : {"adam", "sgd"}
-    learning_rate, weight_decay : float
-        Weight decay is added to the gradient, as torch's optimisers do.
+    States of the optimiser start fresh, as is usual for federated averaging. Shapes: params (K, ...), which stay as
+    they are, xs (n_k, d), rows (n_k, m): one-hot labels or rows of a matrix of costs; index (K, R, B), of `batches`.
     """
     own = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
     kind = torch.optim.Adam if optimiser == "adam" else torch.optim.SGD

@@ -114,8 +114,6 @@ class FairTable:
         """Return the randomised decision ``softmax(z / beta)``, shape (n, m)."""
         return np.asarray(softmax(z / self.beta, axis=1))
 
-    # -- JSON --------------------------------------------------------------------------------------------------------
-
     def as_dict(self) -> dict[str, Any]:
         """Return plain Python values."""
         return {

@@ -98,13 +98,7 @@ _REPORT = ("loss", "own_loss", "error", "gap", "pull", "paid", "weight")  # of o
 
 
 def normalised(rows: Array) -> Array:
-    """Return ``(M + kappa) / scale`` for rows of M: no negative entry, row sums of mean 1, shape of rows.
-
-    Parameters
-    ----------
-    rows : ndarray, shape (n, m)
-        Row ``y_i`` of ``M(a_i)`` for each sample; together they share one kappa and one scale.
-    """
+    """Return ``(M + kappa) / scale`` for rows of M, shape (n, m): no negative entry, row sums of mean 1."""
     shifted = rows + max(0.0, -float(rows.min()))
     total = float(shifted.sum(axis=1).mean())
     return shifted / total if total > 0 else np.full(rows.shape, 1.0 / rows.shape[1])  # all classes cost alike
