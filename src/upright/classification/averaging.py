@@ -148,10 +148,7 @@ def last_of(past: NDArray[Any] | None, now: NDArray[Any], count: int) -> NDArray
 
 
 class FedAvg:
-    """Federated averaging of one model: the algorithm without any constraint, and the frame of those that have one.
-
-    Settings of prices and of the weight of two models are not used.
-    """
+    """Federated averaging of one model: the algorithm without any constraint, and the frame of those that have one."""
 
     parts: tuple[str, ...] = ()
     """What a client reports beside its change and (rows, loss, accuracy): sums over its rows, of the shape `shape`."""

@@ -87,15 +87,12 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
     post_ : FairPost
         With ``table_``, ``report_``, ``missed_``, ``left_out_``, ``small_`` and ``conflicts_``.
 
-    Guarantee
-    ---------
-    That of `FairPost`, on the calibration samples.
-
     Notes
     -----
-    Without ``sensitive_features`` there is nobody to compare, and the decisions are those of the estimator.
-    Metadata of `fit` is routed to both estimators where scikit-learn's routing is on. Where it is off, weights reach an
-    estimator, or the last step of a pipeline, that takes them.
+    The guarantee is that of `FairPost`, on the calibration samples. Without ``sensitive_features`` there is nobody to
+    compare, and the decisions are those of the estimator. Metadata of `fit` is routed to both estimators where
+    scikit-learn's routing is on. Where it is off, weights reach an estimator, or the last step of a pipeline, that
+    takes them.
     """
 
     def __init__(

@@ -11,13 +11,12 @@ Algorithm
 
 The answer is that of the program on all rows together. Rows, labels, attributes, probabilities and local prices stay.
 
-Absence: the server keeps the last reply of each client and puts a plane in its place, ``F_k + <gradient, move>``, which
-at one temperature is never above the client's own value: an absent client goes on asking for what it last asked for,
-and is never counted as fair. Whenever somebody leaves or comes back the objective is another one, and the search starts
-a new step from where it is. At the end, and before the first step, those who are away are waited for, three rounds at
-most. A client that sent no masses, or masses and never an answer, takes no part until it does: its rows divide no rate,
-and ``state["who"]`` does not name it. A search that ends by the number of rounds warns, and so does one that ends while
-somebody is away: it names for whom an old reply stands.
+Absence: a plane through the last reply of a client stands in its place, ``F_k + <gradient, move>``, which at one
+temperature is never above the client's own value: an absent client goes on asking for what it last asked for, and is
+never counted as fair. Whoever leaves or comes back makes another objective, and the search a new step from where it is.
+At the end, and before the first step, those who are away are waited for, three rounds at most. A client that sent no
+masses, or never an answer, takes no part until it does (``state["who"]``): its rows divide no rate. A search that ends
+by the number of rounds warns, and so does one that ends while somebody is away.
 
 Source: Zhang et al., *FedFACT* (2025), arXiv 2506.03777, section 4.2, with Newton steps at the clients.
 """

@@ -128,8 +128,8 @@ def as_features(given: Any, n: int) -> dict[str, NDArray[np.str_]]:
         if values.ndim == 1:
             columns = {str(getattr(given, "name", None) or "group"): values}
         elif values.ndim == 2 and values.shape[1]:
-            title = [str(c) for c in names] if names is not None else [f"group{i}" for i in range(values.shape[1])]
-            title = ["group"] if names is None and values.shape[1] == 1 else title
+            several = [f"group{i}" for i in range(values.shape[1])] if values.shape[1] > 1 else ["group"]
+            title = several if names is None else [str(c) for c in names]
             if len(set(title)) < len(title):
                 raise InputError(
                     f"sensitive features {some(title)}", "one name a column", "rename the columns that share a name"

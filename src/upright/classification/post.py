@@ -303,7 +303,6 @@ def _weight(given: Any, n: int) -> Array:
 
 
 def _soft(given: Any, groups: Mapping[str, Sequence[str]], n: int) -> dict[str, Array]:
-    """Check estimates of P(group | x)."""
     given = given if isinstance(given, Mapping) else {next(iter(groups)): given}
     found = {}
     for f, names in groups.items():

@@ -58,9 +58,11 @@ def reweighted(y: Array, member: Array) -> Array:
     return np.asarray(weight[member.argmax(axis=1), y.argmax(axis=1)])
 
 
-def _needs_groups(config: Training) -> None:
+def _refuse(config: Training, name: str, step: float, usual: float) -> None:
     if not config.groups:
         raise InputError("silos without groups", "one family of groups", "give the silos a `members` array")
+    if not step >= 0:
+        raise InputError(f"{name} = {step}", "a number of at least 0", f"take {usual:g}")
 
 
 class FairFed(FedAvg):
@@ -87,9 +89,7 @@ class FairFed(FedAvg):
     def __init__(
         self, config: Training, criterion: Criterion = "demographic_parity", *, beta: float = 1.0, reweight: bool = True
     ) -> None:
-        _needs_groups(config)
-        if not beta >= 0:
-            raise InputError(f"beta = {beta}", "a number of at least 0", "take 1")
+        _refuse(config, "beta", beta, 1)
         super().__init__(config)
         self.shape = (len(strata(criterion, np.zeros((1, config.classes)))), config.groups[0], config.classes)
         self.criterion, self.beta, self.reweight = criterion, beta, reweight
@@ -155,9 +155,7 @@ class FedFB(FedAvg):
     parts = ("labelled", "decided")
 
     def __init__(self, config: Training, *, alpha: float = 0.3) -> None:
-        _needs_groups(config)
-        if not alpha >= 0:
-            raise InputError(f"alpha = {alpha}", "a number of at least 0", "take 0.3")
+        _refuse(config, "alpha", alpha, 0.3)
         super().__init__(config)
         self.alpha = alpha
         self.shape = (config.groups[0], config.classes)

@@ -53,8 +53,7 @@ Deviations
 Nothing is guaranteed for the models that come out: a model class may not reach a tolerance. Then prices end at their
 bound and ``state["unreached"]`` names the constraint.
 
-Source: Zhang et al., *FedFACT* (2025), arXiv 2506.03777, algorithm 1, proposition 2; McMahan et al.,
-*Communication-Efficient Learning of Deep Networks from Decentralized Data* (2017).
+Source: Zhang et al., *FedFACT* (2025), arXiv 2506.03777, algorithm 1, proposition 2; `FedAvg` for its source.
 """
 
 from __future__ import annotations
