@@ -203,17 +203,25 @@ class FedAvg:
         silos = [datas[name] for name in names]
         for silo in silos:
             fits(self.config, silo)
-        labels = [one_hot(s.y, self.config.classes) for s in silos]
-        rows = [self.rows_of(message, s, y) for s, y in zip(silos, labels, strict=True)]
+        looked = (self.looked_at(message, theta, privates[s.name], s) for s in silos)
+        rows, replies, memories = map(list, zip(*looked, strict=True))
         after = trained_by_clients(self.config, turn, tensors_of(theta, len(names)), silos, rows)
-        out = {}
-        for name, silo, own, y, row in zip(names, silos, after, labels, rows, strict=True):
-            loss, p = scored(theta, silo, row)
-            h = one_hot(p.argmax(axis=1), self.config.classes)
-            report = np.array([float(len(y)), loss, float((h * y).sum()) / len(y)])
-            change = {f"delta.{key}": own[key] - theta[key] for key in theta}
-            out[name] = ({**change, "report": report, **self.counted(silo, y, h)}, privates[name])
-        return out
+        self.trains_alone(turn, silos, rows, memories)
+        replies = [{f"delta.{key}": own[key] - theta[key] for key in theta} | reply
+                   for own, reply in zip(after, replies, strict=True)]  # fmt: skip
+        return dict(zip(names, zip(replies, memories, strict=True), strict=True))
+
+    def looked_at(self, message: Arrays, theta: Arrays, private: Arrays, silo: Silo) -> tuple[Array, Arrays, Arrays]:
+        """Return weights of the loss (n, m), what is reported, and the client's new memory."""
+        y = one_hot(silo.y, self.config.classes)
+        rows = self.rows_of(message, silo, y)
+        loss, p = scored(theta, silo, rows)
+        h = one_hot(p.argmax(axis=1), self.config.classes)
+        report = np.array([float(len(y)), loss, float((h * y).sum()) / len(y)])
+        return rows, {"report": report, **self.counted(silo, y, h)}, private
+
+    def trains_alone(self, turn: int, silos: list[Silo], rows: list[Array], memories: list[Arrays]) -> None:
+        """Train what is in clients' memories alone: nothing."""
 
     def server(self, state: State, replies: Mapping[str, Arrays]) -> State:
         """Average over the replies by their numbers of rows."""

@@ -60,7 +60,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +76,6 @@ from upright.classification.averaging import (
     model_of,
     scored,
     settings_of,
-    tensors_of,
     trained,
     trained_by_clients,
 )  # fmt: skip
@@ -218,41 +216,30 @@ class FedFACTTraining(Counted, FedAvg):
     def clients(
         self, message: Arrays, privates: Mapping[str, Arrays], datas: Mapping[str, Silo]
     ) -> dict[str, tuple[Arrays, Arrays]]:
-        """Run several clients, their local steps in one tensor program."""
-        theta, turn = model_of(message), int(message["round"][0])
-        out: dict[str, tuple[Arrays, Arrays]] = {}
-        looked = {}
-        for name, silo in sorted(datas.items()):
+        """Take masses of those that are new, and run the others, their local steps in one tensor program."""
+        for silo in datas.values():
             fits(self.config, silo)
-            if counts := self._counts(message, self._site(silo), name):
-                out[name] = (counts, privates[name])
-            else:
-                looked[name] = self._looked_at(message, theta, privates[name], silo)
-        if not looked:
-            return out
-        silos = [datas[name] for name in looked]
-        rows, replies, memories = zip(*looked.values(), strict=True)
-        unified = trained_by_clients(self.config, turn, tensors_of(theta, len(silos)), silos, rows)
-        for name, own, reply, memory in zip(looked, unified, replies, memories, strict=True):
-            out[name] = ({**{f"delta.{key}": own[key] - theta[key] for key in theta}, **reply}, memory)
+        new = {name: self._counts(message, self._site(silo), name) for name, silo in sorted(datas.items())}
+        out = {name: (counts, privates[name]) for name, counts in new.items() if counts}
+        known = {name: silo for name, silo in datas.items() if name not in out}
+        return {**out, **super().clients(message, privates, known)} if known else out
+
+    def trains_alone(self, turn: int, silos: list[Silo], rows: list[Array], memories: list[Arrays]) -> None:
+        """Train local models, and keep the last few of what is averaged."""
         if not self.neutral:
-            stacked = {key: torch.from_numpy(np.stack([m[f"phi.{key}"] for m in memories])) for key in theta}
-            local = trained_by_clients(self.config, turn, stacked, silos, rows)
-            for memory, own in zip(memories, local, strict=True):
+            stacked = {key: torch.from_numpy(np.stack([m[f"phi.{key}"] for m in memories]))
+                       for key in model_of(memories[0], "phi.")}  # fmt: skip
+            for memory, own in zip(memories, trained_by_clients(self.config, turn, stacked, silos, rows), strict=True):
                 memory |= {f"phi.{key}": value for key, value in own.items()}
-        if self.config.average > 1:
-            for memory, name in zip(memories, looked, strict=True):
-                for key in [key for key in memory if key == "mix" or key.startswith("phi.")]:
-                    memory[f"past.{key}"] = last_of(privates[name].get(f"past.{key}"), memory[key], self.config.average)
-        return out
+        for memory in memories if self.config.average > 1 else []:
+            for key in [key for key in memory if key == "mix" or key.startswith("phi.")]:
+                memory[f"past.{key}"] = last_of(memory.get(f"past.{key}"), memory[key], self.config.average)
 
     def _site(self, silo: Silo) -> Site:
         y = one_hot(silo.y, self.config.classes)
         return Site(y, silo.members, np.ones(len(y)), self.criteria)
 
-    def _looked_at(
-        self, message: Arrays, theta: Arrays, private: Arrays, silo: Silo
-    ) -> tuple[Array, dict[str, Any], dict[str, Any]]:
+    def looked_at(self, message: Arrays, theta: Arrays, private: Arrays, silo: Silo) -> tuple[Array, Arrays, Arrays]:
         """Return weights of the loss (n, m), what is reported, and the client's new memory: steps 2 to 6."""
         config, n, site = self.config, len(silo.y), self._site(silo)
         weight = float(private["mix"][0]) if private else (1.0 if self.neutral else 0.5)
@@ -275,7 +262,7 @@ class FedFACTTraining(Counted, FedAvg):
         pull, paid = _judged(nu[at], d, level.tol, config.radius)
         report = [loss, own_loss, float((p.argmax(axis=1) != silo.y).mean()), float(np.abs(d).max(initial=0.0)),
                   pull, paid, after, *_at_bound(moved[at], d, level, config.radius, len(self.constraints))]  # fmt: skip
-        memory = {"mix": np.array([after]), "prices": moved, **{f"phi.{key}": value for key, value in phi.items()}}
+        memory = {**private, "mix": np.array([after]), "prices": moved, **{f"phi.{k}": v for k, v in phi.items()}}
         return rows, {"decided": decided, "report": np.array(report)}, memory
 
     def server(self, state: State, replies: Mapping[str, Arrays]) -> State:
