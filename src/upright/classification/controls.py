@@ -1,4 +1,7 @@
-"""What FedFACT is compared with: Fairlearn's two remedies."""
+"""What FedFACT is compared with: Fairlearn's two remedies, fitted to all clients' rows together.
+
+Both return a function that gives the probabilities of their decisions, which they draw.
+"""
 
 from __future__ import annotations
 
@@ -63,13 +66,7 @@ def _fitted(model: Any, x: Array, label: Ints, group: Ints) -> Callable[..., Arr
 
 
 def thresholds(p: Array, label: Ints, group: Ints, criterion: Criterion) -> Any:
-    """Fit Fairlearn's ThresholdOptimizer to probabilities of all clients together.
-
-    Returns
-    -------
-    callable
-        ``decide(p, group) -> (n, 2)``: probabilities of its decisions, which it draws.
-    """
+    """Fit Fairlearn's ThresholdOptimizer to probabilities; returns ``decide(p, group) -> (n, 2)``."""
     name, _ = _named(p.shape[1], criterion, "ThresholdOptimizer")
     from fairlearn.postprocessing import ThresholdOptimizer
 
@@ -95,13 +92,7 @@ def average_bound(group: Ints, label: Ints, criterion: Criterion, tol: float) ->
 
 
 def reductions(x: Array, label: Ints, group: Ints, criterion: Criterion, tol: float, estimator: Any) -> Any:
-    """Fit Fairlearn's ExponentiatedGradient to the rows of all clients together, its bound that of `average_bound`.
-
-    Returns
-    -------
-    callable
-        ``decide(x) -> (n, 2)``: probabilities of its decisions, which it draws.
-    """
+    """Fit Fairlearn's ExponentiatedGradient, its bound that of `average_bound`; returns ``decide(x) -> (n, 2)``."""
     _, name = _named(int(label.max()) + 1, criterion, "ExponentiatedGradient")
     import fairlearn.reductions as found
 

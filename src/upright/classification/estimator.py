@@ -392,12 +392,9 @@ class FairScorer(BaseEstimator):  # type: ignore[misc]
     weight : float
         Accuracy that a unit of gap above it is worth.
 
-    Returns
-    -------
-    dict
-        ``score``; ``accuracy``; ``neg_price``, the accuracy beyond that of the estimator without adjustments, mostly
-        negative; ``neg_gap`` and ``neg_local_gap``, minus the largest gap of everybody and inside a client. Of
-        randomised decisions expectations.
+    It returns ``score``; ``accuracy``; ``neg_price``, the accuracy beyond that of the estimator without adjustments,
+    mostly negative; ``neg_gap`` and ``neg_local_gap``, minus the largest gap of everybody and inside a client. Of
+    randomised decisions expectations.
     """
 
     __metadata_request__score = {"estimator": UNUSED, "sensitive_features": True, "clients": True}  # noqa: RUF012

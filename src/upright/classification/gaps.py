@@ -30,20 +30,14 @@ def gaps(
         Decisions: one-hot, or their probabilities.
     groups, clients : array, shape (n,)
     criterion : str
-        Of `upright.maths.parity.rates.CRITERIA`.
+        Of `upright.maths.parity.rates.CRITERIA`; all but demographic parity are refused without labels.
     labels : int array, shape (n,), optional
-        Needed by every criterion but demographic parity.
 
     Returns
     -------
     dict
-        ``global``, ``local_max``, ``local_mean``; a client with fewer than two groups counts as 0 in none of them: it
-        is left out. NaN where no client has two groups.
-
-    Raises
-    ------
-    InputError
-        For a criterion that conditions on the label, without labels.
+        ``global``, ``local_max``, ``local_mean``; a client with fewer than two groups is left out. NaN where no client
+        has two groups.
     """
     if labels is None and criterion != "demographic_parity":
         raise InputError(f"{criterion} without labels", "the label of each sample", "pass labels=")

@@ -18,12 +18,11 @@ group a, and F the gap of a group's rate to that of everybody,
 onto non-negative weights that sum to the group's share: a group that is decided as j too often has its label j count
 for less.
 
-Departures from the papers, FairFed: (1) weights are clipped at 0, without which an average could turn round; (2) F of
-more than two groups or classes is the largest difference of any contrast; (3) clients that are absent keep their weight
-and are left out of the mean. FedFB: (4) F is measured by decisions; the paper puts the loss in their place; (5) steps
-are proportional to F, not of one length; (6) the weights of a group sum to its share, so that the first round is
-federated averaging; (7) more than two classes, by projection onto the simplex; (8) absent clients count with what they
-sent last.
+Departures from the papers, FairFed: (1) weights are clipped at 0; (2) F of more than two groups or classes is the
+largest difference of any contrast; (3) absent clients keep their weight and are left out of the mean. FedFB: (4) F is
+measured by decisions, not by the loss; (5) steps are proportional to F; (6) the weights of a group sum to its share, so
+that the first round is federated averaging; (7) more than two classes, by projection onto the simplex; (8) absent
+clients count with what they sent last.
 
 Source: Ezzeldin et al., *FairFed: Enabling Group Fairness in Federated Learning* (2023), arXiv 2110.00857; Zeng et al.,
 *Improving Fairness via Federated Learning* (2021), arXiv 2110.15545; Kamiran and Calders, *Data preprocessing

@@ -101,10 +101,8 @@ def silos_of(
 
     Parameters
     ----------
-    x : ndarray, shape (n, d)
-    y : ndarray of int64, shape (n,)
-    client : array, shape (n,)
-        Whose row it is; names are made strings.
+    x, y, client : array, shape (n, d), (n,) of int64, (n,)
+        Names of clients are made strings.
     groups : sequence of array, shape (n,)
         The sensitive feature of each constraint.
     names : sequence of sequence, optional

@@ -95,12 +95,7 @@ class FairTable:
     def scores(self, p: Array, members: Mapping[str, Array], client: Ints) -> Array:
         """Return the adjusted scores z, shape (n, m); client -1 is adjusted by the common part alone.
 
-        Parameters
-        ----------
-        p : ndarray, shape (n, m)
-        members : mapping of feature to ndarray, shape (n, G)
-            One-hot, or probabilities of the groups.
-        client : int array, shape (n,)
+        Members of each feature, shape (n, G), are one-hot, or probabilities of the groups.
         """
         p = self.calibrated(p, members)
         z = np.empty_like(p)
@@ -175,13 +170,7 @@ class FairTable:
         return found
 
     def place(self, name: str, columns: Mapping[str, NDArray[np.str_]], unknown: str) -> Ints:
-        """Return the place of each sample's group of a feature; -1 where it is unknown and that is allowed.
-
-        Raises
-        ------
-        InputError
-            For a feature that is not there, and for groups that the fit did not see.
-        """
+        """Return the place of each sample's group of a feature; -1 where it is unknown and that is allowed."""
         if name not in columns:
             raise InputError(
                 f"no sensitive feature {name!r} among {some(list(columns))}", some(list(self.groups)),
