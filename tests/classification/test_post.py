@@ -536,7 +536,6 @@ def test_more_tolerance_never_costs_and_a_warm_start_changes_nothing(criterion):
                     for v in (cold, warm))  # fmt: skip
         np.testing.assert_allclose(h, other, atol=1e-3)
         q = calibrated(cold, p, {"group": g.astype(str)})
-        assert cold.fitted_.risk == pytest.approx(1 - (q * h).sum(1).mean(), abs=1e-9)
         entropy = -(h * np.log(np.maximum(h, 1e-300))).sum(1).mean()
         values.append((tol, (q * h).sum(1).mean() + BETA * entropy))
     front = [v for _, v in sorted(values)]

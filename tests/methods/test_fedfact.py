@@ -305,3 +305,29 @@ def test_arms_without_a_meaning_for_the_data_are_left_out_and_refused_by_name():
         "thresholds", "reductions", "hull"}  # fmt: skip
     with pytest.raises(InputError, match="FedFB knows demographic parity alone"):
         _fitting(spec_of(fedfact.run), task, ["none", "fedfb"])
+
+
+# -- rounds ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("criterion", "randomised", "shape"),
+    [("demographic_parity", False, MULTI), ("equalized_odds", True, BINARY), ("demographic_parity", True, BINARY)],
+)
+def test_a_fit_in_rounds_is_that_on_pooled_rows(criterion, randomised, shape):
+    # catches tolerances, prices or shares of clients that are lost on the way, and rounds that nobody counts
+    task = world(criterion, shape)
+    (wanted, central, _), (h, run, _) = (
+        arm("fedfact", task, fit=fit, randomised=randomised) for fit in ("central", "rounds")
+    )
+    np.testing.assert_allclose(h, wanted, atol=0.0 if not randomised else 1e-4)
+    for key in ("gap_randomised", "gap_deterministic", "price"):
+        numbers = [[r[key] for r in notes["prices"] if r[key] is not None] for notes in (run.notes, central.notes)]
+        np.testing.assert_allclose(*numbers, atol=1e-6)
+    assert run.notes["calibration"] == pytest.approx(central.notes["calibration"], abs=1e-6)
+    assert "exchange" not in central.notes
+    table = (2 if criterion == "equalized_odds" else 1) * shape[0] * shape[1]
+    assert run.notes["exchange"]["up"] == 8 * (table + 1)  # sums of a table and one value
+    assert run.notes["exchange"]["down"] == 8 * (table + 3 + 3 + 1)  # a table, three settings, three names, the round
+    assert run.notes["exchange"]["rounds"] >= run.notes["solver"]["steps"] > 10
+    assert run.notes["solver"]["kkt"] < 1e-6

@@ -289,9 +289,8 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
     def predict_proba(self, X: Any, *, sensitive_features: Any = None, clients: Any = None) -> Array:
         """Return the probability of each decision, shape (n, m); without groups the estimator's own probabilities.
 
-        With ``randomised=True`` it is the probability with which `predict` decides each class. Without, it is
-        ``softmax(z / temperature)`` of the adjusted scores: its largest is what `predict` decides, and its size says
-        only how far the row is from another decision. Neither is a probability of the label: ``estimator_`` has those.
+        It is that of `FairPost.decide`: without draws its size says only how far the row is from another decision.
+        Neither is a probability of the label: ``estimator_`` has those.
         """
         require_one_index(X=X, sensitive_features=sensitive_features, clients=clients)
         X = self._ready(X)

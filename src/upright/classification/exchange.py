@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,12 +36,13 @@ from upright.classification.inputs import Array
 from upright.classification.table import cut
 from upright.contract import InputError, stream
 from upright.maths.parity.constraints import Constraint, Level, levels_of
-from upright.maths.parity.newton import smooth_abs
+from upright.maths.parity.newton import Dual, smooth_abs
+from upright.maths.parity.program import Solution
 from upright.maths.parity.rates import masses_fit
 from upright.maths.parity.shares import best_local_prices
 from upright.maths.parity.site import Site, table_size
 
-__all__ = ["Counted", "FedFACTPost", "Scores", "named"]
+__all__ = ["Counted", "FedFACTPost", "Scores", "in_rounds", "named"]
 
 Arrays = dict[str, NDArray[Any]]
 State = dict[str, Any]
@@ -279,6 +280,38 @@ class FedFACTPost(Counted):
     def tables(self, privates: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Array]]:
         """Return each client's adjustments from what it remembers; in use each client has its own alone."""
         return {name: cut(np.asarray(own["table"]), self.shapes) for name, own in privates.items() if "table" in own}
+
+
+def in_rounds(drive: Callable[..., Any], clients: Sequence[str], told: list[dict[str, int]]) -> Callable[..., Solution]:
+    """Return what solves the program of all clients as `upright.maths.parity.program.solve` does, in rounds.
+
+    `told` takes, of each time, the rounds, and the bytes that a client receives and sends in one.
+    """
+
+    def solved(
+        sites: Sequence[Site], constraints: Sequence[Constraint], beta: float, *, start: Any = None, seen: Any = None
+    ) -> Solution:
+        groups, m = [q.shape[1] for q in sites[0].members], sites[0].p.shape[1]
+        own = FedFACTPost(constraints, groups, m, clients=clients, beta=beta)
+        state, privates = drive(own, {k: Scores(k, s.p, s.members) for k, s in zip(clients, sites, strict=True)})
+        sent = own.message(state), own.template(state, clients[0])
+        down, up = (sum(v.nbytes for v in each.values()) for each in sent)
+        told.append({"rounds": state["round"], "down": down, "up": up})
+        # what follows judges the answer on all rows, as only one process can
+        levels, prices = [own._everybody(state)[0]], [state["trial"]]
+        for name, site in zip(clients, sites, strict=True):
+            levels.append(levels_of(constraints, site.masses(), own._inside(name), float(site.weight.sum())))
+            prices.append(np.asarray(privates[name].get("prices", np.zeros(len(levels[-1].tol)))))
+        dual = Dual(sites, levels, own.shapes)
+        sums = dual.evaluate(prices, beta, _MU_LAST, False)[3]
+        gaps = [v / (level.share or 1.0) for v, level in zip(sums, levels, strict=True)]
+        found = list(zip(levels, prices, gaps, strict=True))
+        paid = sum(v.share * float(v.tol @ np.abs(x) - x @ d) for v, x, d in found)
+        kkt = max(float(np.abs(d - np.clip(d + x, -v.tol, v.tol)).max(initial=0.0)) for v, x, d in found)
+        return Solution(prices[0], prices[1:], dual.tables(prices), gaps[0], gaps[1:], kkt, paid, state["round"],
+                        bool(state["over"]), beta, levels)  # fmt: skip
+
+    return solved
 
 
 def named(state: Mapping[str, Any], prefix: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,7 +75,6 @@ class Fitted:
     left_out: list[dict[str, Any]]
     small: list[dict[str, Any]]
     conflicts: list[dict[str, Any]]
-    risk: float
     constraints: tuple[Constraint, ...]
 
     def missed(self, slack: float = 0.005) -> float:
@@ -150,8 +150,12 @@ def fit_table(
     wanted: Sequence[tuple[str, Constraint, Any]], classes: Sequence[Any], *,
     y: Ints | None = None, members: Mapping[str, Array] | None = None, weight: Array | None = None,
     temperature: float = 0.002, randomised: bool = False, calibrate: bool = False, start: Fitted | None = None,
+    solver: Callable[..., Solution] | None = None,
 ) -> Fitted:  # fmt: skip
-    """Solve the program on calibration data and return its table; see `FairPost` for the meaning of the arguments."""
+    """Solve the program on calibration data and return its table; see `FairPost` for the meaning of the arguments.
+
+    Another solver than `solve` takes its arguments, such as `upright.classification.exchange.in_rounds`.
+    """
     weight = np.ones(len(p)) if weight is None else weight
     weight = weight / weight.sum()
     features = tuple(f for f, _, _ in wanted)
@@ -174,19 +178,16 @@ def fit_table(
         labels = one_hot(y, p.shape[1])
         seen = [replace(s, p=labels[r]).masses() for s, r in zip(sites, rows, strict=True)]
         mass = [[np.minimum(a, b) for a, b in zip(*own, strict=True)] for own in zip(mass, seen, strict=True)]
-    solution = solve(sites, constraints, temperature, start=start.solution if start else None, seen=mass)
+    again = functools.partial(solver or solve, sites, beta=temperature, seen=mass)
+    solution = again(constraints, start=start.solution if start else None)
     if not randomised:
-        solution = _tightened(sites, constraints, solution, temperature, mass)
+        solution = _tightened(sites, constraints, solution, again)
     common = cut(solution.levels[0].matrix @ solution.prices, [t.shape for t in solution.tables[0]])
     table = replace(blank, tables=tuple(tuple(t) for t in solution.tables), common=tuple(common))
     counts = [[(hard[f][r] > 0).sum(0) for f in features] for r in rows]
     report = _report(sites, constraints, solution, table, randomised)
-    risk = 1.0 - float(sum(
-        (s.weight[:, None] * s.p * (s.decide(t, temperature) if randomised else _hard(s, t))).sum()
-        for s, t in zip(sites, solution.tables, strict=True)
-    ))  # fmt: skip
     return Fitted(table, solution, report, _left_out(mass, solution, constraints, table),
-                  _small(table, counts, constraints), _conflicts(report), risk, tuple(constraints))  # fmt: skip
+                  _small(table, counts, constraints), _conflicts(report), tuple(constraints))  # fmt: skip
 
 
 def _hard(site: Site, table: Sequence[Array]) -> Array:
@@ -217,9 +218,8 @@ def _values(sites: Sequence[Site], solution: Solution, randomised: bool) -> tupl
 
 
 def _tightened(
-    sites: Sequence[Site], constraints: Sequence[Constraint], solution: Solution, temperature: float,
-    seen: Sequence[Sequence[Array]],
-) -> Solution:  # fmt: skip
+    sites: Sequence[Site], constraints: Sequence[Constraint], solution: Solution, again: Callable[..., Solution]
+) -> Solution:
     """Tighten tolerances by what deterministic decisions exceed them, and keep what exceeds least."""
     asked = [level.tol for level in solution.levels]
     limits = [[c.global_tol, *c.local(len(sites)).tolist()] for c in constraints]
@@ -237,7 +237,7 @@ def _tightened(
                   for row, over in zip(limits, excess.tolist(), strict=True)]  # fmt: skip
         tighter = [replace(c, global_tol=row[0], local_tol=tuple(row[1:]))
                    for c, row in zip(constraints, limits, strict=True)]  # fmt: skip
-        solution = solve(sites, tighter, temperature, start=solution, seen=seen)
+        solution = again(tighter, start=solution)
     return replace(best, levels=[replace(lv, tol=a) for lv, a in zip(best.levels, asked, strict=True)])
 
 

@@ -16,12 +16,9 @@ __all__ = ["gaps"]
 
 
 def gaps(
-    h: Array,
-    groups: NDArray[Any],
-    clients: NDArray[Any],
-    criterion: Criterion = "demographic_parity",
+    h: Array, groups: NDArray[Any], clients: NDArray[Any], criterion: Criterion = "demographic_parity",
     labels: NDArray[np.int64] | None = None,
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     """Return the largest pairwise gap: for everybody, and the maximum and mean over clients of their own.
 
     Parameters

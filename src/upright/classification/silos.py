@@ -182,15 +182,9 @@ def batches(rng: np.random.Generator, n: int, steps: int, size: int) -> Ints:
 
 
 def local_steps(
-    params: Mapping[str, Tensor],
-    xs: Sequence[Tensor],
-    rows: Sequence[Tensor],
-    index: NDArray[np.int64],
-    *,
-    optimiser: Optimiser = "adam",
-    learning_rate: float = 0.01,
-    weight_decay: float = 0.0,
-) -> Params:
+    params: Mapping[str, Tensor], xs: Sequence[Tensor], rows: Sequence[Tensor], index: Ints, *,
+    optimiser: Optimiser = "adam", learning_rate: float = 0.01, weight_decay: float = 0.0,
+) -> Params:  # fmt: skip
     """Return the K models after R mini-batch steps each, all clients in one tensor program.
 
     Step r of client k descends ``mean over b of weighted_log_loss(logits(x_b), rows_b)`` on its rows ``index[k, r]``.

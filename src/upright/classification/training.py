@@ -45,7 +45,7 @@ Deviations
 3. signed prices and a soft threshold in place of a pair of prices for each constraint
 4. local prices are scaled by the client's share (``mu_k = p_k nu_k``): those of small clients would diverge
 5. steps of prices are shorter where groups are small (s above): of one length they swing, under equalized odds on
-   Adult between gaps of 0 and 0.8, as few women have the positive label; with s the gap stays near 0.04
+   Adult between gaps of 0 and 0.8; with s the gap stays near 0.04
 6. kappa and scale are a client's own; the unified model therefore weighs clients with high prices less
 7. the last iterate is served by default, as in the paper's experiments; ``average`` serves the last few
 8. without any finite tolerance the weight of the unified model is 1 and phi_k is not trained: this is `FedAvg`

@@ -32,8 +32,8 @@ Deviations
 D1. Log-sum-exp in place of the softmax-weighted mean, which is not convex although the paper says so.
 D2. Tolerances bound the gap between any two groups, which is what people read; ``gap="average"`` is the paper's gap of
     a group to the average.
-D3. The program is solved by Newton steps on all clients' sums together. `upright.federation` has rounds in which a
-    client sends one gradient of the size of the global prices; they give the same answer.
+D3. The program is solved by Newton steps on all clients' sums together. With ``fit=rounds`` a client sends sums of the
+    size of a table each round and keeps its rows and local prices; the answer is the same.
 D4. Deterministic decisions tighten the tolerances by what they exceed them on the calibration rows.
 D5. Calibration rows are not training rows; the paper does not say which it takes.
 D6. In training, deviations 1 to 7 of `upright.classification.training`: signs and steps of local prices above all.
@@ -81,7 +81,7 @@ from upright.maths.parity.program import Constraint
 from upright.maths.parity.site import Site
 
 if TYPE_CHECKING:
-    from upright.classification import controls, rivals
+    from upright.classification import controls, exchange, rivals
     from upright.classification import estimator as estimators
     from upright.classification import fitting as fits
     from upright.classification import post as posts
@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from upright.classification.training import cost_sensitive_loss
 else:
     controls = LazyModule("upright.classification.controls")
+    exchange = LazyModule("upright.classification.exchange")
     rivals = LazyModule("upright.classification.rivals")
     federated = LazyModule("upright.classification.training")
     posts = LazyModule("upright.classification.post")
@@ -118,6 +119,8 @@ class FedFACTConfig(Config):
     remedy: Literal["post", "train", "majority", "thresholds", "reductions", "fairfed", "fedfb", "oracle"] = "post"
     """FedFACT after or in training; the commonest class for everybody; Fairlearn's ThresholdOptimizer and
     ExponentiatedGradient on pooled rows; FairFed; FedFB; the linear program of `post`."""
+    fit: Literal["central", "rounds"] = "central"
+    """Whether `post` solves its program on pooled rows, or in rounds between a server and clients that keep theirs."""
     gap: Literal["pairwise", "average"] = "pairwise"
     """Between any two groups, or of a group to the average."""
     randomised: bool = False
@@ -180,22 +183,18 @@ class Decider:
         return self.rule(x, group, client)
 
 
+def _settings(silos: Any, t: Any, config: FedFACTConfig, run: Run, **own: Any) -> federated.Training:
+    own |= {name: getattr(config, name) for name in ("local_steps", "learning_rate", "weight_decay", "hidden")}
+    own |= {"classes": len(t.classes), "batch": config.batch_size, "seed": stream(run.seed, "model")}
+    return federated.settings_of(silos, **own)
+
+
 def base_model(t: Any, config: FedFACTConfig, run: Run) -> dict[str, Any]:
     """Train by federated averaging (step 1); returns the parameters of the best round and its log loss."""
     x, y, _, client = t.part(run, "train")
     held, labels, _, _ = t.part(run, "valid")
     silos = silo.silos_of(x, y, np.array(t.clients)[client])
-    settings = federated.settings_of(
-        silos,
-        classes=len(t.classes),
-        rounds=config.rounds,
-        local_steps=config.local_steps,
-        batch=config.batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        hidden=config.hidden,
-        seed=stream(run.seed, "model"),
-    )
+    settings = _settings(silos, t, config, run, rounds=config.rounds)
     kept: dict[str, Any] = {}
     alone = run.silent()
     with alone.training(config, epochs=config.rounds, kept=kept) as epochs:
@@ -231,6 +230,7 @@ def _fit_post(t: Any, config: FedFACTConfig, run: Run, model: federated.Trained)
         members = {"group": blind.predict_proba(_beside(x, client, len(t.clients)))}
     one = config.constraint(t.config.criterion)
     asked = config.tolerances() != (np.inf, np.inf)  # without a constraint the decisions are the model's own
+    told: list[dict[str, int]] = []
     fitted = fits.fit_table(
         model.predict_proba(x),
         {"group": group},
@@ -244,7 +244,10 @@ def _fit_post(t: Any, config: FedFACTConfig, run: Run, model: federated.Trained)
         temperature=config.temperature,
         randomised=config.randomised,
         calibrate=asked and t.config.criterion != "demographic_parity",
+        solver=exchange.in_rounds(drive, t.clients, told) if config.fit == "rounds" else None,
     )
+    if told:
+        run.note("exchange", {**told[0], "rounds": sum(own["rounds"] + (not config.randomised) for own in told)})
     if not fitted.solution.converged:
         run.warn(f"arm {run.arm}: the program stopped at a violation of {fitted.solution.kkt:.2g}")
     return fitted, blind
@@ -280,16 +283,8 @@ def _post(t: Any, config: FedFACTConfig, run: Run, model: federated.Trained) -> 
         return table.decide(z) if config.randomised else one_hot(z.argmax(1), z.shape[1])
 
     solution = fitted.solution
-    run.note(
-        "solver",
-        {
-            "kkt": solution.kkt,
-            "duality_gap": solution.duality_gap,
-            "steps": solution.iterations,
-            "converged": solution.converged,
-            "beta": solution.beta,
-        },
-    )
+    own = {name: getattr(solution, name) for name in ("kkt", "duality_gap", "converged", "beta")}
+    run.note("solver", {**own, "steps": solution.iterations})
     run.note("prices", fitted.report)
     run.note("small", fitted.small)
     run.note("conflicts", fitted.conflicts)
@@ -306,20 +301,8 @@ def _train(t: Any, config: FedFACTConfig, run: Run) -> Decider:
     group = _shuffled(config, run, group, client)
     names = np.array(t.clients)
     silos = silo.silos_of(x, y, names[client], [group], [list(range(len(t.groups)))])
-    settings = federated.settings_of(
-        silos,
-        classes=len(t.classes),
-        rounds=config.fair_rounds,
-        local_steps=config.local_steps,
-        batch=config.batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        hidden=config.hidden,
-        dual_step=config.dual_step,
-        radius=config.radius,
-        average=config.average if config.remedy == "train" else 1,
-        seed=stream(run.seed, "model"),
-    )
+    own = {"rounds": config.fair_rounds, "dual_step": config.dual_step, "radius": config.radius}
+    settings = _settings(silos, t, config, run, **own, average=config.average if config.remedy == "train" else 1)
     if config.remedy == "train":
         algorithm: Any = federated.FedFACTTraining([config.constraint(t.config.criterion)], settings, list(t.clients))
     elif config.remedy == "fairfed":
@@ -355,15 +338,8 @@ def _rival(t: Any, config: FedFACTConfig, run: Run, model: federated.Trained) ->
         found, _ = _fit_post(t, config, run, model)
         member = one_hot(group, len(t.groups))
         q = found.table.calibrated(p, {"group": member})  # what `post` solves the program for
-        site = [
-            Site(
-                q[client == k],
-                (member[client == k],),
-                np.full(int((client == k).sum()), 1.0 / len(q)),
-                (t.config.criterion,),
-            )
-            for k in range(len(t.clients))
-        ]
+        each = [np.flatnonzero(client == k) for k in range(len(t.clients))]
+        site = [Site(q[r], (member[r],), np.full(len(r), 1.0 / len(q)), (t.config.criterion,)) for r in each]
         tables = linear_program(site, [config.constraint(t.config.criterion)])[2]
         exact = replace(found.table, tables=tuple(tuple(one) for one in tables))
 
@@ -517,6 +493,12 @@ _REPORT = [
         "The solver",
         "solver",
         names={"kkt": "KKT violation", "duality_gap": "duality gap", "steps": "Newton steps"},
+        arms=_ONLY,
+    ),
+    Noted(
+        "What rounds send",
+        "exchange",
+        names={"rounds": "rounds", "down": "bytes to a client a round", "up": "bytes from a client a round"},
         arms=_ONLY,
     ),
 ]
