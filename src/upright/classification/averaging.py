@@ -128,9 +128,7 @@ def trained_by_clients(
     return [{name: value[k].numpy() for name, value in after.items()} for k in range(len(silos))]
 
 
-def averaged(
-    config: Training, state: State, replies: Mapping[str, Arrays], weights: Mapping[str, float]
-) -> dict[str, Any]:
+def averaged(config: Training, state: State, replies: Mapping[str, Arrays], weights: Mapping[str, float]) -> State:
     """Return theta after the weighted mean of changes (step 8), and the last few of them where asked for."""
     total, out = sum(weights.values()), {}
     for key, value in state.items():

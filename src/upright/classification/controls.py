@@ -81,8 +81,8 @@ def average_bound(group: Ints, label: Ints, criterion: Criterion, tol: float) ->
     """Return the bound on a group's gap to the average that keeps the gap between any two groups within `tol`.
 
     Of two groups with shares s the gap to the average is ``1 - s`` times the gap between them, so ``max(s) tol`` does;
-    under a criterion that conditions on the label shares are those among rows of one label, and the smallest bound is
-    taken. Of more groups ``tol / 2`` is enough.
+    shares are those among rows of one label where the criterion conditions on it, the smallest bound is taken. Of more
+    groups ``tol / 2`` is enough.
     """
     rows = [np.ones(len(label), dtype=bool)] if criterion == "demographic_parity" else [
         label == c for c in np.unique(label)]  # fmt: skip

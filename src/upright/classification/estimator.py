@@ -82,8 +82,7 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
 
     Attributes
     ----------
-    classes_ : ndarray
-    estimator_ : fitted estimator
+    classes_, estimator_ : ndarray, fitted estimator
     post_ : FairPost
         With ``table_``, ``report_``, ``missed_``, ``left_out_``, ``small_`` and ``conflicts_``.
 
@@ -302,11 +301,7 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
         self, X: Any, *, sensitive_features: Any = None, clients: Any = None, ids: Any = None,
         random_state: int | None = None,
     ) -> NDArray[Any]:  # fmt: skip
-        """Return decisions, shape (n,).
-
-        `ids` and `random_state` are those of `FairPost.predict`. Without ids, rows of X are hashed with group and
-        client.
-        """
+        """Return decisions, shape (n,), as `FairPost.predict`; without ids X is hashed with group and client."""
         require_one_index(X=X, sensitive_features=sensitive_features, clients=clients, ids=ids)
         X = self._ready(X)
         if self.post_ is None:
@@ -386,10 +381,8 @@ class FairScorer(BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    tol : float
-        Gap that costs nothing.
-    weight : float
-        Accuracy that a unit of gap above it is worth.
+    tol, weight : float
+        Gap that costs nothing, and the accuracy that a unit of gap above it is worth.
 
     It returns ``score``; ``accuracy``; ``neg_price``, the accuracy beyond that of the estimator without adjustments,
     mostly negative; ``neg_gap`` and ``neg_local_gap``, minus the largest gap of everybody and inside a client. Of

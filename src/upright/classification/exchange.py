@@ -63,16 +63,15 @@ class Scores:
 class Counted:
     """Constraints over clients that send the masses of their groups once, before their first round.
 
-    Masses give the share of each client, which contrasts there are, and what replies are feasible.
+    Masses give the share of each client, which contrasts there are, and what replies are feasible. Tolerances are cut
+    to `most`.
     """
 
-    most = float("inf")
-    """What tolerances are cut to."""
-
     def __init__(
-        self, constraints: Sequence[Constraint], groups: Sequence[int], classes: int, clients: Sequence[str]
-    ) -> None:
-        self.constraints, self.names = tuple(constraints), tuple(clients)
+        self, constraints: Sequence[Constraint], groups: Sequence[int], classes: int, clients: Sequence[str],
+        most: float = math.inf,
+    ) -> None:  # fmt: skip
+        self.constraints, self.names, self.most = tuple(constraints), tuple(clients), most
         self.criteria = tuple(c.criterion for c in constraints)
         self.shapes = table_size(self.criteria, groups, classes)
         self.width = sum(map(math.prod, self.shapes))
@@ -129,10 +128,8 @@ class FedFACTPost(Counted):
     Parameters
     ----------
     constraints : sequence of Constraint
-    groups : sequence of int
-        G_c of each constraint.
-    classes : int
-        m.
+    groups, classes : sequence of int, int
+        G_c of each constraint, and m.
     clients : sequence of str
         Needed where local tolerances differ: their order.
     beta : float

@@ -44,9 +44,7 @@ def gaps(
     member = (groups[:, None] == names[None, :]).astype(np.float64)
 
     def largest(rows: NDArray[np.bool_]) -> float:
-        f = strata(criterion, y[rows])
-        weight = np.ones(int(rows.sum()))
-        r = rates(f, member[rows], weight, h[rows])
+        r = rates(strata(criterion, y[rows]), member[rows], np.ones(int(rows.sum())), h[rows])
         if criterion == "equal_opportunity" and m == 2:
             r[..., 0] = np.nan  # of two classes the positive one
         return float(gap_of(r))

@@ -79,16 +79,13 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
         Each constrained contrast: tolerance, gap on the calibration data and its standard error, price (accuracy lost
         for a unit of tolerance); None where a group is empty, or without a label that the criterion conditions on: then
         the constraint is left out.
-    left_out_ : list of dict
-        Which constraints those are, and why.
-    small_ : list of dict
-        Groups at clients that are too small to certify (lemma B.7).
-    conflicts_ : list of dict
-        Clients whose local price pulls against the global one.
+    left_out_, small_, conflicts_ : list of dict
+        Which constraints those are, and why; groups at clients that are too small to certify (lemma B.7); clients whose
+        local price pulls against the global one.
     missed_ : float
         By how much deterministic decisions exceed a tolerance at any level, on the calibration data; 0 below half a
-        point. Whole groups can be indifferent between decisions, under equalized odds and where scores
-        are few: then only ``randomised=True`` meets the tolerance.
+        point. Groups can be indifferent between decisions, under equalized odds and where scores are few: then only
+        ``randomised=True`` meets the tolerance.
     kkt_, duality_gap_, n_iter_, converged_
         Of the solver.
 

@@ -72,10 +72,8 @@ class FairFed(FedAvg):
     config : Training
     criterion : str
         Of `upright.maths.parity.rates.CRITERIA`.
-    beta : float
-        Step of the weights, at least 0; with 0 and without reweighting it is federated averaging.
-    reweight : bool
-        Whether clients reweight their rows.
+    beta, reweight : float, bool
+        Step of the weights, at least 0, and whether clients reweight their rows; without both: averaging.
 
     Raises
     ------

@@ -3,16 +3,9 @@
 A silo is a site that holds rows and never shows them: a hospital, a bank, a country's census. Few sites with many rows
 each, all of which hold the same columns.
 
-A model is a flat dict of tensors. Without a client axis it is one model; with one (K, ...) it is K models side by side,
-and every product becomes a batched one.
-
-=========================  ======================================================  =================================
-model                      logits                                                  tensors
-=========================  ======================================================  =================================
-logistic (``hidden = 0``)  ``x W + b``                                             ``weight`` (d, m), ``bias`` (m,)
-mlp (``hidden = h``)       ``relu(x V + c) W + b``                                 also ``hidden.weight`` (d, h),
-                                                                                   ``hidden.bias`` (h,)
-=========================  ======================================================  =================================
+A model is a flat dict of tensors, ``x W + b`` of ``weight`` (d, m) and ``bias`` (m,), for ``hidden = h`` with
+``relu(x V + c)`` in the place of x, of ``hidden.weight`` (d, h) and ``hidden.bias`` (h,). Without a client axis it is
+one model; with one (K, ...) it is K models side by side, and every product becomes a batched one.
 
 Each client draws its batches from a generator of its own: a client that is left out changes nobody else's numbers, and
 a client trained alone has the numbers that it has among others, up to rounding.

@@ -42,13 +42,10 @@ class FairTable:
 
     Parameters
     ----------
-    classes : tuple of str
-    features : tuple of str
-        Sensitive feature of each constraint.
+    classes, clients : tuple of str
+    features, criteria : tuple of str
+        Sensitive feature and criterion of each constraint.
     groups : mapping of feature to tuple of str
-    criteria : tuple of str
-        Of each constraint.
-    clients : tuple of str
     tables : tuple of tuple of ndarray, shape (S_c, G_c, m)
         V of each client.
     common : tuple of ndarray, shape (S_c, G_c, m)

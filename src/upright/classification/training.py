@@ -153,9 +153,6 @@ class FedFACTTraining(Counted, FedAvg):
         When constraints and groups differ in number, or local tolerances have no names.
     """
 
-    most = 1e9
-    """An infinite tolerance becomes a large one: its gaps are logged, its prices stay exactly 0."""
-
     def __init__(self, constraints: Sequence[Constraint], config: Training, clients: Sequence[str] = ()) -> None:
         if len(constraints) != len(config.groups) or config.classes < 2:
             raise InputError(
@@ -164,7 +161,8 @@ class FedFACTTraining(Counted, FedAvg):
                 "give the silos one `members` array for each constraint",
             )  # fmt: skip
         FedAvg.__init__(self, config)
-        Counted.__init__(self, constraints, config.groups, config.classes, clients)
+        # an infinite tolerance becomes a large one: its gaps are logged, its prices stay exactly 0
+        Counted.__init__(self, constraints, config.groups, config.classes, clients, most=1e9)
         contrasts = [g * (g - 1) // 2 if c.gap == "pairwise" else g
                      for c, g in zip(self.constraints, config.groups, strict=True)]  # fmt: skip
         self.prices = [(s, r, m) for (s, _, m), r in zip(self.shapes, contrasts, strict=True)]
@@ -217,8 +215,6 @@ class FedFACTTraining(Counted, FedAvg):
         self, message: Arrays, privates: Mapping[str, Arrays], datas: Mapping[str, Silo]
     ) -> dict[str, tuple[Arrays, Arrays]]:
         """Take masses of those that are new, and run the others, their local steps in one tensor program."""
-        for silo in datas.values():
-            fits(self.config, silo)
         new = {name: self._counts(message, self._site(silo), name) for name, silo in sorted(datas.items())}
         out = {name: (counts, privates[name]) for name, counts in new.items() if counts}
         known = {name: silo for name, silo in datas.items() if name not in out}
@@ -236,6 +232,7 @@ class FedFACTTraining(Counted, FedAvg):
                 memory[f"past.{key}"] = last_of(memory.get(f"past.{key}"), memory[key], self.config.average)
 
     def _site(self, silo: Silo) -> Site:
+        fits(self.config, silo)
         y = one_hot(silo.y, self.config.classes)
         return Site(y, silo.members, np.ones(len(y)), self.criteria)
 
