@@ -149,12 +149,12 @@ def fit_table(
     p: Array, codes: Mapping[str, Ints], groups: Mapping[str, Sequence[str]], client: Ints, clients: Sequence[str],
     wanted: Sequence[tuple[str, Constraint, Any]], classes: Sequence[Any], *,
     y: Ints | None = None, members: Mapping[str, Array] | None = None, weight: Array | None = None,
-    temperature: float = 0.002, randomised: bool = False, calibrate: bool = False, start: Fitted | None = None,
-    solver: Callable[..., Solution] | None = None,
+    temperature: float = 0.002, randomised: bool = False, calibrate: bool | Mapping[str, Any] = False,
+    start: Fitted | None = None, solver: Callable[..., Solution] | None = None,
 ) -> Fitted:  # fmt: skip
     """Solve the program on calibration data and return its table; see `FairPost` for the meaning of the arguments.
 
-    Another solver than `solve` takes its arguments, such as `upright.classification.exchange.in_rounds`.
+    Another solver than `solve` takes its arguments, such as `in_rounds`; `calibrate` may be what was fitted elsewhere.
     """
     weight = np.ones(len(p)) if weight is None else weight
     weight = weight / weight.sum()
@@ -162,7 +162,9 @@ def fit_table(
     used = {f: tuple(groups[f]) for f in dict.fromkeys(features)}
     shares = {f: np.array([weight[codes[f] == g].sum() for g in range(len(names))]) for f, names in used.items()}
     first = features[0]
-    calibration = _calibration(p, y, codes[first], used[first], weight) if calibrate and y is not None else {}
+    calibration = calibrate if isinstance(calibrate, Mapping) else {}
+    if calibrate is True and y is not None:
+        calibration = _calibration(p, y, codes[first], used[first], weight)
     blank = FairTable(
         tuple(map(str, classes)), features, used, tuple(c.criterion for _, c, _ in wanted), tuple(clients), (), (),
         temperature, calibration, shares,
