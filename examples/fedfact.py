@@ -19,7 +19,7 @@ def main() -> None:
     train, test = np.arange(n) < 4000, np.arange(n) >= 4000
 
     model = HistGradientBoostingClassifier(random_state=0)
-    for tol in (1.0, 0.05, 0.01):  # no gap is larger than 1
+    for tol in (1.0, 0.1, 0.05):  # no gap is larger than 1; below 0.04 these sites are too small to tell
         clf = FedFACTClassifier(model, global_tol=tol, local_tol=tol, random_state=0)
         clf.fit(X[train], y[train], sensitive_features=group[train], clients=site[train])
         decided = clf.predict(X[test], sensitive_features=group[test], clients=site[test])

@@ -6,8 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from upright.classification import rivals
 from upright.classification.averaging import FedAvg, settings_of, trained
@@ -38,19 +36,6 @@ def pooled(algorithm, data):
 
 
 # -- parts ----------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.floats(0.01, 3.0))
-def test_projection_meets_the_conditions_of_the_nearest_point(seed, m, total):
-    # catches a cut at the wrong entry: v = max(x - c, 0) with one c for all, and the right sum
-    x = np.random.default_rng(seed).normal(size=m) * 3
-    v = rivals.simplex(x, total)
-    assert (v >= 0).all()
-    np.testing.assert_allclose(v.sum(), total, atol=1e-12)
-    cut = (x - v)[v > 0]
-    assert np.ptp(cut) < 1e-12
-    assert (x[v == 0] <= cut[0] + 1e-12).all()
 
 
 def test_reweighted_rows_have_label_and_group_independent():

@@ -5,10 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
 
+from upright.classification.fitting import _calibration
 from upright.classification.inputs import one_hot
 from upright.classification.table import FairTable
 from upright.classification.training import Trained
@@ -21,7 +25,7 @@ from upright.experiment.folders import ArmRun
 from upright.experiment.notes import suppress_few
 from upright.experiment.registry import load_method
 from upright.experiment.runner import _fitting
-from upright.federation.rounds import from_tensors
+from upright.federation.rounds import drive, from_tensors
 from upright.maths.parity.rates import CRITERIA
 from upright.methods import fedfact
 from upright.methods.fedfact import FedFACTConfig
@@ -305,3 +309,68 @@ def test_arms_without_a_meaning_for_the_data_are_left_out_and_refused_by_name():
         "thresholds", "reductions", "hull"}  # fmt: skip
     with pytest.raises(InputError, match="FedFB knows demographic parity alone"):
         _fitting(spec_of(fedfact.run), task, ["none", "fedfb"])
+
+
+# -- rounds ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("criterion", "randomised", "shape"),
+    [("demographic_parity", False, MULTI), ("equalized_odds", True, BINARY), ("demographic_parity", True, BINARY)],
+)
+def test_a_fit_in_rounds_is_that_on_pooled_rows(criterion, randomised, shape, monkeypatch):
+    # catches tolerances, prices or shares of clients that are lost on the way, and rounds that nobody counts
+    task = world(criterion, shape)
+
+    def pooled(task, p, y, group, client):  # what is compared are the programs
+        return _calibration(p, y, group, [str(g) for g in task.groups], np.full(len(p), 1.0 / len(p)))
+
+    monkeypatch.setattr(fedfact, "_calibrated_in_rounds", pooled)
+    (wanted, central, _), (h, run, _) = (
+        arm("fedfact", task, fit=fit, randomised=randomised) for fit in ("central", "rounds")
+    )
+    np.testing.assert_allclose(h, wanted, atol=0.0 if not randomised else 1e-4)
+    for key in ("gap_randomised", "gap_deterministic", "price"):
+        numbers = [[r[key] for r in notes["prices"] if r[key] is not None] for notes in (run.notes, central.notes)]
+        np.testing.assert_allclose(*numbers, atol=1e-6)
+    assert run.notes["calibration"] == pytest.approx(central.notes["calibration"], abs=1e-6)
+    assert "exchange" not in central.notes
+    table = (2 if criterion == "equalized_odds" else 1) * shape[0] * shape[1]
+    assert run.notes["exchange"]["up"] == 8 * (table + 1)  # sums of a table and one value
+    assert run.notes["exchange"]["down"] == 8 * (table + 3 + 3 + 1)  # a table, three settings, three names, the round
+    assert run.notes["exchange"]["rounds"] >= run.notes["solver"]["steps"] > 10
+    assert run.notes["exchange"]["calibrating"] == (300 if criterion == "equalized_odds" else 0)
+    assert run.notes["solver"]["kkt"] < 1e-6
+
+
+@pytest.mark.parametrize("m", [2, 3])
+def test_probabilities_are_calibrated_at_clients_as_on_pooled_rows(m, monkeypatch):
+    # catches raw scores in equalized odds, gradients of one client alone, and rows that are sent
+    rng = np.random.default_rng(m)
+    n = 1500
+    group, client = rng.integers(0, 2, n), rng.choice(3, n, p=[0.6, 0.3, 0.1])
+    true = softmax(1.5 * rng.normal(size=(n, m)) + 0.5 * np.eye(m)[group] + 0.4 * np.eye(m)[client % m], axis=1)
+    y = (true.cumsum(1) < rng.random(n)[:, None]).sum(1)
+    sharp = np.where(group == 1, 2.5, 0.5)[:, None]  # sure of one group, shy of the other, and fond of the first class
+    p = softmax(sharp * np.log(true) + 0.7 * np.eye(m)[0], axis=1)
+    task = SimpleNamespace(groups=[0, 1], clients=["a", "b", "c"])
+    sent = []
+
+    def watched(algorithm, data, **options):
+        state, privates = drive(algorithm, data, **options)
+        sent.append(sum(v.size for v in algorithm.template(state, "a").values()))
+        return state, privates
+
+    monkeypatch.setattr(fedfact, "drive", watched)
+    found = fedfact._calibrated_in_rounds(task, p, y, group, client)
+    assert sent == [m * (m + 1) + 3] * 2  # a model and (rows, loss, accuracy)
+    for g in (0, 1):
+        own, label = np.log(p[group == g]), y[group == g]
+        x = own - own.mean(1, keepdims=True)
+        pooled = LogisticRegression(C=1e6, max_iter=1000).fit(x, label).predict_proba(x)
+        (a, b), some = found[str(g)], np.arange(len(label))
+        wanted, now, raw = (
+            -np.log(q[some, label]).mean() for q in (pooled, softmax(own @ a + b, axis=1), p[group == g])
+        )
+        assert wanted - 1e-6 < now < wanted + 1e-4
+        assert raw > now + 0.02

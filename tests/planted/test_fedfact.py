@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from upright.classification import exchange, fitting, post
+from upright.classification.estimator import FedFACTClassifier
 from upright.classification.exchange import FedFACTPost, Scores
 from upright.classification.post import FairPost
+from upright.classification.table import cut
 from upright.data.tabular import synthetic_table
 from upright.experiment.folders import ArmRun
 from upright.federation.rounds import drive
@@ -19,6 +21,8 @@ from upright.maths.parity.site import Site, adjusted
 from upright.methods import fedfact
 from upright.tasks.classify import Classify, ClassifyConfig
 
+# small worlds have tolerances below the standard error of their gaps; what is said of that is tested by FairPost
+pytestmark = pytest.mark.filterwarnings("ignore::upright.classification.post.ToleranceWarning")
 BETA = 0.002
 
 
@@ -125,6 +129,39 @@ def the_placebo_leaves_every_client_its_groups():
     assert all((np.bincount(found[client == k]) == np.bincount(group[client == k])).all() for k in range(3))
 
 
+def a_tolerance_missed_inside_a_client_is_named():
+    p, g, k = world(n=600)
+    p = np.round(4 * p) / 4
+    p /= p.sum(1, keepdims=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = FairPost(local_tol=0.02, global_tol=1.0).fit(p, sensitive_features=g, clients=k)
+    h = np.eye(2)[found.predict(p, sensitive_features=g, clients=k)]
+    worst = max(gap(h[k == i], g[k == i]) for i in range(3)) - 0.02
+    assert worst > 0.01
+    assert found.missed_ == pytest.approx(worst)
+    assert any(f"by {worst:.3f}" in str(w.message) for w in said)
+
+
+def a_lone_row_is_decided_as_in_its_batch():
+    p, g, _ = world(n=300)
+    found = FairPost(global_tol=0.0, randomised=True, temperature=0.2, random_state=0).fit(p, sensitive_features=g)
+    batch = found.predict(p, sensitive_features=g, ids=np.arange(300))
+    alone = [found.predict(p[i : i + 1], sensitive_features=g[i : i + 1], ids=[i])[0] for i in range(300)]
+    assert (batch == alone).all()
+
+
+def the_split_leaves_nobody_out():
+    rng = np.random.default_rng(0)
+    g, k = np.r_[["rare"], np.tile(["a", "b"], 50)[:99]], np.r_[0, 5, np.zeros(98)]
+    model = FedFACTClassifier(random_state=0, calibration=0.2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fit(rng.normal(size=(100, 2)), np.arange(100) % 2, sensitive_features=g, clients=k)
+    assert set(model.post_.groups_["group"]) == {"rare", "a", "b"}
+    assert model.post_.clients_ == ["0", "5"]
+
+
 # -- defects ---------------------------------------------------------------------------------------------------------
 
 
@@ -135,7 +172,7 @@ def local_price_with_the_other_sign(patch):
         found = real(sites, constraints, *args, **options)
         common = found.levels[0].matrix @ found.prices
         tables = [
-            list(fitting._split(common - level.matrix @ own, like))
+            cut(common - level.matrix @ own, [t.shape for t in like])
             for level, own, like in zip(found.levels[1:], found.local_prices, found.tables, strict=True)
         ]
         return dataclasses.replace(found, tables=tables)
@@ -147,7 +184,7 @@ def masses_of_one_client_for_the_global_rate(patch):
     real = FedFACTPost._everybody
 
     def of_one(self, state):
-        rows = {n: state[f"count/{n}"] for n in exchange._named(state, "mass/")}
+        rows = {n: state[f"count/{n}"] for n in exchange.named(state, "mass/")}
         first = next(iter(rows))
         scaled = {f"mass/{n}": state[f"mass/{first}"] * rows[n] / rows[first] for n in rows}
         return real(self, {**state, **scaled})
@@ -202,6 +239,24 @@ def placebo_over_all_rows(patch):
     patch.setattr(fedfact, "_shuffled", lambda config, run, group, client: run.rng("all").permutation(group))
 
 
+def only_the_global_level_is_looked_at(patch):
+    real = fitting.Fitted._asked
+    patch.setattr(fitting.Fitted, "_asked", lambda self: [r for r in real(self) if r["level"] == "global"])
+
+
+def draws_of_a_generator(patch):
+    patch.setattr(post, "uniforms", lambda ids, seed, n: np.random.default_rng(seed).random(n))
+
+
+def a_share_of_each_cell_and_no_more(patch):
+    def shares(self, code, features, n, clients=None):
+        self.client_names_ = sorted({str(int(v)) for v in clients})
+        rows = np.random.default_rng(0).permutation(np.arange(2, n))
+        return np.r_[0, 1, rows[20:]], rows[:20]
+
+    patch.setattr(FedFACTClassifier, "_split", shares)
+
+
 PAIRS = [
     (every_client_is_within_its_tolerance, local_price_with_the_other_sign),
     (everybody_together_is_within_the_tolerance, masses_of_one_client_for_the_global_rate),
@@ -210,6 +265,9 @@ PAIRS = [
     (the_objective_is_convex, softmax_weighted_mean_for_log_sum_exp),
     (a_client_that_is_gone_is_not_counted_as_fair, absent_clients_left_out_of_the_sums),
     (the_placebo_leaves_every_client_its_groups, placebo_over_all_rows),
+    (a_tolerance_missed_inside_a_client_is_named, only_the_global_level_is_looked_at),
+    (a_lone_row_is_decided_as_in_its_batch, draws_of_a_generator),
+    (the_split_leaves_nobody_out, a_share_of_each_cell_and_no_more),
 ]
 
 

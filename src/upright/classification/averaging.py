@@ -3,8 +3,7 @@
 Round t of federated averaging: the server sends theta; each client takes R mini-batch steps from it on its own rows and
 sends the change; the server adds ``sum_k n_k (theta_k - theta) / sum_k n_k`` over the replies that arrived.
 
-An algorithm here has the methods of `upright.federation.rounds.Algorithm`: messages, private memories and states are
-flat dicts of NumPy arrays.
+An algorithm here has the methods of `upright.federation.rounds.Algorithm`.
 
 Source: McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data* (2017).
 """
@@ -20,15 +19,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from upright.classification.exchange import Arrays, State
+from upright.classification.inputs import Array
 from upright.classification.silos import Silo, batches, initial, local_steps, logits, one_hot, weighted_log_loss
 from upright.contract import Config, InputError, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, stream
 
-__all__ = ["FedAvg", "Trained", "Training", "averaged", "changes", "first_state", "fits", "last_of", "model_of",
-           "scored", "settings_of", "tensors_of", "trained", "trained_by_clients"]  # fmt: skip
-
-Array = NDArray[np.float64]
-Arrays = dict[str, NDArray[Any]]
-State = dict[str, Any]
+__all__ = ["FedAvg", "Trained", "Training", "averaged", "fits", "last_of", "model_of", "scored", "settings_of",
+           "tensors_of", "trained", "trained_by_clients"]  # fmt: skip
 
 
 class Training(Config):
@@ -104,9 +101,6 @@ def fits(config: Training, silo: Silo) -> None:
         )  # fmt: skip
 
 
-# -- federated averaging --------------------------------------------------------------------------------------------
-
-
 def model_of(arrays: Mapping[str, Any], prefix: str = "theta.") -> Arrays:
     """Return the arrays whose names start with a prefix, without it."""
     return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
@@ -116,13 +110,6 @@ def tensors_of(model: Mapping[str, NDArray[Any]], times: int = 0) -> dict[str, T
     """Return tensors, repeated along a leading axis of clients where `times` is not 0."""
     own = {name: torch.from_numpy(np.array(value)) for name, value in model.items()}
     return {name: v.expand(times, *v.shape) for name, v in own.items()} if times else own
-
-
-def first_state(config: Training) -> State:
-    """Return the server's state before the first round."""
-    rng = np.random.default_rng(stream(config.seed, "initial"))
-    theta = initial(config.features, config.classes, config.hidden, rng, config.dtype)
-    return {"round": 1, "history": [], **{f"theta.{name}": value for name, value in theta.items()}}
 
 
 def trained_by_clients(
@@ -141,14 +128,7 @@ def trained_by_clients(
     return [{name: value[k].numpy() for name, value in after.items()} for k in range(len(silos))]
 
 
-def changes(theta: Mapping[str, NDArray[Any]], own: Mapping[str, NDArray[Any]]) -> Arrays:
-    """Return what goes up: a client's model less the unified one."""
-    return {f"delta.{name}": own[name] - theta[name] for name in theta}
-
-
-def averaged(
-    config: Training, state: State, replies: Mapping[str, Arrays], weights: Mapping[str, float]
-) -> dict[str, Any]:
+def averaged(config: Training, state: State, replies: Mapping[str, Arrays], weights: Mapping[str, float]) -> State:
     """Return theta after the weighted mean of changes (step 8), and the last few of them where asked for."""
     total, out = sum(weights.values()), {}
     for key, value in state.items():
@@ -166,61 +146,92 @@ def last_of(past: NDArray[Any] | None, now: NDArray[Any], count: int) -> NDArray
 
 
 class FedAvg:
-    """Federated averaging of one model: the algorithm without any constraint.
+    """Federated averaging of one model: the algorithm without any constraint, and the frame of those that have one."""
 
-    Parameters
-    ----------
-    config : Training
-        Prices and the weight of two models are not used.
-    """
+    parts: tuple[str, ...] = ()
+    """What a client reports beside its change and (rows, loss, accuracy): sums over its rows, of the shape `shape`."""
+    shape: tuple[int, ...] = ()
 
     def __init__(self, config: Training) -> None:
         self.config = config
 
     def start(self) -> State:
         """Return the first state: the initial model."""
-        return first_state(self.config)
+        own, rng = self.config, np.random.default_rng(stream(self.config.seed, "initial"))
+        theta = initial(own.features, own.classes, own.hidden, rng, own.dtype)
+        return {"round": 1, "history": [], **{f"theta.{name}": value for name, value in theta.items()}}
 
     def message(self, state: State) -> Arrays:
         """Return the round and the model."""
         return {"round": np.array([state["round"]]), **{k: v for k, v in state.items() if k.startswith("theta.")}}
 
     def template(self, state: State, name: str) -> Arrays:
-        """Return a reply of the right shapes: the change of the model, number of rows and loss."""
-        return {**{f"delta.{k}": v for k, v in model_of(state).items()}, "report": np.zeros(2)}
+        """Return a reply of the right shapes: the change of the model, the report and the parts."""
+        own = {"report": np.zeros(3), **{part: np.zeros(self.shape) for part in self.parts}}
+        return {**{f"delta.{k}": v for k, v in model_of(state).items()}, **own}
+
+    def objection(self, state: State, name: str, reply: Arrays) -> str:
+        """Return what is wrong with a reply."""
+        n = float(reply["report"][0])
+        if n < 1 or n != round(n):
+            return f"report of {n:g} rows"
+        slack = 1e-6 * (1.0 + n)
+        for part in self.parts:
+            if (reply[part] < -slack).any() or (reply[part] > n + slack).any():
+                return f"{part} that does not fit {n:g} rows"
+        return ""
+
+    def rows_of(self, message: Arrays, silo: Silo, y: Array) -> Array:
+        """Return the weights of the loss from one-hot labels, shape (n, m)."""
+        return y
+
+    def counted(self, silo: Silo, y: Array, h: Array) -> Arrays:
+        """Return the parts from one-hot labels and decisions of the model that was sent, shape (n, m)."""
+        return {}
 
     def client(self, message: Arrays, private: Arrays, data: Silo) -> tuple[Arrays, Arrays]:
-        """Train at one client."""
+        """Run one client."""
         return self.clients(message, {data.name: private}, {data.name: data})[data.name]
 
     def clients(
         self, message: Arrays, privates: Mapping[str, Arrays], datas: Mapping[str, Silo]
     ) -> dict[str, tuple[Arrays, Arrays]]:
-        """Train at several clients in one tensor program."""
+        """Run several clients, their local steps in one tensor program."""
         names, theta, turn = sorted(datas), model_of(message), int(message["round"][0])
         silos = [datas[name] for name in names]
         for silo in silos:
             fits(self.config, silo)
-        rows = [one_hot(s.y, self.config.classes) for s in silos]
+        looked = (self.looked_at(message, theta, privates[s.name], s) for s in silos)
+        rows, replies, memories = map(list, zip(*looked, strict=True))
         after = trained_by_clients(self.config, turn, tensors_of(theta, len(names)), silos, rows)
-        out = {}
-        for name, silo, own, row in zip(names, silos, after, rows, strict=True):
-            report = np.array([float(len(silo.y)), scored(theta, silo, row)[0]])
-            out[name] = ({**changes(theta, own), "report": report}, privates[name])
-        return out
+        self.trains_alone(turn, silos, rows, memories)
+        replies = [{f"delta.{key}": own[key] - theta[key] for key in theta} | reply
+                   for own, reply in zip(after, replies, strict=True)]  # fmt: skip
+        return dict(zip(names, zip(replies, memories, strict=True), strict=True))
+
+    def looked_at(self, message: Arrays, theta: Arrays, private: Arrays, silo: Silo) -> tuple[Array, Arrays, Arrays]:
+        """Return weights of the loss (n, m), what is reported, and the client's new memory."""
+        y = one_hot(silo.y, self.config.classes)
+        rows = self.rows_of(message, silo, y)
+        loss, p = scored(theta, silo, rows)
+        h = one_hot(p.argmax(axis=1), self.config.classes)
+        report = np.array([float(len(y)), loss, float((h * y).sum()) / len(y)])
+        return rows, {"report": report, **self.counted(silo, y, h)}, private
+
+    def trains_alone(self, turn: int, silos: list[Silo], rows: list[Array], memories: list[Arrays]) -> None:
+        """Train what is in clients' memories alone: nothing."""
 
     def server(self, state: State, replies: Mapping[str, Arrays]) -> State:
         """Average over the replies by their numbers of rows."""
-        weights = {name: float(reply["report"][0]) for name, reply in replies.items()}
-        loss = sum(weights[k] * float(replies[k]["report"][1]) for k in sorted(replies)) / sum(weights.values())
-        history = [*state["history"], {"round": state["round"], "loss": loss}]
-        theta = averaged(self.config, state, replies, weights)
-        return {**state, **theta, "round": state["round"] + 1, "history": history}
+        return self.next_state(state, replies, {name: float(reply["report"][0]) for name, reply in replies.items()})
 
-    def objection(self, state: State, name: str, reply: Arrays) -> str:
-        """Return what is wrong with a reply."""
-        n = float(reply["report"][0])
-        return "" if n >= 1 and n == round(n) else f"report of {n:g} rows"
+    def next_state(self, state: State, replies: Mapping[str, Arrays], by: Mapping[str, float], **entry: Any) -> State:
+        """Return the state after averaging by weights, with an entry on loss and error of the model that was sent."""
+        rows = np.array([float(replies[n]["report"][0]) for n in sorted(replies)])
+        _, loss, accuracy = rows @ np.stack([replies[n]["report"] for n in sorted(replies)]) / rows.sum()
+        entry = {"round": state["round"], "loss": float(loss), "error": 1.0 - float(accuracy), **entry}
+        theta = averaged(self.config, state, replies, by)
+        return {**state, **theta, "round": state["round"] + 1, "history": [*state["history"], entry]}
 
     def done(self, state: State) -> bool:
         """Return whether all rounds are over."""
@@ -229,13 +240,14 @@ class FedAvg:
 
 def scored(model: Mapping[str, NDArray[Any]], silo: Silo, rows: Array) -> tuple[float, Array]:
     """Return the mean weighted loss of a model on all rows of a client, and its probabilities (n, m)."""
+    scores = _scores(model, silo.x)
+    loss = weighted_log_loss(scores, torch.from_numpy(rows)).mean()
+    return float(loss), np.asarray(torch.softmax(scores, dim=-1).numpy())
+
+
+def _scores(model: Mapping[str, NDArray[Any]], x: NDArray[Any]) -> Tensor:
     with torch.no_grad():
-        scores = logits(tensors_of(model), torch.from_numpy(silo.x)).double()
-        loss = weighted_log_loss(scores, torch.from_numpy(rows)).mean()
-        return float(loss), np.asarray(torch.softmax(scores, dim=-1).numpy())
-
-
-# -- what is served -------------------------------------------------------------------------------------------------
+        return logits(tensors_of(model), torch.from_numpy(np.ascontiguousarray(x))).double()
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,21 +303,19 @@ class Trained:
             )
         whole = len(self.theta["bias"])
         if client is None or client not in self.phi:
-            return sum((self._soft(self.theta, i, x) for i in range(whole)), np.zeros(())) / whole
-        mix, local = self.mix[client], self.phi[client]
-        some = min(whole, len(mix))
-        parts = [
-            float(mix[-i]) * self._soft(self.theta, -i, x) + (1.0 - float(mix[-i])) * self._soft(local, -i, x)
-            for i in range(some, 0, -1)
-        ]
-        return np.asarray(sum(parts, np.zeros(())) / some)
+            parts = [self._soft(self.theta, i, x) for i in range(whole)]
+        else:
+            mix, local = self.mix[client], self.phi[client]
+            parts = [
+                float(mix[-i]) * self._soft(self.theta, -i, x) + (1.0 - float(mix[-i])) * self._soft(local, -i, x)
+                for i in range(min(whole, len(mix)), 0, -1)
+            ]
+        return np.asarray(sum(parts, np.zeros(())) / len(parts))
 
     @staticmethod
     def _soft(model: Arrays, i: int, x: NDArray[Any]) -> Array:
-        own = {name: torch.from_numpy(np.array(value[i])) for name, value in model.items()}
-        with torch.no_grad():
-            rows = torch.from_numpy(np.ascontiguousarray(x)).to(own["weight"].dtype)
-            return np.asarray(torch.softmax(logits(own, rows).double(), dim=-1).numpy())
+        own = {name: value[i] for name, value in model.items()}
+        return np.asarray(torch.softmax(_scores(own, x.astype(own["weight"].dtype)), dim=-1).numpy())
 
     def parameters(self) -> Arrays:
         """Return everything as one flat dict of arrays, for safetensors or ``numpy.savez``."""

@@ -1,42 +1,23 @@
-"""What FedFACT is compared with: Fairlearn's two remedies, and the linear program."""
+"""What FedFACT is compared with: Fairlearn's two remedies, fitted to all clients' rows together.
+
+Both return a function that gives the probabilities of their decisions, which they draw.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.preprocessing import FunctionTransformer
 
+from upright.classification.inputs import Array, Ints
 from upright.contract import InputError
-from upright.maths.parity.oracle import linear_program
-from upright.maths.parity.program import Constraint
 from upright.maths.parity.rates import Criterion
-from upright.maths.parity.site import Site
 
-__all__ = ["average_bound", "exact_tables", "reductions", "thresholds"]
-
-Array = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-
-def exact_tables(sites: Sequence[Site], constraints: Sequence[Constraint]) -> list[list[Array]]:
-    """Return the tables of adjustments that the linear program's prices give."""
-    return linear_program(sites, constraints)[2]
-
-
-def _fairlearn() -> Any:
-    try:
-        import fairlearn
-    except ImportError:
-        raise InputError(
-            "fairlearn is not installed", "fairlearn for the arms 'thresholds' and 'reductions'",
-            "pip install 'upright[fairness]', or leave these arms out with --arms",
-        ) from None  # fmt: skip
-    return fairlearn
+__all__ = ["average_bound", "reductions", "thresholds"]
 
 
 @contextlib.contextmanager
@@ -55,65 +36,53 @@ _NAMES = {
 }
 
 
-def _two_classes(m: int, criterion: Criterion, what: str) -> tuple[str, str]:
+def _named(m: int, criterion: Criterion, what: str) -> tuple[str, str]:
+    """Return what Fairlearn calls a criterion, as an option and as a class, where it has the remedy and is there."""
     if m != 2 or criterion not in _NAMES:
         raise InputError(
-            f"{what} for {m} classes and {criterion}", f"two classes, and one of {', '.join(_NAMES)}",
+            f"Fairlearn's {what} for {m} classes and {criterion}", f"two classes, and one of {', '.join(_NAMES)}",
             "leave these arms out with --arms: Fairlearn has no such remedy",
         )  # fmt: skip
+    try:
+        import fairlearn  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "fairlearn is not installed", "fairlearn for the arms 'thresholds' and 'reductions'",
+            "pip install 'upright[fairness]', or leave these arms out with --arms",
+        ) from None  # fmt: skip
     return _NAMES[criterion]
 
 
-class _Given(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Probabilities that are there already, as an estimator."""
+def _fitted(model: Any, x: Array, label: Ints, group: Ints) -> Callable[..., Array]:
+    """Fit one of Fairlearn's remedies, and return the probabilities of the decisions that it draws."""
+    with _their_deprecations():
+        model.fit(x, label, sensitive_features=group)
 
-    def __init__(self) -> None:
-        self.classes_ = np.array([0, 1])
-        self.fitted_ = True
+    def decide(x: Array, **groups: Ints) -> Array:
+        with _their_deprecations():
+            return np.asarray(model._pmf_predict(x, **groups), dtype=np.float64)
 
-    def fit(self, X: Any, y: Any) -> _Given:
-        """Do nothing."""
-        return self
-
-    def predict_proba(self, X: Any) -> Array:
-        """Return the columns of X."""
-        return np.asarray(X, dtype=np.float64)
-
-    def predict(self, X: Any) -> Ints:
-        """Return the larger of two."""
-        return np.asarray(np.asarray(X)[:, 1] > 0.5, dtype=np.int64)
+    return decide
 
 
 def thresholds(p: Array, label: Ints, group: Ints, criterion: Criterion) -> Any:
-    """Fit Fairlearn's ThresholdOptimizer to probabilities of all clients together.
-
-    Returns
-    -------
-    callable
-        ``decide(p, group) -> (n, 2)``: probabilities of its decisions, which it draws.
-    """
-    name, _ = _two_classes(p.shape[1], criterion, "Fairlearn's ThresholdOptimizer")
-    _fairlearn()
+    """Fit Fairlearn's ThresholdOptimizer to probabilities; returns ``decide(p, group) -> (n, 2)``."""
+    name, _ = _named(p.shape[1], criterion, "ThresholdOptimizer")
     from fairlearn.postprocessing import ThresholdOptimizer
 
-    model = ThresholdOptimizer(estimator=_Given(), constraints=name, objective="accuracy_score", prefit=True,
-                               predict_method="predict_proba")  # fmt: skip
-    with _their_deprecations():
-        model.fit(p, label, sensitive_features=group)
-
-    def decide(p: Array, group: Ints) -> Array:
-        with _their_deprecations():
-            return np.asarray(model._pmf_predict(p, sensitive_features=group), dtype=np.float64)
-
-    return decide
+    given = FunctionTransformer(lambda p: p[:, 1]).fit(p)  # probabilities that are there already, as an estimator
+    model = ThresholdOptimizer(estimator=given, constraints=name, objective="accuracy_score", prefit=True,
+                               predict_method="transform")  # fmt: skip
+    decide = _fitted(model, p, label, group)
+    return lambda p, group: decide(p, sensitive_features=group)
 
 
 def average_bound(group: Ints, label: Ints, criterion: Criterion, tol: float) -> float:
     """Return the bound on a group's gap to the average that keeps the gap between any two groups within `tol`.
 
     Of two groups with shares s the gap to the average is ``1 - s`` times the gap between them, so ``max(s) tol`` does;
-    under a criterion that conditions on the label shares are those among rows of one label, and the smallest bound is
-    taken. Of more groups ``tol / 2`` is enough.
+    shares are those among rows of one label where the criterion conditions on it, the smallest bound is taken. Of more
+    groups ``tol / 2`` is enough.
     """
     rows = [np.ones(len(label), dtype=bool)] if criterion == "demographic_parity" else [
         label == c for c in np.unique(label)]  # fmt: skip
@@ -123,24 +92,10 @@ def average_bound(group: Ints, label: Ints, criterion: Criterion, tol: float) ->
 
 
 def reductions(x: Array, label: Ints, group: Ints, criterion: Criterion, tol: float, estimator: Any) -> Any:
-    """Fit Fairlearn's ExponentiatedGradient to the rows of all clients together, its bound that of `average_bound`.
-
-    Returns
-    -------
-    callable
-        ``decide(x) -> (n, 2)``: probabilities of its decisions, which it draws.
-    """
-    _, name = _two_classes(int(label.max()) + 1, criterion, "Fairlearn's ExponentiatedGradient")
-    _fairlearn()
+    """Fit Fairlearn's ExponentiatedGradient, its bound that of `average_bound`; returns ``decide(x) -> (n, 2)``."""
+    _, name = _named(int(label.max()) + 1, criterion, "ExponentiatedGradient")
     import fairlearn.reductions as found
 
     bound = average_bound(group, label, criterion, min(tol, 1.0))
     model = found.ExponentiatedGradient(estimator, getattr(found, name)(difference_bound=max(bound, 1e-3)))
-    with _their_deprecations():
-        model.fit(x, label, sensitive_features=group)
-
-    def decide(x: Array) -> Array:
-        with _their_deprecations():
-            return np.asarray(model._pmf_predict(x), dtype=np.float64)
-
-    return decide
+    return _fitted(model, x, label, group)

@@ -7,23 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upright.classification.inputs import one_hot
+from upright.classification.inputs import Array, one_hot
 from upright.contract import InputError
 from upright.maths.parity.rates import Criterion, rates, strata
 from upright.metrics.fairness import gap_of
 
 __all__ = ["gaps"]
 
-Array = NDArray[np.float64]
-
 
 def gaps(
-    h: Array,
-    groups: NDArray[Any],
-    clients: NDArray[Any],
-    criterion: Criterion = "demographic_parity",
+    h: Array, groups: NDArray[Any], clients: NDArray[Any], criterion: Criterion = "demographic_parity",
     labels: NDArray[np.int64] | None = None,
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     """Return the largest pairwise gap: for everybody, and the maximum and mean over clients of their own.
 
     Parameters
@@ -32,20 +27,14 @@ def gaps(
         Decisions: one-hot, or their probabilities.
     groups, clients : array, shape (n,)
     criterion : str
-        Of `upright.maths.parity.rates.CRITERIA`.
+        Of `upright.maths.parity.rates.CRITERIA`; all but demographic parity are refused without labels.
     labels : int array, shape (n,), optional
-        Needed by every criterion but demographic parity.
 
     Returns
     -------
     dict
-        ``global``, ``local_max``, ``local_mean``; a client with fewer than two groups counts as 0 in none of them: it
-        is left out. NaN where no client has two groups.
-
-    Raises
-    ------
-    InputError
-        For a criterion that conditions on the label, without labels.
+        ``global``, ``local_max``, ``local_mean``; a client with fewer than two groups is left out. NaN where no client
+        has two groups.
     """
     if labels is None and criterion != "demographic_parity":
         raise InputError(f"{criterion} without labels", "the label of each sample", "pass labels=")
@@ -55,9 +44,7 @@ def gaps(
     member = (groups[:, None] == names[None, :]).astype(np.float64)
 
     def largest(rows: NDArray[np.bool_]) -> float:
-        f = strata(criterion, y[rows])
-        weight = np.ones(int(rows.sum()))
-        r = rates(f, member[rows], weight, h[rows])
+        r = rates(strata(criterion, y[rows]), member[rows], np.ones(int(rows.sum())), h[rows])
         if criterion == "equal_opportunity" and m == 2:
             r[..., 0] = np.nan  # of two classes the positive one
         return float(gap_of(r))

@@ -1,4 +1,7 @@
-"""What people hand over, checked: probabilities, sensitive features, clients, labels."""
+"""What people hand over, checked: probabilities, sensitive features, clients, labels.
+
+Whatever does not fit is an `InputError`: another length, a missing value, and what a function names besides.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,8 @@ from numpy.typing import NDArray
 
 from upright.contract import InputError
 
-__all__ = [
-    "as_codes",
-    "as_features",
-    "as_labels",
-    "as_probabilities",
-    "classes_in",
-    "one_hot",
-    "require_one_index",
-    "some",
-]
+__all__ = ["as_codes", "as_column", "as_features", "as_labels", "as_probabilities", "as_seed", "as_text", "classes_in",
+           "one_hot", "places", "require_one_index", "some"]  # fmt: skip
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -37,8 +32,7 @@ def _rows(bad: Any) -> str:
 
 
 def _missing(values: Any) -> NDArray[np.bool_]:
-    """Return which values are None, NaN, or the NA of a data frame, which is neither true nor false."""
-
+    # the NA of a data frame is neither true nor false
     def absent(v: Any) -> bool:
         try:
             return v is None or not bool(v == v)
@@ -48,14 +42,43 @@ def _missing(values: Any) -> NDArray[np.bool_]:
     return np.array([absent(v) for v in values.tolist()], dtype=bool)
 
 
-def require_one_index(**given: Any) -> None:
-    """Refuse pandas objects of different indices: their rows would be matched by position.
+def places(values: NDArray[Any], known: Sequence[Any]) -> tuple[Ints, list[str]]:
+    """Return the place of each value among known ones, shape (n,) and -1 for the others, and the others' names."""
+    at = {v: i for i, v in enumerate(known)}
+    codes = np.array([at.get(v, -1) for v in values.tolist()], dtype=np.int64)
+    return codes, sorted({str(v) for v in values[codes < 0].tolist()})
 
-    Raises
-    ------
-    InputError
-        With the names of the two that differ first.
-    """
+
+def as_text(values: NDArray[Any]) -> NDArray[np.str_]:
+    """Return the names of values, shape of values: a number that is whole has one name, so that 1.0 is 1."""
+
+    def name(v: Any) -> str:
+        return str(int(v)) if isinstance(v, float | np.floating) and v.is_integer() else str(v)
+
+    return np.array([name(v) for v in values.tolist()], dtype=str)
+
+
+def as_column(given: Any, n: int, what: str, one: str = "one for each sample") -> NDArray[Any]:
+    """Return one value a sample, shape (n,)."""
+    values = np.asarray(given, dtype=None if hasattr(given, "dtype") else object)  # a NaN among texts stays one
+    if values.shape != (n,):
+        raise InputError(f"{what} of shape {values.shape} for {n} samples", f"shape ({n},)", "give one to each sample")
+    if values.dtype.kind not in "biuU":
+        missing = _missing(values)
+        if missing.any():
+            raise InputError(f"{what} missing at {_rows(missing)}", one, "leave these samples out")
+    return values
+
+
+def as_seed(given: Any) -> int:
+    """Return a seed, a whole number."""
+    if not isinstance(given, int | np.integer):
+        raise InputError(f"random_state = {given!r}", "a whole number, or None", "pass a seed, for example 0")
+    return int(given)
+
+
+def require_one_index(**given: Any) -> None:
+    """Refuse pandas objects of different indices: their rows would be matched by position."""
     indexed = {name: value.index for name, value in given.items() if hasattr(getattr(value, "index", None), "equals")}
     first = next(iter(indexed), "")
     for name, index in indexed.items():
@@ -65,13 +88,7 @@ def require_one_index(**given: Any) -> None:
 
 
 def as_probabilities(given: Any, classes: int | None = None) -> Array:
-    """Return class probabilities as float64, shape (n, m).
-
-    Raises
-    ------
-    InputError
-        For another shape, NaN, negative numbers, and rows that do not sum to 1 within 1e-4.
-    """
+    """Return class probabilities as float64, shape (n, m): finite, of at least 0, rows that sum to 1 within 1e-4."""
     try:
         p = np.array(given, dtype=np.float64)
     except (TypeError, ValueError):
@@ -101,12 +118,7 @@ def as_features(given: Any, n: int) -> dict[str, NDArray[np.str_]]:
     """Return sensitive features by name, each of shape (n,) as text.
 
     A vector, a matrix, a series, a data frame of any library, or a mapping of name to vector. Columns are families of
-    groups; the groups of different families may overlap.
-
-    Raises
-    ------
-    InputError
-        For another length, missing values, no column, and two columns of one name.
+    groups; the groups of different families may overlap. No column, and two of one name, are refused.
     """
     if isinstance(given, Mapping):
         columns = {str(k): np.asarray(v, dtype=object) for k, v in given.items()}
@@ -116,8 +128,8 @@ def as_features(given: Any, n: int) -> dict[str, NDArray[np.str_]]:
         if values.ndim == 1:
             columns = {str(getattr(given, "name", None) or "group"): values}
         elif values.ndim == 2 and values.shape[1]:
-            title = [str(c) for c in names] if names is not None else [f"group{i}" for i in range(values.shape[1])]
-            title = ["group"] if names is None and values.shape[1] == 1 else title
+            several = [f"group{i}" for i in range(values.shape[1])] if values.shape[1] > 1 else ["group"]
+            title = several if names is None else [str(c) for c in names]
             if len(set(title)) < len(title):
                 raise InputError(
                     f"sensitive features {some(title)}", "one name a column", "rename the columns that share a name"
@@ -130,7 +142,6 @@ def as_features(given: Any, n: int) -> dict[str, NDArray[np.str_]]:
             )  # fmt: skip
     if not columns:
         raise InputError("sensitive_features without a column", "one family of groups or more", "pass a vector")
-    found = {}
     for name, column in columns.items():
         if column.shape != (n,):
             raise InputError(
@@ -143,51 +154,21 @@ def as_features(given: Any, n: int) -> dict[str, NDArray[np.str_]]:
                 f"sensitive feature {name!r} is missing at {_rows(missing)}", "a group for each sample",
                 "leave these samples out, or name their group, for example 'unknown'",
             )  # fmt: skip
-        found[name] = column.astype(str)
-    return found
+    return {name: as_text(column) for name, column in columns.items()}
 
 
 def as_codes(given: Any, n: int, known: Sequence[str] | None) -> tuple[Ints, list[str]]:
-    """Return the place of each client among the known ones (-1: not known) and those; known None takes them from here.
-
-    Raises
-    ------
-    InputError
-        For another length and missing values.
-    """
+    """Return the place of each client among known ones (-1: not known), and those; None takes them from here."""
     if given is None:
         return np.zeros(n, dtype=np.int64), list(known or ["all"])
-    values = np.asarray(given, dtype=object)
-    if values.shape != (n,):
-        raise InputError(f"clients of shape {values.shape} for {n} samples", f"shape ({n},)", "give one to each sample")
-    missing = _missing(values)
-    if missing.any():
-        raise InputError(f"clients missing at {_rows(missing)}", "one for each sample", "leave these samples out")
-    text = values.astype(str)
+    text = as_text(as_column(given, n, "clients"))
     names = sorted(set(text.tolist()), key=lambda v: (len(v), v)) if known is None else list(known)
-    place = {name: i for i, name in enumerate(names)}
-    return np.array([place.get(v, -1) for v in text.tolist()], dtype=np.int64), names
-
-
-def _labels(given: Any, n: int) -> NDArray[Any]:
-    values = np.asarray(given)
-    if values.shape != (n,):
-        raise InputError(f"labels of shape {values.shape} for {n} samples", f"shape ({n},)", "give one to each sample")
-    missing = _missing(values)
-    if missing.any():
-        raise InputError(f"labels missing at {_rows(missing)}", "a label for each sample", "leave these samples out")
-    return values
+    return places(text, names)[0], names
 
 
 def classes_in(given: Any, n: int) -> list[Any]:
-    """Return the sorted classes of labels, shape (n,).
-
-    Raises
-    ------
-    InputError
-        For another length, missing labels, and labels of kinds that do not sort.
-    """
-    values = _labels(given, n)
+    """Return the sorted classes of labels, shape (n,), which are of one kind."""
+    values = as_column(given, n, "labels", "a label for each sample")
     try:
         return list(np.unique(values).tolist())
     except TypeError:
@@ -198,29 +179,15 @@ def classes_in(given: Any, n: int) -> list[Any]:
 
 
 def as_labels(given: Any, n: int, classes: Sequence[Any]) -> Ints:
-    """Return the place of each label among the classes, shape (n,).
-
-    Raises
-    ------
-    InputError
-        For another length, missing labels, and labels that are no class.
-    """
-    values = _labels(given, n)
-    place = {c: i for i, c in enumerate(np.asarray(classes).tolist())}
-    codes = np.array([place.get(v, -1) for v in values.tolist()], dtype=np.int64)
-    if (codes < 0).any():
-        strangers = sorted({str(v) for v in values[codes < 0].tolist()})
-        raise InputError(
-            f"labels {some(strangers)}",
-            f"classes {some(list(place), 10)}",
-            "pass `classes` in the order of the columns",
-        )
+    """Return the place of each label among the classes, shape (n,); a label that is no class is refused."""
+    known = np.asarray(classes).tolist()
+    codes, strangers = places(as_column(given, n, "labels", "a label for each sample"), known)
+    if strangers:
+        accepted = f"classes {some(known, 10)}"
+        raise InputError(f"labels {some(strangers)}", accepted, "pass `classes` in the order of the columns")
     return codes
 
 
 def one_hot(codes: Ints, size: int) -> Array:
     """Return one-hot rows, shape (n, size); a negative code gives a row of zeros."""
-    out = np.zeros((len(codes), size))
-    known = codes >= 0
-    out[np.flatnonzero(known), codes[known]] = 1.0
-    return out
+    return np.where(codes[:, None] < 0, 0.0, np.eye(size)[codes])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,22 +12,27 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from upright.classification.fitting import Fitted, fit_table, named_constraints
+from upright.classification.draws import row_ids, uniforms
+from upright.classification.fitting import fit_table, named_constraints
 from upright.classification.inputs import (
+    Array,
     Ints,
     as_codes,
     as_features,
     as_labels,
     as_probabilities,
+    as_seed,
     classes_in,
     require_one_index,
     some,
 )
 from upright.contract import InputError
 
-__all__ = ["FairPost"]
+__all__ = ["FairPost", "ToleranceWarning"]
 
-Array = NDArray[np.float64]
+
+class ToleranceWarning(UserWarning):
+    """A tolerance is missed, is smaller than chance, or cannot be asked for."""
 
 
 class FairPost(BaseEstimator):  # type: ignore[misc]
@@ -51,8 +57,9 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
     temperature : float
         beta of the randomised decision, positive; costs at most ``beta log m`` of accuracy.
     randomised : bool
-        Whether `predict` draws from the randomised decision, which meets the tolerances exactly on the calibration
-        data. False takes the most probable class, and tightens tolerances by what that exceeds them.
+        Whether `predict` draws from the randomised decision, which meets the tolerances in expectation on the
+        calibration data. False takes the most probable class, and tightens tolerances by what that exceeds them; where
+        that does not help, `fit` warns.
     calibrate : bool or "auto"
         Whether probabilities are fitted to the labels of each group first (``softmax(log p A + b)``). ``auto`` does so
         for criteria that condition on the label.
@@ -60,7 +67,7 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
         What `predict` does with a group or a client that the fit did not see: refuse, or treat it as the average group
         and as a client without adjustments of its own.
     random_state : int or None
-        Of the draws of a randomised `predict`.
+        Of the draws of a randomised `predict`; None takes a seed that `fit` draws once and keeps.
     warm_start : bool
         Whether `fit` starts from the prices of the fit before it: for fronts over tolerances on the same data.
 
@@ -69,15 +76,15 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
     table_ : FairTable
         All that a prediction needs; ``table_.save("table.json")``.
     report_ : list of dict
-        Each constrained contrast: tolerance, gap on the calibration data, price (accuracy lost for a unit of
-        tolerance); None where a group is empty and the constraint is left out.
-    small_ : list of dict
-        Groups at clients that are too small to certify (lemma B.7).
-    conflicts_ : list of dict
-        Clients whose local price pulls against the global one.
+        Each constrained contrast: tolerance, gap on the calibration data and its standard error, price (accuracy lost
+        for a unit of tolerance); None where a group is empty, or without a label that the criterion conditions on: then
+        the constraint is left out.
+    left_out_, small_, conflicts_ : list of dict
+        Which constraints those are, and why; groups at clients that are too small to certify (lemma B.7); clients whose
+        local price pulls against the global one.
     missed_ : float
-        By how much deterministic decisions exceed a global tolerance on the calibration data, 0 below half a point.
-        Whole groups can be indifferent between decisions, under equalized odds above all: then only
+        By how much deterministic decisions exceed a tolerance at any level, on the calibration data; 0 below half a
+        point. Groups can be indifferent between decisions, under equalized odds and where scores are few: then only
         ``randomised=True`` meets the tolerance.
     kkt_, duality_gap_, n_iter_, converged_
         Of the solver.
@@ -134,6 +141,12 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
         ------
         InputError
             For everything that is wrong with the input.
+
+        Warns
+        -----
+        ToleranceWarning
+            For a default decision that misses its tolerance by more than 0.01 at a level, with the number; for a
+            tolerance below the standard error of its gap; for constraints that are left out.
         """
         given = {"sensitive_features": sensitive_features, "clients": clients, "sample_weight": sample_weight}
         require_one_index(proba=proba, y=y, **given)
@@ -178,28 +191,27 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
                 f"{fitted.solution.kkt:.2g}; a higher temperature converges more easily",
                 ConvergenceWarning, stacklevel=2,
             )  # fmt: skip
-        self._keep(fitted, named, soft is not None)
+        for text in ("" if self.randomised else fitted.misses(), fitted.uncertain(), fitted.vanished()):
+            if text:
+                warnings.warn(text, ToleranceWarning, stacklevel=2)
+        self.seed_ = secrets.randbits(63) if self.random_state is None else as_seed(self.random_state)
+        self.classes_, self.blind_ = np.asarray(named), soft is not None
+        self.fitted_, self.table_ = fitted, fitted.table
+        self.groups_, self.clients_ = dict(fitted.table.groups), list(fitted.table.clients)
+        self.report_, self.left_out_ = fitted.report, fitted.left_out
+        self.small_, self.conflicts_, self.missed_ = fitted.small, fitted.conflicts, fitted.missed()
+        self.kkt_, self.duality_gap_ = fitted.solution.kkt, fitted.solution.duality_gap
+        self.n_iter_, self.converged_ = fitted.solution.iterations, fitted.solution.converged
         return self
-
-    def _keep(self, found: Fitted, classes: Any, blind: bool) -> None:
-        self.classes_ = np.asarray(classes)
-        self.fitted_, self.table_, self.blind_ = found, found.table, blind
-        self.groups_, self.clients_ = dict(found.table.groups), list(found.table.clients)
-        self.report_, self.small_, self.conflicts_ = found.report, found.small, found.conflicts
-        self.missed_ = found.missed()
-        self.kkt_, self.duality_gap_ = found.solution.kkt, found.solution.duality_gap
-        self.n_iter_, self.converged_ = found.solution.iterations, found.solution.converged
 
     def scores(
         self, proba: Any, *, sensitive_features: Any = None, clients: Any = None, group_proba: Any = None
     ) -> Array:
-        """Return the adjusted scores z, shape (n, m); the decision is the largest.
+        """Return the adjusted scores z, shape (n, m), the largest decided; what the fit did not see is refused."""
+        return self.table_.scores(*self._read(proba, sensitive_features, clients, group_proba))
 
-        Raises
-        ------
-        InputError
-            For groups, clients or shapes that the fit did not see.
-        """
+    def _read(self, proba: Any, sensitive_features: Any, clients: Any, group_proba: Any) -> tuple[Any, Any, Ints]:
+        """Return probabilities, membership of each feature, and the place of each client."""
         if not hasattr(self, "table_"):
             raise NotFittedError("FairPost is not fitted: call fit with calibration data first")
         p = as_probabilities(proba, len(self.classes_))
@@ -218,15 +230,14 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
             if len(self.groups_) == 1 and len(columns) == 1:
                 columns = {next(iter(self.groups_)): next(iter(columns.values()))}
             members = self.table_.members({f: self.table_.place(f, columns, self.unknown) for f in self.groups_})
-        return self.table_.scores(p, members, self._client(clients, n))
+        return p, members, self._client(clients, n)
 
     def _client(self, clients: Any, n: int) -> Ints:
-        if clients is None and len(self.clients_) > 1 and self.unknown == "error":
-            raise InputError(
-                f"no clients, and the table has {len(self.clients_)}", "the client of each sample", "pass clients="
-            )
         if clients is None:
-            return np.full(n, 0 if len(self.clients_) == 1 else -1, dtype=np.int64)
+            known = len(self.clients_)
+            if known > 1 and self.unknown == "error":
+                raise InputError(f"no clients, and the table has {known}", "the client of each sample", "pass clients=")
+            return np.full(n, 0 if known == 1 else -1, dtype=np.int64)
         codes, _ = as_codes(clients, n, self.clients_)
         if (codes < 0).any() and self.unknown == "error":
             strangers = sorted(set(np.asarray(clients, dtype=object)[codes < 0].astype(str).tolist()))
@@ -237,16 +248,40 @@ class FairPost(BaseEstimator):  # type: ignore[misc]
         return codes
 
     def decide(self, proba: Any, **features: Any) -> Array:
-        """Return the probability of each decision, shape (n, m): what the guarantee speaks of."""
+        """Return ``softmax(z / temperature)``, shape (n, m): what the guarantee speaks of.
+
+        With ``randomised=True`` the probability with which `predict` decides each class; without, its largest is what
+        `predict` decides. It is no probability of the label.
+        """
         return self.table_.decide(self.scores(proba, **features))
 
-    def predict(self, proba: Any, **features: Any) -> NDArray[Any]:
-        """Return decisions, shape (n,): the largest score, or a draw from `decide` when randomised."""
-        z = self.scores(proba, **features)
+    def predict(
+        self, proba: Any, *, sensitive_features: Any = None, clients: Any = None, group_proba: Any = None,
+        ids: Any = None, random_state: int | None = None,
+    ) -> NDArray[Any]:  # fmt: skip
+        """Return decisions, shape (n,): the largest score, or a draw from `decide` when randomised.
+
+        Parameters
+        ----------
+        proba, sensitive_features, clients, group_proba
+            As in `fit`.
+        ids : array, shape (n,), optional
+            Numbers or text that name who is decided about, for randomised decisions: a draw is a hash of the id under
+            the seed, so that one row or a million, in any order, give the same decisions, and nobody draws again by
+            changing a row. Without ids the row's values (probabilities to nine digits, group and client) and its number
+            among equal rows of the call are hashed: equal rows that come one a call then share one draw.
+        random_state : int, optional
+            Seed of the draws; by default that of the constructor, and without one ``seed_``.
+        """
+        p, members, client = self._read(proba, sensitive_features, clients, group_proba)
+        z = self.table_.scores(p, members, client)
         if not self.randomised:
             return np.asarray(self.classes_[z.argmax(1)])
+        if ids is None:
+            ids = row_ids(*(np.round(v, 9) for v in (p, *members.values())), client)
+        seed = next(s for s in (random_state, self.random_state, self.seed_) if s is not None)
         h = np.cumsum(self.table_.decide(z), axis=1)
-        draw = np.random.default_rng(self.random_state).random((len(z), 1))
+        draw = uniforms(ids, as_seed(seed), len(z))[:, None]
         return np.asarray(self.classes_[np.minimum((h < draw).sum(1), h.shape[1] - 1)])
 
 
@@ -265,7 +300,6 @@ def _weight(given: Any, n: int) -> Array:
 
 
 def _soft(given: Any, groups: Mapping[str, Sequence[str]], n: int) -> dict[str, Array]:
-    """Check estimates of P(group | x)."""
     given = given if isinstance(given, Mapping) else {next(iter(groups)): given}
     found = {}
     for f, names in groups.items():

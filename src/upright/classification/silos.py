@@ -3,16 +3,9 @@
 A silo is a site that holds rows and never shows them: a hospital, a bank, a country's census. Few sites with many rows
 each, all of which hold the same columns.
 
-A model is a flat dict of tensors. Without a client axis it is one model; with one (K, ...) it is K models side by side,
-and every product becomes a batched one.
-
-=========================  ======================================================  =================================
-model                      logits                                                  tensors
-=========================  ======================================================  =================================
-logistic (``hidden = 0``)  ``x W + b``                                             ``weight`` (d, m), ``bias`` (m,)
-mlp (``hidden = h``)       ``relu(x V + c) W + b``                                 also ``hidden.weight`` (d, h),
-                                                                                   ``hidden.bias`` (h,)
-=========================  ======================================================  =================================
+A model is a flat dict of tensors, ``x W + b`` of ``weight`` (d, m) and ``bias`` (m,), for ``hidden = h`` with
+``relu(x V + c)`` in the place of x, of ``hidden.weight`` (d, h) and ``hidden.bias`` (h,). Without a client axis it is
+one model; with one (K, ...) it is K models side by side, and every product becomes a batched one.
 
 Each client draws its batches from a generator of its own: a client that is left out changes nobody else's numbers, and
 a client trained alone has the numbers that it has among others, up to rounding.
@@ -32,13 +25,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from upright.classification.inputs import one_hot
+from upright.classification.inputs import Array, Ints, one_hot, places
 from upright.contract import InputError
 
 __all__ = ["Params", "Silo", "batches", "initial", "local_steps", "logits", "one_hot", "silos_of", "weighted_log_loss"]
 
-Array = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Params = dict[str, Tensor]
 Optimiser = Literal["adam", "sgd"]
 
@@ -103,10 +94,8 @@ def silos_of(
 
     Parameters
     ----------
-    x : ndarray, shape (n, d)
-    y : ndarray of int64, shape (n,)
-    client : array, shape (n,)
-        Whose row it is; names are made strings.
+    x, y, client : array, shape (n, d), (n,) of int64, (n,)
+        Names of clients are made strings.
     groups : sequence of array, shape (n,)
         The sensitive feature of each constraint.
     names : sequence of sequence, optional
@@ -127,13 +116,12 @@ def silos_of(
     members = []
     for place, column in enumerate(columns):
         order = list(names[place]) if names else sorted(set(column.tolist()))
-        code = {value: i for i, value in enumerate(order)}
-        strangers = sorted({str(v) for v in column.tolist() if v not in code})
+        codes, strangers = places(column, order)
         if strangers:
             raise InputError(
                 f"groups {place} with {strangers[0]!r}", ", ".join(map(repr, order)), "correct it, or add it to names"
             )
-        members.append(one_hot(np.array([code[v] for v in column.tolist()], dtype=np.int64), len(order)))
+        members.append(one_hot(codes, len(order)))
     out = {}
     for name in sorted(set(owner.tolist())):
         rows = np.flatnonzero(owner == name)
@@ -141,20 +129,10 @@ def silos_of(
     return out
 
 
-# -- models ---------------------------------------------------------------------------------------------------------
-
-
 def initial(d: int, m: int, hidden: int, rng: np.random.Generator, dtype: str = "float64") -> dict[str, NDArray[Any]]:
     """Return one model to start from: zeros for ``hidden = 0``, uniform in ``+-1 / sqrt(inputs)`` for a hidden layer.
 
-    Parameters
-    ----------
-    d, m : int
-        Features and classes.
-    hidden : int
-        Width of the hidden layer; 0 for the logistic model.
-    rng : numpy.random.Generator
-        Not drawn from by the logistic model.
+    Of d features and m classes; the logistic model draws nothing.
     """
     if not hidden:
         return {"weight": np.zeros((d, m), dtype), "bias": np.zeros(m, dtype)}
@@ -186,9 +164,6 @@ def weighted_log_loss(scores: Tensor, rows: Tensor) -> Tensor:
     return -(rows * torch.log_softmax(scores, dim=-1)).sum(dim=-1)
 
 
-# -- local training -------------------------------------------------------------------------------------------------
-
-
 def batches(rng: np.random.Generator, n: int, steps: int, size: int) -> Ints:
     """Return the rows of each step, shape (steps, size): permutations of n rows, one after the other.
 
@@ -200,32 +175,14 @@ def batches(rng: np.random.Generator, n: int, steps: int, size: int) -> Ints:
 
 
 def local_steps(
-    params: Mapping[str, Tensor],
-    xs: Sequence[Tensor],
-    rows: Sequence[Tensor],
-    index: NDArray[np.int64],
-    *,
-    optimiser: Optimiser = "adam",
-    learning_rate: float = 0.01,
-    weight_decay: float = 0.0,
-) -> Params:
+    params: Mapping[str, Tensor], xs: Sequence[Tensor], rows: Sequence[Tensor], index: Ints, *,
+    optimiser: Optimiser = "adam", learning_rate: float = 0.01, weight_decay: float = 0.0,
+) -> Params:  # fmt: skip
     """Return the K models after R mini-batch steps each, all clients in one tensor program.
 
     Step r of client k descends ``mean over b of weighted_log_loss(logits(x_b), rows_b)`` on its rows ``index[k, r]``.
-    States of the optimiser start fresh, as is usual for federated averaging.
-
-    Parameters
-    ----------
-    params : mapping of tensor, shape (K, ...)
-        Not changed.
-    xs : sequence of tensor, shape (n_k, d)
-    rows : sequence of tensor, shape (n_k, m)
-        Weights of each sample's classes: one-hot labels, or rows of a matrix of costs.
-    index : ndarray of int64, shape (K, R, B)
-        Of `batches`, from each client's own stream.
-    optimiser : {"adam", "sgd"}
-    learning_rate, weight_decay : float
-        Weight decay is added to the gradient, as torch's optimisers do.
+    States of the optimiser start fresh, as is usual for federated averaging. Shapes: params (K, ...), which stay as
+    they are, xs (n_k, d), rows (n_k, m): one-hot labels or rows of a matrix of costs; index (K, R, B), of `batches`.
     """
     own = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
     kind = torch.optim.Adam if optimiser == "adam" else torch.optim.SGD

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
-from upright.classification.inputs import Ints, one_hot, some
+from upright.classification.inputs import Array, Ints, one_hot, places, some
 from upright.contract import InputError
 from upright.maths.parity.rates import Criterion
 from upright.maths.parity.site import adjusted
 
-__all__ = ["FairTable"]
+__all__ = ["FairTable", "cut"]
 
-Array = NDArray[np.float64]
 _SCHEMA = "upright.fair_table/1"
+
+
+def cut(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+    """Return the tables of each constraint that lie one after the other in a vector, shape (Q,)."""
+    cuts = np.cumsum([0, *map(math.prod, shapes)])
+    return [flat[a:b].reshape(shape) for a, b, shape in zip(cuts, cuts[1:], shapes, strict=False)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +42,10 @@ class FairTable:
 
     Parameters
     ----------
-    classes : tuple of str
-    features : tuple of str
-        Sensitive feature of each constraint.
+    classes, clients : tuple of str
+    features, criteria : tuple of str
+        Sensitive feature and criterion of each constraint.
     groups : mapping of feature to tuple of str
-    criteria : tuple of str
-        Of each constraint.
-    clients : tuple of str
     tables : tuple of tuple of ndarray, shape (S_c, G_c, m)
         V of each client.
     common : tuple of ndarray, shape (S_c, G_c, m)
@@ -82,20 +86,13 @@ class FairTable:
         out = np.zeros_like(p)
         for g, name in enumerate(self.groups[first]):
             a, b = self.calibration[name]
-            z = log @ a + b
-            e = np.exp(z - z.max(1, keepdims=True))
-            out += members[first][:, g : g + 1] * (e / e.sum(1, keepdims=True))
+            out += members[first][:, g : g + 1] * softmax(log @ a + b, axis=1)
         return np.asarray(out / out.sum(1, keepdims=True))
 
     def scores(self, p: Array, members: Mapping[str, Array], client: Ints) -> Array:
         """Return the adjusted scores z, shape (n, m); client -1 is adjusted by the common part alone.
 
-        Parameters
-        ----------
-        p : ndarray, shape (n, m)
-        members : mapping of feature to ndarray, shape (n, G)
-            One-hot, or probabilities of the groups.
-        client : int array, shape (n,)
+        Members of each feature, shape (n, G), are one-hot, or probabilities of the groups.
         """
         p = self.calibrated(p, members)
         z = np.empty_like(p)
@@ -107,10 +104,7 @@ class FairTable:
 
     def decide(self, z: Array) -> Array:
         """Return the randomised decision ``softmax(z / beta)``, shape (n, m)."""
-        e = np.exp((z - z.max(1, keepdims=True)) / self.beta)
-        return np.asarray(e / e.sum(1, keepdims=True))
-
-    # -- JSON --------------------------------------------------------------------------------------------------------
+        return np.asarray(softmax(z / self.beta, axis=1))
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain Python values."""
@@ -173,24 +167,16 @@ class FairTable:
         return found
 
     def place(self, name: str, columns: Mapping[str, NDArray[np.str_]], unknown: str) -> Ints:
-        """Return the place of each sample's group of a feature; -1 where it is unknown and that is allowed.
-
-        Raises
-        ------
-        InputError
-            For a feature that is not there, and for groups that the fit did not see.
-        """
+        """Return the place of each sample's group of a feature; -1 where it is unknown and that is allowed."""
         if name not in columns:
             raise InputError(
                 f"no sensitive feature {name!r} among {some(list(columns))}", some(list(self.groups)),
                 "pass the features that the fit had, under the same names",
             )  # fmt: skip
-        at = {g: i for i, g in enumerate(self.groups[name])}
-        codes = np.array([at.get(v, -1) for v in columns[name].tolist()], dtype=np.int64)
-        if (codes < 0).any() and unknown == "error":
-            strangers = sorted(set(columns[name][codes < 0].tolist()))
+        codes, strangers = places(columns[name], self.groups[name])
+        if strangers and unknown == "error":
             raise InputError(
-                f"groups of {name!r} that the fit did not see: {some(strangers)}", some(list(at), 20),
+                f"groups of {name!r} that the fit did not see: {some(strangers)}", some(list(self.groups[name]), 20),
                 "fit with samples of these groups, or set unknown='common' to treat them as the average of the groups",
             )  # fmt: skip
         return codes

@@ -16,9 +16,7 @@ is ``adjusted(one-hot(y))``. With kappa the smallest shift that leaves no negati
 ``scale`` is the mean of the row sums of ``M + kappa``, so that step sizes keep their meaning. Without prices M is the
 identity, kappa 0 and scale 1: the loss is the cross-entropy.
 
-Guarantee: the loss is calibrated. Its minimiser over all scores has ``softmax(s(x))`` proportional to
-``sum_a P(a | x, k) Mbar(a, k)' eta(x, a, k)``, so its argmax is the optimal decision under the prices; kappa and scale
-move all classes alike.
+Guarantee: that of `cost_sensitive_loss`, so that its best scores decide best under the prices.
 
 Algorithm (round t at client k)
 -------------------------------
@@ -32,13 +30,12 @@ Algorithm (round t at client k)
 7. R mini-batch steps on theta and on phi_k; the change of theta goes up
 8. server: ``theta += sum p_k (theta_k - theta)``, and lam as nu_k with D and ``global_tol`` of everybody
 
-Before its first round a client sends the masses of its groups, once; they give the share of each client, what counts
-are feasible, and D from sums of counts. An absent client stays in D with its last counts; one that never sent any is
-left out of D, masses and all. It is never counted as fair. Where somebody is away in the last round a warning names
-who is represented by an old reply.
+Masses go up once (`upright.classification.exchange`). An absent client stays in D with its last counts; one that
+never sent any is left out of D, masses and all. It is never counted as fair, and a warning names for whom an old reply
+stands at the end.
 
-What leaves a client: changes of theta, counts by stratum, group and class, seven numbers about the round and one flag a
-constraint. Counts and masses are sums over rows. Rows, attributes, labels, phi_k and nu_k stay.
+What leaves a client: changes of theta, masses and counts by stratum, group and class, which are sums over rows, seven
+numbers about the round and one flag a constraint. Rows, attributes, labels, phi_k and nu_k stay.
 
 Deviations
 ----------
@@ -48,7 +45,7 @@ Deviations
 3. signed prices and a soft threshold in place of a pair of prices for each constraint
 4. local prices are scaled by the client's share (``mu_k = p_k nu_k``): those of small clients would diverge
 5. steps of prices are shorter where groups are small (s above): of one length they swing, under equalized odds on
-   Adult between gaps of 0 and 0.8, as few women have the positive label; with s the gap stays near 0.04
+   Adult between gaps of 0 and 0.8; with s the gap stays near 0.04
 6. kappa and scale are a client's own; the unified model therefore weighs clients with high prices less
 7. the last iterate is served by default, as in the paper's experiments; ``average`` serves the last few
 8. without any finite tolerance the weight of the unified model is 1 and phi_k is not trained: this is `FedAvg`
@@ -56,15 +53,13 @@ Deviations
 Nothing is guaranteed for the models that come out: a model class may not reach a tolerance. Then prices end at their
 bound and ``state["unreached"]`` names the constraint.
 
-Source: Zhang et al., *FedFACT* (2025), arXiv 2506.03777, algorithm 1, proposition 2; McMahan et al.,
-*Communication-Efficient Learning of Deep Networks from Decentralized Data* (2017).
+Source: Zhang et al., *FedFACT* (2025), arXiv 2506.03777, algorithm 1, proposition 2; `FedAvg` for its source.
 """
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -76,45 +71,31 @@ from upright.classification.averaging import (
     Trained,
     Training,
     averaged,
-    changes,
-    first_state,
     fits,
     last_of,
     model_of,
     scored,
     settings_of,
-    tensors_of,
     trained,
     trained_by_clients,
 )  # fmt: skip
+from upright.classification.exchange import Arrays, Counted, State, named, warn_of_old_replies
+from upright.classification.inputs import Array
 from upright.classification.silos import Silo, one_hot, weighted_log_loss
-from upright.contract import InputError, stream
+from upright.classification.table import cut
+from upright.contract import InputError
 from upright.maths.parity.program import Constraint, Level, levels_of
-from upright.maths.parity.rates import masses, masses_fit, strata
-from upright.maths.parity.site import adjusted, table_size
+from upright.maths.parity.site import Site, adjusted
 from upright.maths.parity.steps import dual_step, l1_ball, two_experts
 
 __all__ = ["FedAvg", "FedFACTTraining", "Trained", "Training", "cost_sensitive_loss", "normalised", "settings_of",
            "trained"]  # fmt: skip
 
-Array = NDArray[np.float64]
-Arrays = dict[str, NDArray[Any]]
-State = dict[str, Any]
 _REPORT = ("loss", "own_loss", "error", "gap", "pull", "paid", "weight")  # of one client and round, in this order
-_LARGE = 1e9
-
-
-# -- the loss -------------------------------------------------------------------------------------------------------
 
 
 def normalised(rows: Array) -> Array:
-    """Return ``(M + kappa) / scale`` for rows of M: no negative entry, row sums of mean 1, shape of rows.
-
-    Parameters
-    ----------
-    rows : ndarray, shape (n, m)
-        Row ``y_i`` of ``M(a_i)`` for each sample; together they share one kappa and one scale.
-    """
+    """Return ``(M + kappa) / scale`` for rows of M, shape (n, m): no negative entry, row sums of mean 1."""
     shifted = rows + max(0.0, -float(rows.min()))
     total = float(shifted.sum(axis=1).mean())
     return shifted / total if total > 0 else np.full(rows.shape, 1.0 / rows.shape[1])  # all classes cost alike
@@ -155,10 +136,7 @@ def cost_sensitive_loss(scores: Tensor, y: Tensor, costs: Tensor, group: Tensor 
     return weighted_log_loss(scores, costs[y] if group is None else costs[group, y])
 
 
-# -- FedFACT --------------------------------------------------------------------------------------------------------
-
-
-class FedFACTTraining:
+class FedFACTTraining(Counted, FedAvg):
     """Personalised cost-sensitive learning under global and local constraints.
 
     Parameters
@@ -182,84 +160,48 @@ class FedFACTTraining:
                 "one number of groups for each constraint, and two classes or more",
                 "give the silos one `members` array for each constraint",
             )  # fmt: skip
-        self.constraints, self.config, self.names = tuple(constraints), config, tuple(clients)
-        self.criteria = [c.criterion for c in self.constraints]
-        self.tables = table_size(self.criteria, config.groups, config.classes)
+        FedAvg.__init__(self, config)
+        # an infinite tolerance becomes a large one: its gaps are logged, its prices stay exactly 0
+        Counted.__init__(self, constraints, config.groups, config.classes, clients, most=1e9)
         contrasts = [g * (g - 1) // 2 if c.gap == "pairwise" else g
                      for c, g in zip(self.constraints, config.groups, strict=True)]  # fmt: skip
-        self.prices = [(s, r, m) for (s, _, m), r in zip(self.tables, contrasts, strict=True)]
-        many = any(np.ndim(c.local_tol) for c in self.constraints)
-        self.local = np.array([c.local(len(self.names) if many else 1) for c in self.constraints])  # (C, K) or (C, 1)
-        self.local = self.local.reshape(len(self.constraints), -1)
+        self.prices = [(s, r, m) for (s, _, m), r in zip(self.shapes, contrasts, strict=True)]
+        self.priced = sum(map(math.prod, self.prices))
         tolerances = [*(c.global_tol for c in self.constraints), *self.local.ravel().tolist()]
         self.neutral = not np.isfinite(tolerances).any()
 
-    # -- layout of tables and prices
-
-    @property
-    def width(self) -> int:
-        """Q, the entries of a table of adjustments."""
-        return sum(int(np.prod(shape)) for shape in self.tables)
-
-    def _split(self, flat: Array) -> list[Array]:
-        if not self.tables:
-            return []
-        cuts = np.cumsum([int(np.prod(shape)) for shape in self.tables])[:-1]
-        return [part.reshape(shape) for part, shape in zip(np.split(flat, cuts), self.tables, strict=True)]
-
     def _at(self, level: Level) -> NDArray[np.int64]:
         """Return where the prices of a level are among those of all contrasts, shape (U,)."""
-        start = np.cumsum([0, *(int(np.prod(shape)) for shape in self.prices)])
+        start = np.cumsum([0, *map(math.prod, self.prices)])
         sizes = np.array(self.prices).reshape(-1, 3)
         c, s, r, j = level.place.T
         return np.asarray(start[c] + (s * sizes[c, 1] + r) * sizes[c, 2] + j, dtype=np.int64)
 
-    def _no_prices(self) -> Array:
-        return np.zeros(sum(int(np.prod(shape)) for shape in self.prices))
-
-    def _level(self, mass: Array, rows: float, tolerances: Sequence[float]) -> Level:
-        # an infinite tolerance becomes a large one: its gaps are logged, its prices stay exactly 0
-        return levels_of(self.constraints, self._split(mass / rows), [min(t, _LARGE) for t in tolerances], 1.0)
-
-    def _everybody(self, state: State, names: Sequence[str]) -> tuple[Level, float]:
-        rows = sum(state[f"count/{name}"] for name in names)
-        return self._level(self._mass(state, names), rows, [c.global_tol for c in self.constraints]), rows
-
-    def _mass(self, state: State, names: Sequence[str]) -> Array:
-        return sum((state[f"mass/{name}"] for name in names), start=np.zeros(self.width))
-
-    # -- messages
-
     def start(self) -> State:
         """Return the first state: the initial model, prices of zero, and a round in which masses are sent."""
-        return {**first_state(self.config), "round": 0, "prices": self._no_prices(), "unreached": []}
+        return {**super().start(), "round": 0, "prices": np.zeros(self.priced), "unreached": []}
 
     def message(self, state: State) -> Arrays:
         """Return round, model, the global part of the table, and who need not send masses."""
-        known, table = _named(state, "mass/"), np.zeros(self.width)
-        if known:
-            level, _ = self._everybody(state, known)
+        known, table = self._known(state), np.zeros(self.width)
+        if known.size:
+            level, _ = self._everybody(state)
             table = level.matrix @ state["prices"][self._at(level)]
-        return {
-            "round": np.array([state["round"]]), "table": table,
-            "known": np.array([stream(0, name) for name in known], dtype=np.int64),
-            **{key: value for key, value in state.items() if key.startswith("theta.")},
-        }  # fmt: skip
+        return {**super().message(state), "known": known, "table": table}
 
     def template(self, state: State, name: str) -> Arrays:
         """Return a reply of the right shapes: masses from a client that is not known, else a round's reply."""
         if f"mass/{name}" not in state:
             return {"mass": np.zeros(self.width), "count": np.zeros(1)}
-        changes = {f"delta.{k}": v for k, v in model_of(state).items()}
-        return {**changes, "decided": np.zeros(self.width), "report": np.zeros(len(_REPORT) + len(self.constraints))}
+        report = np.zeros(len(_REPORT) + len(self.constraints))
+        return {**super().template(state, name), "decided": np.zeros(self.width), "report": report}
 
     def objection(self, state: State, name: str, reply: Arrays) -> str:
         """Return what is wrong with a reply: counts outside what the client's masses allow."""
         if "mass" in reply:
-            n, mass = float(reply["count"][0]), self._split(reply["mass"])
-            return "" if masses_fit(self.criteria, mass, n) else f"masses that do not fit {n:g} rows"
+            return self._unfit(reply)
         slack = 1e-6 * (1.0 + float(state[f"count/{name}"]))
-        mass, decided = self._split(state[f"mass/{name}"]), self._split(reply["decided"])
+        mass, decided = cut(state[f"mass/{name}"], self.shapes), cut(reply["decided"], self.shapes)
         for criterion, p, d in zip(self.criteria, mass, decided, strict=True):
             if (d < -slack).any() or (d > p + slack).any():
                 return "decided outside its range: more decisions than rows, or fewer than none"
@@ -269,96 +211,60 @@ class FedFACTTraining:
                 return "decided does not sum to the rows of its groups"
         return ""
 
-    # -- clients
-
-    def client(self, message: Arrays, private: Arrays, data: Silo) -> tuple[Arrays, Arrays]:
-        """Run one client."""
-        return self.clients(message, {data.name: private}, {data.name: data})[data.name]
-
     def clients(
         self, message: Arrays, privates: Mapping[str, Arrays], datas: Mapping[str, Silo]
     ) -> dict[str, tuple[Arrays, Arrays]]:
-        """Run several clients, their local steps in one tensor program."""
-        known, theta = set(message["known"].tolist()), model_of(message)
-        out: dict[str, tuple[Arrays, Arrays]] = {}
-        names, silos, rows, replies, memories = [], [], [], [], []
-        for name in sorted(datas):
-            fits(self.config, datas[name])
-            if stream(0, name) not in known:
-                mass, n = self._masses(datas[name]), np.array([float(len(datas[name].y))])
-                out[name] = ({"mass": mass, "count": n}, privates[name])
-                continue
-            row, reply, memory = self._looked_at(message, theta, privates[name], datas[name])
-            names.append(name)
-            silos.append(datas[name])
-            rows.append(row)
-            replies.append(reply)
-            memories.append(memory)
-        if not names:
-            return out
-        turn = int(message["round"][0])
-        unified = trained_by_clients(self.config, turn, tensors_of(theta, len(names)), silos, rows)
-        for k, (name, reply, memory) in enumerate(zip(names, replies, memories, strict=True)):
-            out[name] = ({**changes(theta, unified[k]), **reply}, memory)
+        """Take masses of those that are new, and run the others, their local steps in one tensor program."""
+        new = {name: self._counts(message, self._site(silo), name) for name, silo in sorted(datas.items())}
+        out = {name: (counts, privates[name]) for name, counts in new.items() if counts}
+        known = {name: silo for name, silo in datas.items() if name not in out}
+        return {**out, **super().clients(message, privates, known)} if known else out
+
+    def trains_alone(self, turn: int, silos: list[Silo], rows: list[Array], memories: list[Arrays]) -> None:
+        """Train local models, and keep the last few of what is averaged."""
         if not self.neutral:
-            stacked = {key: torch.from_numpy(np.stack([m[f"phi.{key}"] for m in memories])) for key in theta}
-            local = trained_by_clients(self.config, turn, stacked, silos, rows)
-            for memory, own in zip(memories, local, strict=True):
+            stacked = {key: torch.from_numpy(np.stack([m[f"phi.{key}"] for m in memories]))
+                       for key in model_of(memories[0], "phi.")}  # fmt: skip
+            for memory, own in zip(memories, trained_by_clients(self.config, turn, stacked, silos, rows), strict=True):
                 memory |= {f"phi.{key}": value for key, value in own.items()}
-        if self.config.average > 1:
-            for memory, name in zip(memories, names, strict=True):
-                for key in [key for key in memory if key == "mix" or key.startswith("phi.")]:
-                    memory[f"past.{key}"] = last_of(privates[name].get(f"past.{key}"), memory[key], self.config.average)
-        return out
+        for memory in memories if self.config.average > 1 else []:
+            for key in [key for key in memory if key == "mix" or key.startswith("phi.")]:
+                memory[f"past.{key}"] = last_of(memory.get(f"past.{key}"), memory[key], self.config.average)
 
-    def _masses(self, silo: Silo) -> Array:
-        y, ones = one_hot(silo.y, self.config.classes), np.ones(len(silo.y))
-        parts = [masses(strata(c, y), q, ones, self.config.classes).ravel()
-                 for c, q in zip(self.criteria, silo.members, strict=True)]  # fmt: skip
-        return np.concatenate([np.zeros(0), *parts])
+    def _site(self, silo: Silo) -> Site:
+        fits(self.config, silo)
+        y = one_hot(silo.y, self.config.classes)
+        return Site(y, silo.members, np.ones(len(y)), self.criteria)
 
-    def _looked_at(
-        self, message: Arrays, theta: Arrays, private: Arrays, silo: Silo
-    ) -> tuple[Array, dict[str, Any], dict[str, Any]]:
+    def looked_at(self, message: Arrays, theta: Arrays, private: Arrays, silo: Silo) -> tuple[Array, Arrays, Arrays]:
         """Return weights of the loss (n, m), what is reported, and the client's new memory: steps 2 to 6."""
-        config, n, y = self.config, len(silo.y), one_hot(silo.y, self.config.classes)
+        config, n, site = self.config, len(silo.y), self._site(silo)
         weight = float(private["mix"][0]) if private else (1.0 if self.neutral else 0.5)
         phi = model_of(private, "phi.") or ({} if self.neutral else theta)  # starts where the unified model is
-        nu = np.array(private["prices"]) if private else self._no_prices()
-        column = self.names.index(silo.name) if self.local.shape[1] > 1 else 0
-        mass = self._masses(silo)
-        level = self._level(mass, float(n), self.local[:, column].tolist())
+        nu = np.array(private["prices"]) if private else np.zeros(self.priced)
+        mass = site.sums(np.ones_like(site.p)) / n
+        level = levels_of(self.constraints, cut(mass, self.shapes), self._inside(silo.name), 1.0)
         at = self._at(level)
-        table = self._split(message["table"] + level.matrix @ nu[at])
-        rows = normalised(adjusted(y, silo.members, self.criteria, table))  # step 2
+        table = cut(message["table"] + level.matrix @ nu[at], self.shapes)
+        rows = normalised(adjusted(site.p, silo.members, self.criteria, table))  # step 2
         loss, p = scored(theta, silo, rows)
-        own_loss = loss
-        if phi:
-            own_loss, q = scored(phi, silo, rows)
-            p = weight * p + (1.0 - weight) * q
+        own_loss, q = scored(phi, silo, rows) if phi else (loss, p)
+        p = weight * p + (1.0 - weight) * q if phi else p
         h = one_hot(p.argmax(axis=1), config.classes)  # step 3
-        decided = np.concatenate([np.zeros(0), *(
-            np.stack([member.T @ (f * h) for f in strata(c, y)]).ravel()
-            for c, member in zip(self.criteria, silo.members, strict=True)
-        )])  # fmt: skip
+        decided = site.sums(h)
         d = level.matrix.T @ decided / n
         after = two_experts(weight, min(loss, config.loss_bound), min(own_loss, config.loss_bound), config.expert_step)
         moved = nu.copy()
-        moved[at] = _moved(nu[at], d, level, mass / n, config)  # step 5
+        moved[at] = _moved(nu[at], d, level, mass, config)  # step 5
         pull, paid = _judged(nu[at], d, level.tol, config.radius)
         report = [loss, own_loss, float((p.argmax(axis=1) != silo.y).mean()), float(np.abs(d).max(initial=0.0)),
                   pull, paid, after, *_at_bound(moved[at], d, level, config.radius, len(self.constraints))]  # fmt: skip
-        memory = {"mix": np.array([after]), "prices": moved, **{f"phi.{key}": value for key, value in phi.items()}}
+        memory = {**private, "mix": np.array([after]), "prices": moved, **{f"phi.{k}": v for k, v in phi.items()}}
         return rows, {"decided": decided, "report": np.array(report)}, memory
-
-    # -- the server
 
     def server(self, state: State, replies: Mapping[str, Arrays]) -> State:
         """Take masses of new clients, average changes of the model, and move the global prices (step 8)."""
-        new = {**state, "round": state["round"] + 1}
-        for name in sorted(replies):
-            if "mass" in replies[name]:
-                new |= {f"mass/{name}": replies[name]["mass"], f"count/{name}": float(replies[name]["count"][0])}
+        new = self._taken(state, replies)
         some = {name: replies[name] for name in sorted(replies) if "report" in replies[name]}
         if not some:
             return new
@@ -366,17 +272,17 @@ class FedFACTTraining:
         new |= averaged(self.config, state, some, weights)
         for name, reply in some.items():
             new |= {f"decided/{name}": reply["decided"], f"report/{name}": reply["report"]}
-        names = _named(new, "decided/")  # absent ones count with what they sent last
+        names = named(new, "decided/")  # absent ones count with what they sent last
         old = [name for name in names if name not in some]
         if old and self.done(new):
-            text = f"the prices rest on an old reply of clients without one in the last round: {', '.join(old)}"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            warn_of_old_replies(old)
         level, rows = self._everybody(new, names)
         at = self._at(level)
         d = level.matrix.T @ sum((new[f"decided/{name}"] for name in names), start=np.zeros(self.width)) / rows
         pull, paid = _judged(state["prices"][at], d, level.tol, self.config.radius)
         moved = state["prices"].copy()
-        moved[at] = _moved(moved[at], d, level, self._mass(new, names) / rows, self.config)
+        mass = sum((new[f"mass/{name}"] for name in names), start=np.zeros(self.width)) / rows
+        moved[at] = _moved(moved[at], d, level, mass, self.config)
         total = sum(weights.values())
         mean = {k: sum(weights[n] * float(r["report"][i]) for n, r in some.items()) / total
                 for i, k in enumerate(_REPORT)}  # fmt: skip
@@ -388,22 +294,11 @@ class FedFACTTraining:
             "duality_gap": pull + mean["pull"],
             "weights": {n: float(r["report"][_REPORT.index("weight")]) for n, r in some.items()},
         }  # fmt: skip
-        bound = _at_bound(moved[at], d, level, self.config.radius, len(self.constraints))
-        return {**new, "prices": moved, "history": [*state["history"], entry], "unreached": self._unreached(new, bound)}
-
-    def _unreached(self, state: State, bound: Sequence[float]) -> list[str]:
-        where = [("everybody", flags) for flags in [bound]]
-        where += [(f"client {n}", state[f"report/{n}"][len(_REPORT) :].tolist()) for n in _named(state, "report/")]
-        return [f"{c.criterion} (constraint {i}) of {who}: tolerance not reached with this model"
-                for who, flags in where for i, c in enumerate(self.constraints) if flags[i]]  # fmt: skip
-
-    def done(self, state: State) -> bool:
-        """Return whether all rounds are over."""
-        return bool(state["round"] > self.config.rounds)
-
-
-def _named(state: Mapping[str, Any], prefix: str) -> list[str]:
-    return sorted(key.removeprefix(prefix) for key in state if key.startswith(prefix))
+        where = [("everybody", _at_bound(moved[at], d, level, self.config.radius, len(self.constraints)))]
+        where += [(f"client {n}", new[f"report/{n}"][len(_REPORT) :].tolist()) for n in named(new, "report/")]
+        unreached = [f"{criterion} (constraint {i}) of {who}: tolerance not reached with this model"
+                     for who, flags in where for i, criterion in enumerate(self.criteria) if flags[i]]  # fmt: skip
+        return {**new, "prices": moved, "history": [*state["history"], entry], "unreached": unreached}
 
 
 def _moved(price: Array, d: Array, level: Level, mass: Array, config: Training) -> Array:

@@ -49,8 +49,8 @@ class Constraint:
         if self.gap not in ("pairwise", "average"):
             raise InputError(f"gap = {self.gap!r}", "'pairwise' or 'average'", "choose one of the two")
         for name in ("global_tol", "local_tol"):
-            given = np.asarray(getattr(self, name), dtype=np.float64)
-            if np.isnan(given).any() or (given < 0).any() or given.ndim > 1:
+            given = np.asarray(getattr(self, name))
+            if given.dtype.kind not in "iuf" or not (given >= 0).all() or given.ndim > 1:
                 raise InputError(
                     f"{name} = {getattr(self, name)!r}", "a number of at least 0; infinity removes the constraint",
                     "state the largest gap that is allowed, for example 0.01",
@@ -102,7 +102,10 @@ class Level:
     masked: NDArray[np.int64]  # (M, 4)
 
 
-def levels_of(constraints: Sequence[Constraint], mass: Sequence[Array], tol: Sequence[float], share: float) -> Level:
+def levels_of(
+    constraints: Sequence[Constraint], mass: Sequence[Array], tol: Sequence[float], share: float,
+    seen: Sequence[Array] | None = None,
+) -> Level:  # fmt: skip
     """Return the constraints of a population from the masses of its groups.
 
     Parameters
@@ -113,15 +116,18 @@ def levels_of(constraints: Sequence[Constraint], mass: Sequence[Array], tol: Seq
         Tolerance of each constraint at this level; infinite ones are left out.
     share : float
         Weight of the level's samples.
+    seen : sequence of ndarray, shape (S_c, G_c, m), optional
+        Other masses without which a group is empty as well: by labels, where rates count labels by their probability.
     """
-    blocks, tols, places, masked = [], [], [], []
     width = sum(p.size for p in mass)
+    empty = np.zeros((0, 4), dtype=np.int64)
+    blocks, tols, places, masked = [np.zeros((width, 0))], [np.zeros(0)], [empty], [empty]
     at = 0
     for c, (one, p, limit) in enumerate(zip(constraints, mass, tol, strict=True)):
         g, m = p.shape[1:]
         allowed = np.zeros(m, dtype=bool)
         allowed[list(one.chosen(m))] = True
-        there = p > EMPTY * share
+        there = np.minimum(p, p if seen is None else seen[c]) > EMPTY * share
         t = contrasts(one.gap, p, there & allowed)  # (S, R, G, m)
         full = contrasts(one.gap, p, np.broadcast_to(allowed, p.shape))
         live = np.abs(t).sum(2) > 0  # (S, R, m)
@@ -139,11 +145,6 @@ def levels_of(constraints: Sequence[Constraint], mass: Sequence[Array], tol: Seq
             lost_at = np.argwhere(lost)
             masked.append(np.column_stack([np.full(len(lost_at), c), lost_at]))
         at += p.size
-    empty = np.zeros((0, 4), dtype=np.int64)
     return Level(
-        np.concatenate(blocks, axis=1) if blocks else np.zeros((width, 0)),
-        np.concatenate(tols) if tols else np.zeros(0),
-        share,
-        np.concatenate(places) if places else empty,
-        np.concatenate(masked) if masked else empty,
+        np.concatenate(blocks, axis=1), np.concatenate(tols), share, np.concatenate(places), np.concatenate(masked)
     )

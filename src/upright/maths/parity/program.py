@@ -98,6 +98,7 @@ def solve(
     beta: float = 0.002,
     *,
     start: Solution | None = None,
+    seen: Sequence[Sequence[Array]] | None = None,
     tol: float = 1e-8,
     most: int = 400,
 ) -> Solution:
@@ -112,6 +113,8 @@ def solve(
         Temperature of the decision, positive: expected accuracy is within ``beta log m`` of the best.
     start : Solution, optional
         Of the same clients and kinds of constraints with other tolerances: prices to start from.
+    seen : sequence of sequence of ndarray, shape (S_c, G_c, m), optional
+        Masses of each client by which a group is empty, as in `levels_of`.
     tol : float
         Largest violation, in the unit of the gap.
     most : int
@@ -142,10 +145,12 @@ def solve(
             "divide them by their sum",
         )
     mass = [site.masses() for site in sites]
-    pooled = [np.sum([own[c] for own in mass], axis=0) for c in range(len(constraints))]
-    levels = [levels_of(constraints, pooled, [c.global_tol for c in constraints], 1.0)]
+    seen = mass if seen is None else seen
+    pooled, met = ([np.sum(own, axis=0) for own in zip(*kind, strict=True)] for kind in (mass, seen))
+    levels = [levels_of(constraints, pooled, [c.global_tol for c in constraints], 1.0, met)]
     limits = np.array([c.local(len(sites)) for c in constraints]).reshape(len(constraints), len(sites))
-    levels += [levels_of(constraints, own, limits[:, k].tolist(), share[k]) for k, own in enumerate(mass)]
+    levels += [levels_of(constraints, own, limits[:, k].tolist(), share[k], met)
+               for k, (own, met) in enumerate(zip(mass, seen, strict=True))]  # fmt: skip
     dual = Dual(sites, levels, shapes)
     x = _start(levels, start)
     warm = any(np.abs(v).any() for v in x)
