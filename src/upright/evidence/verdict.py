@@ -377,7 +377,8 @@ def verdict(
     rest = " and ".join(names[name] for name in same or unbeaten)
     title_of["helps, but so does"] = f"{word} {rest}" if same else f"helps, not shown to beat {rest}"
     read = (f"incomplete ({', '.join(lacking)}), so far: " if lacking else "") + title_of.get(word, word)
-    read += "".join(f"; {names[name]} does better" for name in better)
+    several = f"and {len(better) - 1} more do" if len(better) > 1 else "does"
+    read += "".join(f"; {names[name]} {several} better" for name in better[:1])
 
     declared = {row.statistic: row.margin for row in differences if (row.arm, row.against) == (run.mine, run.none)}
     was = declared.get(primary, margin)

@@ -21,17 +21,17 @@ HEAD = """# Results
 
 One row a study, written by `make results` from `results/`; do not edit.
 
-* **Verdict**: the word for the remedy; [evidence](docs/design/evidence.md) says what it means and how it is found.
+* **Verdict**: the word for the remedy; [evidence](docs/design/evidence.md) says what it means.
   *From stored intervals*: today's rules on the intervals that were published.
 * **What it mends**: the level without → with the remedy (in percent where the first is beyond the margin), and the
   change with its 95 % interval: seeds are drawn, then units, each with all its seeds.
 * **Due to the method?** The same comparison with each trivial remedy and placebo; one that is made to be level with the
   remedy is compared on the price.
-* **Price**: the level of what is paid for it, without → with the remedy, and the change with its interval.
+* **Price**: the level of what is paid for it, without → with the remedy, and the change.
 
-A folder's `summary.json` holds every other arm, group and interval; `notes.md`, if there, how it was run;
+A folder's `summary.json` holds every other arm, group and interval; `notes.md` how it was run;
 `units.parquet` scores of units, or `cells.parquet` counts and means of cells; none tells a person's private attribute.
-To repeat a study, run the `command` in its `config.json`, which also holds the settings and their choice.
+To repeat a study, run the `command` in its `config.json`, beside settings and their choice.
 
 *Baseline not confirmed*: a loop that ended after `patience` checks could leave a baseline 0.02 NDCG short, so part
 of a gain may be training. Commands now train longer, those of FedFACT too."""
