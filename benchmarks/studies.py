@@ -284,7 +284,8 @@ def publish_runs(
         if arm["role"] != "sweep" and arm["name"] in curves:
             steps = curves[arm["name"]]  # of long curves those at which validation was looked at, which have all values
             looked = [row for row in steps if any(name.startswith("valid/") for name in row)]
-            arm["curves"] = _short(looked if len(steps) > 50 and looked else steps, steps=0)
+            kept = looked if len(steps) > 50 and looked else steps
+            arm["curves"] = _short(kept[:: 1 + len(kept) // 50], steps=0)
     write_json(target / "summary.json", found, compact=True)
     resolved = read_json(runs[0] / "config.json")["resolved"]
     own = {a["name"]: {**resolved["method"], **a["settings"]} for a in found["arms"]}

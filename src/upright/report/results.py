@@ -19,10 +19,10 @@ __all__ = ["results_page", "study_page"]
 
 HEAD = """# Results
 
-One row a study, written by `make results` from `results/`; do not edit.
+One row a study, written by `make results`; do not edit.
 
 * **Verdict**: the word for the remedy; [evidence](docs/design/evidence.md) says what it means.
-  *From stored intervals*: today's rules on the intervals that were published.
+  *From stored intervals*: today's rules on published intervals.
 * **What it mends**: the level without → with the remedy (in percent where the first is beyond the margin), and the
   change with its 95 % interval: seeds are drawn, then units, each with all its seeds.
 * **Due to the method?** The same comparison with each trivial remedy and placebo; one that is made to be level with the
