@@ -149,29 +149,6 @@ def test_a_slice_of_a_quadratic_is_a_parabola_and_weights_return():
     assert torch.equal(w, before)
 
 
-@pytest.mark.parametrize("values", [[5.0, 2.0, 1.0, 0.1], [-9.0, 4.0, 1.0, 0.0], [-3.0, -2.0, -0.5, -0.1]])
-def test_the_top_eigenvalue_is_that_of_the_dense_hessian(values):
-    g = torch.Generator().manual_seed(0)
-    q = torch.linalg.qr(torch.randn(4, 4, generator=g, dtype=torch.float64))[0]
-    hessian = q @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ q.T
-    a, b = (torch.randn(2, generator=g, dtype=torch.float64).requires_grad_() for _ in range(2))
-
-    def loss():
-        w = torch.cat([a, b])
-        return 0.5 * w @ hessian @ w + w.sum()
-
-    value, residual = sh.top_eigenvalue(loss, [a, b], 300, g)
-    assert value == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), abs=1e-8)
-    assert residual < 1e-6
-    few, off = sh.top_eigenvalue(loss, [a, b], 1, g)  # an eigenvalue lies within the residual
-    assert float((torch.linalg.eigvalsh(hessian) - few).abs().min()) <= off + 1e-9
-
-
-def test_a_linear_loss_has_no_curvature():
-    w = torch.ones(3, requires_grad=True)
-    assert sh.top_eigenvalue(lambda: w.sum(), [w], 3, torch.Generator()) == (0.0, 0.0)
-
-
 @given(SEEDS, st.floats(0.0, 1.0))
 @settings(max_examples=15, deadline=None)
 def test_item_sharpness_is_the_closed_form_of_quadratics(seed, rho):

@@ -37,7 +37,6 @@ __all__ = [
     "rarest_items",
     "shuffled_weights",
     "slice_losses",
-    "top_eigenvalue",
 ]
 
 Array = NDArray[np.float64]
@@ -221,51 +220,6 @@ def slice_losses(
                 p.copy_(w + t * d)
             found.append(losses_of().double())
     return torch.stack(found)
-
-
-def top_eigenvalue(
-    loss_of: Callable[[], Tensor], params: Sequence[Tensor], iterations: int, generator: torch.Generator
-) -> tuple[float, float]:
-    """Return the largest eigenvalue of the Hessian H by power iteration, and its residual ``||H v - value v||``.
-
-    Power iteration finds the eigenvalue that is largest in size. Where that is negative, a second run on H minus it
-    finds the largest.
-
-    Parameters
-    ----------
-    loss_of : callable
-        A loss of shape () at the present parameters; called once, so that all products have the same dropout masks.
-    params : sequence of Tensor
-        That require gradients.
-    iterations : int
-        Products ``H v`` of a run, at least 1.
-    generator : torch.Generator
-        On the CPU; draws the first v.
-
-    Guarantee
-    ---------
-    An eigenvalue lies within the residual of the value.
-    """
-    if iterations < 1:
-        raise InputError(f"iterations = {iterations}", "an integer of at least 1", "take 100")
-    params = list(params)
-    grads = torch.autograd.grad(loss_of(), params, create_graph=True, materialize_grads=True)
-    curved = [k for k, g in enumerate(grads) if g.requires_grad]
-
-    def power(shift: float) -> tuple[float, float]:
-        h = [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for p in params]
-        for _ in range(iterations):
-            v, h = ascent(h, 1.0), [torch.zeros_like(p) for p in params]
-            if curved:
-                some, outer = [grads[k] for k in curved], [v[k] for k in curved]
-                h = list(torch.autograd.grad(some, params, outer, retain_graph=True, materialize_grads=True))
-            h = [y - shift * x for x, y in zip(v, h, strict=True)]
-            value = sum(float((x.double() * y.double()).sum()) for x, y in zip(v, h, strict=True))
-        off = [float((y.double() - value * x.double()).norm()) for x, y in zip(v, h, strict=True)]
-        return value + shift, math.hypot(*off)
-
-    value, residual = power(0.0)
-    return power(value) if value < 0.0 else (value, residual)
 
 
 def item_sharpness(
