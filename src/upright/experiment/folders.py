@@ -30,18 +30,15 @@ PACKAGES = ("upright", "torch", "numpy", "scipy", "polars", "pyarrow")
 def write_json(path: Path, value: Any, *, compact: bool = False) -> None:
     """Write JSON atomically: a reader sees the old file or the new one, never half of it. NaN becomes null.
 
-    ``compact`` leaves out indentation, digits beyond the ninth and nulls of evidence, half of a file of numbers.
+    ``compact`` leaves out indentation and digits beyond the ninth, which are half of a file of numbers.
     """
     found, form = plain(value), dict[str, Any](indent=1)
     if compact:
-        found = json.loads(
-            json.dumps(found),
-            parse_float=lambda number: float(f"{float(number):.9g}"),
-            object_hook=lambda row: {k: v for k, v in row.items() if v is not None or "statistic" not in row},
-        )
+        found = json.loads(json.dumps(found), parse_float=lambda number: float(f"{float(number):.9g}"))
         form = {"separators": (",", ":")}
     with _replacing(path) as temporary, temporary.open("w", encoding="utf-8") as f:
-        f.write(json.dumps(found, ensure_ascii=False, allow_nan=False, **form) + "\n")
+        json.dump(found, f, ensure_ascii=False, allow_nan=False, **form)
+        f.write("\n")
         f.flush()
         os.fsync(f.fileno())
 
