@@ -36,6 +36,7 @@ from upright.maths.parity.constraints import Constraint
 __all__ = ["FairScorer", "FedFACTClassifier", "Front"]
 
 Array = NDArray[np.float64]
+_FOLDS = 5  # of calibration="cross"
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,12 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
         As in `FairPost`.
     prefit : bool
         Whether `estimator` is fitted already; then all data of `fit` are calibration data.
-    calibration : float
+    calibration : float or "cross"
         Share of the samples, in each group and class alike, that the estimator is not trained on and the adjustments
         are fitted to, in [0, 1); 0 uses all samples for both. Of each group, client and class one sample at least.
+        ``cross`` trains on all samples and adjusts to all: to the probabilities that each gets from one of five more
+        estimators, trained on the others. That is for many or small groups, whose rates a share of the samples tells
+        less well, and costs six trainings.
     group_estimator : estimator with ``predict_proba``, optional
         When given, decisions are attribute-blind: it is trained to predict the group from X and the client, and
         `predict` needs no sensitive feature. Several clients are a column each, of a data frame ``client=NAME``.
@@ -109,7 +113,7 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
     def __init__(
         self, estimator: Any = None, *, constraints: Any = "demographic_parity", global_tol: float = 0.01,
         local_tol: Any = float("inf"), gap: str = "pairwise", temperature: float = 0.002, randomised: bool = False,
-        calibrate: bool | str = "auto", prefit: bool = False, calibration: float = 0.5, group_estimator: Any = None,
+        calibrate: bool | str = "auto", prefit: bool = False, calibration: Any = 0.5, group_estimator: Any = None,
         unknown: str = "error", random_state: int | None = None,
     ) -> None:  # fmt: skip
         self.estimator = estimator
@@ -202,9 +206,15 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
             self.group_names_ = {f: sorted(set(c[held].tolist())) for f, c in columns.items()}
             self.group_models_ = {f: _trained(self.group_estimator, x, c, train, extra) for f, c in columns.items()}
         own, sites = _safe_indexing(frame, held), None if clients is None else np.asarray(clients)[held]
+        p, soft = self._proba(own), self._groups(own, sites)
+        if self.calibration == "cross" and not self.prefit:  # nobody's rate is judged by a model that saw the row
+            fold, names = _folds(code, columns, self.random_state), [str(c) for c in self.classes_.tolist()]
+            p = _by_others(models["estimator"], frame, y, names, fold, routed.estimator.fit)
+            soft = soft and {f: _by_others(self.group_estimator, x, c, self.group_names_[f], fold, extra)
+                             for f, c in columns.items()}  # fmt: skip
         self.post_ = self._post().fit(
-            self._proba(own), y[held], sensitive_features={f: c[held] for f, c in columns.items()}, clients=sites,
-            group_proba=self._groups(own, sites), sample_weight=None if given is None else given[held],
+            p, y[held], sensitive_features={f: c[held] for f, c in columns.items()}, clients=sites,
+            group_proba=soft, sample_weight=None if given is None else given[held],
             classes=self.classes_.tolist(),
         )  # fmt: skip
         return self
@@ -234,10 +244,12 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
         A group or client that no row was drawn of gives one of those it is trained on; so does a class, which keeps it.
         """
         everybody = np.arange(n)
-        if not 0.0 <= self.calibration < 1.0:
-            raise InputError(f"calibration = {self.calibration}", "a share in [0, 1)", "hold out for example 0.5")
+        share = 0.0 if self.calibration == "cross" else self.calibration
+        if isinstance(share, str) or not 0.0 <= share < 1.0:
+            got = f"calibration = {self.calibration!r}"
+            raise InputError(got, "a share in [0, 1), or 'cross'", "hold out for example 0.5")
         site, self.client_names_ = as_codes(clients, n, None)
-        if self.prefit or self.calibration == 0 or features is None:
+        if self.prefit or share == 0 or features is None:
             return everybody, everybody
         keys = [("class", code), *as_features(features, n).items()]
         cell = np.unique([np.unique(key, return_inverse=True)[1] for _, key in keys], axis=1, return_inverse=True)[1]
@@ -245,7 +257,7 @@ class FedFACTClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # 
         held = np.zeros(n, dtype=bool)
         for c in np.unique(cell):
             rows = rng.permutation(np.flatnonzero(cell == c))
-            held[rows[: round(self.calibration * len(rows))]] = True
+            held[rows[: round(share * len(rows))]] = True
         train, few = ~held, []
         for what, key in (*keys, ("client", np.array(self.client_names_)[site])):
             for name in sorted(set(key.tolist()) - set(key[held].tolist())):
@@ -492,6 +504,26 @@ def _trained(model: Any, X: Any, y: NDArray[Any], rows: NDArray[Any], params: di
     _has_probabilities(model)
     own = _check_method_params(X, params, indices=rows)
     return clone(model).fit(_safe_indexing(X, rows), y[rows], **own)
+
+
+def _folds(code: NDArray[Any], columns: Mapping[str, Any], seed: int | None) -> NDArray[Any]:
+    """Return the fold of each row, even in each class and group; -1 for the only row of a class."""
+    order = np.lexsort([np.random.default_rng(seed).random(len(code)), *columns.values(), code])
+    fold = np.empty(len(code), dtype=np.int64)
+    fold[order] = np.arange(len(code)) % _FOLDS
+    return np.where(np.bincount(code)[code] > 1, fold, -1)
+
+
+def _by_others(
+    model: Any, X: Any, y: NDArray[Any], names: Sequence[str], fold: NDArray[Any], params: dict[str, Any]
+) -> Array:  # fmt: skip
+    """Return P(name | x) of each row by a model trained on the other folds, of fold -1 by one trained on all."""
+    out = np.empty((len(y), len(names)))
+    for k in np.unique(fold):
+        away = np.flatnonzero(fold == k)
+        one = _trained(model, X, y, np.flatnonzero((fold != k) | (k < 0)), params)
+        out[away] = _columns(one, _safe_indexing(X, away), names)
+    return out
 
 
 def _weight_name(model: Any) -> str:
