@@ -138,6 +138,21 @@ def test_pieces_of_the_data_give_the_whole(monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-13)
 
 
+@pytest.mark.parametrize("m", [2, 3])
+def test_rows_of_the_same_groups_taken_together_give_the_whole(m):
+    # catches: a block of curvature or an entry of the table of other groups, and rows of a group that are left out
+    site, table = make(18, n=6000, m=m, soft=False)
+    assert len(site._alike) == math.prod(GROUPS)
+    few = [Site(site.p[i], tuple(q[i] for q in site.members), site.weight[i], ALL)
+           for i in np.split(np.arange(6000), 3)]  # fmt: skip
+    assert not any(part._alike for part in few)
+    for curvature in (True, False):
+        parts = zip(*(part.evaluate(table, 0.1, curvature) for part in few), strict=True)
+        for a, b in zip(site.evaluate(table, 0.1, curvature), parts, strict=True):
+            np.testing.assert_allclose(a, sum(b), atol=1e-12)
+    assert make(18, n=6000, m=m)[0]._alike == []  # of estimated groups no two rows are alike
+
+
 def test_sum_over_clients_is_the_pooled_value_and_order_does_not_matter():
     # spec 2.12.9: the federated gradient is the centralised one, and rows may come in any order
     site, table = make(9, n=30)
