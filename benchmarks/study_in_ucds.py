@@ -2,7 +2,7 @@
 
     python benchmarks/study_in_ucds.py WORK_FOLDER [NAME ...]
 
-Two processes with one thread each; about an hour and a half of CPU time in all. It goes on where it was interrupted.
+Two processes with one thread each; about an hour of CPU time for the first two. It goes on where it was interrupted.
 """
 
 from __future__ import annotations

@@ -2,21 +2,19 @@
 
     python benchmarks/study_physrvg.py WORK_FOLDER [NAME ...]
 
-====================  ================================================================================  ===========
-name                  what                                                                              CPU-minutes
-====================  ================================================================================  ===========
-physrvg-collision     six starts, half of whose clips were wrong; 256 right collisions, all nine arms;  60, of which
-                      pendulums and falls that post-training did not see                                10 to teach
-physrvg-withheld      the same starts and contexts, no future: discovery by mechanics alone             15
-physrvg-rewards       five rewards on violations, harmless edits and cheats                             5
-physrvg-pixels        a pixel model on four clips: that it learns, and no more                          3
-====================  ================================================================================  ===========
+====================  ==============================================================================================
+physrvg-collision     six starts, half of whose clips were wrong; 256 right collisions, all nine arms; pendulums and
+                      falls that post-training did not see
+physrvg-withheld      the same starts and contexts, no future: discovery by mechanics alone
+physrvg-rewards       five rewards on violations, harmless edits and cheats
+physrvg-pixels        a pixel model on four clips: that it learns, and no more
+====================  ==============================================================================================
 
 1. *choose*, on seeds 100 and 101 and validation: the learning rate of every arm that trains, of one grid, by what it
    is rewarded for, the offset or clips that penetrate; the smaller one of equals. A placebo takes that of its remedy.
 2. *run*: six seeds, every arm scored once on 256 test scenes of two futures; one comparison
 
-Two processes with one thread each; it goes on where it was interrupted.
+Two processes with one thread each, about an hour of CPU time; it goes on where it was interrupted.
 """
 
 from __future__ import annotations

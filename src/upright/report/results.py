@@ -33,7 +33,7 @@ A folder's `summary.json` holds every other arm, group and interval; `notes.md` 
 `units.parquet` scores of units, or `cells.parquet` counts and means of cells; none tells a person's private attribute.
 To repeat a study, run the `command` in its `config.json`, beside settings and their choice.
 
-*Baseline not confirmed*: a loop that ended after `patience` checks could leave a baseline 0.02 NDCG short, so part
+*Baseline not confirmed*: a loop that ended after `patience` checks could leave a baseline short, so part
 of a gain may be training. Commands now train longer, those of FedFACT too."""
 COLUMNS = ("study", "verdict", "seeds × units", "what it mends", "due to the method?", "price")
 
